@@ -1,0 +1,128 @@
+"""Every error that this package raises on purpose.
+
+All of them pickle: an error may travel from a worker, through a server, to the caller.
+"""
+
+from __future__ import annotations
+
+import pickle
+from concurrent.futures import BrokenExecutor
+
+
+class OstapParallelError(Exception):
+    """Base of every error this package raises on purpose."""
+
+
+class ConfigError(OstapParallelError, ValueError):
+    """A setting is missing or malformed; the text names where it was read and what to do."""
+
+
+class HostError(OstapParallelError, ConnectionError):
+    """A host, its tunnel or its server is out of reach.
+
+    Attributes
+    ----------
+    host
+        The host as the user named it.
+    step
+        What was being done: ``connect``, ``copy``, ``profile``, ``environment``, ``script``,
+        ``python``, ``server``, ``tunnel`` or ``run``.
+    reason
+        The last words of ssh, of the script or of the server.
+    """
+
+    def __init__(self, host: str, step: str, reason: str) -> None:
+        super().__init__(host, step, reason)  # all arguments, or it would not unpickle
+        self.host, self.step, self.reason = host, step, reason
+
+    def __str__(self) -> str:
+        return f"{self.host}: {self.step}: {self.reason}"
+
+
+class ServersUnavailable(OstapParallelError, ConnectionError):
+    """No host could be had and there are no local workers; one line per host.
+
+    Attributes
+    ----------
+    errors
+        One `HostError` per host, in the order of the server list.
+    """
+
+    def __init__(self, errors: tuple[HostError, ...]) -> None:
+        super().__init__(errors)
+        self.errors = errors
+
+    def __str__(self) -> str:
+        if not self.errors:
+            return "no server is configured and ncpus=0: nothing can run"
+        return "\n".join(["no server is left and ncpus=0:", *(f"  {e}" for e in self.errors)])
+
+
+class SerializeError(OstapParallelError, pickle.PicklingError):
+    """A function, an item or a result cannot be sent to another process.
+
+    Attributes
+    ----------
+    what
+        Which object, e.g. ``"the function <lambda>"`` or ``"the result of item 7 (a generator)"``.
+    reason
+        What the serialiser said.
+    """
+
+    def __init__(self, what: str, reason: str) -> None:
+        super().__init__(what, reason)
+        self.what, self.reason = what, reason
+
+    def __str__(self) -> str:
+        return f"{self.what} cannot be sent between processes: {self.reason}"
+
+
+class WorkerLost(OstapParallelError, BrokenExecutor):
+    """A worker or its host was lost before the result arrived, as often as was allowed.
+
+    Attributes
+    ----------
+    item
+        Index of the item that it was running, counted from 0.
+    host
+        Where it ran.
+    reason
+        How it ended, e.g. ``"worker 4711 was killed by SIGSEGV"``.
+    """
+
+    def __init__(self, item: int, host: str, reason: str) -> None:
+        super().__init__(item, host, reason)
+        self.item, self.host, self.reason = item, host, reason
+
+    def __str__(self) -> str:
+        return f"item {self.item} on {self.host}: {self.reason}"
+
+
+class RemoteError(OstapParallelError):
+    """A task raised an exception that could not be sent back as itself.
+
+    Attributes
+    ----------
+    name
+        Qualified name of the exception's class.
+    message
+        Its text.
+    """
+
+    def __init__(self, name: str, message: str) -> None:
+        super().__init__(name, message)
+        self.name, self.message = name, message
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.message}" if self.message else self.name
+
+
+class RemoteTraceback(Exception):
+    """The cause of a task's exception: the traceback as text, with host and item."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+
+    def __str__(self) -> str:
+        return f"\n{self.text}"
