@@ -1,0 +1,1 @@
+"""Reaching other machines: one ssh connection and one server per host."""

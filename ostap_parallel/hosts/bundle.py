@@ -1,0 +1,75 @@
+"""What a bare host is sent: a zip file that makes python3 and bash enough.
+
+It holds this package, ppft and dill, as source and, for interpreters of our own minor version,
+compiled, so that a host does not compile them for every worker.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import importlib.util
+import io
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import dill
+import ppft
+
+import ostap_parallel
+
+_PACKAGES = (ostap_parallel, ppft, dill)
+
+# Runs first, under whatever interpreter the host has: it must be understood by all of them.
+_MAIN = """\
+import sys
+wanted, have, mismatch = {version!r}, tuple(sys.version_info[:2]), sys.argv[1]
+if have != wanted and mismatch != "allow":
+    sys.stderr.write("%s is Python %d.%d, but the caller runs Python %d.%d: objects and code may "
+        "not be understood; give the host another interpreter with python=..., or set "
+        "python_mismatch = allow\\n" % ((sys.executable,) + have + wanted))
+    sys.exit(2)
+from ostap_parallel.worker.serve import main
+sys.exit(main(sys.path[0]))
+"""
+
+
+@functools.cache
+def bundle(version: tuple[int, int]) -> bytes:
+    """Return the zip file for hosts of callers that run Python `version` (major, minor)."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=3) as archive:
+        archive.writestr("__main__.py", _MAIN.format(version=version))
+        for package in _PACKAGES:
+            root = Path(package.__path__[0])
+            for path in _modules(root):
+                name = f"{package.__name__}/{path.relative_to(root).as_posix()}"
+                archive.write(path, name)
+                archive.writestr(f"{name}c", _compiled(path))
+    return buffer.getvalue()
+
+
+@functools.cache
+def ppserver() -> bytes:
+    """Return the text of ppft's ``ppserver`` script."""
+    for file in importlib.metadata.files("ppft") or ():
+        if file.name == "ppserver":
+            return Path(str(file.locate())).read_bytes()
+    raise FileNotFoundError("ppft is installed without its ppserver script: reinstall ppft")
+
+
+def _modules(root: Path) -> Iterator[Path]:
+    for path in sorted(root.rglob("*.py")):
+        if "tests" not in path.relative_to(root).parts:
+            yield path
+
+
+def _compiled(path: Path) -> bytes:
+    """Return the module as a .pyc that is never checked against its source (PEP 552)."""
+    source = path.read_bytes()
+    code = compile(source, str(path.name), "exec", dont_inherit=True, optimize=0)
+    pyc: bytes = importlib._bootstrap_external._code_to_hash_pyc(  # type: ignore[attr-defined]
+        code, importlib.util.source_hash(source), False
+    )
+    return pyc

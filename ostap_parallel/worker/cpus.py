@@ -1,0 +1,57 @@
+"""How many CPUs this process may use, which may be fewer than the machine has."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def usable_cpus(root: Path = Path("/")) -> int:
+    """Return the number of CPUs that affinity and control groups grant, at least 1.
+
+    `root` is where ``proc`` and ``sys`` are mounted.
+    """
+    if hasattr(os, "sched_getaffinity"):
+        count = len(os.sched_getaffinity(0))
+    else:
+        count = os.cpu_count() or 1
+    return max(1, min([count, *map(math.ceil, _quotas(root))]))
+
+
+def _quotas(root: Path) -> Iterator[float]:
+    """Yield the CPU limits of the control groups, versions 1 and 2, that hold this process.
+
+    See "CPU Interface Files" in the kernel's cgroup-v2 documentation and
+    Documentation/scheduler/sched-bwc.rst for version 1.
+    """
+    try:
+        memberships = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in memberships:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        mounts = ("sys/fs/cgroup/cpu", "sys/fs/cgroup/cpu,cpuacct") if controllers else ()
+        for mount in mounts or ("sys/fs/cgroup", "sys/fs/cgroup/unified"):
+            group = root / mount / path.lstrip("/")
+            # A limit of any group above holds too; in a container the path may not exist.
+            for directory in (group, *group.parents):
+                yield from _quota(directory)
+                if directory == root / mount:
+                    break
+
+
+def _quota(group: Path) -> Iterator[float]:
+    try:
+        quota, period = (group / "cpu.max").read_text().split()
+    except (OSError, ValueError):
+        try:
+            quota = (group / "cpu.cfs_quota_us").read_text().strip()
+            period = (group / "cpu.cfs_period_us").read_text().strip()
+        except OSError:
+            return
+    if quota not in ("max", "-1"):
+        yield int(quota) / int(period)

@@ -1,0 +1,412 @@
+"""ppft's server, made trustworthy: it loses no job, reads what workers print, and can be stopped.
+
+The same class runs the local workers of a caller and the workers of a host, where ppft's own
+``ppserver`` is built on it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import logging
+import os
+import secrets
+import selectors
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import ppft
+from ppft.transport import CPipeTransport
+
+from ostap_parallel.worker.cpus import usable_cpus
+from ostap_parallel.worker.execute import Lost, pack_result
+from ostap_parallel.worker.process import command
+
+logger = logging.getLogger(__name__)
+
+# A line longer than this is passed on in pieces: a task may print anything.
+MAX_LINE = 64 * 1024
+
+# Receives what workers say: {"kind": "stdout" | "stderr", "text": str, "pid": int}, one line a
+# call, or {"kind": "log", "record": dict, "pid": int}.
+Sink = Callable[[dict[str, Any]], None]
+
+
+class Task(ppft._pp._Task):  # type: ignore[misc]
+    """A job whose raw result goes to a function as soon as it is there.
+
+    `deliver` must not raise. `host` is set by the server to where the job ran.
+    """
+
+    def __init__(self, server: Server, deliver: Callable[[bytes], None] | None = None) -> None:
+        super().__init__(server, server._Server__gentid())
+        self.deliver = deliver
+        self.host = ""
+
+    def finalize(self, sresult: bytes) -> None:
+        super().finalize(sresult)
+        if self.deliver is not None:
+            self.deliver(sresult)
+
+
+class Worker(ppft._pp._Worker):  # type: ignore[misc]
+    """A worker process as its server sees it."""
+
+    def __init__(self, proto: int, output: OutputReader) -> None:
+        # not ppft's own, which starts the process and waits for it
+        self.restart_on_free = False
+        self.pickle_proto = proto
+        self.is_free = False
+        self._output = output
+        self.launch()
+
+    def launch(self) -> None:
+        """Start the process without waiting until it is ready; `start` waits."""
+        pipes = [os.pipe() for _ in range(4)]  # jobs, results, log records, lifeline
+        (jobs_r, jobs_w), (results_r, results_w), (log_r, log_w), (life_r, life_w) = pipes
+        theirs = (jobs_r, results_w, log_w, life_r)
+        try:
+            self.process = subprocess.Popen(
+                command(theirs),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                pass_fds=theirs,
+                start_new_session=True,  # Ctrl-C in the terminal is for the caller to handle
+            )
+        except BaseException:
+            for descriptor in (jobs_w, results_r, log_r, life_w):
+                os.close(descriptor)
+            raise
+        finally:
+            for descriptor in theirs:
+                os.close(descriptor)
+        self.pid = self.process.pid
+        self._stopped = False
+        self.t = CPipeTransport(os.fdopen(results_r, "rb"), os.fdopen(jobs_w, "wb"))
+        self._lifeline = life_w
+        assert self.process.stdout is not None
+        assert self.process.stderr is not None
+        self._pipes = {
+            os.dup(self.process.stdout.fileno()): "stdout",
+            os.dup(self.process.stderr.fileno()): "stderr",
+            log_r: "log",
+        }
+        self.process.stdout.close()
+        self.process.stderr.close()
+        for descriptor, kind in self._pipes.items():
+            self._output.add(descriptor, kind, self.pid)
+
+    def start(self) -> None:
+        """Wait until the process is ready; raises RuntimeError if it ended instead."""
+        self.t.receive()
+        self.t.send(str(self.pickle_proto))
+        self.is_free = True
+
+    def stop(self) -> str:
+        """End the process and all it started, at once; return how it ended."""
+        self.is_free = False
+        self.signal(signal.SIGKILL)
+        status = self.process.wait()
+        if self._stopped:
+            return _ending(self.pid, status)
+        self._stopped = True
+        self.drain()
+        for descriptor in self._pipes:
+            self._output.remove(descriptor)
+        with contextlib.suppress(OSError):
+            self.t.close()  # flushing a broken pipe
+        os.close(self._lifeline)
+        return _ending(self.pid, status)
+
+    def bury(self) -> str:
+        """As `stop`, for a worker whose pipe broke: first let it end by itself and tell how."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(timeout=1)
+        return self.stop()
+
+    def replace(self) -> None:
+        """Start a new process in the place of one that was stopped."""
+        self.launch()
+        self.start()
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the process and all it started."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, number)
+
+    def drain(self) -> None:
+        """Pass on all that the process has printed by now."""
+        for descriptor in self._pipes:
+            self._output.read(descriptor, final=True)
+
+
+def _ending(pid: int, status: int) -> str:
+    if status >= 0:
+        return f"worker {pid} ended with exit status {status}"
+    try:
+        name = signal.Signals(-status).name
+    except ValueError:
+        name = f"signal {-status}"
+    return f"worker {pid} was killed by {name}"
+
+
+class OutputReader:
+    """Reads the output of all workers of a server, in one thread, and hands it to a sink."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+        self._selector = selectors.DefaultSelector()
+        self._lock = threading.RLock()
+        self._sources: dict[int, tuple[str, int, bytearray]] = {}
+        self._wake_r, self._wake_w = os.pipe()
+        self._selector.register(self._wake_r, selectors.EVENT_READ)
+        self._thread = threading.Thread(target=self._run, name="worker-output", daemon=True)
+        self._thread.start()
+
+    def add(self, descriptor: int, kind: str, pid: int) -> None:
+        """Own and read a descriptor."""
+        os.set_blocking(descriptor, False)
+        with self._lock:
+            self._sources[descriptor] = (kind, pid, bytearray())
+            self._selector.register(descriptor, selectors.EVENT_READ)
+        os.write(self._wake_w, b".")
+
+    def remove(self, descriptor: int) -> None:
+        """Stop reading a descriptor and close it."""
+        with self._lock:
+            if self._sources.pop(descriptor, None):
+                with contextlib.suppress(KeyError):
+                    self._selector.unregister(descriptor)
+                os.close(descriptor)
+
+    def read(self, descriptor: int, final: bool = False) -> None:
+        """Pass on what is there now; `final` also a last line that has no end yet."""
+        with self._lock:
+            source = self._sources.get(descriptor)
+            if source is None:
+                return
+            kind, pid, pending = source
+            for _ in range(256):  # bounded: a task that prints for ever must not keep us here
+                try:
+                    data = os.read(descriptor, 65536)
+                except BlockingIOError:
+                    break
+                if not data:
+                    with contextlib.suppress(KeyError):
+                        self._selector.unregister(descriptor)
+                    break
+                pending += data
+                self._pass_on(kind, pid, pending)
+            if final and pending:
+                pending += b"\n"
+                self._pass_on(kind, pid, pending)
+
+    def close(self) -> None:
+        """End the thread; the descriptors have been removed before."""
+        os.write(self._wake_w, b"q")
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+        os.close(self._wake_w)
+
+    def _pass_on(self, kind: str, pid: int, pending: bytearray) -> None:
+        *lines, rest = pending.split(b"\n")
+        limit = MAX_LINE if kind != "log" else 16 * MAX_LINE
+        while len(rest) > limit:
+            lines.append(rest[:limit])
+            rest = rest[limit:]
+        pending[:] = rest
+        for line in lines:
+            try:
+                if kind == "log":
+                    event = {"kind": kind, "record": json.loads(line), "pid": pid}
+                else:
+                    text = line.decode("utf-8", "backslashreplace")
+                    event = {"kind": kind, "text": text, "pid": pid}
+                self._sink(event)
+            except Exception:
+                logger.exception("could not pass on a line that worker %d printed", pid)
+
+    def _run(self) -> None:
+        while True:
+            for key, _ in self._selector.select():
+                if key.fd != self._wake_r:
+                    self.read(key.fd)
+                elif b"q" in os.read(self._wake_r, 4096):
+                    self._selector.close()
+                    os.close(self._wake_r)
+                    return
+
+
+class Server(ppft.Server):  # type: ignore[misc]
+    """ppft's server with workers that may print, crash and be interrupted without loss.
+
+    A job whose worker dies ends with `Lost` as its result, and the worker is replaced. Takes
+    ppft's arguments in ppft's order; `sink` is set on a subclass or before the constructor.
+    """
+
+    sink: Sink = staticmethod(lambda event: None)
+
+    def __init__(
+        self,
+        ncpus: int | str = "autodetect",
+        ppservers: tuple[str, ...] = (),
+        secret: str | None = None,
+        restart: bool = False,
+        proto: int = 5,
+        socket_timeout: float | None = None,
+    ) -> None:
+        self._output = OutputReader(self._say)
+        self._running: dict[Worker, Task] = {}
+        self._running_lock = threading.Lock()
+        self._replace_lock = threading.Lock()
+        path = os.environ.get("PYTHONPATH")
+        try:
+            super().__init__(
+                ncpus,
+                ppservers,
+                # ppft's default secret is public
+                secret if secret is not None else secrets.token_hex(32),
+                restart,
+                proto,
+                socket_timeout,
+            )
+        except BaseException:
+            self.destroy()
+            raise
+        finally:
+            # ppft writes sys.path into it; our workers get that path in another way
+            if path is None:
+                os.environ.pop("PYTHONPATH", None)
+            else:
+                os.environ["PYTHONPATH"] = path
+
+    def _say(self, event: dict[str, Any]) -> None:
+        self.sink(event)
+
+    def set_ncpus(self, ncpus: int | str = "autodetect") -> None:
+        """Have this many local workers, starting the missing ones all at once."""
+        wanted = usable_cpus() if ncpus == "autodetect" else ncpus
+        if not isinstance(wanted, int) or wanted < 0:
+            raise ValueError(f"ncpus must be 'autodetect' or an integer from 0 on, not {ncpus!r}")
+        workers: list[Worker] = self._Server__workers
+        proto = self._Server__pickle_proto
+        started: list[Worker] = []
+        try:
+            for _ in range(wanted - len(workers)):
+                started.append(Worker(proto, self._output))
+            for worker in started:
+                worker.start()
+        except BaseException:
+            for worker in started:
+                worker.stop()
+            raise
+        workers.extend(started)
+        while len(workers) > wanted and workers[-1].is_free:
+            workers.pop().stop()
+        self._Server__stats["local"].ncpus = wanted
+        self._Server__ncpus = wanted
+
+    def pids(self) -> list[int]:
+        """Return the process ids of the workers."""
+        return [worker.pid for worker in self._Server__workers]
+
+    def interrupt(self, grace: float = 2.0) -> None:
+        """Give up all jobs: drop the waiting ones, interrupt the running ones.
+
+        A task sees KeyboardInterrupt; a worker that has not come back after `grace` seconds is
+        killed and replaced. Every job gets its (`Lost`) result. Does not wait.
+        """
+        with self._Server__queue_lock:
+            waiting, self._Server__queue = self._Server__queue, []
+        for job, _, _ in waiting:
+            self._give_up(job, "the run was stopped")
+        with self._running_lock:
+            running = dict(self._running)
+        for worker in running:
+            worker.signal(signal.SIGINT)
+        if running:
+            timer = threading.Timer(grace, self._kill_if_still_running, [running])
+            timer.daemon = True
+            timer.start()
+
+    def destroy(self) -> None:
+        """End all workers and give up all jobs."""
+        atexit.unregister(self.destroy)
+        if self._exiting and not getattr(self, "_Server__workers", None):
+            return
+        self._exiting = True
+        with self._Server__queue_lock:
+            waiting, self._Server__queue = self._Server__queue, []
+        for job, _, _ in waiting:
+            self._give_up(job, "the server was closed")
+        workers, self._Server__workers = self._Server__workers, []
+        for worker in workers:
+            worker.signal(signal.SIGKILL)
+        with self._replace_lock:
+            for worker in workers:
+                worker.stop()
+        self._output.close()
+
+    def _give_up(self, job: Task, reason: str) -> None:
+        self._forget(job)
+        job.finalize(pack_result(Lost(socket.gethostname(), 0, reason)))
+
+    def _forget(self, job: Task) -> None:
+        with self._Server__waittasks_lock, contextlib.suppress(ValueError):
+            self._Server__waittasks.remove(job)
+
+    def _kill_if_still_running(self, jobs: dict[Worker, Task]) -> None:
+        with self._running_lock:
+            stubborn = [worker for worker, job in jobs.items() if self._running.get(worker) is job]
+        for worker in stubborn:
+            worker.signal(signal.SIGKILL)
+
+    def _run_local(self, job: Task, sfunc: bytes, sargs: bytes, worker: Worker) -> None:
+        start = time.time()
+        with self._running_lock:
+            self._running[worker] = job
+        try:
+            worker.t.csend(sfunc)
+            worker.t.send(sargs)
+            sresult = worker.t.receive()
+            worker.drain()
+        except Exception:  # the pipe broke: the worker is dead or dying
+            sresult = self._replace(worker)
+        finally:
+            with self._running_lock:
+                self._running.pop(worker, None)
+        self._forget(job)
+        worker.is_free = not self._exiting and worker in self._Server__workers
+        self._Server__add_to_active_tasks(-1)
+        if not self._exiting:
+            self._Server__stat_add_time("local", time.time() - start)
+        job.finalize(sresult)
+        self._Server__scheduler()
+
+    def _replace(self, worker: Worker) -> bytes:
+        """Put a new process in the place of a dead one; return its job's result."""
+        pid = worker.pid
+        with self._replace_lock:
+            if self._exiting:
+                reason = "the server was closed"
+            else:
+                reason = worker.bury()
+                self._restart(worker)
+        return pack_result(Lost(socket.gethostname(), pid, reason, by_worker=not self._exiting))
+
+    def _restart(self, worker: Worker) -> None:
+        try:
+            worker.replace()
+        except Exception:  # no process or no memory to be had: go on with fewer
+            logger.exception("could not start a worker in the place of %d", worker.pid)
+            worker.stop()
+            self._Server__workers.remove(worker)
+            self._Server__stats["local"].ncpus -= 1
+            self._Server__ncpus -= 1

@@ -1,0 +1,299 @@
+"""Running a chunk of items in a worker; its outcomes are data, never ``None`` for an error.
+
+A chunk is an ordinary ppft job. Its function is `shim(call)`: two lines of constant text around
+the serialised `Call`, so that ppft's cache sends a function once per worker and any ppft worker
+on which this package can be imported understands it. Its argument is the serialised chunk.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import functools
+import hashlib
+import logging
+import os
+import pickle
+import random
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ostap_parallel.errors import RemoteError, SerializeError
+from ostap_parallel.worker import serialize
+
+# Sent as they are inside a chunk's own list; everything else is serialised item by item, so that
+# one bad item or result harms no other. (bytes stand for something serialised.)
+_PLAIN = (int, float, str, bool, type(None), complex)
+
+_SHIM = "from ostap_parallel.worker.execute import bind\nrun_chunk = bind({text!r})\n"
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a worker needs to know to run the items of one run.
+
+    Attributes
+    ----------
+    function
+        Called as ``function(item)``, or ``function(index, item)`` with `with_index`.
+    before_item
+        Called with the index before each item.
+    worker_init
+        Called once in each worker process before its first item.
+    surroundings
+        ``directory``, ``environment``, ``prepend_to``, ``append_to`` and ``dot_in_path`` that
+        hold while an item runs, see `surroundings_of`.
+    seed
+        Seeds the random generators before each item, together with its index.
+    log_level
+        Level of the root logger of workers.
+    """
+
+    function: Callable[..., Any]
+    with_index: bool = False
+    before_item: Callable[[int], Any] | None = None
+    worker_init: Callable[[], Any] | None = None
+    surroundings: dict[str, Any] = field(default_factory=dict)
+    seed: int | str | None = None
+    log_level: int = logging.WARNING
+
+    def run(self, index: int, item: Any) -> Any:
+        """Run one item, with everything that goes before it."""
+        with surroundings_of(self.surroundings):
+            if self.seed is not None:
+                seed_item(self.seed, index)
+            if self.before_item is not None:
+                self.before_item(index)
+            return self.function(index, item) if self.with_index else self.function(item)
+
+
+# One item's outcome inside a chunk's: whether it succeeded, the value or the serialised
+# (error, traceback), and the seconds that it took.
+Entry = tuple[bool, Any, float]
+
+
+@dataclass(frozen=True)
+class ChunkOutcome:
+    """What became of a chunk: one entry per item that ran, in the chunk's order.
+
+    A worker gives the name of its machine as `host`; the caller puts in its own name for it.
+    """
+
+    host: str
+    pid: int
+    entries: list[Entry]
+
+
+@dataclass(frozen=True)
+class Lost:
+    """What became of a chunk whose worker, connection or server ended before it did.
+
+    Attributes
+    ----------
+    host
+        Name of the host; empty where only the caller knows it.
+    reason
+        How it ended, e.g. ``"worker 4711 was killed by SIGKILL"``.
+    by_worker
+        The worker that ran the chunk died, so one of its items may be to blame.
+    """
+
+    host: str
+    pid: int
+    reason: str
+    by_worker: bool = False
+
+
+def shim(call: bytes) -> bytes:
+    """Return the ppft function message for a serialised `Call`."""
+    text = _SHIM.format(text=base64.b64encode(call).decode("ascii"))
+    return pickle.dumps(("run_chunk", [text], ()), serialize.PROTOCOL)
+
+
+def pack_chunk(indices: Sequence[int], items: Sequence[Any]) -> bytes:
+    """Return the ppft argument message for a chunk of items, packed by `pack_value`."""
+    chunk = pickle.dumps((list(indices), list(items)), serialize.PROTOCOL)
+    return pickle.dumps((chunk,), serialize.PROTOCOL)
+
+
+def pack_value(value: Any, what: str, **how: Any) -> Any:
+    """Return `value` itself if it is plain, else its bytes; raises `SerializeError`."""
+    return value if type(value) in _PLAIN else serialize.pack(value, what, **how)
+
+
+def unpack_value(packed: Any) -> Any:
+    """Undo `pack_value`."""
+    return serialize.loads(packed) if type(packed) is bytes else packed
+
+
+def pack_result(result: ChunkOutcome | Lost) -> bytes:
+    """Return what a ppft worker sends for `result`: it and an empty captured output."""
+    return pickle.dumps((pickle.dumps(result, serialize.PROTOCOL), ""), serialize.PROTOCOL)
+
+
+def unpack_result(message: bytes) -> ChunkOutcome | Lost:
+    """Undo `pack_result`; an answer of another shape is `Lost`, with what was printed."""
+    result, printed = pickle.loads(message)
+    if isinstance(result, bytes):
+        outcome: ChunkOutcome | Lost = pickle.loads(result)
+        return outcome
+    # A stock ppft worker answers (None, text) when it cannot even start the function.
+    last = printed.strip().splitlines()[-1:] or ["no output"]
+    return Lost("", 0, f"the worker could not run the chunk: {last[0]}", by_worker=True)
+
+
+class Executing:
+    """Whether this process runs an item now, and whether that was interrupted from outside.
+
+    An interrupt between items is ignored: it was meant for an item that has just ended.
+    """
+
+    now = False
+    interrupted = False
+
+
+@functools.lru_cache(maxsize=8)
+def bind(text: str) -> Callable[[bytes], bytes]:
+    """Return the function that runs chunks of the `Call` in `text`; cached, as jobs repeat it."""
+    state: dict[str, Any] = {}
+
+    def run(chunk: bytes) -> bytes:
+        if not state:
+            state.update(_prepare(base64.b64decode(text)))
+        indices, items = pickle.loads(chunk)
+        entries = list(_run_items(state, indices, items))
+        _flush()
+        result = ChunkOutcome(socket.gethostname(), os.getpid(), entries)
+        return pickle.dumps(result, serialize.PROTOCOL)
+
+    return run
+
+
+def _prepare(data: bytes) -> dict[str, Any]:
+    """Load the call and start the worker's part of it; an error is every item's outcome."""
+    try:
+        call: Call = serialize.loads(data)
+        logging.getLogger().setLevel(call.log_level)
+        if call.seed is not None:
+            # Loaded now: a task that imports it later must find it seeded for its first item.
+            with contextlib.suppress(ImportError):
+                import numpy.random  # type: ignore[import-not-found,unused-ignore] # noqa: F401
+        if call.worker_init is not None:
+            call.worker_init()
+    except BaseException as exc:
+        return {"error": _pack_error(exc)}
+    return {"call": call}
+
+
+def _run_items(state: dict[str, Any], indices: list[int], items: list[Any]) -> Iterator[Entry]:
+    for index, packed in zip(indices, items, strict=True):
+        start = time.perf_counter()
+        if "error" in state:
+            yield False, state["error"], 0.0
+            continue
+        try:
+            Executing.now = True
+            try:
+                value = state["call"].run(index, unpack_value(packed))
+                ok, answer = True, value
+                if type(value) not in _PLAIN:
+                    what = f"the result of item {index} (a {type(value).__name__})"
+                    answer = serialize.pack(value, what, back=True)
+            finally:
+                Executing.now = False
+        except BaseException as exc:  # whatever a task raises is its outcome
+            ok, answer = False, _pack_error(exc)
+        if Executing.interrupted:  # the run is over: no outcome for this item, none for the rest
+            Executing.interrupted = False
+            return
+        yield ok, answer, time.perf_counter() - start
+
+
+def _pack_error(exc: BaseException) -> bytes:
+    """Serialise an exception and its traceback; one that cannot travel becomes `RemoteError`."""
+    text = "".join(_format_exception(exc))
+    if isinstance(exc, Exception):
+        try:
+            data = serialize.dumps((exc, text), back=True)
+            # Many exceptions pickle well and fail in unpickling: try it where it costs nothing.
+            if isinstance(serialize.loads(data)[0], type(exc)):
+                return data
+        except BaseException:
+            pass
+    try:
+        message = str(exc)
+    except BaseException as failure:
+        message = f"(its text is not to be had: {type(failure).__name__})"
+    name = f"{type(exc).__module__}.{type(exc).__qualname__}".removeprefix("builtins.")
+    return serialize.dumps((RemoteError(name, message), text))
+
+
+def _format_exception(exc: BaseException) -> Iterable[str]:
+    try:
+        # The first frame is ours: of no use to the reader of a task's traceback.
+        own = exc.__traceback__.tb_next if exc.__traceback__ else None
+        user = own.tb_next if own else None
+        tb = user if not isinstance(exc, SerializeError) else exc.__traceback__
+        return traceback.format_exception(type(exc), exc, tb)
+    except BaseException as failure:
+        return [f"(the traceback is not to be had: {type(failure).__name__})\n"]
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):  # a task may have closed or replaced it
+            stream.flush()
+
+
+def seed_item(seed: int | str, index: int) -> None:
+    """Seed ``random`` and, where loaded, numpy and ROOT from `seed` and an item's index."""
+    digest = hashlib.sha256(f"{seed}:{index}".encode()).digest()
+    random.seed(digest)
+    if "numpy.random" in sys.modules:
+        words = [int.from_bytes(digest[i : i + 4], "big") for i in range(0, 32, 4)]
+        sys.modules["numpy.random"].seed(words)
+    if "ROOT" in sys.modules:
+        # 0 would mean "from the clock"
+        sys.modules["ROOT"].gRandom.SetSeed(int.from_bytes(digest[:4], "big") | 1)
+
+
+@contextlib.contextmanager
+def surroundings_of(wanted: dict[str, Any]) -> Iterator[None]:
+    """Hold a working directory and environment variables while the body runs.
+
+    ``$NAME`` in values is expanded here, on the worker. The old state comes back afterwards.
+
+    Raises
+    ------
+    FileNotFoundError
+        ``directory`` does not exist on this host.
+    """
+    if not wanted:
+        yield
+        return
+    old_directory, old_environ, old_path = os.getcwd(), dict(os.environ), list(sys.path)  # noqa: PTH109
+    try:
+        if wanted.get("directory"):
+            os.chdir(os.path.expandvars(wanted["directory"]))
+        for name, value in wanted.get("environment", {}).items():
+            os.environ[name] = os.path.expandvars(str(value))
+        for key in ("prepend_to", "append_to"):
+            for name, value in wanted.get(key, {}).items():
+                parts = [os.path.expandvars(str(value)), os.environ.get(name, "")]
+                ordered = parts if key == "prepend_to" else parts[::-1]
+                os.environ[name] = os.pathsep.join(part for part in ordered if part)
+        if wanted.get("dot_in_path") and "." not in sys.path:
+            sys.path.insert(0, ".")
+        yield
+    finally:
+        os.chdir(old_directory)
+        sys.path[:] = old_path
+        os.environ.clear()
+        os.environ.update(old_environ)
+
+

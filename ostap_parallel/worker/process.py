@@ -1,0 +1,143 @@
+"""A ppft worker that owns its protocol descriptors: what a task prints cannot break it.
+
+In ppft's own worker, standard output is the protocol. Here the protocol runs on descriptors of
+its own; standard output and error are ordinary pipes that the server reads; a third pipe brings
+log records; and the read end of a *lifeline*, whose closing by the server's end kills the worker
+with all that it started, however busy it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import io
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+from types import FrameType
+from typing import Any
+
+import ppft.__main__
+from ppft.transport import CPipeTransport
+
+from ostap_parallel.worker.execute import Executing
+
+_START = (
+    "import sys; sys.path[:] = {path!r}; "
+    "from ostap_parallel.worker.process import main; main({descriptors!r})"
+)
+
+
+def command(descriptors: tuple[int, int, int, int]) -> list[str]:
+    """Return the command of a worker that inherits (read, write, log, lifeline) descriptors.
+
+    It gets the server's module search path as an argument, not in the environment, where the
+    programs that tasks start would find it too.
+    """
+    path = [entry or os.getcwd() for entry in sys.path]  # noqa: PTH109
+    return [sys.executable, "-c", _START.format(path=path, descriptors=descriptors)]
+
+
+def main(descriptors: tuple[int, int, int, int]) -> None:
+    """Serve jobs until the server closes the protocol or the lifeline."""
+    read, write, log, lifeline = descriptors
+    sys.argv = ["ostap_parallel-worker"]
+    for descriptor in descriptors:
+        os.set_inheritable(descriptor, False)
+    _die_with(lifeline)
+    signal.signal(signal.SIGINT, _on_interrupt)
+    logging.getLogger().addHandler(_LogToServer(log))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(line_buffering=True, errors="backslashreplace")
+    _buffer_c_output_by_line()
+    _Worker(_Protocol(os.fdopen(read, "rb"), os.fdopen(write, "wb"))).run()
+
+
+class _Protocol(CPipeTransport):  # type: ignore[misc]
+    def receive(self, preprocess: Any = None) -> Any:
+        try:
+            return super().receive(preprocess)
+        except RuntimeError:
+            os._exit(0)  # the server closed the pipe
+
+
+class _Worker(ppft.__main__._WorkerProcess):  # type: ignore[misc]
+    """ppft's worker; what it prints goes out as it comes, not with the result."""
+
+    def __init__(self, transport: _Protocol) -> None:
+        self.hashmap: dict[Any, Any] = {}
+        self.sout = io.StringIO()  # stays empty
+        self.t = transport
+        self.t.send(str(os.getpid()))
+        self.pickle_proto = int(self.t.receive())
+
+
+class _LogToServer(logging.Handler):
+    """Writes each record as one JSON line."""
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__()
+        self._descriptor = descriptor
+        self._formatter = logging.Formatter()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(Exception):  # a record must never harm the task that made it
+            exc = self._formatter.formatException(record.exc_info) if record.exc_info else None
+            fields = {
+                "name": record.name,
+                "levelno": record.levelno,
+                "levelname": record.levelname,
+                "msg": record.getMessage(),
+                "pathname": record.pathname,
+                "filename": record.filename,
+                "module": record.module,
+                "lineno": record.lineno,
+                "funcName": record.funcName,
+                "created": record.created,
+                "process": record.process,
+                "threadName": record.threadName,
+                "exc_text": exc or record.exc_text,
+            }
+            line = json.dumps(fields).encode() + b"\n"
+            while line:
+                line = line[os.write(self._descriptor, line) :]
+
+
+def _die_with(lifeline: int) -> None:
+    """Arrange that this process and all in its session end when the lifeline's other end does."""
+    if hasattr(fcntl, "F_SETSIG"):
+        # The kernel itself kills the process group: also while C code holds the interpreter.
+        fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(lifeline, fcntl.F_SETOWN, -os.getpgrp())
+        fcntl.fcntl(lifeline, fcntl.F_SETFL, os.O_ASYNC | os.O_NONBLOCK)
+        # It may have been closed before this was set up.
+        with contextlib.suppress(BlockingIOError):
+            if os.read(lifeline, 1) == b"":
+                os._exit(0)
+        return
+
+    def watch() -> None:
+        os.read(lifeline, 1)
+        os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=watch, name="lifeline", daemon=True).start()
+
+
+def _on_interrupt(signum: int, frame: FrameType | None) -> None:
+    if Executing.now:
+        Executing.now = False
+        Executing.interrupted = True
+        raise KeyboardInterrupt
+
+
+def _buffer_c_output_by_line() -> None:
+    # C and C++ hold back what they print to a pipe until some KiB have come together.
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+        libc = ctypes.CDLL(None)
+        stdout = ctypes.c_void_p.in_dll(libc, "stdout")
+        libc.setvbuf(stdout, None, 1, 0)  # 1 is _IOLBF

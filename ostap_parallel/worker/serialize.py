@@ -1,0 +1,227 @@
+"""Objects to bytes and back, between processes of the same Python version.
+
+C pickle (protocol 5) carries the data; dill carries, by value, only what the other side cannot
+import: functions and classes of ``__main__``, lambdas, closures and local classes. What C pickle
+refuses altogether is tried with dill as a whole.
+
+A class that travels by value keeps its identity. It gets a token; every process makes it once,
+and a worker that sends an instance back names the token, so that the caller receives an instance
+of its own class.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import functools
+import importlib
+import io
+import pickle
+import sys
+import uuid
+from collections.abc import Callable
+from types import FunctionType, ModuleType
+from typing import Any
+from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
+
+import dill
+from dill import _dill
+
+from ostap_parallel.errors import SerializeError
+
+PROTOCOL = 5
+
+_MAIN = ("__main__", "__mp_main__", None)
+_SINGLETONS = (type(None), type(Ellipsis), type(NotImplemented))
+_MAKERS = (_dill._create_type, _dill._create_namedtuple, _dill.new_class)
+
+_tokens: WeakKeyDictionary[type, str] = WeakKeyDictionary()
+_classes: WeakValueDictionary[str, type] = WeakValueDictionary()
+_received: WeakSet[type] = WeakSet()
+
+
+def dumps(obj: object, *, back: bool = False, cache: dict[type, bytes] | None = None) -> bytes:
+    """Serialise an object.
+
+    Parameters
+    ----------
+    back
+        The bytes return to the process that sent this one its classes: those need no content.
+    cache
+        Keeps what classes became, for callers that serialise many of their instances; valid
+        as long as the classes do not change.
+
+    Raises
+    ------
+    Exception
+        Whatever pickle, dill or the object's own ``__reduce__`` raise; see `pack`.
+    """
+    buffer = io.BytesIO()
+    try:
+        _Pickler(buffer, back, cache).dump(obj)
+    except (pickle.PicklingError, TypeError, AttributeError, NotImplementedError) as refusal:
+        try:
+            return pickle.dumps(_ByValue(_dump_by_value(obj, back)), PROTOCOL)
+        except Exception:
+            raise refusal from None
+    return buffer.getvalue()
+
+
+def pack(
+    obj: object, what: str, *, back: bool = False, cache: dict[type, bytes] | None = None
+) -> bytes:
+    """Serialise as `dumps` does; whatever goes wrong becomes a `SerializeError` about `what`."""
+    try:
+        return dumps(obj, back=back, cache=cache)
+    except (Exception, RecursionError) as exc:
+        raise SerializeError(what, f"{type(exc).__name__}: {exc}") from exc
+
+
+loads: Callable[[bytes], Any] = pickle.loads
+
+
+class _ByValue:
+    """Bytes written by dill; unpickling this gives what they hold."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    def __reduce__(self) -> tuple[Callable[[bytes], Any], tuple[bytes]]:
+        return _load_by_value, (self.data,)
+
+
+class _Pickler(pickle.Pickler):
+    def __init__(self, file: io.BytesIO, back: bool, cache: dict[type, bytes] | None) -> None:
+        super().__init__(file, PROTOCOL)
+        self._back = back
+        self._cache = cache
+
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, type):
+            return self._reduce_class(obj)
+        if isinstance(obj, FunctionType) and not _is_importable(obj):
+            return _load_by_value, (_dump_by_value(obj, self._back),)
+        if isinstance(obj, ModuleType):
+            return importlib.import_module, (obj.__name__,)
+        return NotImplemented
+
+    def _reduce_class(self, cls: type) -> Any:
+        if cls in _SINGLETONS or _is_importable(cls):
+            return NotImplemented
+        if self._back and cls in _received:
+            return _class_of, (_tokens[cls],)
+        if isinstance(cls, enum.EnumMeta):
+            return _reduce_enum(cls)
+        cache = {} if self._cache is None else self._cache
+        if cls not in cache:
+            cache[cls] = _dump_by_value(cls, self._back)
+        return _load_class, (cache[cls],)
+
+
+class _DillPickler(dill.Pickler):  # type: ignore[misc]
+    """dill's pickler, with our classes' tokens."""
+
+    def __init__(self, file: io.BytesIO, back: bool) -> None:
+        super().__init__(file, PROTOCOL, byref=False, recurse=True)
+        self._back = back
+
+    def save_reduce(self, func: Any, args: Any, *rest: Any, obj: Any = None, **named: Any) -> None:
+        if isinstance(obj, type) and func in _MAKERS:
+            func, args = _make_class, (_token(obj), func, args)
+        super().save_reduce(func, args, *rest, obj=obj, **named)
+
+    def reducer_override(self, obj: Any) -> Any:
+        if self._back and isinstance(obj, type) and obj in _received:
+            return _class_of, (_tokens[obj],)
+        if isinstance(obj, enum.EnumMeta) and not _is_importable(obj):
+            return _reduce_enum(obj)
+        return NotImplemented
+
+
+def _dump_by_value(obj: object, back: bool) -> bytes:
+    buffer = io.BytesIO()
+    _DillPickler(buffer, back).dump(obj)
+    return buffer.getvalue()
+
+
+def _load_by_value(data: bytes) -> Any:
+    # ignore: dill would otherwise swap an object's class for one of the same name in __main__
+    return dill.loads(data, ignore=True)
+
+
+# Every instance brings its class: most of the time the very same bytes.
+@functools.lru_cache(maxsize=64)
+def _load_class(data: bytes) -> Any:
+    return _load_by_value(data)
+
+
+def _is_importable(obj: Any) -> bool:
+    """Whether importing `obj`'s module and following its qualified name gives `obj` again."""
+    name = getattr(obj, "__module__", None)
+    module = sys.modules.get(name) if name not in _MAIN else None
+    if module is None:
+        return False
+    found: Any = module
+    for part in obj.__qualname__.split("."):
+        found = getattr(found, part, None)
+    return found is obj
+
+
+def _token(cls: type) -> str:
+    if cls not in _tokens:
+        _tokens[cls] = uuid.uuid4().hex
+        _classes[_tokens[cls]] = cls
+    return _tokens[cls]
+
+
+def _make_class(token: str, make: Callable[..., type], args: tuple[Any, ...]) -> type:
+    known = _classes.get(token)
+    if known is not None:
+        if make is _dill._create_type:
+            _refresh(known, args[-1])
+        return known
+    cls = make(*args)
+    _tokens[cls] = token
+    _classes[token] = cls
+    _received.add(cls)
+    return cls
+
+
+def _refresh(cls: type, attributes: dict[str, Any]) -> None:
+    # The sender changed its class since it was last sent.
+    for name, value in attributes.items():
+        with contextlib.suppress(AttributeError, TypeError):
+            setattr(cls, name, value)
+
+
+def _reduce_enum(cls: enum.EnumMeta) -> Any:
+    # dill has no way to send an enumeration by value: its members are made while it is made
+    members = [(name, member.value) for name, member in cls.__members__.items()]
+    methods = {
+        name: value
+        for name, value in vars(cls).items()
+        if getattr(value, "__module__", None) == cls.__module__ and isinstance(value, FunctionType)
+    }
+    args = (cls.__base__, cls.__name__, members, cls.__module__, cls.__qualname__, methods)
+    return _make_class, (_token(cls), _make_enum, args)
+
+
+def _make_enum(
+    base: Any,
+    name: str,
+    members: list[tuple[str, Any]],
+    module: str,
+    qualname: str,
+    methods: dict[str, Any],
+) -> type:
+    cls: type = base(name, members, module=module, qualname=qualname)
+    for method, function in methods.items():
+        setattr(cls, method, function)
+    return cls
+
+
+def _class_of(token: str) -> type:
+    try:
+        return _classes[token]
+    except KeyError:
+        raise pickle.UnpicklingError("the class of a result no longer exists here") from None
