@@ -1,6 +1,6 @@
 """What a bare host is sent: a zip file that makes python3 and bash enough.
 
-It holds this package, ppft and dill, as source and, for interpreters of our own minor version,
+It holds this package, dill, and ppft with its ``ppserver``, as source and, for interpreters of our own minor version,
 compiled, so that a host does not compile them for every worker.
 """
 
@@ -10,6 +10,7 @@ import functools
 import importlib.metadata
 import importlib.util
 import io
+import marshal
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,7 +32,7 @@ if have != wanted and mismatch != "allow":
         "python_mismatch = allow\\n" % ((sys.executable,) + have + wanted))
     sys.exit(2)
 from ostap_parallel.worker.serve import main
-sys.exit(main(sys.path[0]))
+sys.exit(main())
 """
 
 
@@ -41,6 +42,7 @@ def bundle(version: tuple[int, int]) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=3) as archive:
         archive.writestr("__main__.py", _MAIN.format(version=version))
+        archive.writestr("ppserver.py", _ppserver())
         for package in _PACKAGES:
             root = Path(package.__path__[0])
             for path in _modules(root):
@@ -50,8 +52,7 @@ def bundle(version: tuple[int, int]) -> bytes:
     return buffer.getvalue()
 
 
-@functools.cache
-def ppserver() -> bytes:
+def _ppserver() -> bytes:
     """Return the text of ppft's ``ppserver`` script."""
     for file in importlib.metadata.files("ppft") or ():
         if file.name == "ppserver":
@@ -68,8 +69,7 @@ def _modules(root: Path) -> Iterator[Path]:
 def _compiled(path: Path) -> bytes:
     """Return the module as a .pyc that is never checked against its source (PEP 552)."""
     source = path.read_bytes()
-    code = compile(source, str(path.name), "exec", dont_inherit=True, optimize=0)
-    pyc: bytes = importlib._bootstrap_external._code_to_hash_pyc(  # type: ignore[attr-defined]
-        code, importlib.util.source_hash(source), False
-    )
-    return pyc
+    code = compile(source, path.name, "exec", dont_inherit=True)
+    unchecked = (1).to_bytes(4, "little")
+    digest = importlib.util.source_hash(source)
+    return importlib.util.MAGIC_NUMBER + unchecked + digest + marshal.dumps(code)

@@ -10,10 +10,10 @@ what workers print and log. The listening socket is on 127.0.0.1 only.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import platform
-import runpy
 import select
 import shutil
 import signal
@@ -21,7 +21,6 @@ import socket
 import sys
 import threading
 import time
-from pathlib import Path
 from typing import Any
 
 import ppft
@@ -47,13 +46,14 @@ class Events:
             self._file.flush()
 
 
-def network_server(ppserver: Path) -> Any:
-    """Return the server class of the ``ppserver`` script, built on our server."""
-    stock, ppft.Server = ppft.Server, engine.Server
-    try:
-        base = runpy.run_path(str(ppserver), run_name="ppserver")["_NetworkServer"]
-    finally:
-        ppft.Server = stock
+def network_server() -> Any:
+    """Return the server class of ppft's ``ppserver`` script, built on our server.
+
+    The script is a module of the bundle. It looks its base class up in ppft, in this process
+    that serves nothing else.
+    """
+    ppft.Server = engine.Server
+    base = importlib.import_module("ppserver")._NetworkServer
 
     class NetworkServer(base):  # type: ignore[misc, valid-type]
         """ppserver on a port of 127.0.0.1 that the system chooses, without accept time-outs."""
@@ -82,7 +82,7 @@ def network_server(ppserver: Path) -> Any:
     return NetworkServer
 
 
-def main(bundle: str) -> int:
+def main() -> int:
     """Serve until the lifeline ends; return the exit status."""
     events = Events(os.dup(1))
     os.dup2(2, 1)  # whatever prints from here on is not an event
@@ -93,9 +93,8 @@ def main(bundle: str) -> int:
     directory = settings["directory"]
     server = None
     try:
-        ppserver = Path(directory) / "ppserver"
         ncpus = settings.get("ncpus") or usable_cpus()
-        server = network_server(ppserver)(events.send, ncpus, settings["secret"])
+        server = network_server()(events.send, ncpus, settings["secret"])
         threading.Thread(target=server.listen, name="listen", daemon=True).start()
         events.send({"kind": "ready", "port": server.port, "ncpus": ncpus, **_about()})
         _obey(lifeline, server, events, settings.get("timeout"))

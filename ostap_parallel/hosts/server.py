@@ -1,0 +1,309 @@
+"""One server on one host: set up, started, tunnelled to, and taken down without a trace."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import logging
+import queue
+import shlex
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+from ostap_parallel.config import HostConfig
+from ostap_parallel.errors import HostError
+from ostap_parallel.hosts.bundle import bundle
+from ostap_parallel.hosts.ssh import (
+    TRIES,
+    Copier,
+    Session,
+    Tunnel,
+    wait_before_retry,
+    write_files,
+)
+from ostap_parallel.worker.serve import MARK
+
+logger = logging.getLogger(__name__)
+
+# First part of what bash at the other end reads: a private directory that goes when bash goes.
+# Our lines have a descriptor of their own, as scripts run, and may exit, with stdout redirected.
+# The watcher ends everything if the connection breaks while a script of the user's runs, when
+# nobody reads the standard input that would tell.
+_OPEN = r"""
+exec 19>&1
+op_say() {{ printf '\n%s%s\n' {mark} "$*" >&19; }}
+op_step=tmpdir
+trap 'op_status=$?; [ -z "$op_step" ] || op_say failed "$op_status" "$op_step"' EXIT
+op_dir=$(mktemp -d -- {tmpdir}/ostap-parallel.XXXXXXXXXX) || exit
+op_leave='op_status=$?; rm -rf -- "$op_dir"; [ -z "$op_step" ] || op_say failed "$op_status" "$op_step"'
+trap "$op_leave" EXIT
+( while kill -0 "$PPID"; do sleep 1; done; rm -rf -- "$op_dir"; kill -KILL 0 ) \
+    </dev/null >/dev/null 2>&1 19>&- & disown
+op_watcher=$!
+op_step=copy
+op_say directory "$op_dir"
+"""
+
+# One of these per script of the user's: sourced at the top level, with nothing to read, and with
+# what it prints kept apart from our lines.
+_SOURCE = r"""
+op_step={step}
+op_file={file}
+case $op_file in "~/"*) op_file=$HOME/${{op_file:2}};; */*) ;; *) op_file=./$op_file;; esac
+[ -r "$op_file" ] || {{ echo "$op_file: no such file on this host, or not readable" >&2; exit 1; }}
+source "$op_file" </dev/null >&2
+op_status=$?; set +eu; trap "$op_leave" EXIT; [ "$op_status" -eq 0 ] || exit "$op_status"
+"""
+
+# The last part is one line: bash must have read all of it before python reads the secret.
+_SERVE = r"""
+op_step=python; set +eu; kill "$op_watcher"
+type -P -- {python} >/dev/null || {{ echo {python}": not found; PATH is $PATH" >&2; exit 127; }}
+op_step=server
+{{ {python} "$op_dir/bundle.zip" {mismatch} 19>&-; op_status=$?; [ "$op_status" -ne 0 ] || op_step=; exit "$op_status"; }}
+"""
+
+
+@dataclass
+class HostStatus:
+    """Where a host stands.
+
+    Attributes
+    ----------
+    workers
+        Number of its workers, 0 while it is not up.
+    seconds
+        How long it took to come up.
+    error
+        Why it is not, with the step that failed.
+    about
+        What the server told: ``host``, ``python``, ``executable``, ``pid``, ``ppft``.
+    """
+
+    name: str
+    state: Literal["starting", "up", "failed", "lost", "closed"] = "starting"
+    workers: int = 0
+    seconds: float | None = None
+    error: HostError | None = None
+    about: dict[str, Any] | None = None
+
+
+class HostServer:
+    """A server on a host, for as long as the body of ``with`` runs.
+
+    Parameters
+    ----------
+    secret
+        What clients must prove to know; travels on standard input.
+    control
+        Path for the connection's control socket, in a private directory.
+    on_event
+        Called, from a thread, with what the workers print and log, see `worker.engine.Sink`.
+    on_lost
+        Called, from a thread, with the error when the server ends before it is closed.
+    timeout
+        Seconds of silence after which the server ends itself.
+    start_timeout
+        Seconds until it must be up, the user's scripts included.
+    """
+
+    def __init__(
+        self,
+        host: HostConfig,
+        secret: str,
+        control: Path,
+        *,
+        on_event: Callable[[dict[str, Any]], None],
+        on_lost: Callable[[HostError], None],
+        timeout: float = 7200,
+        start_timeout: float = 300,
+    ) -> None:
+        self.host = host
+        self.about: dict[str, Any] = {}
+        self.port = 0
+        self._secret = secret
+        self._control = control
+        self._on_event = on_event
+        self._on_lost = on_lost
+        self._timeout = timeout
+        self._start_timeout = start_timeout
+        self._news: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
+        self._session: Session | None = None
+        self._tunnel: Tunnel | None = None
+        self._ids = itertools.count(1)
+        self._done: dict[int, threading.Event] = {}
+        self._is_up = False
+        self._closing = threading.Event()
+
+    def __enter__(self) -> HostServer:
+        try:
+            self._start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the server and the connection; nothing remains on the host."""
+        self._closing.set()
+        if self._session is not None:
+            self._session.close()
+
+    def ask(self, command: str, patience: float = 5.0) -> bool:
+        """Have the server do something; return whether it confirmed in time.
+
+        ``"ping"`` does nothing, but all events that the server sent before have arrived by
+        then; ``"interrupt"`` gives up all that its workers do.
+        """
+        number = next(self._ids)
+        done = self._done[number] = threading.Event()
+        try:
+            assert self._session is not None
+            self._session.write(json.dumps({"do": command, "id": number}) + "\n")
+            return done.wait(patience)
+        except HostError:
+            return False
+        finally:
+            self._done.pop(number, None)
+
+    def _start(self) -> None:
+        self._deadline = time.monotonic() + self._start_timeout
+        directory = self._connect()
+        assert self._session is not None
+        self._copy(directory)
+        settings = {
+            "secret": self._secret,
+            "ncpus": self.host.ncpus,
+            "directory": directory,
+            "timeout": self._timeout,
+        }
+        # What ends bash early is reported as the step that failed, not as a broken pipe here.
+        with contextlib.suppress(HostError):
+            self._session.write(f"{self._commands(directory)}{json.dumps(settings)}\n")
+        self.about = self._expect("ready")
+        self._tunnel = Tunnel(self._session)
+        self.port = self._tunnel.connect("127.0.0.1", self.about["port"])
+        self._is_up = True
+
+    def _connect(self) -> str:
+        """Open the connection, again if it is dropped; return the private directory there."""
+        tmpdir = shlex.quote(self.host.tmpdir) if self.host.tmpdir else '"${TMPDIR:-/tmp}"'
+        mark = shlex.quote(MARK)
+        for attempt in range(TRIES):
+            self._news = queue.SimpleQueue()
+            self._session = Session(self.host, self._control, self._receive)
+            self._session.open()
+            try:
+                with contextlib.suppress(HostError):
+                    self._session.write(_OPEN.format(mark=mark, tmpdir=tmpdir))
+                directory: str = self._expect("directory")
+            except HostError as exc:
+                dropped = self._session.was_dropped
+                if not dropped or attempt == TRIES - 1 or self._closing.is_set():
+                    raise
+                logger.info("%s; trying again", exc)
+                self._session.close()
+                wait_before_retry(attempt)
+            else:
+                return directory
+        raise AssertionError("the loop above returns or raises")
+
+    def _copy(self, directory: str) -> None:
+        assert self._session is not None
+        files = {"bundle.zip": bundle(sys.version_info[:2])}
+        if self.host.environment is not None:
+            files["environment.sh"] = self.host.environment.encode() + b"\n"
+        if self.host.script is not None:
+            files["script.sh"] = self.host.script.read_bytes()
+        with tempfile.TemporaryDirectory(dir=self._control.parent) as staging:
+            write_files(Path(staging), files)
+            Copier(self._session).copy(Path(staging), directory)
+
+    def _commands(self, directory: str) -> str:
+        """Return the bash text that prepares the environment and starts the server."""
+        sources = {
+            "profile": self.host.profile,
+            "environment": self.host.environment and f"{directory}/environment.sh",
+            "script": self.host.script and f"{directory}/script.sh",
+        }
+        parts = [
+            _SOURCE.format(step=step, file=shlex.quote(file))
+            for step, file in sources.items()
+            if file
+        ]
+        python = shlex.quote(self.host.python)
+        parts.append(_SERVE.format(python=python, mismatch=self.host.python_mismatch))
+        return "".join(parts)
+
+    def _receive(self, line: str | None) -> None:
+        """Sort what arrives: answers and set-up steps, events of workers, other people's text."""
+        if line is None:
+            self._ended()
+        elif not line.startswith(MARK):
+            logging.getLogger(self.host.name).debug("%s", line)
+        elif not line.startswith(f"{MARK}{{"):
+            kind, _, rest = line.removeprefix(MARK).partition(" ")
+            self._news.put((kind, rest))
+        else:
+            event = json.loads(line.removeprefix(MARK))
+            if event["kind"] == "ready":
+                self._news.put(("ready", event))
+            elif event["kind"] == "done":
+                if done := self._done.get(event["id"]):
+                    done.set()
+            else:
+                self._on_event(event)
+
+    def _ended(self) -> None:
+        self._news.put(("ended", ""))
+        for done in list(self._done.values()):
+            done.set()
+        if self._is_up and not self._closing.is_set():
+            assert self._session is not None
+            reason = self._session.last_words or "the connection ended"
+            self._on_lost(HostError(self.host.label, "run", reason))
+
+    def _expect(self, wanted: str) -> Any:
+        """Wait for one piece of news; anything else is the step that failed."""
+        assert self._session is not None
+        failed = None
+        while True:
+            left = self._deadline - time.monotonic()
+            try:
+                kind, rest = self._news.get(timeout=max(0.0, left))
+            except queue.Empty:
+                step = failed[1] if failed else "start"
+                reason = f"not up after {self._start_timeout:g} s; {self._session.last_words}"
+                raise HostError(self.host.label, step, reason) from None
+            if kind == wanted:
+                return rest
+            if kind == "failed":
+                failed = rest.split(" ", 1)
+            elif kind == "ended":
+                raise self._failure(failed)
+
+    def _failure(self, failed: list[str] | None) -> HostError:
+        assert self._session is not None
+        words = self._session.last_words
+        if failed is None:
+            step = "connect" if not self.about else "run"
+            return HostError(self.host.label, step, words or "ssh ended without a word")
+        status, step = failed
+        ended = f"ended with exit status {status}"
+        return HostError(self.host.label, step, f"{words} ({ended})" if words else ended)

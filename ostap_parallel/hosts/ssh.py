@@ -1,0 +1,335 @@
+"""One OpenSSH connection per host; copying and forwarding go through it.
+
+The user's own ssh decides about user, port, key, jump host and Kerberos: what works as
+``ssh host true`` works here. The first session on the connection runs ``bash -s``, so whatever
+the login shell is, every command is bash text on standard input and never meets another shell.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import io
+import logging
+import os
+import random
+import re
+import shlex
+import shutil
+import socket
+import subprocess
+import tarfile
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from pathos.secure import Copier as PathosCopier
+from pathos.secure import Tunnel as PathosTunnel
+
+from ostap_parallel.config import HostConfig
+from ostap_parallel.errors import HostError
+
+logger = logging.getLogger(__name__)
+
+# What ssh says where a server or a gateway drops connections because too many come at once
+# (MaxStartups in sshd_config): those are worth another try.
+_DROPPED = re.compile(
+    r"kex_exchange_identification|ssh_exchange_identification|banner exchange"
+    r"|Connection (closed|reset) by|Broken pipe|timeout: invalid message"
+)
+TRIES = 8
+
+_DIRECTORY_PREFIX = "ostap-parallel-"
+
+
+@contextmanager
+def control_directory() -> Iterator[Path]:
+    """Make a private directory for control sockets; remove it, and those of dead processes."""
+    # A socket's path may have some 100 bytes, and ssh adds 17 of its own while it binds.
+    parent = tempfile.gettempdir()
+    if len(parent) > 40:
+        parent = "/tmp"
+    _remove_stale(Path(parent))
+    path = Path(tempfile.mkdtemp(prefix=f"{_DIRECTORY_PREFIX}{os.getpid()}-", dir=parent))
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _remove_stale(parent: Path) -> None:
+    for path in parent.glob(f"{_DIRECTORY_PREFIX}*-*"):
+        pid = path.name.removeprefix(_DIRECTORY_PREFIX).split("-")[0]
+        with contextlib.suppress(OSError):
+            if pid.isdigit() and path.stat().st_uid == os.getuid() and not _is_alive(int(pid)):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def ssh_argv(host: HostConfig, control: Path) -> list[str]:
+    """Return ``ssh`` and its options for a connection that shares `control`; no destination.
+
+    What we rely on stands first, then the user's options, then defaults: ssh takes the first.
+    """
+    argv = ["ssh", "-T", "-x", f"-oControlPath={control}", "-oControlPersist=no"]
+    argv += ["-oBatchMode=yes", "-oRemoteCommand=none", "-oPermitLocalCommand=no"]
+    argv += ["-oControlMaster=yes", "-oClearAllForwardings=yes"]
+    if host.ssh_config is not None:
+        argv.append(f"-F{host.ssh_config}")
+    if host.user is not None:
+        argv.append(f"-l{host.user}")
+    if host.port is not None:
+        argv.append(f"-p{host.port}")
+    argv += host.ssh_options
+    argv += ["-oConnectTimeout=10", "-oServerAliveInterval=15", "-oServerAliveCountMax=3"]
+    return [*argv, "-oLogLevel=ERROR"]
+
+
+class Session:
+    """The connection to one host, with bash at its other end.
+
+    Parameters
+    ----------
+    on_line
+        Called with each line that arrives on standard output, from a thread; with ``None`` when
+        the connection has ended.
+    """
+
+    def __init__(
+        self, host: HostConfig, control: Path, on_line: Callable[[str | None], None]
+    ) -> None:
+        self.host = host
+        self.control = control
+        self._on_line = on_line
+        self._last_words: collections.deque[str] = collections.deque(maxlen=20)
+        self._write_lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._threads: list[threading.Thread] = []
+        self._closed = False
+
+    def open(self) -> None:
+        """Start ssh; the lines that arrive tell whether it connects."""
+        argv = ssh_argv(self.host, self.control)
+        self._last_words.clear()
+        with self._write_lock:
+            if self._closed:
+                raise HostError(self.host.label, "connect", "closed while it was starting")
+            self._process = subprocess.Popen(
+                [*argv, "--", self.host.name, "exec bash -s"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                start_new_session=True,  # Ctrl-C in the terminal is for us to handle
+            )
+        assert self._process.stderr is not None
+        assert self._process.stdout is not None
+        errors = threading.Thread(
+            target=self._relay_errors, args=[self._process.stderr], daemon=True
+        )
+        lines = threading.Thread(
+            target=self._read_lines, args=[self._process, errors], daemon=True
+        )
+        self._threads = [errors, lines]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def last_words(self) -> str:
+        """The last lines of ssh's and the remote scripts' standard error."""
+        return "\n".join(self._last_words)
+
+    @property
+    def was_dropped(self) -> bool:
+        """Whether the server dropped the connection before it had looked at it."""
+        return bool(_DROPPED.search(self.last_words))
+
+    def write(self, text: str) -> None:
+        """Send text to the other end; raises HostError if the connection is gone."""
+        with self._write_lock:
+            if self._process is None or self._process.stdin is None or self._closed:
+                raise HostError(self.host.label, "run", "the connection is closed")
+            try:
+                self._process.stdin.write(text.encode())
+                self._process.stdin.flush()
+            except OSError as exc:
+                reason = self.last_words or f"the connection was lost: {exc}"
+                raise HostError(self.host.label, "run", reason) from exc
+
+    def close(self, patience: float = 3.0) -> None:
+        """End the session: the other end sees its standard input end and cleans up.
+
+        After `patience` seconds ssh itself is killed, which the other end sees likewise.
+        """
+        self._closed = True
+        process = self._process
+        if process is None:
+            return
+        assert process.stdin is not None
+        with contextlib.suppress(OSError):
+            process.stdin.close()
+        try:
+            process.wait(patience)
+        except subprocess.TimeoutExpired:
+            process.terminate()
+            try:
+                process.wait(1)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join()
+        for stream in (process.stdout, process.stderr):
+            assert stream is not None
+            stream.close()
+        self.control.unlink(missing_ok=True)  # where ssh had no time to
+
+    def command(self, *options: str) -> list[str]:
+        """Return an ssh command that uses this connection or fails.
+
+        Without ProxyCommand ssh would open a connection of its own where the server refuses
+        another session (MaxSessions), without a word. The user's configuration has nothing to
+        add to a connection that is there, but forwards of its own.
+        """
+        shared = ["-F", "none", "-S", str(self.control), "-oControlMaster=no", "-T"]
+        shared += ["-oProxyCommand=false", "-oBatchMode=yes", "-oLogLevel=ERROR"]
+        return ["ssh", *shared, *options, "--", self.host.name]
+
+    def _relay_errors(self, stream: Iterable[bytes]) -> None:
+        log = logging.getLogger(self.host.name)
+        for raw in stream:
+            line = raw.decode("utf-8", "backslashreplace").rstrip()
+            if line:
+                self._last_words.append(line)
+                log.info("%s", line)
+
+    def _read_lines(self, process: subprocess.Popen[bytes], errors: threading.Thread) -> None:
+        assert process.stdout is not None
+        for raw in process.stdout:
+            self._on_line(raw.decode("utf-8", "backslashreplace").rstrip("\n"))
+        errors.join()  # so that the last words are complete
+        self._on_line(None)
+
+
+def wait_before_retry(attempt: int) -> None:
+    """Sleep a random time that grows: many clients that retry together must not meet again."""
+    time.sleep(random.uniform(0.1, 0.4) * 1.6**attempt)
+
+
+class Copier(PathosCopier):  # type: ignore[misc]
+    """pathos' copier, which sends a local directory's files through a session's connection.
+
+    It does not use scp: with a start-up file that prints, which many have, scp fails; bash does
+    not. It knows whether it succeeded, and no local shell sees its words.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        super().__init__("copier", stdin=subprocess.DEVNULL)
+
+    def copy(self, source: Path, destination: str) -> None:
+        """Copy all that is in `source` into the remote directory; raises HostError."""
+        self(
+            launcher=shlex.join(self._session.command()),
+            options="",
+            source=shlex.quote(str(source)),
+            destination=shlex.quote(destination),
+        )
+        self.launch()
+
+    def _execute(self) -> None:
+        *command, source, destination = shlex.split(self.message)
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w") as archive:
+            for path in sorted(Path(source).iterdir()):
+                archive.add(path, arcname=path.name)
+        script = f"exec tar -x -f - -C {shlex.quote(destination)}\n"
+        done = subprocess.run(
+            [*command, "exec bash -s"],
+            input=script.encode() + buffer.getvalue(),
+            capture_output=True,
+            check=False,
+        )
+        self._response = done.stdout
+        if done.returncode != 0:
+            words = done.stderr.decode("utf-8", "backslashreplace").strip()
+            reason = words or f"copying ended with exit status {done.returncode}"
+            raise HostError(self._session.host.label, "copy", reason)
+
+
+class Tunnel(PathosTunnel):  # type: ignore[misc]
+    """pathos' tunnel, as a forward of a session's connection to the host's own loopback.
+
+    It is up when `connect` returns, needs no process of its own, and is gone after
+    `disconnect`, at the latest when the session ends.
+    """
+
+    verbose = False
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        super().__init__("tunnel")
+
+    def connect(self, host: str, port: int, through: str | None = None) -> int:
+        """Forward a free local port to `port` of `host` as the session's machine sees it."""
+        for _ in range(TRIES):
+            with socket.create_server(("127.0.0.1", 0)) as probe:
+                local: int = probe.getsockname()[1]
+            try:
+                self._connect(local, host, port, through=through)
+            except HostError as exc:
+                refusal = exc  # another process may have taken the port meanwhile
+                continue
+            self.connected = True
+            return local
+        raise refusal
+
+    def disconnect(self) -> None:
+        """Take the forward back."""
+        if self.connected:
+            with contextlib.suppress(HostError):
+                self._control("cancel")
+            self.connected = False
+
+    def __repr__(self) -> str:
+        where = f"{self._lport}:{self._host}:{self._rport}" if self.connected else "not connected"
+        return f"Tunnel({self._session.host.label!r}, {where})"
+
+    def _connect(
+        self, localport: int, remotehost: str, remoteport: int, through: str | None = None
+    ) -> None:
+        self._lport, self._host, self._rport = localport, remotehost, remoteport
+        self._control("forward")
+
+    def _control(self, what: str) -> None:
+        forward = f"127.0.0.1:{self._lport}:{self._host}:{self._rport}"
+        done = subprocess.run(
+            self._session.command("-O", what, "-L", forward),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+            timeout=30,
+        )
+        if done.returncode != 0:
+            words = done.stderr.decode("utf-8", "backslashreplace").strip()
+            raise HostError(self._session.host.label, "tunnel", words or f"ssh -O {what} failed")
+
+
+def write_files(directory: Path, files: Mapping[str, bytes]) -> None:
+    """Write files that only we can read."""
+    for name, data in files.items():
+        path = directory / name
+        path.touch(mode=0o600)
+        path.write_bytes(data)
