@@ -1,0 +1,12 @@
+"""Settings: which hosts to use and what to do on each, from arguments, environment and files.
+
+`load_settings` resolves them once; what it returns is frozen and knows where each value came from.
+"""
+
+from __future__ import annotations
+
+from ostap_parallel.config.files import Setting
+from ostap_parallel.config.host import HostConfig
+from ostap_parallel.config.load import HostArguments, Settings, load_settings
+
+__all__ = ["HostArguments", "HostConfig", "Setting", "Settings", "load_settings"]

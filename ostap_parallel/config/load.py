@@ -1,0 +1,244 @@
+"""Resolve servers and settings: argument > environment > files."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+from collections import ChainMap
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from ostap_parallel.config.entries import (
+    KEYWORDS,
+    Entry,
+    parse_entries,
+    parse_entry,
+    split_entries,
+)
+from ostap_parallel.config.files import Sections, Setting, absolute, convert, read_files
+from ostap_parallel.config.host import HostConfig
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+LOOKUPS = 16  # names looked up at the same time
+SSH_TIMEOUT = 10  # seconds; a "Match exec" of the user's may hang
+
+
+class HostArguments(TypedDict, total=False):
+    """Settings for all hosts that win over the files'.
+
+    ``None`` is as good as absent; an empty string switches the setting off.
+    """
+
+    profile: str | None
+    environment: str | None
+    script: str | Path | None
+    python: str | None
+    ncpus_per_host: int | None
+    user: str | None
+    port: int | None
+    ssh_options: str | Sequence[str] | None
+    tmpdir: str | None
+    python_mismatch: str | None
+    ssh_config: str | Path | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What arguments, environment and files come to.
+
+    Attributes
+    ----------
+    hosts
+        In the order of the server lists, each once.
+    files
+        The files that were read; a later one wins.
+    sections
+        What the files say, merged: settings by key, by what follows ``Parallel:`` in lower case
+        (``""``: ``[Parallel]``). `HostConfig.origins` tells which of it a host got.
+    """
+
+    hosts: tuple[HostConfig, ...] = ()
+    files: tuple[Path, ...] = ()
+    sections: Mapping[str, Mapping[str, Setting]] = field(default_factory=dict, compare=False)
+
+
+def load_settings(
+    servers: str | int | Iterable[str | int] = (),
+    *,
+    config: Iterable[Path | str] | Path | str | None = None,
+    environ: Mapping[str, str] = os.environ,
+    hostname: str | None = None,
+    **arguments: Unpack[HostArguments],
+) -> Settings:
+    """Resolve the servers and each one's settings; no host is contacted.
+
+    A setting is taken from the entry (``user@host:port*ncpus``), else from the arguments, else
+    from ``[Parallel:<host>]``, ``[Parallel:<domain>]`` (longest first) or ``[Parallel]``. An empty
+    value is a value: it switches the setting off for what is less specific.
+
+    Parameters
+    ----------
+    servers
+        Entries, also as one string that separates them by commas or white space. Among them
+        ``auto``, ``config`` or ``*`` stand for the configured list and ``OSTAP_PPSERVERS``.
+    config
+        Files to read instead of the default ones; they must exist.
+    environ
+        Environment variables.
+    hostname
+        Name of this host, whose domain chooses the configured list; ``None`` asks the system.
+
+    Raises
+    ------
+    ConfigError
+        A setting is malformed, in whichever file or section of ours it stands.
+    """
+    home = Path(environ.get("HOME") or Path.home())
+    given = _convert_arguments(arguments, home)
+    sections, files = read_files(_list_files(config, environ, home), home)
+    configured = partial(_list_configured, sections, environ, hostname)
+    entries = list(_parse_servers(servers, configured))
+    ssh_config = given["ssh_config"].value if "ssh_config" in given else None
+    look_up = partial(_look_up_names, known=sections, ssh_config=ssh_config)
+    with ThreadPoolExecutor(LOOKUPS) as pool:
+        names = list(pool.map(look_up, entries))
+    hosts: dict[object, HostConfig] = {}
+    for entry, known_as in zip(entries, names, strict=True):
+        host = _resolve(entry, known_as, given, sections)
+        hosts.setdefault((host.user, host.name.lower(), host.port, host.server_port), host)
+    return Settings(hosts=tuple(hosts.values()), files=files, sections=sections)
+
+
+def _convert_arguments(arguments: HostArguments, home: Path) -> dict[str, Setting]:
+    unknown = arguments.keys() - HostArguments.__annotations__.keys()
+    if unknown:
+        raise TypeError(f"load_settings() got unexpected arguments: {', '.join(sorted(unknown))}")
+    given = {}
+    for name, value in arguments.items():
+        if value is not None:
+            key = "ncpus" if name == "ncpus_per_host" else name
+            given[key] = Setting(convert(key, value, "argument", Path.cwd(), home), "argument")
+    return given
+
+
+def _list_files(
+    config: Iterable[Path | str] | Path | str | None, environ: Mapping[str, str], home: Path
+) -> Iterator[tuple[Path, str]]:
+    """Yield the files, each with who asked for it."""
+    here = Path.cwd()
+    if config is not None:
+        for path in [config] if isinstance(config, str | Path) else config:
+            yield absolute(path, here, home), "argument config"
+        return
+    if environ.get("OSTAP_DIR"):
+        yield absolute(environ["OSTAP_DIR"], here, home) / ".ostaprc", ""
+    yield home / ".ostaprc", ""
+    yield home / ".config" / "ostap" / ".ostaprc", ""
+    yield here / ".ostaprc", ""
+    for part in environ.get("OSTAP_CONFIG", "").split(os.pathsep):
+        if part.strip():
+            yield absolute(part.strip(), here, home), "OSTAP_CONFIG"
+
+
+def _parse_servers(
+    servers: str | int | Iterable[str | int], configured: Callable[[], Iterable[Entry]]
+) -> Iterator[Entry]:
+    if isinstance(servers, str):
+        servers = split_entries(servers)
+    for server in [servers] if isinstance(servers, int) else servers:
+        if isinstance(server, str) and server.strip().lower() in KEYWORDS:
+            yield from configured()
+        else:
+            yield parse_entry(server, "argument servers", "argument")
+
+
+def _list_configured(
+    sections: Sections, environ: Mapping[str, str], hostname: str | None
+) -> Iterator[Entry]:
+    """Yield the entries of the configured list, then those of ``OSTAP_PPSERVERS``."""
+    lists: dict[str, tuple[Entry, ...]] = {}
+    for suffix, settings in sections.items():
+        if found := settings.get("ppservers") or settings.get("workers"):
+            lists[suffix] = found.value
+    here: tuple[str, ...] = ()
+    if any(lists):  # else spare the look-up of this host's name
+        here = (hostname,) if hostname else (socket.gethostname(), socket.getfqdn())
+    matching = _match_sections(lists, here)
+    for entry in lists.get(matching[0] if matching else "", ()):
+        # A list for this very host tells no domain.
+        exact = matching and matching[0] in (name.lower() for name in here)
+        yield entry if exact or not matching else replace(entry, domain=matching[0])
+    yield from parse_entries(
+        environ.get("OSTAP_PPSERVERS", ""), "OSTAP_PPSERVERS", "OSTAP_PPSERVERS"
+    )
+
+
+def _match_sections(suffixes: Iterable[str], names: Iterable[str]) -> list[str]:
+    """Return the sections for a host with these names: its own, then domains, longest first."""
+    known = [name.lower() for name in names]
+    found = [
+        suffix
+        for suffix in suffixes
+        if suffix and any(f".{name}".endswith(f".{suffix}") for name in known)
+    ]
+    return sorted(found, key=lambda suffix: (suffix not in known, -len(suffix)))
+
+
+def _look_up_names(entry: Entry, known: Sections, ssh_config: Path | None) -> tuple[str, ...]:
+    """Return the name to use for ssh, then others by which the sections may know this host."""
+    name = entry.name
+    if not any(known) or entry.server_port is not None or "." in name or ":" in name:
+        return (name,)
+    full = f"{name}.{entry.domain}" if entry.domain else name
+    if _is_alias(name, ssh_config):
+        return name, full
+    try:
+        socket.getaddrinfo(name, None)
+    except OSError:
+        return full, name
+    return name, full, socket.getfqdn(name)
+
+
+def _is_alias(name: str, ssh_config: Path | None) -> bool:
+    """Tell whether the user's ssh configuration gives `name` another host name."""
+    argv = ["ssh", *(["-F", str(ssh_config)] if ssh_config else []), "-G", name]
+    try:
+        answer = subprocess.run(
+            argv, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=SSH_TIMEOUT
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    lines = (line.partition(" ") for line in answer.stdout.splitlines())
+    return any(key == "hostname" and value.lower() != name.lower() for key, _, value in lines)
+
+
+def _resolve(
+    entry: Entry, names: tuple[str, ...], given: Mapping[str, Setting], sections: Sections
+) -> HostConfig:
+    """Return one host's settings; the most specific value of each wins."""
+    if entry.server_port is not None:
+        origins = {"server_port": entry.origin}
+        return HostConfig(name="localhost", server_port=entry.server_port, origins=origins)
+    own = {"name": Setting(names[0], entry.origin)}
+    for key in ("user", "port", "ncpus"):
+        if getattr(entry, key) is not None:
+            own[key] = Setting(getattr(entry, key), entry.origin)
+    chain = [
+        sections[suffix]
+        for suffix in [*_match_sections(sections, names), ""]
+        if suffix in sections
+    ]
+    found = {
+        key: setting
+        for key, setting in ChainMap(own, dict(given), *chain).items()
+        if key not in ("ppservers", "workers")
+    }
+    values: dict[str, Any] = {k: s.value for k, s in found.items() if s.value is not None}
+    return HostConfig(**values, origins={key: s.origin for key, s in found.items()})
