@@ -208,6 +208,8 @@ class HostServer:
         for attempt in range(TRIES):
             self._news = queue.SimpleQueue()
             self._session = Session(self.host, self._control, self._receive)
+            if self._closing.is_set():
+                raise HostError(self.host.label, "connect", "closed while it was starting")
             self._session.open()
             try:
                 with contextlib.suppress(HostError):

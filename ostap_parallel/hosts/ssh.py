@@ -172,8 +172,9 @@ class Session:
 
         After `patience` seconds ssh itself is killed, which the other end sees likewise.
         """
-        self._closed = True
-        process = self._process
+        with self._write_lock:
+            self._closed = True
+            process = self._process
         if process is None:
             return
         assert process.stdin is not None

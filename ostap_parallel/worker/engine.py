@@ -262,6 +262,7 @@ class Server(ppft.Server):  # type: ignore[misc]
         proto: int = 5,
         socket_timeout: float | None = None,
     ) -> None:
+        self._destroyed = False
         self._output = OutputReader(self._say)
         self._running: dict[Worker, Task] = {}
         self._running_lock = threading.Lock()
@@ -313,6 +314,12 @@ class Server(ppft.Server):  # type: ignore[misc]
         self._Server__stats["local"].ncpus = wanted
         self._Server__ncpus = wanted
 
+    def insert(self, sfunc: bytes, sargs: bytes, task: Task | None = None) -> Task:
+        """Queue a serialised job; raises DestroyedServerError once the server is closed."""
+        if self._exiting:
+            raise ppft.DestroyedServerError("the server was closed")
+        return super().insert(sfunc, sargs, task or Task(self))  # type: ignore[no-any-return]
+
     def pids(self) -> list[int]:
         """Return the process ids of the workers."""
         return [worker.pid for worker in self._Server__workers]
@@ -323,10 +330,7 @@ class Server(ppft.Server):  # type: ignore[misc]
         A task sees KeyboardInterrupt; a worker that has not come back after `grace` seconds is
         killed and replaced. Every job gets its (`Lost`) result. Does not wait.
         """
-        with self._Server__queue_lock:
-            waiting, self._Server__queue = self._Server__queue, []
-        for job, _, _ in waiting:
-            self._give_up(job, "the run was stopped")
+        self.drop_waiting("the run was stopped")
         with self._running_lock:
             running = dict(self._running)
         for worker in running:
@@ -336,17 +340,26 @@ class Server(ppft.Server):  # type: ignore[misc]
             timer.daemon = True
             timer.start()
 
-    def destroy(self) -> None:
-        """End all workers and give up all jobs."""
-        atexit.unregister(self.destroy)
-        if self._exiting and not getattr(self, "_Server__workers", None):
-            return
-        self._exiting = True
+    def drop_waiting(self, reason: str) -> None:
+        """Give up the jobs that no worker has begun."""
         with self._Server__queue_lock:
             waiting, self._Server__queue = self._Server__queue, []
         for job, _, _ in waiting:
+            self._give_up(job, reason)
+
+    def destroy(self) -> None:
+        """End all workers and give up all jobs."""
+        atexit.unregister(self.destroy)
+        self._exiting = True
+        if self._destroyed:
+            return
+        self._destroyed = True
+        with self._Server__queue_lock:  # the scheduler must not see half of this
+            waiting, self._Server__queue = self._Server__queue, []
+            workers, self._Server__workers = self._Server__workers, []
+            self._Server__ncpus = 0
+        for job, _, _ in waiting:
             self._give_up(job, "the server was closed")
-        workers, self._Server__workers = self._Server__workers, []
         for worker in workers:
             worker.signal(signal.SIGKILL)
         with self._replace_lock:

@@ -72,6 +72,12 @@ class Call:
             return self.function(index, item) if self.with_index else self.function(item)
 
 
+def apply(item: tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]) -> Any:
+    """Call a function; the function of runs whose items are calls."""
+    function, args, kwargs = item
+    return function(*args, **kwargs)
+
+
 # One item's outcome inside a chunk's: whether it succeeded, the value or the serialised
 # (error, traceback), and the seconds that it took.
 Entry = tuple[bool, Any, float]
@@ -172,6 +178,17 @@ def bind(text: str) -> Callable[[bytes], bytes]:
         return pickle.dumps(result, serialize.PROTOCOL)
 
     return run
+
+
+@functools.lru_cache(maxsize=8)
+def _bind_bytes(call: bytes) -> Callable[[bytes], bytes]:
+    return bind(base64.b64encode(call).decode("ascii"))
+
+
+def run_foreign(call: bytes, chunk: bytes) -> ChunkOutcome:
+    """Run a chunk in a worker of somebody else's executor."""
+    outcome: ChunkOutcome = pickle.loads(_bind_bytes(call)(pickle.loads(chunk)[0]))
+    return outcome
 
 
 def _prepare(data: bytes) -> dict[str, Any]:

@@ -1,0 +1,316 @@
+"""One way to run many items on anything: chunks, a bounded window, retries, outcomes in turn.
+
+Works on every executor of PEP 3148; on ours a function travels once per worker.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import queue
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import CancelledError, Executor, Future, wait
+from dataclasses import dataclass, field
+from typing import Any
+
+from ostap_parallel.errors import RemoteTraceback, SerializeError, WorkerLost
+from ostap_parallel.executors.parallel import LOST_RETRIES, ParallelExecutor
+from ostap_parallel.worker import execute, serialize
+from ostap_parallel.worker.execute import Call, ChunkOutcome, Lost
+
+# A chunk should take about this long: many times a round trip, yet short beside a user's patience.
+CHUNK_SECONDS = 0.3
+MAX_CHUNK = 1 << 14
+MAX_CHUNK_BYTES = 1 << 22
+
+# Losing a host says nothing about an item; but one that takes every host along must end.
+HOST_RETRIES = 8
+
+# Seconds that interrupted workers get to come back before a run that is stopped returns.
+STOP_PATIENCE = 3.5
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one item.
+
+    Attributes
+    ----------
+    index
+        Position in the input, from 0.
+    error
+        ``None``, or the task's own exception, `WorkerLost`, `SerializeError`.
+    traceback
+        The error's traceback on the worker, as text.
+    seconds
+        Time that the item took on the worker.
+    attempts
+        How often it was run.
+    """
+
+    index: int
+    item: Any
+    value: Any
+    error: BaseException | None
+    traceback: str
+    host: str
+    pid: int
+    seconds: float
+    attempts: int
+
+
+@dataclass
+class _Item:
+    index: int
+    item: Any
+    packed: Any
+    failed: int = 0  # times it raised, its worker died, its host was lost
+    lost: int = 0
+    unreachable: int = 0
+
+    @property
+    def attempts(self) -> int:
+        return 1 + self.failed + self.lost + self.unreachable
+
+
+@dataclass
+class Run:
+    """The items of one run on one executor; iterate over `outcomes`.
+
+    Parameters
+    ----------
+    chunk_size
+        Items per chunk; ``None`` adapts it to the time that items take.
+    ordered
+        Yield in the order of the items, holding back what comes early.
+    retries
+        How often an item that raised is run again.
+    lost_retries
+        How often an item whose worker died is run again.
+    on_retry
+        Called for each item that is run again.
+    """
+
+    executor: Executor
+    call: Call
+    items: Iterable[Any]
+    chunk_size: int | None = None
+    ordered: bool = False
+    retries: int = 0
+    lost_retries: int = LOST_RETRIES
+    on_retry: Callable[[], None] = lambda: None
+
+    _again: deque[_Item] = field(default_factory=deque)  # to be run again, alone
+    _unsent: deque[Outcome] = field(default_factory=deque)  # failed before they were sent
+    _running: dict[Future[Any], list[_Item]] = field(default_factory=dict)
+    _news: queue.SimpleQueue[Future[Any] | None] = field(default_factory=queue.SimpleQueue)
+    _cache: dict[type, bytes] = field(default_factory=dict)
+    _next: int = 0  # index of the next item to be read
+    _exhausted: bool = False
+    _seconds: float | None = None  # mean time per item
+    _size: int = 1
+
+    def outcomes(self) -> Iterator[Outcome]:
+        """Yield one outcome per item, as they come or in order; input is read as needed.
+
+        Leaving the iteration early stops the run: what is queued is dropped and what runs is
+        interrupted.
+
+        Raises
+        ------
+        SerializeError
+            The function cannot be sent.
+        ServersUnavailable
+            No worker is left and none is about to come.
+        """
+        self._total = len(self.items) if hasattr(self.items, "__len__") else None
+        self._input = iter(self.items)
+        name = getattr(self.call.function, "__qualname__", repr(self.call.function))
+        packed = serialize.pack(self.call, f"the function {name}", cache=self._cache)
+        self._submit = self._submitter(packed)
+        undo = lambda: None  # noqa: E731
+        if isinstance(self.executor, ParallelExecutor):
+            undo = self.executor.listen(lambda: self._news.put(None))
+        try:
+            yield from self._in_order() if self.ordered else self._as_they_come()
+        finally:
+            undo()
+            self._stop()
+
+    def _submitter(self, call: bytes) -> Callable[[bytes], Future[ChunkOutcome | Lost]]:
+        if isinstance(self.executor, ParallelExecutor):
+            message, submit_chunk = execute.shim(call), self.executor.submit_chunk
+            return lambda chunk: submit_chunk(message, chunk)
+        executor = self.executor
+        return lambda chunk: executor.submit(execute.run_foreign, call, chunk)
+
+    def _workers(self) -> int:
+        if isinstance(self.executor, ParallelExecutor):
+            self.executor.check()
+            return sum(self.executor.workers.values())
+        return getattr(self.executor, "_max_workers", None) or os.cpu_count() or 1
+
+    def _as_they_come(self) -> Iterator[Outcome]:
+        while True:
+            self._feed()
+            yield from self._drain_unsent()
+            if not self._running:
+                if self._exhausted and not self._again:
+                    return
+                if self._workers():
+                    continue
+            done = self._news.get()
+            if done is not None:
+                yield from self._outcomes_of(done, self._running.pop(done))
+
+    def _in_order(self) -> Iterator[Outcome]:
+        held: dict[int, Outcome] = {}
+        self._first = 0  # the oldest item that is not yet yielded
+        for outcome in self._as_they_come():
+            held[outcome.index] = outcome
+            while self._first in held:
+                self._first += 1
+                yield held.pop(self._first - 1)
+
+    def _drain_unsent(self) -> Iterator[Outcome]:
+        while self._unsent:
+            yield self._unsent.popleft()
+
+    def _feed(self) -> None:
+        """Keep about two chunks per worker under way, and never more."""
+        workers = self._workers()
+        while len(self._running) < 2 * workers:
+            chunk = [self._again.popleft()] if self._again else self._read_chunk(workers)
+            if not chunk:
+                return
+            packed = execute.pack_chunk(
+                [item.index for item in chunk], [item.packed for item in chunk]
+            )
+            future = self._submit(packed)
+            self._running[future] = chunk
+            future.add_done_callback(self._news.put)
+
+    def _read_chunk(self, workers: int) -> list[_Item]:
+        chunk: list[_Item] = []
+        size, room = self._chunk_size(workers), MAX_CHUNK_BYTES
+        while len(chunk) < size and room > 0 and not self._exhausted and len(self._unsent) < size:
+            # in order: what is held back for one slow item must not grow without limit
+            if self.ordered and self._next - self._first > 8 * size * workers + 64:
+                break
+            try:
+                value = next(self._input)
+            except StopIteration:
+                self._exhausted = True
+                break
+            index, self._next = self._next, self._next + 1
+            try:
+                what = f"item {index} (a {type(value).__name__})"
+                packed = execute.pack_value(value, what, cache=self._cache)
+            except SerializeError as exc:
+                self._unsent.append(Outcome(index, value, None, exc, str(exc), "", 0, 0.0, 0))
+                continue
+            room -= len(packed) if isinstance(packed, bytes | str) else 16
+            chunk.append(_Item(index, value, packed))
+        return chunk
+
+    def _chunk_size(self, workers: int) -> int:
+        if self.chunk_size is not None:
+            return self.chunk_size
+        size = self._size
+        if self._total is not None:
+            # guided: towards the end ever fewer, so that no worker idles while another works
+            left = max(1, self._total - self._next)
+            size = min(size, math.ceil(left / (3 * workers)))
+        return size
+
+    def _adapt(self, seconds: float, count: int) -> None:
+        mean = seconds / count
+        self._seconds = mean if self._seconds is None else 0.7 * self._seconds + 0.3 * mean
+        fitting = CHUNK_SECONDS / max(self._seconds, 1e-7)
+        # grows step by step, as the first items may not be like the others
+        self._size = max(1, min(int(fitting), 4 * self._size, MAX_CHUNK))
+
+    def _outcomes_of(self, done: Future[Any], chunk: list[_Item]) -> Iterator[Outcome]:
+        try:
+            result = done.result()
+        except (Exception, CancelledError) as exc:  # a foreign executor's way to lose a chunk
+            result = Lost(type(self.executor).__name__, 0, f"{type(exc).__name__}: {exc}", True)
+        if isinstance(result, Lost):
+            yield from self._lost(result, chunk)
+            return
+        if result.entries:
+            self._adapt(sum(seconds for _, _, seconds in result.entries), len(result.entries))
+        for item, (ok, packed, seconds) in zip(chunk, result.entries, strict=False):
+            if not ok and item.failed < self.retries:
+                item.failed += 1
+                self._run_again(item)
+            else:
+                yield _outcome(item, ok, packed, seconds, result)
+        for item in chunk[len(result.entries) :]:  # interrupted before they ran
+            yield from self._lost(Lost(result.host, result.pid, "it was interrupted"), [item])
+
+    def _lost(self, lost: Lost, chunk: list[_Item]) -> Iterator[Outcome]:
+        for item in chunk:
+            if lost.by_worker:
+                item.lost += 1
+            else:
+                item.unreachable += 1
+            if item.lost <= self.lost_retries and item.unreachable <= HOST_RETRIES:
+                self._run_again(item)
+            else:
+                error = WorkerLost(item.index, lost.host, lost.reason)
+                yield Outcome(
+                    item.index,
+                    item.item,
+                    None,
+                    error,
+                    lost.reason,
+                    lost.host,
+                    lost.pid,
+                    0.0,
+                    item.attempts - 1,
+                )
+
+    def _run_again(self, item: _Item) -> None:
+        self._again.append(item)
+        self.on_retry()
+
+    def _stop(self) -> None:
+        """Give up what is under way and wait, not for long, until workers are free again."""
+        if not self._running:
+            return
+        if isinstance(self.executor, ParallelExecutor):
+            self.executor.interrupt()
+        else:
+            for future in self._running:
+                future.cancel()
+        wait(list(self._running), timeout=STOP_PATIENCE)
+        self._running.clear()
+
+
+def _outcome(item: _Item, ok: bool, packed: Any, seconds: float, result: ChunkOutcome) -> Outcome:
+    value, error, text = None, None, ""
+    try:
+        if ok:
+            value = execute.unpack_value(packed)
+        else:
+            error, text = serialize.loads(packed)
+    except Exception as exc:
+        what = f"the {'result' if ok else 'error'} of item {item.index}"
+        error = SerializeError(what, f"it cannot be read here: {type(exc).__name__}: {exc}")
+        text = str(error)
+    if error is not None and error.__cause__ is None:
+        where = f"item {item.index} on {result.host}, process {result.pid}"
+        error.__cause__ = RemoteTraceback(f"{where}:\n{text}")
+    return Outcome(
+        item.index,
+        item.item,
+        value,
+        error,
+        text,
+        result.host,
+        result.pid,
+        seconds,
+        item.attempts,
+    )

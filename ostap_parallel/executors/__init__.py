@@ -1,0 +1,1 @@
+"""What computes: executors as PEP 3148 defines them."""

@@ -1,0 +1,425 @@
+"""The executor on ppft: local workers, and the servers of hosts as they come and go."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import queue
+import secrets
+import socket
+import threading
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future, InvalidStateError, wait
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ppft
+from ppft.transport import SocketTransport
+
+from ostap_parallel.config import HostConfig
+from ostap_parallel.errors import HostError, RemoteTraceback, ServersUnavailable, WorkerLost
+from ostap_parallel.hosts.server import HostServer, HostStatus
+from ostap_parallel.hosts.ssh import control_directory
+from ostap_parallel.worker import execute, serialize
+from ostap_parallel.worker.engine import Server, Task
+from ostap_parallel.worker.execute import ChunkOutcome, Lost
+
+logger = logging.getLogger(__name__)
+
+# Hosts that are started at the same time.
+MAX_STARTS = 16
+
+# How often a call whose worker was lost is tried again.
+LOST_RETRIES = 2
+
+LOCAL = "local"
+
+# Receives the name of a host and what one of its workers printed or logged, see `engine.Sink`.
+EventHandler = Callable[[str, dict[str, Any]], None]
+
+
+class Connection(ppft._pp._RWorker):  # type: ignore[misc]
+    """One connection to a server; unlike ppft's it says what is wrong, and it has no time-out."""
+
+    def __init__(self, server: ClientServer, label: str, port: int, purpose: str) -> None:
+        self.label = label
+        super().__init__("127.0.0.1", port, server.secret, server, purpose, False, None)
+
+    def connect(self, message: str | None = None) -> bool:
+        """Connect and authenticate; raises HostError."""
+        SocketTransport.__init__(self, None, 20)  # for the greeting only
+        try:
+            self._connect(self.host, self.port)
+            self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            greeted = self.authenticate(self.secret)
+        except (OSError, RuntimeError) as exc:
+            reason = f"no ppft server answers on port {self.port}: {exc}"
+            raise HostError(self.label, "server", reason) from exc
+        if not greeted:
+            reason = "the server does not accept our secret"
+            raise HostError(self.label, "server", reason)
+        self.socket.settimeout(None)
+        self.send(message)
+        self.is_free = True
+        return True
+
+    def authenticate(self, secret: str) -> bool:
+        """Answer the server's challenge as ppft does; look at its version first."""
+        theirs = self.receive().decode("utf-8", "replace")
+        if theirs != ppft.__version__:
+            reason = f"it runs ppft {theirs}, the caller ppft {ppft.__version__}"
+            raise HostError(self.label, "server", f"{reason}: install the same version")
+        challenge = self.receive()
+        self.send(hashlib.sha1(challenge + secret.encode()).hexdigest())
+        return bool(self.receive() == b"OK")
+
+
+class ClientServer(Server):
+    """The caller's server: its own workers, and connections to those of hosts."""
+
+    def __init__(
+        self,
+        ncpus: int | str,
+        secret: str,
+        on_event: EventHandler,
+        on_lost: Callable[[str, str], None],
+    ) -> None:
+        self.sink = lambda event: on_event(LOCAL, event)
+        self._on_lost = on_lost
+        self._connections: dict[str, list[Connection]] = {}
+        super().__init__(ncpus, secret=secret)
+
+    def add_host(self, label: str, port: int, limit: int | None = None) -> int:
+        """Connect to a server on a port of this machine; return the number of its workers.
+
+        Raises `HostError` if it does not answer, has another version or another secret.
+        """
+        status = Connection(self, label, port, "STAT")
+        try:
+            count = min(int(status.receive()), limit or 1 << 16)
+            # Twice as many, as ppft does: the next chunk is there when a worker becomes free.
+            found = [Connection(self, label, port, "EXEC") for _ in range(2 * count)]
+        except (OSError, RuntimeError, ValueError) as exc:
+            raise HostError(label, "server", f"the connection broke: {exc}") from exc
+        with self._Server__queue_lock:
+            self._connections[label] = [status, *found]
+            self._Server__stats[status.id] = ppft._pp._Statistics(count, status)
+            self._Server__rworkers.extend(found[:count])
+            self._Server__rworkers_reserved.extend(found[count:])
+        self._Server__scheduler()
+        return count
+
+    def drop_host(self, label: str) -> None:
+        """Close the connections to a host; the jobs that it had end as `Lost`."""
+        with self._Server__queue_lock:
+            gone = self._connections.pop(label, [])
+            for workers in (self._Server__rworkers, self._Server__rworkers_reserved):
+                workers[:] = [worker for worker in workers if worker not in gone]
+            for connection in gone[:1]:
+                self._Server__stats.pop(connection.id, None)
+        for connection in gone:
+            connection.is_free = False
+            with contextlib.suppress(OSError):  # wakes the thread that waits for a result
+                connection.socket.shutdown(socket.SHUT_RDWR)
+
+    def destroy(self) -> None:
+        """End all workers, close all connections and give up all jobs."""
+        self._exiting = True
+        for label in list(self._connections):
+            self.drop_host(label)
+        super().destroy()
+
+    def _run_remote(self, job: Task, sfunc: bytes, sargs: bytes, rworker: Connection) -> None:
+        job.host = rworker.label
+        try:
+            rworker.csend(sfunc)
+            rworker.send(sargs)
+            sresult = rworker.receive()
+        except Exception as exc:
+            rworker.close()
+            reason = f"the connection to {rworker.label} was lost: {exc}"
+            sresult = execute.pack_result(Lost(rworker.label, 0, reason))
+            if rworker.label in self._connections:  # nobody has closed it on purpose
+                self._on_lost(rworker.label, reason)
+        else:
+            rworker.is_free = True
+        self._forget(job)
+        job.finalize(sresult)
+        self._Server__scheduler()
+
+
+class ParallelExecutor(Executor):
+    """Local workers and servers on hosts, as one executor.
+
+    Returns at once: hosts join while work is already going on; see `hosts` and `wait_for_hosts`.
+
+    Parameters
+    ----------
+    ncpus
+        Local workers; ``"autodetect"``: as many as affinity and control groups grant; 0: none.
+    hosts
+        Hosts to start servers on, or existing servers.
+    secret
+        Shared by us and the servers; random by default.
+    timeout
+        Seconds of silence after which a host's server ends itself.
+    on_event
+        Receives what workers print and log.
+    """
+
+    def __init__(
+        self,
+        ncpus: int | str = "autodetect",
+        hosts: Sequence[HostConfig] = (),
+        *,
+        secret: str | None = None,
+        timeout: float = 7200,
+        on_event: EventHandler = lambda host, event: None,
+    ) -> None:
+        self._secret = secret if secret is not None else secrets.token_hex(32)
+        self._on_event = on_event
+        self._timeout = timeout
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._listeners: list[Callable[[], None]] = []
+        self._futures: weakref.WeakSet[Future[Any]] = weakref.WeakSet()
+        self._servers: dict[str, HostServer] = {}
+        self._closed = False
+        self._cleanup = contextlib.ExitStack()
+        self._apply = execute.shim(serialize.dumps(execute.Call(execute.apply)))
+        self.hosts = [HostStatus(host.label) for host in hosts]
+        this = weakref.ref(self)  # the server must not keep a forgotten executor alive
+
+        def on_lost(label: str, reason: str) -> None:
+            if (executor := this()) is not None:
+                status = next(host for host in executor.hosts if host.name == label)
+                executor._lose(status, HostError(label, "run", reason), "lost")
+
+        self.server = ClientServer(ncpus, self._secret, on_event, on_lost)
+        self._finalizer = weakref.finalize(self, _close, self.server, self._servers, self._cleanup)
+        if hosts:
+            self._start_hosts(hosts)
+
+    @property
+    def workers(self) -> dict[str, int]:
+        """Number of workers by host, of those that are up; the local ones are ``"local"``."""
+        local = {LOCAL: self.server.get_ncpus()} if self.server.get_ncpus() else {}
+        return local | {host.name: host.workers for host in self.hosts if host.state == "up"}
+
+    def wait_for_hosts(self, timeout: float | None = None) -> bool:
+        """Wait until every host is up or has failed; return whether all are up."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._is_starting(), timeout)
+        return all(host.state == "up" for host in self.hosts)
+
+    def check(self) -> None:
+        """Raise `ServersUnavailable` if nothing can run and nothing is still starting."""
+        if not self.workers and not self._is_starting():
+            raise ServersUnavailable(tuple(host.error for host in self.hosts if host.error))
+
+    def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
+        """Have `listener` called, from any thread, when `workers` changes; return the undoing."""
+        self._listeners.append(listener)
+        return lambda: self._listeners.remove(listener)
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Run a call on any worker; see `concurrent.futures.Executor.submit`.
+
+        Raises
+        ------
+        SerializeError
+            The function or an argument cannot be sent.
+        RuntimeError
+            The executor has been shut down.
+        """
+        what = f"the call of {getattr(fn, '__qualname__', type(fn).__name__)}"
+        item = execute.pack_value((fn, args, kwargs), what)
+        future: Future[Any] = Future()
+        self._try(future, execute.pack_chunk([0], [item]), LOST_RETRIES)
+        return future
+
+    def submit_chunk(self, call: bytes, chunk: bytes) -> Future[ChunkOutcome | Lost]:
+        """Run a chunk: `execute.shim` and `execute.pack_chunk` make its two messages."""
+        future: Future[ChunkOutcome | Lost] = Future()
+
+        def deliver(message: bytes) -> None:
+            result: ChunkOutcome | Lost
+            try:
+                result = execute.unpack_result(message)
+            except Exception as exc:
+                result = Lost("", 0, f"its answer cannot be read: {exc}", by_worker=True)
+            with contextlib.suppress(InvalidStateError):  # cancelled
+                future.set_result(replace(result, host=task.host or LOCAL))
+
+        if self._closed:
+            raise RuntimeError("the executor has been shut down")
+        self.check()
+        task = Task(self.server, deliver)
+        self._futures.add(future)
+        self.server.insert(call, chunk, task)
+        return future
+
+    def interrupt(self) -> None:
+        """Give up all that is queued and running, here and on the hosts; workers stay."""
+        self.server.interrupt()
+        self._ask_hosts("interrupt")
+
+    def flush(self) -> None:
+        """Wait, a few seconds at most, until what workers have printed so far has arrived."""
+        self._ask_hosts("ping")
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """End all workers and servers; nothing of ours remains on any host."""
+        if wait and not cancel_futures:
+            self._wait_for_futures()
+        with self._lock:
+            self._closed = True
+        self._finalizer()
+        for host in self.hosts:
+            if host.state in ("starting", "up"):
+                self._update(host, state="closed", workers=0)
+
+    def _wait_for_futures(self) -> None:
+        wait(list(self._futures))
+
+    def _try(self, future: Future[Any], chunk: bytes, retries: int) -> None:
+        def settle(done: Future[ChunkOutcome | Lost]) -> None:
+            result = done.result()
+            try:
+                if isinstance(result, Lost) and retries and not self._closed:
+                    self._try(future, chunk, retries - 1)
+                elif isinstance(result, Lost):
+                    future.set_exception(WorkerLost(0, result.host, result.reason))
+                elif result.entries:
+                    _settle(future, result)
+                else:
+                    future.set_exception(WorkerLost(0, result.host, "it was interrupted"))
+            except Exception as exc:
+                with contextlib.suppress(InvalidStateError):
+                    future.set_exception(exc)
+
+        self.submit_chunk(self._apply, chunk).add_done_callback(settle)
+
+    def _is_starting(self) -> bool:
+        return any(host.state == "starting" for host in self.hosts)
+
+    def _update(self, host: HostStatus, **fields: Any) -> None:
+        with self._changed:
+            for name, value in fields.items():
+                setattr(host, name, value)
+            self._changed.notify_all()
+        for listener in list(self._listeners):
+            listener()
+
+    def _ask_hosts(self, command: str) -> None:
+        with self._lock:
+            servers = list(self._servers.values())
+        threads = [
+            threading.Thread(target=server.ask, args=[command], daemon=True) for server in servers
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    def _start_hosts(self, hosts: Sequence[HostConfig]) -> None:
+        control = self._cleanup.enter_context(control_directory())
+        waiting: queue.SimpleQueue[tuple[int, HostConfig]] = queue.SimpleQueue()
+        for number, host in enumerate(hosts):
+            waiting.put((number, host))
+        this = weakref.ref(self)
+
+        def start() -> None:
+            while (executor := this()) is not None and not executor._closed:
+                try:
+                    number, host = waiting.get_nowait()
+                except queue.Empty:
+                    return
+                executor._start_host(host, executor.hosts[number], control / str(number))
+                del executor
+
+        for _ in range(min(MAX_STARTS, len(hosts))):
+            threading.Thread(target=start, name="start-host", daemon=True).start()
+
+    def _start_host(self, host: HostConfig, status: HostStatus, control: Path) -> None:
+        start = time.monotonic()
+        try:
+            if host.server_port is not None:
+                port, about = host.server_port, None
+            else:
+                port, about = self._open_server(host, status, control)
+            workers = self.server.add_host(status.name, port, host.ncpus)
+        except HostError as exc:
+            self._lose(status, exc, "failed")
+        except Exception as exc:
+            logger.exception("%s could not be started", status.name)
+            self._lose(status, HostError(status.name, "start", str(exc)), "failed")
+        else:
+            seconds = time.monotonic() - start
+            self._update(status, state="up", workers=workers, seconds=seconds, about=about)
+
+    def _open_server(
+        self, host: HostConfig, status: HostStatus, control: Path
+    ) -> tuple[int, dict[str, Any]]:
+        this, on_event = weakref.ref(self), self._on_event
+
+        def on_lost(error: HostError) -> None:
+            if (executor := this()) is not None:
+                executor._lose(status, error, "lost")
+
+        server = HostServer(
+            host,
+            self._secret,
+            control,
+            on_event=lambda event: on_event(status.name, event),
+            on_lost=on_lost,
+            timeout=self._timeout,
+        )
+        with self._lock:
+            if self._closed:
+                raise HostError(host.label, "start", "closed while it was starting")
+            self._servers[host.label] = server
+        server.__enter__()
+        return server.port, server.about
+
+    def _lose(self, status: HostStatus, error: HostError, state: str) -> None:
+        self.server.drop_host(status.name)
+        with self._lock:
+            server = self._servers.pop(status.name, None)
+        if server is not None:
+            # not from here: this may be the thread that closing waits for
+            threading.Thread(target=server.close, daemon=True).start()
+        if self._closed:
+            return
+        logger.warning("%s %s", "lost" if state == "lost" else "not available:", error)
+        self._update(status, state=state, workers=0, error=error)
+        if not self.workers and not self._is_starting():
+            self.server.drop_waiting("no worker is left")
+
+
+def _settle(future: Future[Any], result: ChunkOutcome) -> None:
+    ok, packed, _ = result.entries[0]
+    if ok:
+        future.set_result(execute.unpack_value(packed))
+        return
+    error, text = serialize.loads(packed)
+    error.__cause__ = RemoteTraceback(f"on {result.host}, process {result.pid}:\n{text}")
+    future.set_exception(error)
+
+
+def _close(
+    server: ClientServer, servers: dict[str, HostServer], cleanup: contextlib.ExitStack
+) -> None:
+    """Close what an executor owns; a function, so that a forgotten executor can be collected."""
+    closing = [threading.Thread(target=host.close, daemon=True) for host in servers.values()]
+    for thread in closing:
+        thread.start()
+    server.destroy()
+    for thread in closing:
+        thread.join()
+    servers.clear()
+    cleanup.close()
