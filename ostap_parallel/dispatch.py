@@ -111,6 +111,11 @@ class Run:
     _seconds: float | None = None  # mean time per item
     _size: int = 1
 
+    @property
+    def submitted(self) -> int:
+        """Number of items read from the input."""
+        return self._next
+
     def outcomes(self) -> Iterator[Outcome]:
         """Yield one outcome per item, as they come or in order; input is read as needed.
 
