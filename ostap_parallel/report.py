@@ -1,0 +1,309 @@
+"""What users see of a run: who did what, how long it took, what failed."""
+
+from __future__ import annotations
+
+import re
+import reprlib
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+_MAX_REPR = 200
+_MAX_FAILURES = 10  # shown by a report; all of them are in its list
+
+
+@dataclass
+class Statistics:
+    """How many jobs a host did, and in how much time.
+
+    Used as a context manager it counts its body as one job.
+
+    Attributes
+    ----------
+    host
+        Name of the host; default: the full name of this one.
+    time
+        Seconds of wall time, summed over the jobs.
+    njobs
+        Number of jobs.
+    """
+
+    host: str = ""
+    time: float = 0.0
+    njobs: int = 0
+
+    def __post_init__(self) -> None:
+        self.host = self.host or _this_host()
+        self._started: float | None = time.perf_counter()
+
+    def __enter__(self) -> Statistics:
+        self._started = time.perf_counter()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def __iadd__(self, other: Statistics) -> Statistics:
+        self.add(other.time, other.njobs)
+        return self
+
+    def stop(self) -> None:
+        """Count one job since the construction or the start of the block; once."""
+        if self._started is not None:
+            self.add(time.perf_counter() - self._started)
+            self._started = None
+
+    def add(self, seconds: float, njobs: int = 1) -> None:
+        """Add jobs that took `seconds` together."""
+        self.time += seconds
+        self.njobs += njobs
+
+
+class StatMerger:
+    """The statistics of several hosts."""
+
+    def __init__(self) -> None:
+        self._hosts: dict[str, Statistics] = {}
+
+    def __iadd__(self, other: Statistics | StatMerger) -> StatMerger:
+        if isinstance(other, Statistics):
+            self.add(other.host, other.time, other.njobs)
+        else:
+            for host, stat in other:
+                self.add(host, stat.time, stat.njobs)
+        return self
+
+    def __len__(self) -> int:
+        return len(self._hosts)
+
+    def __iter__(self) -> Iterator[tuple[str, Statistics]]:
+        return iter(self.merged.items())
+
+    def __str__(self) -> str:
+        return self.table()
+
+    def add(self, host: str, seconds: float, njobs: int = 1) -> None:
+        """Add jobs that `host` did in `seconds` together."""
+        stat = self._hosts.get(host)
+        if stat is None:
+            stat = self._hosts[host] = Statistics(host)
+        stat.add(seconds, njobs)
+
+    @property
+    def merged(self) -> dict[str, Statistics]:
+        """The statistics by host, in the order of their first jobs."""
+        return dict(self._hosts)
+
+    @property
+    def njobs(self) -> int:
+        """Number of jobs on all hosts."""
+        return sum(stat.njobs for stat in self._hosts.values())
+
+    @property
+    def time(self) -> float:
+        """Seconds of all jobs on all hosts."""
+        return sum(stat.time for stat in self._hosts.values())
+
+    def table(self, title: str = "", prefix: str = "") -> str:
+        """Return a table with one row per host; `prefix` begins each line."""
+        from rich import box
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(title=Text(title) if title else None, title_justify="left", box=box.ASCII2)
+        for column in ("#jobs", "%", "total time", "time/job"):
+            table.add_column(column, justify="right")
+        table.add_column("server")
+
+        total = Statistics("total", self.time, self.njobs)
+        rows = [stat for _, stat in sorted(self, key=itemgetter(0))]
+        for stat in [*rows, total] if len(rows) > 1 else rows:
+            if stat is total:
+                table.add_section()
+            share = f"{100 * stat.njobs / max(total.njobs, 1):.1f}"
+            mean = duration(stat.time / stat.njobs) if stat.njobs else ""
+            table.add_row(str(stat.njobs), share, duration(stat.time), mean, Text(stat.host))
+        return "\n".join(prefix + line for line in _render(table))
+
+    def print_stats(self, prefix: str = "", cputime: float | None = None) -> None:
+        """Print the table and, given the wall time in seconds, the gain."""
+        print(self.table(prefix=prefix))
+        if cputime:
+            gain = f"{self.time / cputime:.2f} = {duration(self.time)} / {duration(cputime)}"
+            print(f"{prefix}gain: {gain}")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An item that has no result.
+
+    Attributes
+    ----------
+    index
+        Position of the item in the input, counted from 0.
+    item
+        The item, shortened; see `describe`.
+    error
+        What was raised, or `WorkerLost`.
+    traceback
+        Where it was raised, as text.
+    host, pid
+        The worker that had it last.
+    attempts
+        How often it was tried.
+    """
+
+    index: int
+    item: str
+    error: BaseException
+    traceback: str
+    host: str
+    pid: int
+    attempts: int
+
+    def __str__(self) -> str:
+        name = type(self.error).__name__
+        reason = _one_line(self.error, str)
+        times = f", {self.attempts} attempts" if self.attempts > 1 else ""
+        where = f"{self.host} (pid {self.pid}{times})"
+        return f"item {self.index} ({self.item}) on {where}: {name}{': ' * bool(reason)}{reason}"
+
+
+@dataclass
+class HostStatus:
+    """What became of a host; `seconds` is the time to connect, `error` says what is wrong."""
+
+    name: str
+    state: Literal["starting", "up", "failed", "lost", "closed"] = "starting"
+    workers: int = 0
+    seconds: float | None = None
+    error: str | None = None
+
+
+@dataclass
+class Report:
+    """The outcome of a run, also of one that is going on or was stopped.
+
+    Attributes
+    ----------
+    submitted, merged
+        Numbers of items taken from the input, and of those whose result was merged.
+    failures
+        The items that have no result.
+    retried
+        How often an item was run again.
+    stats
+        Jobs and times by host.
+    hosts
+        The hosts and their states.
+    wall
+        Seconds of wall time.
+    result
+        What is merged so far.
+    complete
+        Whether the input was read to its end and every item was merged or has failed.
+    """
+
+    submitted: int = 0
+    merged: int = 0
+    failures: list[Failure] = field(default_factory=list)
+    retried: int = 0
+    stats: StatMerger = field(default_factory=StatMerger)
+    hosts: list[HostStatus] = field(default_factory=list)
+    wall: float = 0.0
+    result: Any = field(default=None, repr=False)
+    complete: bool = False
+
+    @property
+    def failed(self) -> int:
+        """Number of items that have no result."""
+        return len(self.failures)
+
+    @property
+    def gain(self) -> float:
+        """Seconds of all jobs per second of wall time."""
+        return self.stats.time / self.wall if self.wall > 0 else 0.0
+
+    def __str__(self) -> str:
+        lines = [self._summary()]
+        if self.stats:
+            lines.append(self.stats.table())
+        for host in self.hosts:
+            if host.error or host.state in ("failed", "lost"):
+                reason = (host.error or "no reason known").strip().replace("\n", "\n    ")
+                lines.append(f"host {host.name} {host.state}: {reason}")
+        lines += map(str, self.failures[:_MAX_FAILURES])
+        if self.failed > _MAX_FAILURES:
+            lines.append(f"... and {self.failed - _MAX_FAILURES} more failures")
+        return "\n".join(lines)
+
+    def _summary(self) -> str:
+        text = f"{self.submitted} submitted = {self.merged} merged + {self.failed} failed"
+        if unfinished := self.submitted - self.merged - self.failed:
+            text += f" + {unfinished} unfinished"
+        text += f", {self.wall:.1f} s, gain {self.gain:.2f}"
+        if self.retried:
+            text += f", {self.retried} retried"
+        return text if self.complete else f"{text}, not complete"
+
+
+def describe(obj: object) -> str:
+    """Return the repr of any object in one line of at most 200 characters; never fail."""
+    short = reprlib.Repr()  # cheap also for huge containers, of which it looks at the ends only
+    short.maxstring = short.maxother = _MAX_REPR
+    return _one_line(obj, short.repr)
+
+
+def duration(seconds: float) -> str:
+    """Return a time as people write it, e.g. ``1.5 ms``, ``43.1 s``, ``2 h 5 min``."""
+    if seconds < 1:
+        return f"{seconds * 1e3:.3g} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.0f} us"
+    if seconds < 99.95:
+        return f"{seconds:.3g} s"
+    units = [(86400, "d"), (3600, "h"), (60, "min"), (1, "s")]
+    rest, parts = round(seconds), []
+    for size, unit in units:
+        count, rest = divmod(rest, size)
+        parts.append((count, unit))
+    while not parts[0][0]:
+        del parts[0]
+    return " ".join(f"{count} {unit}" for count, unit in parts[:2] if count)
+
+
+def _one_line(obj: Any, to_text: Any) -> str:
+    try:
+        text = re.sub(r"\s*\n\s*", " ", to_text(obj).strip())
+    except Exception as exc:  # user code
+        text = f"<{type(obj).__name__} whose text raises {type(exc).__name__}>"
+    text = "".join(char if char.isprintable() else "?" for char in text)
+    return text if len(text) <= _MAX_REPR else f"{text[: _MAX_REPR - 3]}..."
+
+
+def _render(table: Any) -> list[str]:
+    from io import StringIO
+
+    from rich.console import Console
+
+    # Always plain text: FORCE_COLOR or a notebook must not change what a string holds.
+    file = StringIO()
+    Console(
+        file=file, width=1000, color_system=None, force_terminal=False, force_jupyter=False
+    ).print(table)
+    return [line.rstrip() for line in file.getvalue().splitlines()]
+
+
+@lru_cache(maxsize=1)
+def _this_host() -> str:
+    return socket.getfqdn()  # may ask a slow name server
