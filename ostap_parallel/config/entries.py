@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from dataclasses import dataclass
 
@@ -15,8 +14,8 @@ KEYWORDS = frozenset({"auto", "config", "*"})
 _ENTRY = re.compile(
     r"""(?: (?P<user> [^@]*) @ )?
         (?: \[ (?P<literal> [^][]*) \]
-          | (?P<bare> [^][@*:]* : [^][@*:]* : [^][@*]* )
-          | (?P<name> [^][@*:]* ) )
+          | (?P<bare> [^][@*:\s]* : [^][@*:\s]* : [^][@*\s]* )
+          | (?P<name> [^][@*:\s]* ) )
         (?: : (?P<port> [0-9]{1,9}) )?
         (?: \s* \* \s* (?P<ncpus> [0-9]{1,9}) )?""",
     re.VERBOSE,
@@ -55,7 +54,8 @@ def split_entries(text: str) -> list[str]:
         text = text[1:-1]
     # "host * 8" is one entry, although it holds blanks
     text = re.sub(r"\s*\*\s*(?=[0-9])", "*", text)
-    return [re.sub(r"(['\"])(.*)\1", r"\2", word) for word in re.split(r"[\s,]+", text) if word]
+    words = (re.sub(r"\A(['\"])(.*)\1\Z", r"\2", word) for word in re.split(r"[\s,]+", text))
+    return [word for word in words if word]
 
 
 def parse_entries(text: str, where: str, origin: str) -> tuple[Entry, ...]:
@@ -92,10 +92,8 @@ def parse_entry(entry: str | int, where: str, origin: str) -> Entry:
         )
     user, port, ncpus = match.group("user", "port", "ncpus")
     name = match["name"] or match["literal"] or match["bare"] or ""
-    if match["name"] is None:
-        if not is_ipv6(name):
-            raise ConfigError(f"{where}: not an IPv6 address: {name!r}")
-        name = str(ipaddress.IPv6Address(name))  # one spelling per address
+    if match["name"] is None and not is_ipv6(name):
+        raise ConfigError(f"{where}: not an IPv6 address: {name!r}")
     if name.lower() == "localhost" and port and user is None:
         if ncpus:
             raise ConfigError(f"{where} runs already, its number of workers is fixed")

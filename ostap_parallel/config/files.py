@@ -237,7 +237,7 @@ def convert(key: str, value: Any, origin: str, base: Path, home: Path) -> Any:
     """
     where = f"{origin} {key}"
     if key in ("ppservers", "workers"):
-        return parse_entries(value, where, where)
+        return parse_entries(value, where, origin)
     if isinstance(value, str) and not value.strip():
         return None
     match key:
@@ -267,7 +267,11 @@ def absolute(path: str | Path, base: Path, home: Path) -> Path:
 def _find_local(key: str, value: str | Path, where: str, base: Path, home: Path) -> Path:
     path = absolute(value, base, home)
     # ssh takes /dev/null for a configuration, but a script has to be copied
-    if not (path.is_file() if key == "script" else path.exists()):
+    try:
+        found = path.is_file() if key == "script" else path.exists()
+    except (OSError, ValueError):  # a closed directory on the way, a NUL
+        found = False
+    if not found:
         raise ConfigError(f"{where}: no such file: {path}")
     return path
 

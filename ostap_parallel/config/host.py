@@ -105,8 +105,6 @@ def is_ipv6(name: str) -> bool:
 
 
 def _is_name(name: str) -> bool:
-    if is_ipv6(name):
-        return True
     if re.fullmatch("[0-9.]+", name):
         try:
             ipaddress.IPv4Address(name)
@@ -117,7 +115,9 @@ def _is_name(name: str) -> bool:
 
 
 def check_name(name: str, where: str) -> str:
-    """Return `name` if it is a host name, an alias or an address."""
+    """Return `name` if it is a host name, alias or address; IPv6 in its short form."""
+    if is_ipv6(name):
+        return str(ipaddress.IPv6Address(name))
     if not _is_name(name):
         raise ConfigError(f"{where}: not a host name, ssh alias or address: {name!r}")
     return name
