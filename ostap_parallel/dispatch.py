@@ -5,11 +5,12 @@ Works on every executor of PEP 3148; on ours a function travels once per worker.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import queue
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from concurrent.futures import CancelledError, Executor, Future, wait
 from dataclasses import dataclass, field
 from typing import Any
@@ -129,19 +130,16 @@ class Run:
         ServersUnavailable
             No worker is left and none is about to come.
         """
-        self._total = len(self.items) if hasattr(self.items, "__len__") else None
+        self._total = len(self.items) if isinstance(self.items, Sized) else None
         self._input = iter(self.items)
         name = getattr(self.call.function, "__qualname__", repr(self.call.function))
         packed = serialize.pack(self.call, f"the function {name}", cache=self._cache)
         self._submit = self._submitter(packed)
-        undo = lambda: None  # noqa: E731
-        if isinstance(self.executor, ParallelExecutor):
-            undo = self.executor.listen(lambda: self._news.put(None))
-        try:
+        with contextlib.ExitStack() as leaving:
+            leaving.callback(self._stop)
+            if isinstance(self.executor, ParallelExecutor):
+                leaving.callback(self.executor.listen(lambda: self._news.put(None)))
             yield from self._in_order() if self.ordered else self._as_they_come()
-        finally:
-            undo()
-            self._stop()
 
     def _submitter(self, call: bytes) -> Callable[[bytes], Future[ChunkOutcome | Lost]]:
         if isinstance(self.executor, ParallelExecutor):

@@ -8,7 +8,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import Executor
 from pathlib import Path
 from types import TracebackType
@@ -264,7 +264,7 @@ class WorkManager:
             lost_retries=lost_retries,
         )
         show = self._progress if progress is None else progress
-        title = description or getattr(task, "__name__", type(task).__name__)
+        title = description or _title(task)
         with _Recorder(self, run, show, title) as recorder:
             sink.start()
             recorder.report.result = sink.result()
@@ -306,7 +306,7 @@ class WorkManager:
             lost_retries=lost_retries,
         )
         show = self._progress if progress is None else progress
-        title = description or getattr(func, "__name__", type(func).__name__)
+        title = description or _title(func)
         return self._iterate(run, show, title)
 
     def _iterate(self, run: Run, show: bool, title: str) -> Iterator[Any]:
@@ -324,8 +324,8 @@ class _Recorder:
     def __init__(self, manager: WorkManager, run: Run, show: bool, title: str) -> None:
         self._manager = manager
         self._run = run
-        self._total = len(run.items) if hasattr(run.items, "__len__") else None
-        self._bar = open_progress(show, self._total, title, lambda: manager.workers)
+        total = len(run.items) if isinstance(run.items, Sized) else None
+        self._bar = open_progress(show, total, title, lambda: manager.workers)
         self.report = Report()
 
     def __enter__(self) -> _Recorder:
@@ -498,6 +498,10 @@ def _call_for(
         raise TypeError(f"task must be a function or a Task, not {type(task).__name__}")
     function = functools.partial(task, **shared) if shared else task
     return Call(function, with_index=jobid, seed=seed, log_level=level)
+
+
+def _title(task: Task | Callable[..., Any]) -> str:
+    return str(getattr(task, "__name__", type(task).__name__))
 
 
 def _failure(outcome: Outcome) -> Failure:

@@ -92,7 +92,9 @@ class ParallelPool(PathosParallelPool):  # type: ignore[misc]
 
     def apipe(self, f: Callable[..., Any], *args: Any, **kwds: Any) -> Result:
         """Return at once; `Result.get` gives the result of the call."""
-        return Result([self._submit(functools.partial(f, *args, **kwds))], lambda values: values[0])
+        return Result(
+            [self._submit(functools.partial(f, *args, **kwds))], lambda values: values[0]
+        )
 
     def _submit_all(
         self, f: Callable[..., Any], args: tuple[Iterable[Any], ...]

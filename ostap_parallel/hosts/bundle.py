@@ -1,7 +1,7 @@
 """What a bare host is sent: a zip file that makes python3 and bash enough.
 
-It holds this package, dill, and ppft with its ``ppserver``, as source and, for interpreters of our own minor version,
-compiled, so that a host does not compile them for every worker.
+It holds this package, dill, and ppft with its ``ppserver``: as source and, for interpreters of
+our own minor version, compiled, so that a host does not compile them for every worker.
 """
 
 from __future__ import annotations

@@ -41,10 +41,10 @@ _OPEN = r"""
 exec 19>&1
 op_say() {{ printf '\n%s%s\n' {mark} "$*" >&19; }}
 op_step=tmpdir
-trap 'op_status=$?; [ -z "$op_step" ] || op_say failed "$op_status" "$op_step"' EXIT
+op_leave='op_status=$?; [ -z "$op_dir" ] || rm -rf -- "$op_dir"
+[ -z "$op_step" ] || op_say failed "$op_status" "$op_step"'
+op_dir=; trap "$op_leave" EXIT
 op_dir=$(mktemp -d -- {tmpdir}/ostap-parallel.XXXXXXXXXX) || exit
-op_leave='op_status=$?; rm -rf -- "$op_dir"; [ -z "$op_step" ] || op_say failed "$op_status" "$op_step"'
-trap "$op_leave" EXIT
 ( while kill -0 "$PPID"; do sleep 1; done; rm -rf -- "$op_dir"; kill -KILL 0 ) \
     </dev/null >/dev/null 2>&1 19>&- & disown
 op_watcher=$!
@@ -68,7 +68,7 @@ _SERVE = r"""
 op_step=python; set +eu; kill "$op_watcher"
 type -P -- {python} >/dev/null || {{ echo {python}": not found; PATH is $PATH" >&2; exit 127; }}
 op_step=server
-{{ {python} "$op_dir/bundle.zip" {mismatch} 19>&-; op_status=$?; [ "$op_status" -ne 0 ] || op_step=; exit "$op_status"; }}
+{{ {python} "$op_dir/bundle.zip" {mismatch} 19>&- && op_step=; exit; }}
 """
 
 
@@ -85,7 +85,8 @@ class HostStatus:
     error
         Why it is not, with the step that failed.
     about
-        What the server told: ``host``, ``python``, ``executable``, ``pid``, ``ppft``.
+        What the server told: ``host``, ``python``, ``executable``, ``pid``, ``ppft``, and ``cpus``,
+        the number that the host grants.
     """
 
     name: str

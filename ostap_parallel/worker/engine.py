@@ -253,6 +253,11 @@ class Server(ppft.Server):  # type: ignore[misc]
 
     sink: Sink = staticmethod(lambda event: None)
 
+    # ppft's own, by the names that Python gives to its private attributes
+    _Server__workers: list[Worker]
+    _Server__queue: list[tuple[Task, bytes, bytes]]
+    _Server__ncpus: int
+
     def __init__(
         self,
         ncpus: int | str = "autodetect",

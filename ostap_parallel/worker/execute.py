@@ -312,5 +312,3 @@ def surroundings_of(wanted: dict[str, Any]) -> Iterator[None]:
         sys.path[:] = old_path
         os.environ.clear()
         os.environ.update(old_environ)
-
-

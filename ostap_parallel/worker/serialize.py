@@ -196,7 +196,8 @@ def _refresh(cls: type, attributes: dict[str, Any]) -> None:
 
 def _reduce_enum(cls: enum.EnumMeta) -> Any:
     # dill has no way to send an enumeration by value: its members are made while it is made
-    members = [(name, member.value) for name, member in cls.__members__.items()]
+    entries: dict[str, Any] = dict(cls.__members__)
+    members = [(name, entry.value) for name, entry in entries.items()]
     methods = {
         name: value
         for name, value in vars(cls).items()

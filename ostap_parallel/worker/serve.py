@@ -114,6 +114,7 @@ def _about() -> dict[str, Any]:
         "python": platform.python_version(),
         "executable": sys.executable,
         "ppft": ppft.__version__,
+        "cpus": usable_cpus(),
     }
 
 
