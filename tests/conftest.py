@@ -1,0 +1,171 @@
+"""Real ssh hosts for the tests, and the checks that nothing is left behind.
+
+Fixtures
+--------
+hosts
+    Two private ssh servers, ``h1`` and ``h2``, for the whole session.
+ssh_config
+    The file that reaches them.
+make_hosts
+    A function that starts special ones for one test.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+from sshd import Host, HostOptions, Hosts, SshdUnavailable, descendants, describe, open_hosts
+
+LEAK_PATIENCE = 5.0  # seconds until a host must be as it was before a test
+
+# Python's own helpers, which it keeps until the interpreter exits.
+KEPT_BY_PYTHON = "multiprocessing.resource_tracker", "multiprocessing.forkserver"
+
+MakeHosts = Callable[..., Hosts]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="leave out the tests marked slow")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "slow: takes many seconds; left out by --quick")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--quick"):
+        slow = [item for item in items if item.get_closest_marker("slow")]
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if item not in slow]
+
+
+@contextmanager
+def hosts_or_skip(
+    count: int, root: Path, options: HostOptions | list[HostOptions]
+) -> Iterator[Hosts]:
+    """`open_hosts`, but skip where hosts cannot be had. In CI they must be: fail there."""
+    with ExitStack() as stack:
+        try:
+            hosts = stack.enter_context(open_hosts(count, root, options))
+        except SshdUnavailable as exc:
+            if os.environ.get("CI"):
+                pytest.fail(str(exc))
+            pytest.skip(str(exc))
+        yield hosts
+
+
+@pytest.fixture(scope="session")
+def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
+    """Two bare hosts, ``h1`` and ``h2``, with sshd's default limits and ``/bin/sh``."""
+    with hosts_or_skip(2, tmp_path_factory.mktemp("hosts"), HostOptions()) as hosts:
+        yield hosts
+
+
+@pytest.fixture(scope="session")
+def ssh_config(hosts: Hosts) -> Path:
+    """The ``ssh_config`` that reaches `hosts`."""
+    return hosts.ssh_config
+
+
+@pytest.fixture
+def make_hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MakeHosts]:
+    """``make_hosts(count=1, *, each=None, **options)`` starts hosts that end with the test.
+
+    `options` are those of `HostOptions`, for all of them; `each` is a list of one `HostOptions`
+    per host. They are held to the same checks as `hosts`.
+    """
+    with ExitStack() as stack:
+        made: list[Host] = []
+
+        def make(count: int = 1, *, each: list[HostOptions] | None = None, **options: object):
+            kinds = each or [HostOptions(**options)] * count  # type: ignore[arg-type]
+            root = tmp_path_factory.mktemp("hosts")
+            started = stack.enter_context(hosts_or_skip(len(kinds), root, kinds))
+            made.extend(started)
+            return started
+
+        yield make
+        check_hosts(made, {})
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_on_hosts(request: pytest.FixtureRequest) -> Iterator[None]:
+    """After each test `hosts` run no more processes, and hold no more files, than before."""
+    if "hosts" not in request.fixturenames:
+        yield
+        return
+    hosts = request.getfixturevalue("hosts")
+    before = {host: snapshot(host) for host in hosts}
+    yield
+    check_hosts(hosts, before)
+
+
+def snapshot(host: Host) -> tuple[set[int], set[str]]:
+    """Return a host's processes and the names in its /tmp."""
+    return set(host.processes()), {path.name for path in host.tmp.iterdir()}
+
+
+def check_hosts(hosts: Iterable[Host], before: dict[Host, tuple[set[int], set[str]]]) -> None:
+    """Fail, listing what there is, unless the hosts get back to `before` in time."""
+    deadline = time.monotonic() + LEAK_PATIENCE
+    for host in hosts:
+        old_pids, old_names = before.get(host, (set(), set()))
+        while True:
+            pids, names = snapshot(host)
+            left = [describe(pid) for pid in sorted(pids - old_pids)]
+            left += sorted(f"/tmp/{name}" for name in names - old_names)
+            if not left:
+                break
+            if time.monotonic() > deadline:
+                pytest.fail(f"left on {host.name}:\n  " + "\n  ".join(left))
+            time.sleep(0.02)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_left_here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """At the end no child process, temporary file of ours or non-daemon thread is left.
+
+    The session has a temporary directory of its own, so that another program's files are not
+    taken for ours. It is short: a control socket's path may have some hundred characters.
+    """
+    tmp_path_factory.getbasetemp()  # pytest's own stays where it was
+    threads = set(threading.enumerate())
+    with pytest.MonkeyPatch.context() as patch:
+        private = tempfile.mkdtemp(prefix="op-")
+        patch.setenv("TMPDIR", private)
+        patch.setattr(tempfile, "tempdir", private)
+        try:
+            yield
+            deadline = time.monotonic() + LEAK_PATIENCE
+            while left := list(itertools.chain(child_lines(), files_in(private), others(threads))):
+                if time.monotonic() > deadline:
+                    pytest.fail("left at the end:\n  " + "\n  ".join(left))
+                time.sleep(0.05)
+        finally:
+            shutil.rmtree(private, ignore_errors=True)
+
+
+def child_lines() -> list[str]:
+    """Describe the processes below this one."""
+    lines = [f"process {describe(pid)}" for pid in descendants(os.getpid())]
+    return [line for line in lines if not any(name in line for name in KEPT_BY_PYTHON)]
+
+
+def files_in(folder: str) -> list[str]:
+    """Name what this package left in a temporary directory."""
+    return sorted(map(str, Path(folder).glob("ostap-parallel-*")))
+
+
+def others(threads: set[threading.Thread]) -> list[str]:
+    """Name the threads that would keep the interpreter from exiting."""
+    new = set(threading.enumerate()) - threads
+    return [f"thread {thread.name}" for thread in new if not thread.daemon]
