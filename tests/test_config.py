@@ -356,6 +356,12 @@ def test_short_names_get_the_domain(load):
     assert settings.hosts[0].ncpus == 2
 
 
+def test_no_ssh_means_no_alias(load, monkeypatch):
+    monkeypatch.setenv("PATH", "/none")
+    text = "[Parallel:no.such]\nppservers = gpu\n"
+    assert labels(load(text, "auto", hostname="pc.no.such")) == ["gpu.no.such"]
+
+
 def test_short_names_of_other_lists_stay(load):
     text = f"[Parallel]\nppservers = {UNKNOWN}\n[Parallel:cern.ch]\nncpus = 3\n"
     assert labels(load(text, "auto", hostname="pc.no.such")) == [UNKNOWN]
@@ -492,6 +498,8 @@ def test_scripts(load, home):
     [
         ("script", "none.sh"),
         ("script", "/"),
+        ("script", "x" * 300),
+        ("script", "a\0b"),
         ("ssh_config", "none"),
         ("user", "-l"),
         ("port", 0),
