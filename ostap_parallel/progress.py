@@ -35,6 +35,7 @@ class ProgressReporter:
     ) -> None:
         self.total, self.description = total, description
         self.done = self.failed = 0
+        self.ended = False
         self._workers, self._clock = workers, clock
         self._start = clock()
         self._samples = deque([(0.0, 0)])  # elapsed seconds, items done
@@ -49,11 +50,11 @@ class ProgressReporter:
         """Seconds since the start."""
         return self._clock() - self._start
 
-    def status(self, final: bool = False) -> str:
+    def status(self) -> str:
         """Return one line: the counts, the rate, the time left and the workers."""
         of_total = "" if self.total is None else f"/{self.total}"
         parts = [f"{self.done}{of_total} items"]
-        if final:
+        if self.ended:
             parts[0] += f" in {duration(self.elapsed)}"
         elif rate := self._rate():
             parts.append(f"{rate:.1f}/s" if rate >= 0.1 else f"{duration(1 / rate)}/item")
@@ -95,11 +96,11 @@ class _LineReporter(ProgressReporter):
             self._shown = True
             self.show()
 
-    def show(self, final: bool = False) -> None:
+    def show(self) -> None:
         """Print one line; a standard error that is closed or full must not end the run."""
         if sys.stderr is not None:
             with suppress(OSError, ValueError):
-                print(f"{self.description}: {self.status(final)}", file=sys.stderr, flush=True)
+                print(f"{self.description}: {self.status()}", file=sys.stderr, flush=True)
 
     @contextmanager
     def shown(self) -> Iterator[ProgressReporter]:
@@ -107,8 +108,9 @@ class _LineReporter(ProgressReporter):
         try:
             yield self
         finally:
+            self.ended = True
             if self._shown:
-                self.show(final=True)
+                self.show()
 
 
 class _NotebookReporter(_LineReporter):
@@ -117,8 +119,8 @@ class _NotebookReporter(_LineReporter):
     period = _NOTEBOOK_PERIOD
     _handle: Any = None
 
-    def show(self, final: bool = False) -> None:
-        row = _row(self, final)
+    def show(self) -> None:
+        row = _row(self)
         if self._handle is None:
             display = importlib.import_module("IPython.display").display
             self._handle = display(row, display_id=True)
@@ -209,7 +211,7 @@ def _show_bar(reporter: ProgressReporter, console: Console) -> Iterator[Progress
     from rich.live import Live
 
     live = Live(
-        get_renderable=lambda: _row(reporter, final=not live.is_started),
+        get_renderable=lambda: _row(reporter),
         console=console,
         refresh_per_second=_REFRESHES_PER_SECOND,
         # Standard output that goes to a file does not disturb the bar, and must get there.
@@ -219,13 +221,14 @@ def _show_bar(reporter: ProgressReporter, console: Console) -> Iterator[Progress
         try:
             yield reporter
         finally:
+            reporter.ended = True
             # Live would drop a line that was begun but not ended.
             for stream in (sys.stdout, sys.stderr):
                 with suppress(OSError, ValueError, AttributeError):
                     stream.flush()
 
 
-def _row(reporter: ProgressReporter, final: bool) -> Table:
+def _row(reporter: ProgressReporter) -> Table:
     """Return description, bar, elapsed time and status; the last is cut in a narrow terminal."""
     from rich.progress_bar import ProgressBar
     from rich.table import Column, Table
@@ -237,5 +240,5 @@ def _row(reporter: ProgressReporter, final: bool) -> Table:
     cells.append(Text(str(timedelta(seconds=int(reporter.elapsed)))))
     columns = [Column(no_wrap=True) for _ in cells]
     table = Table.grid(*columns, Column(no_wrap=True, ratio=1), padding=(0, 1), expand=True)
-    table.add_row(*cells, Text(reporter.status(final)))
+    table.add_row(*cells, Text(reporter.status()))
     return table

@@ -10,10 +10,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from types import TracebackType
+
+    from ostap_parallel.hosts.server import HostStatus
 
 _MAX_REPR = 200
 _MAX_FAILURES = 10  # shown by a report; all of them are in its list
@@ -182,17 +184,6 @@ class Failure:
 
 
 @dataclass
-class HostStatus:
-    """What became of a host; `seconds` is the time to connect, `error` says what is wrong."""
-
-    name: str
-    state: Literal["starting", "up", "failed", "lost", "closed"] = "starting"
-    workers: int = 0
-    seconds: float | None = None
-    error: str | None = None
-
-
-@dataclass
 class Report:
     """The outcome of a run, also of one that is going on or was stopped.
 
@@ -241,8 +232,8 @@ class Report:
         if self.stats:
             lines.append(self.stats.table())
         for host in self.hosts:
-            if host.error or host.state in ("failed", "lost"):
-                reason = (host.error or "no reason known").strip().replace("\n", "\n    ")
+            if host.error is not None:
+                reason = f"{host.error.step}: {host.error.reason}".strip().replace("\n", "\n    ")
                 lines.append(f"host {host.name} {host.state}: {reason}")
         lines += map(str, self.failures[:_MAX_FAILURES])
         if self.failed > _MAX_FAILURES:

@@ -25,6 +25,7 @@ class TaskMerger:
     merger
         ``merger(merged, result)`` returns the new merged value. With ``None`` the values merge
         themselves: ``+=``, then ``+``, then the ``append`` or ``add`` method of `merged`.
+        Of lists, only lists and tuples are joined with ``+=``; all else is appended.
     init
         What to start from, copied deeply for every start. ``None`` means that the first result
         is taken as it is; `merger` is not called for it.
@@ -295,6 +296,8 @@ def _as_strings(name: str, values: Variables) -> dict[str, str]:
 
 def _merge_by_themselves(merged: Any, result: Any) -> Any:
     operators: tuple[Merger, ...] = (operator.iadd, operator.add)
+    if isinstance(merged, list) and not isinstance(result, (list, tuple)):
+        operators = ()  # += would take a string apart, and keep only the keys of a dictionary
     failure: TypeError | None = None
     for combine in operators:
         try:
