@@ -35,8 +35,6 @@ logger = logging.getLogger(__name__)
 
 # First part of what bash at the other end reads: a private directory that goes when bash goes.
 # Our lines have a descriptor of their own, as scripts run, and may exit, with stdout redirected.
-# The watcher ends everything if the connection breaks while a script of the user's runs, when
-# nobody reads the standard input that would tell.
 _OPEN = r"""
 exec 19>&1
 op_say() {{ printf '\n%s%s\n' {mark} "$*" >&19; }}
@@ -45,11 +43,23 @@ op_leave='op_status=$?; [ -z "$op_dir" ] || rm -rf -- "$op_dir"
 [ -z "$op_step" ] || op_say failed "$op_status" "$op_step"'
 op_dir=; trap "$op_leave" EXIT
 op_dir=$(mktemp -d -- {tmpdir}/ostap-parallel.XXXXXXXXXX) || exit
-( while kill -0 "$PPID"; do sleep 1; done; rm -rf -- "$op_dir"; kill -KILL 0 ) \
-    </dev/null >/dev/null 2>&1 19>&- & disown
-op_watcher=$!
 op_step=copy
 op_say directory "$op_dir"
+"""
+
+# Around the user's scripts, read by bash as one command. The watcher ends everything if the client
+# goes away while one of them runs: it says nothing until they have ended, so that anything to be
+# read from standard input is its end.
+_PREPARE = r"""
+{{
+exec 18<&0
+( trap - EXIT; until read -t 0 -u 18; do sleep 0.5; done; rm -rf -- "$op_dir"; kill -KILL 0 ) \
+    >/dev/null 2>&1 19>&- & disown
+op_watcher=$!
+{sources}
+kill -KILL "$op_watcher"; exec 18<&-
+op_say prepared
+}}
 """
 
 # One of these per script of the user's: sourced at the top level, with nothing to read, and with
@@ -65,7 +75,7 @@ op_status=$?; set +eu; trap "$op_leave" EXIT; [ "$op_status" -eq 0 ] || exit "$o
 
 # The last part is one line: bash must have read all of it before python reads the secret.
 _SERVE = r"""
-op_step=python; set +eu; kill "$op_watcher"
+op_step=python
 type -P -- {python} >/dev/null || {{ echo {python}": not found; PATH is $PATH" >&2; exit 127; }}
 op_step=server
 {{ {python} "$op_dir/bundle.zip" {mismatch} 19>&- && op_step=; exit; }}
@@ -85,8 +95,8 @@ class HostStatus:
     error
         Why it is not, with the step that failed.
     about
-        What the server told: ``host``, ``python``, ``executable``, ``pid``, ``ppft``, and ``cpus``,
-        the number that the host grants.
+        What the server told: ``host``, ``python``, ``executable``, ``pid``, ``ppft``, ``port``
+        and ``cpus``, the number that the host grants.
     """
 
     name: str
@@ -194,9 +204,12 @@ class HostServer:
             "directory": directory,
             "timeout": self._timeout,
         }
-        # What ends bash early is reported as the step that failed, not as a broken pipe here.
-        with contextlib.suppress(HostError):
-            self._session.write(f"{self._commands(directory)}{json.dumps(settings)}\n")
+        if sources := self._sources(directory):
+            self._write(_PREPARE.format(sources=sources))
+            self._expect("prepared")
+        python = shlex.quote(self.host.python)
+        serve = _SERVE.format(python=python, mismatch=self.host.python_mismatch)
+        self._write(f"{serve}{json.dumps(settings)}\n")
         self.about = self._expect("ready")
         self._tunnel = Tunnel(self._session)
         self.port = self._tunnel.connect("127.0.0.1", self.about["port"])
@@ -213,8 +226,7 @@ class HostServer:
                 raise HostError(self.host.label, "connect", "closed while it was starting")
             self._session.open()
             try:
-                with contextlib.suppress(HostError):
-                    self._session.write(_OPEN.format(mark=mark, tmpdir=tmpdir))
+                self._write(_OPEN.format(mark=mark, tmpdir=tmpdir))
                 directory: str = self._expect("directory")
             except HostError as exc:
                 dropped = self._session.was_dropped
@@ -238,21 +250,24 @@ class HostServer:
             write_files(Path(staging), files)
             Copier(self._session).copy(Path(staging), directory)
 
-    def _commands(self, directory: str) -> str:
-        """Return the bash text that prepares the environment and starts the server."""
+    def _write(self, text: str) -> None:
+        assert self._session is not None
+        # What ends bash early is reported as the step that failed, not as a broken pipe here.
+        with contextlib.suppress(HostError):
+            self._session.write(text)
+
+    def _sources(self, directory: str) -> str:
+        """Return the bash text that runs the user's scripts."""
         sources = {
             "profile": self.host.profile,
             "environment": self.host.environment and f"{directory}/environment.sh",
             "script": self.host.script and f"{directory}/script.sh",
         }
-        parts = [
+        return "".join(
             _SOURCE.format(step=step, file=shlex.quote(file))
             for step, file in sources.items()
             if file
-        ]
-        python = shlex.quote(self.host.python)
-        parts.append(_SERVE.format(python=python, mismatch=self.host.python_mismatch))
-        return "".join(parts)
+        )
 
     def _receive(self, line: str | None) -> None:
         """Sort what arrives: answers and set-up steps, events of workers, other people's text."""
