@@ -11,6 +11,8 @@ import sys
 import textwrap
 import time
 
+import nbclient
+import nbformat
 import pytest
 
 from ostap_parallel.errors import HostError
@@ -259,7 +261,7 @@ def run_in_terminal(program, hang_up=False, stdout=None, **environ):
     ) as process:
         os.close(slave)
         shown = b""
-        while not hang_up:
+        while not (hang_up and shown):
             if not select.select([master], [], [], 20)[0]:
                 process.kill()
                 raise AssertionError("the program hangs")
@@ -360,6 +362,22 @@ class TestTerminal:
         """)
         assert status == 7
         assert "3/10 items in" in shown
+
+
+def test_jupyter_has_one_display_and_needs_no_widgets():
+    code = """
+        import time
+        from ostap_parallel.progress import open_progress
+        with open_progress(True, 20, "process", lambda: {"local": 2}) as progress:
+            for _ in range(20):
+                progress.advance(1)
+                time.sleep(0.05)
+    """
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(textwrap.dedent(code))])
+    nbclient.NotebookClient(notebook, timeout=60, kernel_name="python3").execute()
+    (output,) = notebook.cells[0].outputs
+    assert "━" in output["data"]["text/html"]
+    assert re.search(r"20/20 items in 1.* s, local:2", output["data"]["text/html"])
 
 
 def test_advancing_is_cheap():
