@@ -236,19 +236,16 @@ class Host:
 
     def kill(self) -> None:
         """Kill every process of this host at once, as a crash does."""
+        self._kill_processes()  # while the listener still tells whose children they are
         if self._listener is not None:
             self._listener.kill()
             self._listener.wait()
-            # Sessions that lost their parent must still be found.
             self._listener = None
         wait_for(self._kill_processes, f"{self.name}: no process")
 
     def close(self) -> None:
         """End all that was started here, and let go of the name spaces and so of their mounts."""
         try:
-            if self._listener is not None and not self._spaces and self.private:
-                self._listener.kill()  # it never came up, and has no session
-            self.stop()
             self.kill()
         finally:
             while self._spaces:
