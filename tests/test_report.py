@@ -283,7 +283,7 @@ class TestTerminal:
                     progress.advance(1, failed=i == 7)
                     time.sleep(0.02)
                     if i == 20:
-                        print("[red]a print[/nope]", "wide " * 40)
+                        print("[red]a print[/nope]", "wide " * 40, "end")
                         print("a warning", file=sys.stderr)
                 print("no newline", end="")
             print("the end")
@@ -292,7 +292,7 @@ class TestTerminal:
         assert "[b]squares ━" in shown
         assert re.search(r"\d+/50 items, \d+\.\d/s, \d+ s left, ", shown)
         assert re.search(r"50/50 items in 1\.\d* s, 1 failed, local:2 lx:8", shown)
-        assert "[red]a print[/nope] " + "wide " * 40 in shown.replace("\r\n", "\n")
+        assert "[red]a print[/nope] " + "wide " * 40 + " end" in shown.replace("\r\n", "\n")
         assert "a warning\r\n" in shown
         assert "no newline" in shown
         assert shown.rstrip().endswith("the end")
