@@ -188,7 +188,7 @@ class ParallelExecutor(Executor):
         self._listeners: list[Callable[[], None]] = []
         self._futures: weakref.WeakSet[Future[Any]] = weakref.WeakSet()
         self._servers: dict[str, HostServer] = {}
-        self._closed = False
+        self._closed = threading.Event()
         self._cleanup = contextlib.ExitStack()
         self._apply = execute.shim(serialize.dumps(execute.Call(execute.apply)))
         self.hosts = [HostStatus(host.label) for host in hosts]
@@ -203,6 +203,7 @@ class ParallelExecutor(Executor):
         self._finalizer = weakref.finalize(self, _close, self.server, self._servers, self._cleanup)
         if hosts:
             self._start_hosts(hosts)
+            self._start_heartbeat(min(60.0, timeout / 4))
 
     @property
     def workers(self) -> dict[str, int]:
@@ -255,7 +256,7 @@ class ParallelExecutor(Executor):
             with contextlib.suppress(InvalidStateError):  # cancelled
                 future.set_result(replace(result, host=task.host or LOCAL))
 
-        if self._closed:
+        if self._closed.is_set():
             raise RuntimeError("the executor has been shut down")
         self.check()
         task = Task(self.server, deliver)
@@ -277,7 +278,7 @@ class ParallelExecutor(Executor):
         if wait and not cancel_futures:
             self._wait_for_futures()
         with self._lock:
-            self._closed = True
+            self._closed.set()
         self._finalizer()
         for host in self.hosts:
             if host.state in ("starting", "up"):
@@ -290,7 +291,7 @@ class ParallelExecutor(Executor):
         def settle(done: Future[ChunkOutcome | Lost]) -> None:
             result = done.result()
             try:
-                if isinstance(result, Lost) and retries and not self._closed:
+                if isinstance(result, Lost) and retries and not self._closed.is_set():
                     self._try(future, chunk, retries - 1)
                 elif isinstance(result, Lost):
                     future.set_exception(WorkerLost(0, result.host, result.reason))
@@ -334,7 +335,7 @@ class ParallelExecutor(Executor):
         this = weakref.ref(self)
 
         def start() -> None:
-            while (executor := this()) is not None and not executor._closed:
+            while (executor := this()) is not None and not executor._closed.is_set():
                 try:
                     number, host = waiting.get_nowait()
                 except queue.Empty:
@@ -344,6 +345,17 @@ class ParallelExecutor(Executor):
 
         for _ in range(min(MAX_STARTS, len(hosts))):
             threading.Thread(target=start, name="start-host", daemon=True).start()
+
+    def _start_heartbeat(self, period: float) -> None:
+        """Tell the servers now and then that we are there, so that they do not end themselves."""
+        this, closed = weakref.ref(self), self._closed
+
+        def beat() -> None:
+            while not closed.wait(period) and (executor := this()) is not None:
+                executor._ask_hosts("ping")
+                del executor
+
+        threading.Thread(target=beat, name="heartbeat", daemon=True).start()
 
     def _start_host(self, host: HostConfig, status: HostStatus, control: Path) -> None:
         start = time.monotonic()
@@ -380,7 +392,7 @@ class ParallelExecutor(Executor):
             timeout=self._timeout,
         )
         with self._lock:
-            if self._closed:
+            if self._closed.is_set():
                 raise HostError(host.label, "start", "closed while it was starting")
             self._servers[host.label] = server
         server.__enter__()
@@ -393,7 +405,7 @@ class ParallelExecutor(Executor):
         if server is not None:
             # not from here: this may be the thread that closing waits for
             threading.Thread(target=server.close, daemon=True).start()
-        if self._closed:
+        if self._closed.is_set():
             return
         logger.warning("%s %s", "lost" if state == "lost" else "not available:", error)
         self._update(status, state=state, workers=0, error=error)

@@ -126,13 +126,17 @@ class Session:
         with self._write_lock:
             if self._closed:
                 raise HostError(self.host.label, "connect", "closed while it was starting")
-            self._process = subprocess.Popen(
-                [*argv, "--", self.host.name, "exec bash -s"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                start_new_session=True,  # Ctrl-C in the terminal is for us to handle
-            )
+            try:
+                self._process = subprocess.Popen(
+                    [*argv, "--", self.host.name, "exec bash -s"],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    start_new_session=True,  # Ctrl-C in the terminal is for us to handle
+                )
+            except OSError as exc:
+                reason = f"ssh cannot be started: {exc}; is an OpenSSH client installed?"
+                raise HostError(self.host.label, "connect", reason) from exc
         assert self._process.stderr is not None
         assert self._process.stdout is not None
         errors = threading.Thread(
