@@ -10,7 +10,7 @@ import math
 import os
 import queue
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Generator, Iterable, Iterator, Sized
 from concurrent.futures import CancelledError, Executor, Future, wait
 from dataclasses import dataclass, field
 from typing import Any
@@ -117,7 +117,7 @@ class Run:
         """Number of items read from the input."""
         return self._next
 
-    def outcomes(self) -> Iterator[Outcome]:
+    def outcomes(self) -> Generator[Outcome, None, None]:
         """Yield one outcome per item, as they come or in order; input is read as needed.
 
         Leaving the iteration early stops the run: what is queued is dropped and what runs is

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import logging
 import os
@@ -10,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import Executor
+from contextlib import closing
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -265,10 +267,11 @@ class WorkManager:
         )
         show = self._progress if progress is None else progress
         title = description or _title(task)
-        with _Recorder(self, run, show, title) as recorder:
+        outcomes = run.outcomes()
+        with _Recorder(self, run, show, title) as recorder, closing(outcomes):
             sink.start()
             recorder.report.result = sink.result()
-            for outcome in run.outcomes():
+            for outcome in outcomes:
                 recorder.take(outcome, sink, on_error)
             sink.finish()
             recorder.report.result = sink.result()
@@ -310,9 +313,10 @@ class WorkManager:
         return self._iterate(run, show, title)
 
     def _iterate(self, run: Run, show: bool, title: str) -> Iterator[Any]:
-        with _Recorder(self, run, show, title) as recorder:
-            sink = _NoSink()
-            for outcome in run.outcomes():
+        outcomes = run.outcomes()
+        with _Recorder(self, run, show, title) as recorder, closing(outcomes):
+            sink = _Sink()
+            for outcome in outcomes:
                 recorder.take(outcome, sink, "raise")
                 yield outcome.value
             recorder.report.complete = True
@@ -330,8 +334,6 @@ class _Recorder:
 
     def __enter__(self) -> _Recorder:
         self._manager.report = self.report
-        if self._manager._owned is not None:
-            self.report.hosts = self._manager._owned.hosts
         self._start = time.monotonic()
         self._reporter = self._bar.__enter__()
         self._run.on_retry = self._retried
@@ -346,15 +348,15 @@ class _Recorder:
         if self._manager._owned is not None and kind is None:
             self._manager._owned.flush()
         self._bar.__exit__(kind, error, trace)
-        self.report.submitted = self._run.submitted
-        self.report.wall = time.monotonic() - self._start
+        self._update()
+        if self._manager._owned is not None:
+            self.report.hosts = [copy.copy(host) for host in self._manager._owned.hosts]
         if kind is None and self.report.stats and not self._manager._silent:
             print(self.report.stats.table())
 
     def take(self, outcome: Outcome, sink: _Sink, on_error: OnError) -> None:
         """Merge one outcome, or record its failure; raises what `on_error` says."""
         report = self.report
-        report.submitted = self._run.submitted
         if outcome.host:
             report.stats.add(outcome.host, outcome.seconds)
         if outcome.error is None:
@@ -373,15 +375,19 @@ class _Recorder:
                 raise outcome.error
             sink.fail(failure)
         report.result = sink.result()
-        report.wall = time.monotonic() - self._start
+        self._update()
         self._reporter.advance(1, int(outcome.error is not None))
+
+    def _update(self) -> None:
+        self.report.submitted = self._run.submitted
+        self.report.wall = time.monotonic() - self._start
 
     def _retried(self) -> None:
         self.report.retried += 1
 
 
 class _Sink:
-    """Where results go."""
+    """Where results go; this one forgets them."""
 
     ordered = False
 
@@ -399,10 +405,6 @@ class _Sink:
 
     def result(self) -> Any:
         """Return what is merged so far."""
-
-
-class _NoSink(_Sink):
-    pass
 
 
 class _TaskSink(_Sink):
