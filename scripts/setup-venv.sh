@@ -81,7 +81,7 @@ install_checkout() {
     done
     say "installing ostap_parallel and what it needs into $VENV"
     # No cache: nothing is written outside the checkout.
-    "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --no-cache-dir \
+    "$VENV/bin/python" -m pip install -qq --disable-pip-version-check --no-cache-dir \
         --root-user-action=ignore --editable "$CHECKOUT${extra:+[$extra]}" </dev/null
     printf '%s\n' "$now" >"$VENV/installed-$extra"
 }

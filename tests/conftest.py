@@ -143,6 +143,12 @@ def _nothing_left_here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
         private = tempfile.mkdtemp(prefix="op-")
         patch.setenv("TMPDIR", private)
         patch.setattr(tempfile, "tempdir", private)
+        # What the developer has at home or in the environment must not change a test, nor tests
+        # write there.
+        home = tmp_path_factory.mktemp("home")
+        patch.setenv("HOME", str(home))
+        for name in [name for name in os.environ if name.startswith("OSTAP_")]:
+            patch.delenv(name)
         try:
             yield
             deadline = time.monotonic() + LEAK_PATIENCE
