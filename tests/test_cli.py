@@ -1,0 +1,463 @@
+"""The command line, run as users run it: as a program, against real hosts."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+import shlex
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import wait_until
+from sshd import describe
+
+from ostap_parallel import __version__, cli
+
+ROOT = Path(cli.__file__).parent.parent
+PPLAUNCH = ROOT / "scripts" / "pplaunch"
+
+RUN = """
+import sys
+from ostap_parallel import WorkManager
+
+def where(number):
+    import os, socket
+    print("task", number)
+    return number, os.getpid()
+
+if __name__ == "__main__":
+    with WorkManager(ncpus=0, servers="auto", silent=True) as manager:
+        manager.wait_for_hosts()
+        print(sorted(manager.workers))
+        results = manager.process(where, range(20), chunk_size=1)
+        assert [number for number, _ in results] == list(range(20))
+        print(*{pid for _, pid in results})
+"""
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    """A home without configuration, and none in the current directory or the environment."""
+    for name in [name for name in os.environ if name.startswith("OSTAP_")]:
+        monkeypatch.delenv(name)
+    path = tmp_path / "home"
+    path.mkdir()
+    monkeypatch.setenv("HOME", str(path))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.chdir(path)
+    return path
+
+
+def run(*argv, timeout=60, **kwargs):
+    """Run a command to its end."""
+    command = [sys.executable, "-m", "ostap_parallel", *map(str, argv)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, **kwargs)
+
+
+def rows(stdout):
+    """Return the cells of a table's lines by host."""
+    lines = [re.split(r"\s{2,}", line) for line in stdout.splitlines()[2:]]
+    return {cells[0]: cells for cells in lines}
+
+
+class Launch:
+    """A ``launch`` that runs."""
+
+    def __init__(self, *argv, program=(sys.executable, "-m", "ostap_parallel", "launch")):
+        self.process = subprocess.Popen(
+            [*program, *map(str, argv)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def exports(self):
+        """Wait for the lines that a shell would run; return what bash makes of them."""
+        assert self.process.stdout is not None
+        lines = [self.process.stdout.readline() for _ in range(2)]
+        assert all(line.startswith("export ") for line in lines), self.process.communicate()
+        return source("".join(lines))
+
+    def end(self, number=signal.SIGINT):
+        """Send a signal; return exit status and what else was printed."""
+        self.process.send_signal(number)
+        out, err = self.process.communicate(timeout=20)
+        return self.process.returncode, out, err
+
+
+def source(text):
+    """Return the variables of ours that bash text exports."""
+    argv = ["bash", "-c", f"{text}\nenv -0"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True)
+    variables = dict(item.split("=", 1) for item in done.stdout.split("\0") if "=" in item)
+    return {name: value for name, value in variables.items() if name.startswith("OSTAP_PP")}
+
+
+@pytest.fixture
+def launch():
+    """``launch(*argv)`` starts one that does not outlive the test."""
+    with contextlib.ExitStack() as stack:
+
+        def start(*argv, **kwargs):
+            launched = Launch(*argv, **kwargs)
+            stack.callback(launched.process.wait)
+            stack.callback(launched.process.kill)
+            return launched
+
+        yield start
+
+
+def command_lines():
+    """Return the argument lists of all processes, and what environments can be read."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                found.append((entry / "cmdline").read_bytes())
+            with contextlib.suppress(OSError):
+                found.append((entry / "environ").read_bytes())
+    return found
+
+
+def drop_connections(host):
+    """End what sshd runs for each connection, as a broken network does."""
+    for pid in host.processes():
+        if " sshd: " in describe(pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+# -- hosts -----------------------------------------------------------------------------------
+
+
+def test_hosts_shows_a_good_and_a_bad_host(ssh_config):
+    done = run("hosts", "--ssh-config", ssh_config, "h1", "h1:9", "stranger@h2")
+    assert done.returncode == 1
+    assert done.stderr == ""
+    table = rows(done.stdout)
+    version = ".".join(map(str, sys.version_info[:2]))
+    _, reachable, python, cpus, seconds = table["h1"]
+    assert reachable == "yes"
+    assert python.startswith(f"{version}.")
+    assert 1 <= int(cpus) <= (os.cpu_count() or 1)
+    assert 0 < float(seconds) < 60
+    assert table["h1:9"][1] == "no"
+    assert table["h1:9"][-1].startswith("connect: ssh: connect to host")
+    assert "Connection refused" in table["h1:9"][-1]
+    assert "Permission denied" in table["stranger@h2"][-1]
+
+
+def test_hosts_is_content_when_all_are_up(ssh_config):
+    done = run("hosts", "--ssh-config", ssh_config, "h1", "h2")
+    assert done.returncode == 0, done.stderr
+    assert [cells[1] for cells in rows(done.stdout).values()] == ["yes", "yes"]
+
+
+def test_what_is_wrong_is_shown_in_full_and_is_no_markup(ssh_config, tmp_path):
+    script = tmp_path / "script.sh"
+    words = "[bold]not [/red] a style: " + "x" * 300
+    script.write_text(f"echo {shlex.quote(words)} >&2; echo second line >&2; exit 3\n")
+    done = run("hosts", "--ssh-config", ssh_config, "--script", script, "h1")
+    assert done.returncode == 1
+    assert f"script: {words}\n" in done.stdout
+    assert "second line (ended with exit status 3)" in done.stdout
+
+
+def test_verbose_shows_what_scripts_print(ssh_config, tmp_path):
+    text = tmp_path / "environment.sh"
+    text.write_text("# a comment\necho hello from $((40 + 2))\n")
+    options = ["--ssh-config", ssh_config, "--environment-file", text]
+    done = run("hosts", *options, "-v", "h1")
+    assert done.returncode == 0
+    assert "h1: hello from 42\n" in done.stderr
+    assert "hello" not in run("hosts", *options, "h1").stderr
+
+
+def test_no_server_is_a_usage_error():
+    done = run("hosts")
+    assert done.returncode == 2
+    assert done.stderr.startswith("ostap-parallel: no server is configured")
+
+
+def test_a_server_that_runs_already_needs_its_secret():
+    done = run("hosts", "localhost:1")
+    assert done.returncode == 2
+    assert "OSTAP_PPSECRET_FILE" in done.stderr
+
+
+# -- config ----------------------------------------------------------------------------------
+
+
+CONFIGURATION = """
+[Parallel]
+ppservers = one.cern.ch, two.cern.ch:2222
+profile = /etc/profile
+environment = export A=1
+    # kept
+    export B="$A"
+
+[Parallel:cern.ch]
+ssh_options = -o 'Ciphers a b'
+
+[Parallel:two.cern.ch]
+profile =
+"""
+
+
+def test_config_names_file_and_section_of_each_value(home):
+    file = home / ".ostaprc"
+    file.write_text(CONFIGURATION)
+    done = run("config", "--python", "python3.12")
+    assert done.returncode == 0, done.stderr
+    head, one, two = done.stdout.split("\n\n")
+    assert head == f"files read:\n  {file}"
+    assert one.splitlines() == [
+        "one.cern.ch",
+        f"  name = one.cern.ch  ({file} [Parallel])",
+        f"  profile = /etc/profile  ({file} [Parallel])",
+        f"  environment =  ({file} [Parallel])",
+        "      export A=1",
+        "      # kept",
+        '      export B="$A"',
+        "  python = python3.12  (argument)",
+        f"  ssh_options = -o 'Ciphers a b'  ({file} [Parallel:cern.ch])",
+    ]
+    assert two.splitlines()[0] == "two.cern.ch:2222"
+    assert f"  profile = (switched off)  ({file} [Parallel:two.cern.ch])" in two.splitlines()
+
+
+def test_config_reads_the_files_and_servers_that_are_given(home):
+    (home / ".ostaprc").write_text(CONFIGURATION)
+    file = home / "other"
+    file.write_text("[Parallel]\nncpus = 3\n")
+    done = run("config", "--config", file, "a", "localhost:4000")
+    assert done.stdout.splitlines() == [
+        "files read:",
+        f"  {file}",
+        "",
+        "a",
+        "  name = a  (argument)",
+        f"  ncpus = 3  ({file} [Parallel])",
+        "",
+        "localhost:4000",
+        "  server_port = 4000  (argument)",
+    ]
+
+
+def test_config_without_any():
+    done = run("config")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "files read:\n  none\n\nno server is configured\n"
+
+
+@pytest.mark.parametrize("command", ["hosts", "config", "launch"])
+def test_an_unknown_key_is_named_with_file_and_section(home, command):
+    file = home / ".ostaprc"
+    file.write_text("[Parallel:cern.ch]\nprofil = x\n")
+    done = run(command, "h1")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    expected = f"{file} [Parallel:cern.ch] profil: unknown key, did you mean 'profile'?"
+    assert done.stderr == f"ostap-parallel: {expected}\n"
+
+
+# -- options ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ([], "required: COMMAND"),
+        (["dance"], "invalid choice: 'dance'"),
+        (["hosts", "--tmpdirr", "x"], "unrecognized arguments"),
+        (["launch"], "required: SERVER"),
+        (["launch", "-t", "0", "h1"], "seconds from 1 on: 0"),
+        (["launch", "-t", "soon", "h1"], "seconds from 1 on: soon"),
+        (["hosts", "--script", "missing", "h1"], "argument script: no such file"),
+        (["hosts", "--ssh-config", "missing", "h1"], "argument ssh_config: no such file"),
+        (["hosts", "--config", "missing", "h1"], "cannot read"),
+        (["hosts", "--environment-file", "missing", "h1"], "--environment-file: "),
+        (["hosts", "a b;c"], "server 'a b;c' is none of"),
+        (["launch", "localhost:4000"], "is a server already: nothing to launch"),
+        (["launch", "-o", "missing/exports", "h1"], "cannot be written: No such file"),
+        (["launch", "-o", ".", "h1"], "is a directory"),
+    ],
+)
+def test_wrong_options(argv, words, capsys):
+    try:
+        status = cli.main(argv)
+    except SystemExit as exc:  # argparse's own
+        status = exc.code
+    captured = capsys.readouterr()
+    assert (status, captured.out) == (2, "")
+    assert words in captured.err
+
+
+def test_version_and_help(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["--version"])
+    assert capsys.readouterr().out == f"ostap-parallel {__version__}\n"
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["--help"])
+    text = capsys.readouterr().out
+    assert all(command in text for command in ("hosts", "config", "launch"))
+
+
+def test_pplaunch_refuses_a_secret_and_says_why():
+    argv = [sys.executable, PPLAUNCH, "-s", "hush", "h1"]
+    done = subprocess.run(argv, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "list of processes" in done.stderr
+    assert "hush" not in done.stderr
+
+
+# -- launch ----------------------------------------------------------------------------------
+
+
+def test_launched_servers_do_the_work_of_another_program(
+    hosts, ssh_config, launch, tmp_path, monkeypatch
+):
+    output = tmp_path / "exports.sh"
+    argv = ["--ssh-config", ssh_config, "--output", output, "h1*2", "h2*1"]
+    launched = launch(*argv)
+    exports = launched.exports()
+    servers = exports["OSTAP_PPSERVERS"].split(",")
+    assert len(servers) == 2
+    assert all(re.fullmatch(r"localhost:\d+", server) for server in servers)
+    assert source(output.read_text()) == exports
+    assert stat.S_IMODE(output.stat().st_mode) == 0o600
+    secret_file = Path(exports["OSTAP_PPSECRET_FILE"])
+    assert stat.S_IMODE(secret_file.stat().st_mode) == 0o600
+    assert stat.S_IMODE(secret_file.parent.stat().st_mode) == 0o700
+    secret = secret_file.read_bytes()
+    assert len(secret) >= 32
+
+    program = tmp_path / "program.py"
+    program.write_text(RUN)
+    for name, value in exports.items():
+        monkeypatch.setenv(name, value)
+    done = subprocess.run([sys.executable, program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    first, pids = done.stdout.splitlines()
+    assert first == str(sorted(servers))
+    assert len(pids.split()) == 3  # each worker took part
+
+    table = rows(run("hosts").stdout)  # the launched ones, from the environment
+    assert [table[server][1] for server in servers] == ["yes", "yes"]
+    assert [int(table[server][2]) for server in servers] == [2, 1]
+
+    assert not any(secret in text for text in command_lines())
+    status, out, err = launched.end()
+    assert (status, out) == (0, "")
+    assert f"h1: {servers[0]} (2 workers)\n" in err
+    assert f"h2: {servers[1]} (1 worker)\n" in err
+    assert "h1: task " in err or "h2: task " in err
+    assert secret.decode() not in err
+    assert not secret_file.parent.exists()
+    assert not output.exists()
+
+
+def test_hosts_reports_a_wrong_secret(ssh_config, launch, tmp_path, monkeypatch):
+    launched = launch("--ssh-config", ssh_config, "h1*1")
+    server = launched.exports()["OSTAP_PPSERVERS"]
+    guess = tmp_path / "guess"
+    guess.write_text(secrets.token_hex(32))
+    monkeypatch.setenv("OSTAP_PPSECRET_FILE", str(guess))
+    done = run("hosts", server)
+    assert done.returncode == 1
+    assert rows(done.stdout)[server][-1] == "server: the server does not accept our secret"
+    assert launched.end(signal.SIGTERM)[0] == 0
+
+
+def test_pplaunch_takes_what_the_one_of_ostap_takes(hosts, ssh_config, launch, tmp_path):
+    profile, script = hosts["h1"].home / "profile.sh", tmp_path / "script.sh"
+    profile.write_text("echo profile read\n")
+    script.write_text("echo script read\n")
+    options = ["--verbose", "-p", hosts["h1"].inside(profile), "-c", script, "-t", "600"]
+    argv = ["--ssh-config", ssh_config, *options, "h1*1"]
+    launched = launch(*argv, program=[sys.executable, str(PPLAUNCH)])
+    launched.exports()
+    status, out, err = launched.end()
+    assert (status, out) == (0, "")
+    assert err.index("h1: profile read\n") < err.index("h1: script read\n")
+    profile.unlink()
+
+
+def test_quiet_prints_the_exports_only(ssh_config, launch):
+    launched = launch("--ssh-config", ssh_config, "-q", "h1*1")
+    launched.exports()
+    assert launched.end() == (0, "", "")
+
+
+def test_a_host_that_fails_is_reported_and_the_others_serve(ssh_config, launch):
+    launched = launch("--ssh-config", ssh_config, "h1:9", "h2*1")
+    assert "," not in launched.exports()["OSTAP_PPSERVERS"]
+    status, _, err = launched.end()
+    assert status == 0
+    assert "h1:9: connect: ssh: connect to host" in err
+
+
+def test_no_host_at_all(ssh_config):
+    done = run("launch", "--ssh-config", ssh_config, "h1:9", "h2:9")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "h1:9: connect: " in done.stderr
+    assert "h2:9: connect: " in done.stderr
+
+
+def test_a_host_that_is_lost_is_reported_and_the_last_one_ends_it(make_hosts, launch):
+    hosts = make_hosts(2)
+    launched = launch("--ssh-config", hosts.ssh_config, "h1*1", "h2*1")
+    secret_file = Path(launched.exports()["OSTAP_PPSECRET_FILE"])
+    errors = launched.process.stderr
+    drop_connections(hosts["h1"])
+    lines = iter(errors.readline, "")
+    assert any("lost h1: run: " in line for line in lines)
+    assert launched.process.poll() is None
+    drop_connections(hosts["h2"])
+    assert any("lost h2: run: " in line for line in lines)
+    assert launched.process.wait(20) == 1
+    assert not secret_file.parent.exists()
+
+
+def test_an_interrupt_while_hosts_start(hosts, ssh_config, launch, tmp_path):
+    script = tmp_path / "script.sh"
+    script.write_text("exec sleep 60\n")
+    output = tmp_path / "exports.sh"
+    launched = launch("--ssh-config", ssh_config, "-o", output, "-c", script, "h1")
+    wait_until(lambda: hosts["h1"].processes(), 20, "something on the host")
+    status, out, _ = launched.end()
+    assert (status, out) == (130, "")
+    assert [path.name for path in tmp_path.iterdir() if "exports" in path.name] == []
+
+
+def test_an_interrupt_of_hosts(hosts, ssh_config, tmp_path):
+    script = tmp_path / "script.sh"
+    script.write_text("sleep 60\n")
+    argv = ["hosts", "--ssh-config", str(ssh_config), "-c", str(script), "h1"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "ostap_parallel", *argv], start_new_session=True
+    ) as process:
+        wait_until(lambda: hosts["h1"].processes(), 20, "something on the host")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 130
+
+
+def test_the_output_of_a_later_launch_is_left_alone(tmp_path):
+    path = tmp_path / "exports"
+    with cli._publishing(path) as first:
+        first("first\n")
+        with cli._publishing(path) as second:
+            second("second\n")
+            assert path.read_text() == "second\n"
+        assert not path.exists()
+        path.write_text("mine\n")
+    assert path.read_text() == "mine\n"
+    assert list(tmp_path.glob(".exports*")) == []
