@@ -10,56 +10,33 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ostap_parallel.errors import (
-        ConfigError,
-        HostError,
-        OstapParallelError,
-        RemoteError,
-        SerializeError,
-        ServersUnavailable,
-        WorkerLost,
-    )
-    from ostap_parallel.manager import WorkManager
-    from ostap_parallel.report import Failure, Report, Statistics, StatMerger
-    from ostap_parallel.task import FuncTask, GenericTask, Task, TaskMerger
+    from ostap_parallel.errors import ConfigError as ConfigError
+    from ostap_parallel.errors import HostError as HostError
+    from ostap_parallel.errors import OstapParallelError as OstapParallelError
+    from ostap_parallel.errors import RemoteError as RemoteError
+    from ostap_parallel.errors import SerializeError as SerializeError
+    from ostap_parallel.errors import ServersUnavailable as ServersUnavailable
+    from ostap_parallel.errors import WorkerLost as WorkerLost
+    from ostap_parallel.manager import WorkManager as WorkManager
+    from ostap_parallel.report import Failure as Failure
+    from ostap_parallel.report import Report as Report
+    from ostap_parallel.report import Statistics as Statistics
+    from ostap_parallel.report import StatMerger as StatMerger
+    from ostap_parallel.task import FuncTask as FuncTask
+    from ostap_parallel.task import GenericTask as GenericTask
+    from ostap_parallel.task import Task as Task
+    from ostap_parallel.task import TaskMerger as TaskMerger
 
-_HOMES = {
-    "ConfigError": "errors",
-    "Failure": "report",
-    "FuncTask": "task",
-    "GenericTask": "task",
-    "HostError": "errors",
-    "OstapParallelError": "errors",
-    "RemoteError": "errors",
-    "Report": "report",
-    "SerializeError": "errors",
-    "ServersUnavailable": "errors",
-    "StatMerger": "report",
-    "Statistics": "report",
-    "Task": "task",
-    "TaskMerger": "task",
-    "WorkManager": "manager",
-    "WorkerLost": "errors",
+_MODULES = {
+    "errors": "ConfigError HostError OstapParallelError RemoteError SerializeError "
+    "ServersUnavailable WorkerLost",
+    "manager": "WorkManager",
+    "report": "Failure Report Statistics StatMerger",
+    "task": "FuncTask GenericTask Task TaskMerger",
 }
+_HOMES = {name: module for module, names in _MODULES.items() for name in names.split()}
 
-__all__ = [
-    "ConfigError",
-    "Failure",
-    "FuncTask",
-    "GenericTask",
-    "HostError",
-    "OstapParallelError",
-    "RemoteError",
-    "Report",
-    "SerializeError",
-    "ServersUnavailable",
-    "StatMerger",
-    "Statistics",
-    "Task",
-    "TaskMerger",
-    "WorkManager",
-    "WorkerLost",
-]
+__all__ = sorted(_HOMES)  # noqa: PLE0605
 
 __version__ = "0.1.0"
 

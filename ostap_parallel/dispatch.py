@@ -89,8 +89,11 @@ class Run:
         How often an item that raised is run again.
     lost_retries
         How often an item whose worker died is run again.
-    on_retry
-        Called for each item that is run again.
+
+    Raises
+    ------
+    ValueError
+        A number is out of range.
     """
 
     executor: Executor
@@ -100,7 +103,7 @@ class Run:
     ordered: bool = False
     retries: int = 0
     lost_retries: int = LOST_RETRIES
-    on_retry: Callable[[], None] = lambda: None
+    retried: int = 0  # how often an item was run again
 
     _again: deque[_Item] = field(default_factory=deque)  # to be run again, alone
     _unsent: deque[Outcome] = field(default_factory=deque)  # failed before they were sent
@@ -111,6 +114,13 @@ class Run:
     _exhausted: bool = False
     _seconds: float | None = None  # mean time per item
     _size: int = 1
+
+    def __post_init__(self) -> None:
+        for name, value in ("retries", self.retries), ("lost_retries", self.lost_retries):
+            if value < 0:
+                raise ValueError(f"{name} must be 0 or more, not {value}")
+        if self.chunk_size is not None and self.chunk_size < 1:
+            raise ValueError(f"chunk_size must be 1 or more, not {self.chunk_size}")
 
     @property
     def submitted(self) -> int:
@@ -277,7 +287,7 @@ class Run:
 
     def _run_again(self, item: _Item) -> None:
         self._again.append(item)
-        self.on_retry()
+        self.retried += 1
 
     def _stop(self) -> None:
         """Give up what is under way and wait, not for long, until workers are free again."""

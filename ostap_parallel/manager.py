@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import Executor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -21,9 +21,9 @@ from ostap_parallel.dispatch import Outcome, Run
 from ostap_parallel.errors import ConfigError
 from ostap_parallel.executors.parallel import LOCAL, LOST_RETRIES, ParallelExecutor
 from ostap_parallel.executors.pool import ParallelPool
-from ostap_parallel.progress import open_progress
+from ostap_parallel.progress import ProgressReporter, open_progress
 from ostap_parallel.report import Failure, Report, describe
-from ostap_parallel.task import Collector, Merger, Task, TaskMerger
+from ostap_parallel.task import Collector, FuncTask, Merger, Task, TaskMerger
 from ostap_parallel.worker.execute import Call
 
 logger = logging.getLogger(__name__)
@@ -71,6 +71,13 @@ class WorkManager:
     executor
         Computes in place of ours: any `concurrent.futures.Executor`. It is not shut down.
 
+    Attributes
+    ----------
+    executor
+        What computes.
+    report
+        The report of the run that is going on, or of the last one.
+
     Raises
     ------
     ConfigError
@@ -101,11 +108,9 @@ class WorkManager:
         executor: Executor | None = None,
     ) -> None:
         _check_numbers(ncpus, timeout)
-        if ppservers is not None:
-            if servers != ():
-                raise ConfigError("give either servers or ppservers: they are the same thing")
-            servers = ppservers
-        given = {
+        if ppservers is not None and servers != ():
+            raise ConfigError("give either servers or ppservers: they are the same thing")
+        given: dict[str, Any] = {
             "profile": profile,
             "environment": environment,
             "script": script,
@@ -118,23 +123,21 @@ class WorkManager:
             "ssh_config": ssh_config,
         }
         arguments = {name: value for name, value in given.items() if value is not None}
-        settings = load_settings(servers, config=config, **arguments)  # type: ignore[arg-type]
-        if executor is not None and settings.hosts:
+        named = servers if ppservers is None else ppservers
+        hosts = load_settings(named, config=config, **arguments).hosts
+        if executor is not None and hosts:
             raise ConfigError("give either an executor of your own or servers, not both")
         self.report = Report()
         self._progress = progress and not silent
         self._silent = silent
-        self._owned: ParallelExecutor | None = None
         self._pool: ParallelPool | None = None
+        self._owned: ParallelExecutor | None = None
         if executor is None:
-            self._owned = executor = ParallelExecutor(
-                ncpus,
-                settings.hosts,
-                secret=secret if secret is not None else _secret_of(settings.hosts),
-                timeout=timeout,
-                on_event=_show,
+            secret = secret if secret is not None else _secret_of(hosts)
+            self._owned = ParallelExecutor(
+                ncpus, hosts, secret=secret, timeout=timeout, on_event=_show
             )
-        self.executor: Executor = executor
+        self.executor: Executor = executor or self._owned  # type: ignore[assignment]
 
     def __enter__(self) -> WorkManager:
         return self
@@ -201,81 +204,42 @@ class WorkManager:
         seed: int | str | None = None,
         description: str | None = None,
     ) -> Any:
-        """Run a function or a task on all items and merge what it returns.
+        """Run a function or a task on all items and return what its results are merged to.
 
         Parameters
         ----------
         task
-            ``task(item)``, with `jobid` ``task(jobid, item)``; or a `Task`, which brings its
-            own merging.
-        items
-            Any iterable; read as workers become free, never far ahead.
-        merger
-            ``merger(merged, result)`` returns what is merged then, e.g. `TaskMerger`.
-        collector
-            ``collector(merged, result, jobid)``, in place of `merger`.
+            Called as ``task(item)``, with `jobid` as ``task(jobid, item)``; or a `Task`.
+        merger, collector
+            ``merger(merged, result)`` or ``collector(merged, result, jobid)`` returns what is
+            merged then. Without them the results come as a list, in the order of the items.
         init
             What merging starts from; without it the first result is taken as it is.
-        ordered
-            Merge in the order of the items, not as results come. Without merger and collector
-            this is the default, and the result is a list.
-        chunk_size
-            Items sent together; adapted to the time that they take by default.
         on_error
             ``"raise"``: the first failure stops the run, and the task's own exception is
-            raised; ``"collect"``: the run goes on, failures are in `report`, and in the list of
-            results a `Failure` stands in the place of the result.
-        retries
-            How often an item is run again when it raises.
-        lost_retries
-            How often an item is run again when its worker dies.
-        shared
-            Keyword arguments for the function, the same for all items; sent once per worker.
-        seed
-            Makes random numbers reproducible: ``random`` and, where they are used, numpy and
-            ROOT are seeded from it and the item's index before each item.
+            raised. ``"collect"``: the run goes on; failures are in `report`, and in a list
+            each stands, as a `Failure`, in the place of its result.
 
-        Returns
-        -------
-        What is merged, `init` if there are no items; the task's ``results()`` for a `Task`.
-
-        Raises
-        ------
-        ServersUnavailable
-            No worker is left and no host is about to join.
-        WorkerLost
-            The worker of an item died, again and again.
-        SerializeError
-            The function, an item or a result cannot be sent.
+        For the others see `iexecute`.
         """
-        _check_run(on_error, retries, lost_retries, chunk_size)
-        sink: _Sink
-        if isinstance(task, Task):
-            if merger is not None or collector is not None or init is not None or shared:
-                raise TypeError("a Task brings its own merging and data: give it the items only")
-            sink = _TaskSink(task)
-        else:
-            sink = _sink_for(merger, collector, init, ordered)
+        merging = _merging(task, merger, collector, init)
+        if isinstance(task, Task) and shared:
+            raise TypeError("a Task brings its own data: shared= is for functions")
+        if on_error not in ("raise", "collect"):
+            raise ValueError(f"on_error must be 'raise' or 'collect', not {on_error!r}")
+        if ordered is None:
+            ordered = isinstance(merging, _ListTask)
         run = Run(
             self.executor,
-            _call_for(task, jobid, shared, seed),
+            _call(task, jobid, shared, seed),
             items,
-            chunk_size=chunk_size,
-            ordered=sink.ordered if ordered is None else ordered,
-            retries=retries,
-            lost_retries=lost_retries,
+            chunk_size,
+            ordered,
+            retries,
+            lost_retries,
         )
-        show = self._progress if progress is None else progress
-        title = description or _title(task)
-        outcomes = run.outcomes()
-        with _Recorder(self, run, show, title) as recorder, closing(outcomes):
-            sink.start()
-            recorder.report.result = sink.result()
-            for outcome in outcomes:
-                recorder.take(outcome, sink, on_error)
-            sink.finish()
-            recorder.report.result = sink.result()
-            recorder.report.complete = True
+        with self._record(run, progress, description or _title(task)) as recorder:
+            recorder.merge(merging, on_error)
         return self.report.result
 
     def iexecute(
@@ -293,193 +257,164 @@ class WorkManager:
         seed: int | str | None = None,
         description: str | None = None,
     ) -> Iterator[Any]:
-        """Yield the results as they come, or in the order of the items.
+        """Yield the results as they come; the first failure is raised.
 
-        `items` may have no end: it is read as the results are taken. Leaving the iteration
-        stops the run. The first failure is raised. See `process` for the parameters.
+        Parameters
+        ----------
+        items
+            Any iterable, also without an end: it is read as results are taken, never far ahead.
+            Leaving the iteration stops the run.
+        ordered
+            Yield in the order of the items, holding back what comes early.
+        chunk_size
+            Items sent together; adapted to the time that they take by default.
+        retries, lost_retries
+            How often an item is run again when it raises, and when its worker dies.
+        shared
+            Keyword arguments for the function, the same for all items; sent once per worker.
+        seed
+            ``random``, and numpy and ROOT where they are used, are seeded from it and the
+            item's index before each item, whatever worker that is on.
+
+        Raises
+        ------
+        ServersUnavailable, WorkerLost, SerializeError
+            No worker is left; an item's worker died too often; something cannot be sent.
         """
-        _check_run("raise", retries, lost_retries, chunk_size)
-        run = Run(
-            self.executor,
-            _call_for(func, jobid, shared, seed),
-            items,
-            chunk_size=chunk_size,
-            ordered=ordered,
-            retries=retries,
-            lost_retries=lost_retries,
-        )
-        show = self._progress if progress is None else progress
-        title = description or _title(func)
-        return self._iterate(run, show, title)
+        call = _call(func, jobid, shared, seed)
+        run = Run(self.executor, call, items, chunk_size, ordered, retries, lost_retries)
+        return self._iterate(run, progress, description or _title(func))
 
-    def _iterate(self, run: Run, show: bool, title: str) -> Iterator[Any]:
-        outcomes = run.outcomes()
-        with _Recorder(self, run, show, title) as recorder, closing(outcomes):
-            sink = _Sink()
-            for outcome in outcomes:
-                recorder.take(outcome, sink, "raise")
+    def _iterate(self, run: Run, progress: bool | None, title: str) -> Iterator[Any]:
+        with self._record(run, progress, title) as recorder:
+            for outcome in recorder.outcomes("raise"):
+                recorder.report.merged += 1
                 yield outcome.value
             recorder.report.complete = True
 
-
-class _Recorder:
-    """Keeps the report of a run up to date, however it ends, and shows its progress."""
-
-    def __init__(self, manager: WorkManager, run: Run, show: bool, title: str) -> None:
-        self._manager = manager
-        self._run = run
+    @contextmanager
+    def _record(self, run: Run, progress: bool | None, title: str) -> Iterator[_Recorder]:
+        """Keep `report` up to date during a run, however it ends, and show its progress."""
+        show = self._progress if progress is None else progress
         total = len(run.items) if isinstance(run.items, Sized) else None
-        self._bar = open_progress(show, total, title, lambda: manager.workers)
-        self.report = Report()
-
-    def __enter__(self) -> _Recorder:
-        self._manager.report = self.report
-        self._start = time.monotonic()
-        self._reporter = self._bar.__enter__()
-        self._run.on_retry = self._retried
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._manager._owned is not None and kind is None:
-            self._manager._owned.flush()
-        self._bar.__exit__(kind, error, trace)
-        self._update()
-        if self._manager._owned is not None:
-            self.report.hosts = [copy.copy(host) for host in self._manager._owned.hosts]
-        if kind is None and self.report.stats and not self._manager._silent:
+        with open_progress(show, total, title, lambda: self.workers) as reporter:
+            recorder = _Recorder(run, reporter)
+            self.report = recorder.report
+            try:
+                yield recorder
+            finally:
+                if self._owned is not None:
+                    self._owned.flush()
+                    self.report.hosts = [copy.copy(host) for host in self._owned.hosts]
+        if self.report.stats and not self._silent:
             print(self.report.stats.table())
 
-    def take(self, outcome: Outcome, sink: _Sink, on_error: OnError) -> None:
-        """Merge one outcome, or record its failure; raises what `on_error` says."""
+
+class _Recorder:
+    """Takes the outcomes of a run, one after another, into its report."""
+
+    def __init__(self, run: Run, reporter: ProgressReporter) -> None:
+        self.report = Report()
+        self._run = run
+        self._reporter = reporter
+        self._start = time.monotonic()
+
+    def merge(self, task: Task, on_error: OnError) -> None:
+        """Merge the results of the whole run by a task's own way of merging."""
+        task.initialize_local()
+        self.report.result = task.results()
+        for outcome in self.outcomes(on_error):
+            if outcome.error is None:
+                try:
+                    task.merge_results(outcome.value, outcome.index)
+                except Exception as exc:
+                    _add_note(exc, f"while the result of item {outcome.index} was merged")
+                    raise
+                self.report.merged += 1
+            elif isinstance(task, _ListTask):
+                task.merge_results(self.report.failures[-1])
+            self.report.result = task.results()
+        task.finalize()
+        self.report.result = task.results()
+        self.report.complete = True
+
+    def outcomes(self, on_error: OnError) -> Iterator[Outcome]:
+        """Yield the outcomes; raise the first error, or record it and go on."""
         report = self.report
-        if outcome.host:
-            report.stats.add(outcome.host, outcome.seconds)
-        if outcome.error is None:
+        with closing(self._run.outcomes()) as outcomes:
             try:
-                sink.merge(outcome.value, outcome.index)
-            except Exception as exc:
-                _add_note(exc, f"while the result of item {outcome.index} was merged")
-                raise
-            report.merged += 1
-        else:
-            failure = _failure(outcome)
-            report.failures.append(failure)
-            if on_error == "raise":
-                where = f"on {failure.host}, process {failure.pid}"
-                _add_note(outcome.error, f"item {failure.index} ({failure.item}) {where}")
-                raise outcome.error
-            sink.fail(failure)
-        report.result = sink.result()
-        self._update()
-        self._reporter.advance(1, int(outcome.error is not None))
+                for outcome in outcomes:
+                    report.submitted = self._run.submitted
+                    if outcome.host:
+                        report.stats.add(outcome.host, outcome.seconds)
+                    if outcome.error is not None:
+                        self._fail(outcome, on_error)
+                    yield outcome
+                    self._reporter.advance(1, int(outcome.error is not None))
+            finally:
+                report.submitted = self._run.submitted
+                report.retried = self._run.retried
+                report.wall = time.monotonic() - self._start
 
-    def _update(self) -> None:
-        self.report.submitted = self._run.submitted
-        self.report.wall = time.monotonic() - self._start
-
-    def _retried(self) -> None:
-        self.report.retried += 1
-
-
-class _Sink:
-    """Where results go; this one forgets them."""
-
-    ordered = False
-
-    def start(self) -> None:
-        """Begin a run."""
-
-    def merge(self, result: Any, index: int) -> None:
-        """Take one result."""
-
-    def fail(self, failure: Failure) -> None:
-        """Take notice of an item without a result."""
-
-    def finish(self) -> None:
-        """End a run."""
-
-    def result(self) -> Any:
-        """Return what is merged so far."""
+    def _fail(self, outcome: Outcome, on_error: OnError) -> None:
+        assert outcome.error is not None
+        host = outcome.host or LOCAL
+        item = describe(outcome.item)
+        self.report.failures.append(
+            Failure(
+                outcome.index,
+                item,
+                outcome.error,
+                outcome.traceback,
+                host,
+                outcome.pid,
+                outcome.attempts,
+            )
+        )
+        if on_error == "raise":
+            where = f"on {host}, process {outcome.pid}"
+            _add_note(outcome.error, f"item {outcome.index} ({item}) {where}")
+            raise outcome.error
 
 
-class _TaskSink(_Sink):
-    def __init__(self, task: Task) -> None:
-        self._task = task
+class _ListTask(Task):
+    """Merges into a list."""
 
-    def start(self) -> None:
-        self._task.initialize_local()
-
-    def merge(self, result: Any, index: int) -> None:
-        self._task.merge_results(result, index)
-
-    def finish(self) -> None:
-        self._task.finalize()
-
-    def result(self) -> Any:
-        return self._task.results()
-
-
-class _ListSink(_Sink):
-    ordered = True
-
-    def __init__(self) -> None:
+    def initialize_local(self) -> None:
         self._results: list[Any] = []
 
-    def merge(self, result: Any, index: int) -> None:
+    def process(self, jobid: int, item: Any) -> Any:
+        raise AssertionError("this task only merges")
+
+    def merge_results(self, result: Any, jobid: int = -1) -> None:
         self._results.append(result)
 
-    def fail(self, failure: Failure) -> None:
-        self._results.append(failure)
-
-    def result(self) -> list[Any]:
+    def results(self) -> list[Any]:
         return self._results
 
 
-class _MergerSink(_Sink):
-    def __init__(self, merger: TaskMerger) -> None:
-        self._merger = merger
-
-    def merge(self, result: Any, index: int) -> None:
-        self._merger.merge(result)
-
-    def result(self) -> Any:
-        return self._merger.result
-
-
-class _CollectorSink(_Sink):
-    def __init__(self, collector: Collector, init: Any) -> None:
-        self._collector = collector
-        self._result = init
-
-    def merge(self, result: Any, index: int) -> None:
-        self._result = self._collector(self._result, result, index)
-
-    def result(self) -> Any:
-        return self._result
+def _merging(
+    task: Task | Callable[..., Any],
+    merger: Merger | None,
+    collector: Collector | None,
+    init: Any,
+) -> Task:
+    """Return the task whose way of merging a run uses."""
+    if isinstance(task, Task):
+        if merger is not None or collector is not None or init is not None:
+            raise TypeError("a Task brings its own merging: give it the items only")
+        return task
+    if merger is None and collector is None:
+        if init is None:
+            return _ListTask()
+        merger = TaskMerger(None)
+    if isinstance(merger, TaskMerger) and merger.fresh().result is not None and init is not None:
+        raise TypeError("this TaskMerger brings its own initial value: do not give init too")
+    initializer = None if init is None else functools.partial(copy.deepcopy, init)
+    return FuncTask(task, merger, collector, initializer)
 
 
-def _sink_for(
-    merger: Merger | None, collector: Collector | None, init: Any, ordered: bool | None
-) -> _Sink:
-    if merger is not None and collector is not None:
-        raise TypeError("give either merger or collector, not both")
-    if collector is not None:
-        return _CollectorSink(collector, TaskMerger(None, init).result)
-    if isinstance(merger, TaskMerger):
-        if init is not None:
-            raise TypeError("this TaskMerger brings its own initial value: do not give init too")
-        return _MergerSink(merger.fresh())
-    if merger is not None or init is not None:
-        return _MergerSink(TaskMerger(merger, init))
-    return _ListSink()
-
-
-def _call_for(
+def _call(
     task: Task | Callable[..., Any],
     jobid: bool,
     shared: Mapping[str, Any] | None,
@@ -504,19 +439,6 @@ def _call_for(
 
 def _title(task: Task | Callable[..., Any]) -> str:
     return str(getattr(task, "__name__", type(task).__name__))
-
-
-def _failure(outcome: Outcome) -> Failure:
-    assert outcome.error is not None
-    return Failure(
-        index=outcome.index,
-        item=describe(outcome.item),
-        error=outcome.error,
-        traceback=outcome.traceback,
-        host=outcome.host or LOCAL,
-        pid=outcome.pid,
-        attempts=outcome.attempts,
-    )
 
 
 def _add_note(error: BaseException, note: str) -> None:
@@ -566,13 +488,3 @@ def _check_numbers(ncpus: int | str, timeout: float) -> None:
         raise ConfigError(f"ncpus must be 'autodetect' or a number from 0 on, not {ncpus!r}")
     if timeout <= 0:
         raise ConfigError(f"timeout must be a positive number of seconds, not {timeout!r}")
-
-
-def _check_run(on_error: str, retries: int, lost_retries: int, chunk_size: int | None) -> None:
-    if on_error not in ("raise", "collect"):
-        raise ValueError(f"on_error must be 'raise' or 'collect', not {on_error!r}")
-    for name, value in ("retries", retries), ("lost_retries", lost_retries):
-        if value < 0:
-            raise ValueError(f"{name} must be 0 or more, not {value}")
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size must be 1 or more, not {chunk_size}")
