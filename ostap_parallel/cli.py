@@ -46,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     level = logging.INFO if args.verbose else logging.WARNING
     logging.basicConfig(level=level, format="%(name)s: %(message)s")
+    logging.getLogger("pp").setLevel(logging.WARNING)  # ppft tells of its own start only
     status: int
     try:
         status = args.run(args)
