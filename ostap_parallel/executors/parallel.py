@@ -239,13 +239,13 @@ class ParallelExecutor(Executor):
         """
         what = f"the call of {getattr(fn, '__qualname__', type(fn).__name__)}"
         item = execute.pack_value((fn, args, kwargs), what)
-        future: Future[Any] = Future()
+        future = self._new_future()
         self._try(future, execute.pack_chunk([0], [item]), LOST_RETRIES)
         return future
 
     def submit_chunk(self, call: bytes, chunk: bytes) -> Future[ChunkOutcome | Lost]:
         """Run a chunk: `execute.shim` and `execute.pack_chunk` make its two messages."""
-        future: Future[ChunkOutcome | Lost] = Future()
+        future = self._new_future()
 
         def deliver(message: bytes) -> None:
             result: ChunkOutcome | Lost
@@ -260,7 +260,6 @@ class ParallelExecutor(Executor):
             raise RuntimeError("the executor has been shut down")
         self.check()
         task = Task(self.server, deliver)
-        self._futures.add(future)
         self.server.insert(call, chunk, task)
         return future
 
@@ -284,21 +283,29 @@ class ParallelExecutor(Executor):
             if host.state in ("starting", "up"):
                 self._update(host, state="closed", workers=0)
 
+    def _new_future(self) -> Future[Any]:
+        future: Future[Any] = Future()
+        with self._lock:
+            self._futures.add(future)
+        return future
+
     def _wait_for_futures(self) -> None:
-        wait(list(self._futures))
+        with self._lock:
+            pending = list(self._futures)
+        wait(pending)
 
     def _try(self, future: Future[Any], chunk: bytes, retries: int) -> None:
         def settle(done: Future[ChunkOutcome | Lost]) -> None:
             result = done.result()
+            if isinstance(result, ChunkOutcome) and not result.entries:
+                result = Lost(result.host, result.pid, "it was interrupted")
             try:
-                if isinstance(result, Lost) and retries and not self._closed.is_set():
-                    self._try(future, chunk, retries - 1)
-                elif isinstance(result, Lost):
-                    future.set_exception(WorkerLost(0, result.host, result.reason))
-                elif result.entries:
+                if isinstance(result, ChunkOutcome):
                     _settle(future, result)
+                elif retries and not self._closed.is_set():
+                    self._try(future, chunk, retries - 1)
                 else:
-                    future.set_exception(WorkerLost(0, result.host, "it was interrupted"))
+                    future.set_exception(WorkerLost(0, result.host, result.reason))
             except Exception as exc:
                 with contextlib.suppress(InvalidStateError):
                     future.set_exception(exc)
