@@ -33,8 +33,8 @@ apt_install() {
     fi
     say "installing by apt: $*"
     export DEBIAN_FRONTEND=noninteractive
-    apt-get update -qq </dev/null >&2 &&
-        apt-get install -y -qq --no-install-recommends "$@" </dev/null >&2
+    apt-get update -qq </dev/null >/dev/null &&
+        apt-get install -y -qq --no-install-recommends "$@" </dev/null >/dev/null
 }
 
 # need COMMAND:PACKAGE ...: install the packages whose command is missing, or say what to install

@@ -99,6 +99,10 @@ class SshdUnavailable(RuntimeError):
     """No private OpenSSH server can be started here; the text says what is missing."""
 
 
+class NotPrivate(SshdUnavailable):
+    """Servers can be had, but not with name spaces of their own, which an option needs."""
+
+
 @dataclass(frozen=True)
 class HostOptions:
     """What one host is like.
@@ -352,7 +356,7 @@ def open_hosts(
     each = [options] * count if isinstance(options, HostOptions) else list(options)
     mount = find_mount_point(each)
     if mount is None and any(one.login_shell for one in each):
-        raise SshdUnavailable("login shells other than your own need root, and unshare that may")
+        raise NotPrivate("login shells other than your own need root, and unshare that may")
     root.mkdir(parents=True, exist_ok=True)
     root = root.resolve()
     hosts = tuple(

