@@ -5,13 +5,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
-import os
 import queue
 import secrets
 import shlex
 import signal
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import partial
@@ -19,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from ostap_parallel import __version__
-from ostap_parallel.config import Settings, load_settings
+from ostap_parallel.config import Settings, find_secret, load_settings
 from ostap_parallel.errors import ConfigError, OstapParallelError
 from ostap_parallel.executors.parallel import ParallelExecutor
 from ostap_parallel.hosts.server import HostStatus
 from ostap_parallel.hosts.ssh import control_directory, write_files
-from ostap_parallel.manager import _secret_of
+from ostap_parallel.report import relay
 
 TIMEOUT = 7200.0  # seconds
 
@@ -66,7 +64,7 @@ def hosts(args: argparse.Namespace) -> int:
     # The table holds what would be warned of.
     logging.getLogger("ostap_parallel.executors").setLevel(logging.ERROR)
     each = [host if host.server_port else replace(host, ncpus=1) for host in found]
-    with ParallelExecutor(0, each, secret=_secret_of(each)) as executor:
+    with ParallelExecutor(0, each, secret=find_secret(each)) as executor:
         executor.wait_for_hosts()
         states = [replace(host) for host in executor.hosts]  # before they are closed
     _print_table(states)
@@ -99,7 +97,6 @@ def launch(args: argparse.Namespace) -> int:
     secret = secrets.token_hex(32)
     news: News = queue.SimpleQueue()
     with (
-        _publishing(args.output) as publish,
         control_directory() as private,
         _signals_to(news.put),  # until all is closed, which a second Ctrl-C must not stop
         ParallelExecutor(
@@ -107,18 +104,16 @@ def launch(args: argparse.Namespace) -> int:
             found,
             secret=secret,
             timeout=args.timeout,
-            on_event=_ignore if args.quiet else _show,
+            on_event=_ignore if args.quiet else partial(relay, out=sys.stderr),
         ) as executor,
     ):
         write_files(private, {"secret": secret.encode()})
         executor.listen(lambda: news.put(None))
         if number := _wait_for_start(executor, news, args.quiet):
             return 128 + number
-        if ports := [f"localhost:{_port(executor, name)}" for name in executor.workers]:
-            publish(
-                f'export OSTAP_PPSERVERS="{",".join(ports)}"\n'
-                f"export OSTAP_PPSECRET_FILE={shlex.quote(str(private / 'secret'))}\n"
-            )
+        if ports := [f"localhost:{host.port}" for host in executor.hosts if host.state == "up"]:
+            print(f'export OSTAP_PPSERVERS="{",".join(ports)}"')
+            print(f"export OSTAP_PPSECRET_FILE={shlex.quote(str(private / 'secret'))}", flush=True)
         while executor.workers:
             if news.get():
                 return 0
@@ -131,21 +126,15 @@ def _wait_for_start(executor: ParallelExecutor, news: News, quiet: bool) -> int:
     while True:
         # before the others are looked at: one that comes up meanwhile must not be missed
         is_starting = any(host.state == "starting" for host in executor.hosts)
-        for name, count in executor.workers.items():
-            if name not in told and not quiet:
-                where = f"localhost:{_port(executor, name)}"
-                print(f"{name}: {where} ({count} worker{'s' * (count != 1)})", file=sys.stderr)
-            told.add(name)
+        for host in executor.hosts:
+            if host.state == "up" and host.name not in told and not quiet:
+                workers = f"{host.workers} worker{'s' * (host.workers != 1)}"
+                print(f"{host.name}: localhost:{host.port} ({workers})", file=sys.stderr)
+                told.add(host.name)
         if not is_starting:
             return 0
         if number := news.get():
             return number
-
-
-def _port(executor: ParallelExecutor, name: str) -> int:
-    """Return the local port of a host's tunnel, 0 if it has just been lost."""
-    server = executor._servers.get(name)
-    return server.port if server else 0
 
 
 @contextlib.contextmanager
@@ -162,49 +151,8 @@ def _signals_to(put: Callable[[int], None]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-@contextlib.contextmanager
-def _publishing(path: Path | None) -> Iterator[Callable[[str], None]]:
-    """Yield what prints a text, and puts it into a file, all at once, until the body ends."""
-    if path is None:
-        yield partial(print, end="", flush=True)
-        return
-    if path.is_dir():
-        raise ConfigError(f"--output: {path} is a directory")
-    try:  # now, rather than after all hosts have been started
-        file = tempfile.NamedTemporaryFile(  # noqa: SIM115 - open below, to keep its identity
-            "w", prefix=f".{path.name}.", dir=path.parent, delete=False
-        )
-    except OSError as exc:
-        raise ConfigError(f"--output: {path} cannot be written: {exc.strerror}") from exc
-    written = Path(file.name)
-
-    def publish(text: str) -> None:
-        file.write(text)
-        file.flush()
-        written.replace(path)
-        print(text, end="", flush=True)
-
-    with file:  # until the end, or another file could take its number
-        try:
-            yield publish
-        finally:
-            written.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):
-                if os.path.samestat(path.stat(), os.fstat(file.fileno())):  # else another's
-                    path.unlink()
-
-
 def _ignore(host: str, event: Mapping[str, Any]) -> None:
     pass
-
-
-def _show(host: str, event: Mapping[str, Any]) -> None:
-    """Relay what a worker printed or logged; our standard output is for the exports only."""
-    if event["kind"] == "log":
-        record = logging.makeLogRecord(dict(event["record"]))
-        logging.getLogger(f"{host}.{record.name}").handle(record)
-    else:
-        print(f"{host}: {event['text']}", file=sys.stderr)
 
 
 def _load(args: argparse.Namespace) -> Settings:
@@ -313,8 +261,6 @@ def _common_options() -> argparse.ArgumentParser:
 def _add_launch_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("-q", "--quiet", action="store_true", help="print the exports and errors only")
-    text = "write the exports to a file, too, for another terminal to source"
-    add("-o", "--output", metavar="FILE", type=Path, help=text)
     text = "a server ends after so much time without a sign of life from here; default: 7200"
     add("-t", "--timeout", metavar="SECONDS", type=_seconds, default=TIMEOUT, help=text)
     add("-s", "--secret", type=_refuse_secret, help=argparse.SUPPRESS)

@@ -7,7 +7,6 @@ import functools
 import logging
 import os
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import Executor
@@ -16,13 +15,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
-from ostap_parallel.config import HostConfig, load_settings
+from ostap_parallel.config import find_secret, load_settings
 from ostap_parallel.dispatch import Outcome, Run
 from ostap_parallel.errors import ConfigError
 from ostap_parallel.executors.parallel import LOCAL, LOST_RETRIES, ParallelExecutor
 from ostap_parallel.executors.pool import ParallelPool
 from ostap_parallel.progress import ProgressReporter, open_progress
-from ostap_parallel.report import Failure, Report, describe
+from ostap_parallel.report import Failure, Report, describe, relay
 from ostap_parallel.task import Collector, FuncTask, Merger, Task, TaskMerger
 from ostap_parallel.worker.execute import Call
 
@@ -133,9 +132,9 @@ class WorkManager:
         self._pool: ParallelPool | None = None
         self._owned: ParallelExecutor | None = None
         if executor is None:
-            secret = secret if secret is not None else _secret_of(hosts)
+            secret = secret if secret is not None else find_secret(hosts)
             self._owned = ParallelExecutor(
-                ncpus, hosts, secret=secret, timeout=timeout, on_event=_show
+                ncpus, hosts, secret=secret, timeout=timeout, on_event=relay
             )
         self.executor: Executor = executor or self._owned  # type: ignore[assignment]
 
@@ -444,40 +443,6 @@ def _title(task: Task | Callable[..., Any]) -> str:
 def _add_note(error: BaseException, note: str) -> None:
     if sys.version_info >= (3, 11):
         error.add_note(note)
-
-
-def _show(host: str, event: Mapping[str, Any]) -> None:
-    """Print what a worker printed, log what it logged; a host's name goes before it."""
-    if event["kind"] == "log":
-        record = logging.makeLogRecord(dict(event["record"]))
-        record.name = f"{host}.{record.name}"
-        log = logging.getLogger(record.name)
-        if log.isEnabledFor(record.levelno):
-            log.handle(record)
-        return
-    stream = sys.stdout if event["kind"] == "stdout" else sys.stderr
-    prefix = "" if host == LOCAL else f"{host}: "
-    with _print_lock:
-        print(f"{prefix}{event['text']}", file=stream, flush=True)
-
-
-_print_lock = threading.Lock()
-
-
-def _secret_of(hosts: Sequence[HostConfig]) -> str | None:
-    """Return the secret for existing servers, from the file that the environment names."""
-    if not any(host.server_port for host in hosts):
-        return None
-    name = os.environ.get("OSTAP_PPSECRET_FILE")
-    if name is None:
-        raise ConfigError(
-            "an existing server needs its secret: give secret=..., or the name of a file that "
-            "holds it in OSTAP_PPSECRET_FILE, as ostap-parallel launch prints it"
-        )
-    try:
-        return Path(name).read_text().strip()
-    except (OSError, UnicodeDecodeError) as exc:
-        raise ConfigError(f"OSTAP_PPSECRET_FILE: {name} cannot be read: {exc}") from exc
 
 
 def _check_numbers(ncpus: int | str, timeout: float) -> None:

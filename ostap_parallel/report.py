@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import reprlib
 import socket
+import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -298,3 +301,24 @@ def _render(table: Any) -> list[str]:
 @lru_cache(maxsize=1)
 def _this_host() -> str:
     return socket.getfqdn()  # may ask a slow name server
+
+
+_print_lock = threading.Lock()
+
+
+def relay(host: str, event: Mapping[str, Any], out: TextIO | None = None) -> None:
+    """Print what a worker printed, log what it logged; a host's name goes before it.
+
+    `event` is what `engine.Sink` describes; `out` takes the place of standard output.
+    """
+    if event["kind"] == "log":
+        record = logging.makeLogRecord(dict(event["record"]))
+        record.name = f"{host}.{record.name}"
+        log = logging.getLogger(record.name)
+        if log.isEnabledFor(record.levelno):
+            log.handle(record)
+        return
+    stream = (out or sys.stdout) if event["kind"] == "stdout" else sys.stderr
+    prefix = "" if host == "local" else f"{host}: "
+    with _print_lock:
+        print(f"{prefix}{event['text']}", file=stream, flush=True)

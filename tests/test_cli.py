@@ -287,8 +287,6 @@ def test_an_unknown_key_is_named_with_file_and_section(home, command):
         (["hosts", "--environment-file", "missing", "h1"], "--environment-file: "),
         (["hosts", "a b;c"], "server 'a b;c' is none of"),
         (["launch", "localhost:4000"], "is a server already: nothing to launch"),
-        (["launch", "-o", "missing/exports", "h1"], "cannot be written: No such file"),
-        (["launch", "-o", ".", "h1"], "is a directory"),
     ],
 )
 def test_wrong_options(argv, words, capsys):
@@ -325,15 +323,12 @@ def test_pplaunch_refuses_a_secret_and_says_why():
 def test_launched_servers_do_the_work_of_another_program(
     hosts, ssh_config, launch, tmp_path, monkeypatch
 ):
-    output = tmp_path / "exports.sh"
-    argv = ["--ssh-config", ssh_config, "--output", output, "h1*2", "h2*1"]
+    argv = ["--ssh-config", ssh_config, "h1*2", "h2*1"]
     launched = launch(*argv)
     exports = launched.exports()
     servers = exports["OSTAP_PPSERVERS"].split(",")
     assert len(servers) == 2
     assert all(re.fullmatch(r"localhost:\d+", server) for server in servers)
-    assert source(output.read_text()) == exports
-    assert stat.S_IMODE(output.stat().st_mode) == 0o600
     secret_file = Path(exports["OSTAP_PPSECRET_FILE"])
     assert stat.S_IMODE(secret_file.stat().st_mode) == 0o600
     assert stat.S_IMODE(secret_file.parent.stat().st_mode) == 0o700
@@ -362,7 +357,6 @@ def test_launched_servers_do_the_work_of_another_program(
     assert "h1: task " in err or "h2: task " in err
     assert secret.decode() not in err
     assert not secret_file.parent.exists()
-    assert not output.exists()
 
 
 def test_hosts_reports_a_wrong_secret(ssh_config, launch, tmp_path, monkeypatch):
@@ -430,12 +424,10 @@ def test_a_host_that_is_lost_is_reported_and_the_last_one_ends_it(make_hosts, la
 def test_an_interrupt_while_hosts_start(hosts, ssh_config, launch, tmp_path):
     script = tmp_path / "script.sh"
     script.write_text("exec sleep 60\n")
-    output = tmp_path / "exports.sh"
-    launched = launch("--ssh-config", ssh_config, "-o", output, "-c", script, "h1")
+    launched = launch("--ssh-config", ssh_config, "-c", script, "h1")
     wait_until(lambda: hosts["h1"].processes(), 20, "something on the host")
     status, out, _ = launched.end()
     assert (status, out) == (130, "")
-    assert [path.name for path in tmp_path.iterdir() if "exports" in path.name] == []
 
 
 def test_an_interrupt_of_hosts(hosts, ssh_config, tmp_path):
@@ -448,16 +440,3 @@ def test_an_interrupt_of_hosts(hosts, ssh_config, tmp_path):
         wait_until(lambda: hosts["h1"].processes(), 20, "something on the host")
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 130
-
-
-def test_the_output_of_a_later_launch_is_left_alone(tmp_path):
-    path = tmp_path / "exports"
-    with cli._publishing(path) as first:
-        first("first\n")
-        with cli._publishing(path) as second:
-            second("second\n")
-            assert path.read_text() == "second\n"
-        assert not path.exists()
-        path.write_text("mine\n")
-    assert path.read_text() == "mine\n"
-    assert list(tmp_path.glob(".exports*")) == []

@@ -3,10 +3,8 @@
 `load_settings` resolves them once; what it returns is frozen and knows where each value came from.
 """
 
-from __future__ import annotations
-
 from ostap_parallel.config.files import Setting
 from ostap_parallel.config.host import HostConfig
-from ostap_parallel.config.load import HostArguments, Settings, load_settings
+from ostap_parallel.config.load import HostArguments, Settings, find_secret, load_settings
 
-__all__ = ["HostArguments", "HostConfig", "Setting", "Settings", "load_settings"]
+__all__ = ["HostArguments", "HostConfig", "Setting", "Settings", "find_secret", "load_settings"]

@@ -22,6 +22,7 @@ from ostap_parallel.config.entries import (
 )
 from ostap_parallel.config.files import Sections, Setting, absolute, convert, read_files
 from ostap_parallel.config.host import HostConfig
+from ostap_parallel.errors import ConfigError
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -242,3 +243,25 @@ def _resolve(
     }
     values: dict[str, Any] = {k: s.value for k, s in found.items() if s.value is not None}
     return HostConfig(**values, origins={key: s.origin for key, s in found.items()})
+
+
+def find_secret(
+    hosts: Iterable[HostConfig], environ: Mapping[str, str] = os.environ
+) -> str | None:
+    """Return the secret of existing servers among `hosts`, ``None`` if there are none.
+
+    It is read from the file that ``OSTAP_PPSECRET_FILE`` names; raises `ConfigError` if it is
+    needed and not to be had.
+    """
+    if not any(host.server_port for host in hosts):
+        return None
+    name = environ.get("OSTAP_PPSECRET_FILE")
+    if name is None:
+        raise ConfigError(
+            "an existing server needs its secret: give secret=..., or the name of a file that "
+            "holds it in OSTAP_PPSECRET_FILE, as ostap-parallel launch prints it"
+        )
+    try:
+        return Path(name).read_text().strip()
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"OSTAP_PPSECRET_FILE: {name} cannot be read: {exc}") from exc

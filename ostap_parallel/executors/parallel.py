@@ -379,7 +379,8 @@ class ParallelExecutor(Executor):
             self._lose(status, HostError(status.name, "start", str(exc)), "failed")
         else:
             seconds = time.monotonic() - start
-            self._update(status, state="up", workers=workers, seconds=seconds, about=about)
+            up = {"state": "up", "workers": workers, "port": port, "about": about}
+            self._update(status, seconds=seconds, **up)
 
     def _open_server(
         self, host: HostConfig, status: HostStatus, control: Path

@@ -94,6 +94,8 @@ class HostStatus:
         How long it took to come up.
     error
         Why it is not, with the step that failed.
+    port
+        The local port that leads to its server.
     about
         What the server told: ``host``, ``python``, ``executable``, ``pid``, ``ppft``, ``port``
         and ``cpus``, the number that the host grants.
@@ -104,6 +106,7 @@ class HostStatus:
     workers: int = 0
     seconds: float | None = None
     error: HostError | None = None
+    port: int | None = None
     about: dict[str, Any] | None = None
 
 
@@ -180,8 +183,11 @@ class HostServer:
         """Have the server do something; return whether it confirmed in time.
 
         ``"ping"`` does nothing, but all events that the server sent before have arrived by
-        then; ``"interrupt"`` gives up all that its workers do.
+        then; ``"interrupt"`` gives up all that its workers do. A server that is not up is not
+        asked: bash would read it.
         """
+        if not self._is_up:
+            return False
         number = next(self._ids)
         done = self._done[number] = threading.Event()
         try:
