@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
-from ostap_parallel.config import find_secret, load_settings
+from ostap_parallel.config import HostConfig, find_secret, load_settings
 from ostap_parallel.dispatch import Outcome, Run
 from ostap_parallel.errors import ConfigError
 from ostap_parallel.executors.parallel import LOCAL, LOST_RETRIES, ParallelExecutor
@@ -109,21 +109,23 @@ class WorkManager:
         _check_numbers(ncpus, timeout)
         if ppservers is not None and servers != ():
             raise ConfigError("give either servers or ppservers: they are the same thing")
-        given: dict[str, Any] = {
-            "profile": profile,
-            "environment": environment,
-            "script": script,
-            "python": python,
-            "tmpdir": tmpdir,
-            "user": user,
-            "port": port,
-            "ssh_options": ssh_options,
-            "python_mismatch": python_mismatch,
-            "ssh_config": ssh_config,
-        }
-        arguments = {name: value for name, value in given.items() if value is not None}
         named = servers if ppservers is None else ppservers
-        hosts = load_settings(named, config=config, **arguments).hosts
+        hosts: tuple[HostConfig, ...] = ()
+        if named != ():  # else the configuration, right or wrong, does not matter
+            hosts = load_settings(
+                named,
+                config=config,
+                profile=profile,
+                environment=environment,
+                script=script,
+                python=python,
+                tmpdir=tmpdir,
+                user=user,
+                port=port,
+                ssh_options=ssh_options,
+                python_mismatch=python_mismatch,
+                ssh_config=ssh_config,
+            ).hosts
         if executor is not None and hosts:
             raise ConfigError("give either an executor of your own or servers, not both")
         self.report = Report()
