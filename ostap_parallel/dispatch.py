@@ -52,13 +52,13 @@ class Outcome:
 
     index: int
     item: Any
-    value: Any
-    error: BaseException | None
-    traceback: str
-    host: str
-    pid: int
-    seconds: float
-    attempts: int
+    value: Any = None
+    error: BaseException | None = None
+    traceback: str = ""
+    host: str = ""
+    pid: int = 0
+    seconds: float = 0.0
+    attempts: int = 0
 
 
 @dataclass
@@ -221,7 +221,7 @@ class Run:
                 what = f"item {index} (a {type(value).__name__})"
                 packed = execute.pack_value(value, what, cache=self._cache)
             except SerializeError as exc:
-                self._unsent.append(Outcome(index, value, None, exc, str(exc), "", 0, 0.0, 0))
+                self._unsent.append(Outcome(index, value, error=exc, traceback=str(exc)))
                 continue
             room -= len(packed) if isinstance(packed, bytes | str) else 16
             chunk.append(_Item(index, value, packed))
@@ -273,17 +273,8 @@ class Run:
                 self._run_again(item)
             else:
                 error = WorkerLost(item.index, lost.host, lost.reason)
-                yield Outcome(
-                    item.index,
-                    item.item,
-                    None,
-                    error,
-                    lost.reason,
-                    lost.host,
-                    lost.pid,
-                    0.0,
-                    item.attempts - 1,
-                )
+                rest = (lost.reason, lost.host, lost.pid, 0.0, item.attempts - 1)
+                yield Outcome(item.index, item.item, None, error, *rest)
 
     def _run_again(self, item: _Item) -> None:
         self._again.append(item)
@@ -316,14 +307,5 @@ def _outcome(item: _Item, ok: bool, packed: Any, seconds: float, result: ChunkOu
     if error is not None and error.__cause__ is None:
         where = f"item {item.index} on {result.host}, process {result.pid}"
         error.__cause__ = RemoteTraceback(f"{where}:\n{text}")
-    return Outcome(
-        item.index,
-        item.item,
-        value,
-        error,
-        text,
-        result.host,
-        result.pid,
-        seconds,
-        item.attempts,
-    )
+    rest = (text, result.host, result.pid, seconds, item.attempts)
+    return Outcome(item.index, item.item, value, error, *rest)

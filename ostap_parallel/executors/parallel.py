@@ -36,6 +36,9 @@ MAX_STARTS = 16
 # How often a call whose worker was lost is tried again.
 LOST_RETRIES = 2
 
+# Seconds that hosts get to answer.
+PATIENCE = 5.0
+
 LOCAL = "local"
 
 # Receives the name of a host and what one of its workers printed or logged, see `engine.Sink`.
@@ -143,12 +146,13 @@ class ClientServer(Server):
             rworker.close()
             reason = f"the connection to {rworker.label} was lost: {exc}"
             sresult = execute.pack_result(Lost(rworker.label, 0, reason))
-            if rworker.label in self._connections:  # nobody has closed it on purpose
-                self._on_lost(rworker.label, reason)
         else:
+            reason = ""
             rworker.is_free = True
         self._forget(job)
         job.finalize(sresult)
+        if reason and rworker.label in self._connections:  # nobody has closed it on purpose
+            self._on_lost(rworker.label, reason)
         self._Server__scheduler()
 
 
@@ -324,15 +328,12 @@ class ParallelExecutor(Executor):
             listener()
 
     def _ask_hosts(self, command: str) -> None:
+        """Have all hosts do something; wait, not for long, until they have."""
         with self._lock:
             servers = list(self._servers.values())
-        threads = [
-            threading.Thread(target=server.ask, args=[command], daemon=True) for server in servers
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        deadline = time.monotonic() + PATIENCE
+        for answer in [server.ask(command) for server in servers]:
+            answer.wait(max(0.0, deadline - time.monotonic()))
 
     def _start_hosts(self, hosts: Sequence[HostConfig]) -> None:
         control = self._cleanup.enter_context(control_directory())
@@ -411,8 +412,7 @@ class ParallelExecutor(Executor):
         with self._lock:
             server = self._servers.pop(status.name, None)
         if server is not None:
-            # not from here: this may be the thread that closing waits for
-            threading.Thread(target=server.close, daemon=True).start()
+            server.close()
         if self._closed.is_set():
             return
         logger.warning("%s %s", "lost" if state == "lost" else "not available:", error)
@@ -435,11 +435,12 @@ def _close(
     server: ClientServer, servers: dict[str, HostServer], cleanup: contextlib.ExitStack
 ) -> None:
     """Close what an executor owns; a function, so that a forgotten executor can be collected."""
-    closing = [threading.Thread(target=host.close, daemon=True) for host in servers.values()]
-    for thread in closing:
-        thread.start()
+    # No threads: at the exit of the interpreter there are none to be had.
+    hosts = list(servers.values())
+    for host in hosts:
+        host.hang_up()
     server.destroy()
-    for thread in closing:
-        thread.join()
+    for host in hosts:
+        host.close()
     servers.clear()
     cleanup.close()

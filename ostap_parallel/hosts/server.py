@@ -173,31 +173,35 @@ class HostServer:
     ) -> None:
         self.close()
 
+    def hang_up(self) -> None:
+        """Have the server end, without waiting until it has."""
+        self._closing.set()
+        if self._session is not None:
+            self._session.hang_up()
+
     def close(self) -> None:
         """End the server and the connection; nothing remains on the host."""
-        self._closing.set()
+        self.hang_up()
         if self._session is not None:
             self._session.close()
 
-    def ask(self, command: str, patience: float = 5.0) -> bool:
-        """Have the server do something; return whether it confirmed in time.
+    def ask(self, command: str) -> threading.Event:
+        """Have the server do something; what is returned is set when it has, or has ended.
 
         ``"ping"`` does nothing, but all events that the server sent before have arrived by
         then; ``"interrupt"`` gives up all that its workers do. A server that is not up is not
         asked: bash would read it.
         """
-        if not self._is_up:
-            return False
-        number = next(self._ids)
-        done = self._done[number] = threading.Event()
+        number, done = next(self._ids), threading.Event()
+        if not self._is_up or self._session is None:
+            done.set()
+            return done
+        self._done[number] = done
         try:
-            assert self._session is not None
             self._session.write(json.dumps({"do": command, "id": number}) + "\n")
-            return done.wait(patience)
         except HostError:
-            return False
-        finally:
-            self._done.pop(number, None)
+            done.set()
+        return done
 
     def _start(self) -> None:
         self._deadline = time.monotonic() + self._start_timeout
@@ -289,16 +293,17 @@ class HostServer:
             if event["kind"] == "ready":
                 self._news.put(("ready", event))
             elif event["kind"] == "done":
-                if done := self._done.get(event["id"]):
+                if done := self._done.pop(event["id"], None):
                     done.set()
             else:
                 self._on_event(event)
 
     def _ended(self) -> None:
+        self._is_up, was_up = False, self._is_up
         self._news.put(("ended", ""))
         for done in list(self._done.values()):
             done.set()
-        if self._is_up and not self._closing.is_set():
+        if was_up and not self._closing.is_set():
             assert self._session is not None
             reason = self._session.last_words or "the connection ended"
             self._on_lost(HostError(self.host.label, "run", reason))

@@ -171,28 +171,27 @@ class Session:
                 reason = self.last_words or f"the connection was lost: {exc}"
                 raise HostError(self.host.label, "run", reason) from exc
 
-    def close(self, patience: float = 3.0) -> None:
-        """End the session: the other end sees its standard input end and cleans up.
-
-        After `patience` seconds ssh itself is killed, which the other end sees likewise.
-        """
+    def hang_up(self) -> None:
+        """End standard input: the other end sees that, cleans up and ends the session."""
         with self._write_lock:
             self._closed = True
-            process = self._process
+            if self._process is not None and self._process.stdin is not None:
+                with contextlib.suppress(OSError):
+                    self._process.stdin.close()
+
+    def close(self, patience: float = 3.0) -> None:
+        """End the session; after `patience` seconds end ssh, which the other end sees likewise."""
+        self.hang_up()
+        process = self._process
         if process is None:
             return
-        assert process.stdin is not None
-        with contextlib.suppress(OSError):
-            process.stdin.close()
-        try:
-            process.wait(patience)
-        except subprocess.TimeoutExpired:
-            process.terminate()
+        for end in (process.terminate, process.kill):
             try:
-                process.wait(1)
+                process.wait(patience)
+                break
             except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+                end()
+        process.wait()
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join()
