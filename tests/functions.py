@@ -1,0 +1,117 @@
+"""Functions that workers import, and scripts that tests run."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+PROJECT = Path(__file__).parents[1]
+PATIENCE = 30.0  # seconds until something that must happen counts as hanging
+
+
+def square(item):
+    return item * item
+
+
+def same(item):
+    return item
+
+
+def with_index(jobid, item):
+    return jobid, item
+
+
+def pid_of(item):
+    return os.getpid()
+
+
+def wait_for(path, seconds=PATIENCE):
+    """Wait, in a worker, for a file that somebody else makes."""
+    deadline = time.monotonic() + seconds
+    while not Path(path).exists():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"no {path}")
+        time.sleep(0.005)
+
+
+def note(folder, name):
+    """Count one attempt on `name`; return the number of this one, from 1."""
+    with (Path(folder) / str(name)).open("ab") as file:
+        file.write(b".")
+        return file.tell()
+
+
+def attempts(folder, name):
+    """Return how many attempts on `name` were noted."""
+    return (Path(folder) / str(name)).stat().st_size
+
+
+def die(how):
+    """End this process the hard way."""
+    if how == "exit":
+        os._exit(3)
+    if how == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    ctypes.string_at(0)
+
+
+class Refusal(Exception):
+    """An exception of the user's own, as usual ones are."""
+
+    def __init__(self, item, reason):
+        super().__init__(item, reason)
+        self.item, self.reason = item, reason
+
+
+class OddInit(Exception):
+    """Pickles, but does not unpickle: ``args`` are not the arguments."""
+
+    def __init__(self, one, two):
+        super().__init__(f"{one} and {two}")
+
+
+class OddReduce(Exception):
+    """Does not pickle at all."""
+
+    def __reduce__(self):
+        raise ValueError("not to be pickled")
+
+
+class Unreadable:
+    """Pickles, and raises when it is unpickled."""
+
+    def __reduce__(self):
+        return int, ("no number",)
+
+
+class Unsendable:
+    """Does not pickle."""
+
+    def __reduce__(self):
+        raise ValueError("stays here")
+
+
+def script_environ(**more):
+    """Return the environment of scripts that use this package."""
+    paths = [str(PROJECT), str(PROJECT / "tests")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **more}
+
+
+def run_python(*arguments, cwd, **more):
+    """Run Python with `arguments`; return what it printed, and fail if it failed."""
+    done = subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=cwd,
+        env=script_environ(**more),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, f"exit status {done.returncode}\n{done.stdout}{done.stderr}"
+    return done.stdout
