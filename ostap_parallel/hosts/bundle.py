@@ -22,6 +22,9 @@ import ostap_parallel
 
 _PACKAGES = (ostap_parallel, ppft, dill)
 
+# Exit status where the interpreter is of another minor version.
+WRONG_PYTHON = 97
+
 # Runs first, under whatever interpreter the host has: it must be understood by all of them.
 _MAIN = """\
 import sys
@@ -30,7 +33,7 @@ if have != wanted and mismatch != "allow":
     sys.stderr.write("%s is Python %d.%d, but the caller runs Python %d.%d: objects and code may "
         "not be understood; give the host another interpreter with python=..., or set "
         "python_mismatch = allow\\n" % ((sys.executable,) + have + wanted))
-    sys.exit(2)
+    sys.exit({status})
 from ostap_parallel.worker.serve import main
 sys.exit(main())
 """
@@ -41,7 +44,7 @@ def bundle(version: tuple[int, int]) -> bytes:
     """Return the zip file for hosts of callers that run Python `version` (major, minor)."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=3) as archive:
-        archive.writestr("__main__.py", _MAIN.format(version=version))
+        archive.writestr("__main__.py", _MAIN.format(version=version, status=WRONG_PYTHON))
         archive.writestr("ppserver.py", _ppserver())
         for package in _PACKAGES:
             root = Path(package.__path__[0])

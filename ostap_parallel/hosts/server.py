@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from ostap_parallel.config import HostConfig
 from ostap_parallel.errors import HostError
-from ostap_parallel.hosts.bundle import bundle
+from ostap_parallel.hosts.bundle import WRONG_PYTHON, bundle
 from ostap_parallel.hosts.ssh import (
     TRIES,
     Copier,
@@ -73,12 +73,17 @@ source "$op_file" </dev/null >&2
 op_status=$?; set +eu; trap "$op_leave" EXIT; [ "$op_status" -eq 0 ] || exit "$op_status"
 """
 
-# The last part is one line: bash must have read all of it before python reads the secret.
+# The last part ends as one command: bash has read all of it before python reads the secret.
 _SERVE = r"""
 op_step=python
 type -P -- {python} >/dev/null || {{ echo {python}": not found; PATH is $PATH" >&2; exit 127; }}
 op_step=server
-{{ {python} "$op_dir/bundle.zip" {mismatch} 19>&- && op_step=; exit; }}
+{{
+{python} "$op_dir/bundle.zip" {mismatch} 19>&-
+op_status=$?
+case $op_status in 0) op_step=;; {wrong_python}) op_step=python;; esac
+exit "$op_status"
+}}
 """
 
 
@@ -218,7 +223,9 @@ class HostServer:
             self._write(_PREPARE.format(sources=sources))
             self._expect("prepared")
         python = shlex.quote(self.host.python)
-        serve = _SERVE.format(python=python, mismatch=self.host.python_mismatch)
+        serve = _SERVE.format(
+            python=python, mismatch=self.host.python_mismatch, wrong_python=WRONG_PYTHON
+        )
         self._write(f"{serve}{json.dumps(settings)}\n")
         self.about = self._expect("ready")
         self._tunnel = Tunnel(self._session)
