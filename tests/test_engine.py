@@ -345,12 +345,12 @@ class TestLife:
 
     def test_functions_do_not_pile_up_in_workers(self):
         with WorkManager(1, silent=True) as manager:
-            for n in range(12):
-                data = bytes([n]) * 10_000_000
+            for n in range(24):
+                data = bytes([n]) * 5_000_000
                 (size,) = manager.process(resident, [0], shared={"data": data})
-                if n == 2:
+                if n == 10:
                     first = size
-            assert size - first < 60_000_000
+            assert size - first < 40_000_000
 
 
 def resident(item, data):
@@ -479,6 +479,18 @@ class TestCallers:
             finally:
                 for pid in child:
                     os.kill(pid, signal.SIGKILL)
+
+    def test_a_fork_that_exits_leaves_the_workers_alone(self, tmp_path):
+        code = (
+            "import os, sys\n"
+            "from ostap_parallel import WorkManager\n"
+            "with WorkManager(1, silent=True) as wm:\n"
+            "    pids = wm.process(lambda x: os.getpid(), [1])\n"
+            "    if os.fork() == 0: sys.exit()\n"
+            "    os.wait()\n"
+            "    print(wm.process(lambda x: os.getpid(), [1]) == pids)\n"
+        )
+        assert run_python("-c", code, cwd=tmp_path) == "True\n"
 
     @pytest.mark.parametrize("end", ["", "raise ValueError", "sys.exit(4)"])
     def test_forgot_to_close(self, tmp_path, end):

@@ -104,7 +104,7 @@ EACH_OTHER = program("""
     # run
     assert wm.process(is_even, [3, 4]) == [False, True]
     assert wm.process(lambda n: is_odd(n), [3, 4]) == [True, False]
-    assert wm.process(build, [3]) == [[[[]]]]
+    assert wm.process(build, [3]) == [build(3)] == [[[[[]]]]]
 """)
 
 CACHED = program("""
