@@ -1,0 +1,127 @@
+"""The bundle holds what a host needs, and runs wherever python3 is."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import dill
+import ppft
+import pytest
+
+from ostap_parallel.hosts.bundle import bundle
+from ostap_parallel.worker.serve import MARK
+
+VERSION = sys.version_info[:2]
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory):
+    """The bundle as a file."""
+    path = tmp_path_factory.mktemp("bundle") / "bundle.zip"
+    path.write_bytes(bundle(VERSION))
+    return path
+
+
+def start(archive, *arguments, directory):
+    """Start the bundle under a bare interpreter: no environment, no site-packages."""
+    base = getattr(sys, "_base_executable", sys.executable)
+    return subprocess.Popen(
+        [base, "-S", "-E", str(archive), *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=directory,
+        env={"PATH": os.defpath},
+        text=True,
+    )
+
+
+def test_it_holds_the_packages_and_no_more(archive):
+    with zipfile.ZipFile(archive) as file:
+        names = file.namelist()
+        assert file.testzip() is None
+    assert len(names) == len(set(names))
+    tops = {name.partition("/")[0] for name in names}
+    assert tops == {"__main__.py", "ppserver.py", "ostap_parallel", "ppft", "dill"}
+    for part in "tests", "__pycache__", "test":
+        assert [name for name in names if f"/{part}/" in name] == []
+    for module in ostap_modules():
+        assert f"ostap_parallel/{module}" in names
+        assert f"ostap_parallel/{module}c" in names
+
+
+def ostap_modules():
+    root = Path(sys.modules["ostap_parallel"].__file__).parent
+    return [path.relative_to(root).as_posix() for path in root.rglob("*.py")]
+
+
+def test_it_is_made_once():
+    assert bundle(VERSION) is bundle(VERSION)
+
+
+def test_it_serves_without_any_installed_package(archive, tmp_path):
+    private = tmp_path / "private"
+    private.mkdir()
+    (private / "file").touch()
+    with start(archive, "refuse", directory=tmp_path) as process:
+        settings = {"secret": "s", "ncpus": 2, "directory": str(private), "timeout": 60}
+        process.stdin.write(json.dumps(settings) + "\n")
+        process.stdin.flush()
+        line = process.stdout.readline()
+        assert line.startswith(MARK), process.stderr.read()
+        event = json.loads(line.removeprefix(MARK))
+        assert event["kind"] == "ready"
+        assert (event["ncpus"], event["pid"]) == (2, process.pid)
+        assert event["ppft"] == ppft.__version__
+        process.stdin.write('{"do": "ping", "id": 5}\n')
+        process.stdin.flush()
+        answer = json.loads(process.stdout.readline().removeprefix(MARK))
+        assert answer == {"kind": "done", "id": 5}
+        process.stdin.close()
+        assert process.wait(10) == 0
+    assert not private.exists()
+
+
+def test_packages_come_from_the_bundle(archive):
+    base = getattr(sys, "_base_executable", sys.executable)
+    code = (
+        f"import sys; sys.path.insert(0, {str(archive)!r})\n"
+        "import dill, ppft, ppserver, ostap_parallel.worker.serve, ostap_parallel.worker.process\n"
+        "print(dill.__file__, dill.__version__, ppft.__file__, ppft.__version__, sep='\\n')"
+    )
+    done = subprocess.run([base, "-I", "-S", "-c", code], capture_output=True, text=True)
+    dill_file, dill_version, ppft_file, ppft_version = done.stdout.splitlines()
+    assert dill_file.startswith(str(archive))
+    assert ppft_file.startswith(str(archive))
+    assert (dill_version, ppft_version) == (dill.__version__, ppft.__version__)
+
+
+def test_modules_are_compiled_for_this_version(archive):
+    with zipfile.ZipFile(io.BytesIO(archive.read_bytes())) as file:
+        code = file.read("ostap_parallel/worker/serve.pyc")
+    assert code[:4] == __import__("importlib.util").util.MAGIC_NUMBER
+
+
+def test_a_python_of_another_minor_version_refuses(tmp_path):
+    other = VERSION[0], VERSION[1] + 1
+    path = tmp_path / "bundle.zip"
+    path.write_bytes(bundle(other))
+    with start(path, "refuse", directory=tmp_path) as process:
+        _, words = process.communicate('{"secret": "s"}\n', timeout=20)
+    assert process.returncode != 0
+    assert f"is Python {VERSION[0]}.{VERSION[1]}, but the caller runs" in words
+    assert f"the caller runs Python {other[0]}.{other[1]}" in words
+    assert "python_mismatch = allow" in words
+
+
+def test_a_client_that_says_nothing_is_no_error(archive, tmp_path):
+    with start(archive, "refuse", directory=tmp_path) as process:
+        _, words = process.communicate("", timeout=20)
+    assert process.returncode == 1
+    assert words == ""
