@@ -248,6 +248,7 @@ def test_config_reads_the_files_and_servers_that_are_given(home):
         f"  ncpus = 3  ({file} [Parallel])",
         "",
         "localhost:4000",
+        "  name = localhost  (argument)",
         "  server_port = 4000  (argument)",
     ]
 

@@ -44,6 +44,7 @@ def home(tmp_path, monkeypatch):
     home.mkdir()
     here.mkdir()
     monkeypatch.chdir(here)
+    monkeypatch.setenv("HOME", str(home))
     # no file of the account that runs the tests can be meant
     (tmp_path / "ssh_config").write_text("Host gpu\n HostName 192.0.2.7\n")
     return home
@@ -56,9 +57,10 @@ def load(home):
     def load(text, servers=(), environ=(), hostname="pc.example.org", **arguments):
         file = home / "rc"
         file.write_text(text)
-        environ = {"HOME": str(home), **dict(environ)}
         arguments.setdefault("ssh_config", home.parent / "ssh_config")
-        return load_settings(servers, config=file, environ=environ, hostname=hostname, **arguments)
+        return load_settings(
+            servers, config=file, environ=dict(environ), hostname=hostname, **arguments
+        )
 
     return load
 
@@ -68,8 +70,7 @@ def parse(home):
     """Hosts of a server list, without any file."""
 
     def parse(servers, **arguments):
-        environ = {"HOME": str(home)}
-        return load_settings(servers, config=(), environ=environ, **arguments).hosts
+        return load_settings(servers, config=(), environ={}, **arguments).hosts
 
     return parse
 
@@ -210,29 +211,6 @@ def test_malformed_entries_are_refused(parse, entry):
     assert f"argument servers: server {entry!r}" in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"name": "-h"},
-        {"name": ""},
-        {"name": "h\n"},
-        {"name": "a b"},
-        {"user": "-l"},
-        {"user": "a b"},
-        {"user": ""},
-        {"port": 0},
-        {"port": 65536},
-        {"port": True},
-        {"server_port": 0},
-        {"ncpus": 0},
-        {"ncpus": -2},
-    ],
-)
-def test_a_host_checks_itself(change):
-    with pytest.raises(ConfigError):
-        HostConfig(**{"name": "h", **change})
-
-
 def test_a_host_is_a_value():
     host = HostConfig(name="h", user="me", origins={"user": "argument"})
     assert host == HostConfig(name="h", user="me")
@@ -251,16 +229,8 @@ def test_a_host_is_a_value():
         ("a,b", ["a", "b"]),
         ("a b\tc\nd", ["a", "b", "c", "d"]),
         (" a , b ,", ["a", "b"]),
-        ("('a','b')", ["a", "b"]),
-        ("('a',)", ["a"]),
-        ('["a", "b"]', ["a", "b"]),
-        ("(8081, 'b')", ["localhost:8081", "b"]),
         ("[::1]", ["::1"]),
         ("[::1], [::2]", ["::1", "::2"]),
-        ("['::1']", ["::1"]),
-        ("()", []),
-        ("[]", []),
-        ("('',)", []),
         ("", []),
         ((), []),
         (8081, ["localhost:8081"]),
@@ -308,7 +278,7 @@ def test_nothing_configured(load):
 @pytest.mark.parametrize("key", ["ppservers", "workers", "PPServers"])
 @pytest.mark.parametrize(
     ("value", "expected"),
-    [("a,b", ["a", "b"]), ("('a', 'b')", ["a", "b"]), ("", []), ("\n  a\n  # b\n  c", ["a", "c"])],
+    [("a,b", ["a", "b"]), ("", []), ("\n  a\n  # b\n  c", ["a", "c"])],
 )
 def test_values_of_lists(load, key, value, expected):
     assert labels(load(f"[Parallel]\n{key} = {value}\nprofile = p\n", "auto")) == expected
@@ -368,11 +338,6 @@ def test_short_names_of_other_lists_stay(load):
     assert labels(load(text, UNKNOWN, hostname="pc.cern.ch")) == [UNKNOWN]
 
 
-def test_a_list_for_this_very_host_tells_no_domain(load):
-    text = f"[Parallel:pc.no.such]\nppservers = {UNKNOWN}\n"
-    assert labels(load(text, "auto", hostname="pc.no.such")) == [UNKNOWN]
-
-
 def test_sections_know_a_short_host_by_its_domain(load):
     text = (
         f"[Parallel:no.such]\nppservers = gpu, {UNKNOWN}\nuser = d\n"
@@ -409,10 +374,10 @@ def test_an_entry_wins_over_arguments_over_sections(load):
     plain, full = load(text, "h.x, e@h.x:3*3").hosts
     assert (plain.user, plain.port, plain.ncpus) == ("s", 1, 1)
     assert (full.user, full.port, full.ncpus) == ("e", 3, 3)
-    (given,) = load(text, "h.x", user="a", port=2, ncpus_per_host=2).hosts
-    assert (given.user, given.port, given.ncpus) == ("a", 2, 2)
-    (both,) = load(text, "e@h.x", user="a", port=2, ncpus_per_host=2).hosts
-    assert (both.user, both.port, both.ncpus) == ("e", 2, 2)
+    (given,) = load(text, "h.x", user="a", port=2).hosts
+    assert (given.user, given.port, given.ncpus) == ("a", 2, 1)
+    (both,) = load(text, "e@h.x", user="a", port=2).hosts
+    assert (both.user, both.port, both.ncpus) == ("e", 2, 1)
 
 
 def test_origins(load):
@@ -502,8 +467,10 @@ def test_scripts(load, home):
         ("script", "a\0b"),
         ("ssh_config", "none"),
         ("user", "-l"),
+        ("user", "a b"),
         ("port", 0),
-        ("ncpus_per_host", 0),
+        ("port", 65536),
+        ("port", True),
         ("python_mismatch", "maybe"),
         ("python", "a\nb"),
         ("tmpdir", "-x"),
@@ -511,7 +478,7 @@ def test_scripts(load, home):
     ],
 )
 def test_bad_arguments(parse, name, value):
-    with pytest.raises(ConfigError, match=f"argument {name.removesuffix('_per_host')}: "):
+    with pytest.raises(ConfigError, match=f"argument {name}: "):
         parse("h", **{name: value})
 
 
@@ -562,7 +529,7 @@ def test_other_sections_may_hold_anything(load):
     [
         ("[Parallel]\nprofil = x\n", "[Parallel] profil: unknown key, did you mean 'profile'?"),
         ("[Pathos:a.b]\nscirpt = x\n", "[Pathos:a.b] scirpt: unknown key, did you mean 'script'?"),
-        ("[Parallel]\nzzz = x\n", "[Parallel] zzz: unknown key; known are ppservers, "),
+        ("[Parallel]\nzzz = x\n", "[Parallel] zzz: unknown key; known are environment, "),
         ("[Parallel]\nncpus = x\n", "[Parallel] ncpus: not a number of at least 1: 'x'"),
         ("[Parallel]\nncpus = 0\n", "[Parallel] ncpus: "),
         ("[Parallel]\nport = 0\n", "[Parallel] port: not a number from 1 to 65535: '0'"),
@@ -689,7 +656,6 @@ def test_the_default_files_in_order(home, tmp_path):
     places = [tmp_path / "ostap/.ostaprc", home / ".ostaprc", home / ".config/ostap/.ostaprc"]
     places += [Path.cwd() / ".ostaprc", tmp_path / "x.rc", home / "y.rc"]
     environ = {
-        "HOME": str(home),
         "OSTAP_DIR": str(tmp_path / "ostap"),
         "OSTAP_CONFIG": f"{tmp_path / 'x.rc'}::~/y.rc",
     }
@@ -707,34 +673,33 @@ def test_the_default_files_in_order(home, tmp_path):
 
 
 def test_missing_default_files_are_fine(home):
-    settings = load_settings("h", environ={"HOME": str(home), "OSTAP_DIR": "/none"})
+    settings = load_settings("h", environ={"OSTAP_DIR": "/none"})
     assert (settings.files, labels(settings)) == ((), ["h"])
 
 
 def test_given_files_replace_the_default_ones(home):
     (home / ".ostaprc").write_text("[Parallel]\nuser = no\n")
     (Path.cwd() / "rc").write_text("[Parallel]\nport = 7\n")
-    settings = load_settings("h", config="rc", environ={"HOME": str(home), "OSTAP_CONFIG": "none"})
+    settings = load_settings("h", config="rc", environ={"OSTAP_CONFIG": "none"})
     assert (labels(settings), settings.files) == (["h:7"], (Path.cwd() / "rc",))
-    assert load_settings(config=[], environ={"HOME": str(home)}).files == ()
+    assert load_settings(config=[], environ={}).files == ()
 
 
 def test_files_that_were_asked_for_must_exist(home):
     with pytest.raises(ConfigError, match=rf"argument config: cannot read {home}/none: No such"):
         load_settings(config=[home / "none"])
     with pytest.raises(ConfigError, match=r"OSTAP_CONFIG: cannot read .*/none: No such"):
-        load_settings(environ={"HOME": str(home), "OSTAP_CONFIG": "none"})
+        load_settings(environ={"OSTAP_CONFIG": "none"})
     with pytest.raises(ConfigError, match="Is a directory"):
         load_settings(config=home)
 
 
 def test_a_file_met_twice_is_read_once(home):
-    first, second, link = home / "first", home / "second", home / "link"
+    first, second = home / "first", home / "second"
     first.write_text("[Parallel]\nuser = one\n")
     second.write_text("[Parallel]\nuser = two\n")
-    link.symlink_to(first)
-    settings = load_settings("h", config=[first, second, link])
-    assert (settings.files, labels(settings)) == ((second, link), ["one@h"])
+    settings = load_settings("h", config=[first, second, first])
+    assert (settings.files, labels(settings)) == ((second, first), ["one@h"])
 
 
 def refusal(path, caplog):
@@ -771,7 +736,7 @@ def test_no_regular_file(home, caplog):
 
 def test_a_default_place_that_is_a_directory(home, caplog):
     (home / ".ostaprc").mkdir()
-    assert load_settings(environ={"HOME": str(home)}).files == ()
+    assert load_settings(environ={}).files == ()
     assert f"{home}/.ostaprc is not read: Is a directory" in caplog.text
 
 

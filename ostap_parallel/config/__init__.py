@@ -3,8 +3,7 @@
 `load_settings` resolves them once; what it returns is frozen and knows where each value came from.
 """
 
-from ostap_parallel.config.files import Setting
-from ostap_parallel.config.host import HostConfig
+from ostap_parallel.config.host import HostConfig, Setting
 from ostap_parallel.config.load import HostArguments, Settings, find_secret, load_settings
 
 __all__ = ["HostArguments", "HostConfig", "Setting", "Settings", "find_secret", "load_settings"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import configparser
 import difflib
 import grp
 import logging
@@ -12,46 +11,28 @@ import re
 import shlex
 import stat
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ostap_parallel.config.entries import parse_entries
-from ostap_parallel.config.host import check_name, check_number, check_user
+from ostap_parallel.config.host import HostConfig, Setting, check_name, check_number, check_user
 from ostap_parallel.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
 SPELLINGS = ("parallel", "paralell", "pathos")  # an earlier one wins
-KEYS = (
-    "ppservers",
-    "workers",
-    "profile",
-    "environment",
-    "script",
-    "python",
-    "ncpus",
-    "user",
-    "port",
-    "ssh_options",
-    "tmpdir",
-    "python_mismatch",
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """A checked value, ``None`` if an empty one switches it off, and where it came from."""
-
-    value: Any
-    origin: str
-
+LISTS = {"ppservers", "workers"}
+KEYS = LISTS | HostConfig.__annotations__.keys() - {"name", "ssh_config", "server_port", "origins"}
 
 Sections = dict[str, dict[str, Setting]]
 """Settings by key, by what follows ``Parallel:`` in lower case (``""``: ``[Parallel]``)."""
 
+_HEADER = re.compile(r"\[((?:[^][]|\[[^][]*\])+)\]")  # may hold an address in brackets
+_ITEM = re.compile(r"([^=:]*[^=:\s])\s*[=:]\s*(.*)")
 
-def read_files(files: Iterable[tuple[Path, str]], home: Path) -> tuple[Sections, tuple[Path, ...]]:
+
+def read_files(files: Iterable[tuple[Path, str]]) -> tuple[Sections, tuple[Path, ...]]:
     """Read and check our sections of all files; a later file wins.
 
     Parameters
@@ -59,8 +40,6 @@ def read_files(files: Iterable[tuple[Path, str]], home: Path) -> tuple[Sections,
     files
         Absolute paths, each with who asked for it; a file that nobody (``""``) asked for may
         be missing.
-    home
-        What ``~`` stands for.
 
     Returns
     -------
@@ -72,36 +51,29 @@ def read_files(files: Iterable[tuple[Path, str]], home: Path) -> tuple[Sections,
     ConfigError
         A file that was asked for cannot be read, or what a file says is malformed.
     """
-    texts: dict[tuple[int, int], tuple[Path, str]] = {}
+    texts: dict[Path, str] = {}
     for path, asked_by in files:
-        if found := _read_trusted(path, asked_by):
-            identity, text = found
-            # A file met again counts where it was met last, as if it had been read twice.
-            texts.pop(identity, None)
-            texts[identity] = path, text
-    parts = [part for path, text in texts.values() for part in _read_sections(path, text, home)]
+        texts.pop(path, None)  # one met again, as at home, counts where it was met last
+        text = _read_trusted(path, asked_by)
+        if text is not None:
+            texts[path] = text
+    parts = [part for path, text in texts.items() for part in _read_sections(path, text)]
     parts.sort(key=lambda part: -part[0])
     sections: Sections = {}
     for _, suffix, settings in parts:
         sections.setdefault(suffix, {}).update(settings)
-    return sections, tuple(path for path, _ in texts.values())
+    return sections, tuple(texts)
 
 
-def _read_trusted(path: Path, asked_by: str) -> tuple[tuple[int, int], str] | None:
-    """Return device, inode and text of a file, or ``None`` if it is not to be used."""
+def _read_trusted(path: Path, asked_by: str) -> str | None:
+    """Return the text of a file, or ``None`` if it is not to be used."""
     try:
-        # Without O_NONBLOCK a named pipe would hang here, before it can be refused.
-        with open(
-            path,
-            encoding="utf-8-sig",
-            opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK),
-        ) as file:
+        with open(path, encoding="utf-8-sig", opener=_open_at_once) as file:
             # The opened file is what gets read, whatever becomes of its name meanwhile.
-            status = os.fstat(file.fileno())
-            if danger := _find_danger(status):
+            if danger := _find_danger(os.fstat(file.fileno())):
                 logger.warning("%s is not read, for it could run commands: %s", path, danger)
                 return None
-            return (status.st_dev, status.st_ino), file.read()
+            return file.read()
     except OSError as exc:
         if asked_by:
             raise ConfigError(f"{asked_by}: cannot read {path}: {exc.strerror}") from exc
@@ -110,6 +82,11 @@ def _read_trusted(path: Path, asked_by: str) -> tuple[tuple[int, int], str] | No
         return None
     except UnicodeDecodeError as exc:
         raise ConfigError(f"{path}: not UTF-8 text: {exc}") from exc
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    # Without O_NONBLOCK a named pipe would hang here, before it can be refused.
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _find_danger(status: os.stat_result) -> str:
@@ -127,49 +104,67 @@ def _find_danger(status: os.stat_result) -> str:
 
 def _is_private_group(uid: int, gid: int) -> bool:
     try:
-        owner, group = pwd.getpwuid(uid), grp.getgrgid(gid)
+        owner, group = pwd.getpwuid(uid).pw_name, grp.getgrgid(gid)
     except KeyError:
         return False
     # Users whose primary group it is are not among its members, so an experiment's group can
     # look empty; a private one also bears its owner's name.
-    return (
-        owner.pw_gid == gid
-        and group.gr_name == owner.pw_name
-        and set(group.gr_mem) <= {owner.pw_name}
-    )
+    return group.gr_name == owner and set(group.gr_mem) <= {owner}
 
 
-class _Parser(configparser.RawConfigParser):
-    # The standard one ends a header at the last bracket of its line, also within a comment.
-    SECTCRE = re.compile(r"\[(?P<header>(?:[^][]|\[[^][]*\])+)\]")
+def _read_sections(path: Path, text: str) -> Iterator[tuple[int, str, dict[str, Setting]]]:
+    """Yield rank of the spelling, suffix and settings of each section of ours."""
+    for header, values in _parse(path, text):
+        spelling, colon, suffix = (part.strip().lower() for part in header.partition(":"))
+        if spelling not in SPELLINGS:
+            continue
+        origin = f"{path} [{header}]"
+        if colon:
+            suffix = check_name(suffix.removeprefix("[").removesuffix("]"), origin)
+        settings = {}
+        for key, lines in values.items():
+            if key not in KEYS:
+                nearest = difflib.get_close_matches(key, KEYS, n=1)
+                known = f"; known are {', '.join(sorted(KEYS))}"
+                hint = f", did you mean {nearest[0]!r}?" if nearest else known
+                raise ConfigError(f"{origin} {key}: unknown key{hint}")
+            value = convert(key, _join_lines(key, lines), origin, path.parent)
+            settings[key] = Setting(value, origin)
+        yield SPELLINGS.index(spelling), suffix, settings
 
 
-def _protect_lines(text: str) -> Iterator[str]:
-    """Yield the lines so that configparser keeps values exactly and same-named sections apart.
+def _parse(path: Path, text: str) -> list[tuple[str, dict[str, list[str]]]]:
+    """Return the header of each section, and the lines of its values by key.
 
-    It would drop ``#`` lines and indentation inside values, so these lines get a fence at both
-    ends. Headers get their line number.
+    The rules are configparser's, which itself would drop the ``#`` lines and the indentation
+    within bash text.
     """
-    indent: int | None = None  # of the key whose value may go on
+    sections: list[tuple[str, dict[str, list[str]]]] = []
+    value: list[str] | None = None  # to which further lines may belong
+    indent = 0  # of its key
     for number, line in enumerate(text.split("\n"), start=1):
         bare = line.strip()
         depth = len(line) - len(line.lstrip())
-        if indent is not None and (not bare or depth > indent):
-            yield f"{' ' * (indent + 1)}|{line}|"
+        if value is not None and (not bare or depth > indent):
+            value.append(line)
         elif not bare or bare[0] in "#;":
-            yield line
-        elif header := _Parser.SECTCRE.match(bare):
-            indent = None
-            yield f"[{header['header']}|{number}]"
+            continue
+        elif header := _HEADER.match(bare):
+            value = None
+            sections.append((header[1], {}))
+        elif not sections:
+            raise ConfigError(f"{path}, line {number}: before the first [section]")
+        elif item := _ITEM.fullmatch(bare):
+            indent, value = depth, [item[2]]
+            sections[-1][1][item[1].lower()] = value
         else:
-            indent = depth
-            yield line
+            raise ConfigError(f"{path}, line {number}: not 'key = value': {line!r}")
+    return sections
 
 
-def _restore_value(key: str, value: str) -> str:
-    """Undo `_protect_lines` and remove the common indentation of all lines but the first."""
-    first, *fenced = value.split("\n")
-    lines = [line[1:-1] for line in fenced]
+def _join_lines(key: str, lines: list[str]) -> str:
+    """Return a value without the common indentation of all its lines but the first."""
+    first, *lines = lines
     if key != "environment":  # only bash has comments of its own
         lines = [line for line in lines if not line.lstrip().startswith(("#", ";"))]
     while lines and not lines[-1].strip():
@@ -179,56 +174,15 @@ def _restore_value(key: str, value: str) -> str:
     return "\n".join([*([first] if first else []), *(line[cut:] for line in lines)])
 
 
-def _parse(path: Path, text: str) -> _Parser:
-    # An empty section name cannot occur: [DEFAULT] is a section like any other.
-    parser = _Parser(strict=False, default_section="")
-    try:
-        parser.read_string("\n".join(_protect_lines(text)))
-    except configparser.MissingSectionHeaderError as exc:
-        raise ConfigError(f"{path}, line {exc.lineno}: before the first [section]") from exc
-    except configparser.ParsingError as exc:
-        line, _ = exc.errors[0]
-        found = text.split("\n")[line - 1]
-        raise ConfigError(f"{path}, line {line}: not 'key = value': {found!r}") from exc
-    return parser
-
-
-def _read_sections(
-    path: Path, text: str, home: Path
-) -> Iterator[tuple[int, str, dict[str, Setting]]]:
-    """Yield rank of the spelling, suffix and settings of each section of ours."""
-    parser = _parse(path, text)
-    for numbered in parser.sections():
-        header = numbered.rpartition("|")[0]
-        spelling, colon, suffix = (part.strip().lower() for part in header.partition(":"))
-        if spelling not in SPELLINGS:
-            continue
-        origin = f"{path} [{header}]"
-        if colon:
-            suffix = check_name(suffix.removeprefix("[").removesuffix("]"), origin)
-        settings = {}
-        for key, value in parser.items(numbered):
-            if key not in KEYS:
-                raise ConfigError(f"{origin} {key}: unknown key{_suggest(key)}")
-            bash = _restore_value(key, value)
-            settings[key] = Setting(convert(key, bash, origin, path.parent, home), origin)
-        yield SPELLINGS.index(spelling), suffix, settings
-
-
-def _suggest(key: str) -> str:
-    nearest = difflib.get_close_matches(key, KEYS, n=1)
-    return f", did you mean {nearest[0]!r}?" if nearest else f"; known are {', '.join(KEYS)}"
-
-
-def convert(key: str, value: Any, origin: str, base: Path, home: Path) -> Any:
+def convert(key: str, value: Any, origin: str, base: Path) -> Any:
     """Return the checked value of one setting, ``None`` for an empty one.
 
     Parameters
     ----------
     origin
         File and section, or ``"argument"``; it precedes `key` in errors.
-    base, home
-        What relative paths and ``~`` start from.
+    base
+        What relative paths start from.
 
     Raises
     ------
@@ -236,7 +190,7 @@ def convert(key: str, value: Any, origin: str, base: Path, home: Path) -> Any:
         It is malformed, or names a local file that does not exist.
     """
     where = f"{origin} {key}"
-    if key in ("ppservers", "workers"):
+    if key in LISTS:
         return parse_entries(value, where, origin)
     if isinstance(value, str) and not value.strip():
         return None
@@ -244,7 +198,7 @@ def convert(key: str, value: Any, origin: str, base: Path, home: Path) -> Any:
         case "environment":
             return value
         case "script" | "ssh_config":
-            return _find_local(key, value, where, base, home)
+            return _find_local(key, value, where, base)
         case "ncpus" | "port":
             return check_number(value, 65535 if key == "port" else None, where)
         case "user":
@@ -258,22 +212,19 @@ def convert(key: str, value: Any, origin: str, base: Path, home: Path) -> Any:
     return value
 
 
-def absolute(path: str | Path, base: Path, home: Path) -> Path:
-    """Return `path` with ``~`` as `home`; a relative one starts at `base`."""
+def absolute(path: str | Path, base: Path) -> Path:
+    """Return `path` with ``~`` as the home directory; a relative one starts at `base`."""
     first, *rest = Path(path).parts or (".",)
-    return home.joinpath(*rest) if first == "~" else base / path
+    return Path.home().joinpath(*rest) if first == "~" else base / path
 
 
-def _find_local(key: str, value: str | Path, where: str, base: Path, home: Path) -> Path:
-    path = absolute(value, base, home)
-    # ssh takes /dev/null for a configuration, but a script has to be copied
-    try:
-        found = path.is_file() if key == "script" else path.exists()
-    except (OSError, ValueError):  # a closed directory on the way, a NUL
-        found = False
-    if not found:
-        raise ConfigError(f"{where}: no such file: {path}")
-    return path
+def _find_local(key: str, value: str | Path, where: str, base: Path) -> Path:
+    path = absolute(value, base)
+    with suppress(OSError, ValueError):  # a closed directory on the way, a NUL
+        # ssh takes /dev/null for a configuration, but a script has to be copied
+        if path.is_file() or (key == "ssh_config" and path.exists()):
+            return path
+    raise ConfigError(f"{where}: no such file: {path}")
 
 
 def _split_options(value: str | Iterable[str], where: str) -> tuple[str, ...]:

@@ -5,23 +5,33 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ostap_parallel.errors import ConfigError
 
 _LABEL = r"[A-Za-z0-9_][A-Za-z0-9_-]{0,62}"
 _NAME = re.compile(rf"{_LABEL}(\.{_LABEL})*")
-_IPV6 = re.compile(r"[0-9A-Fa-f:.]+(%[A-Za-z0-9_.-]+)?")
+# IPv4, or IPv6 with or without a zone
+_ADDRESS = re.compile(r"[0-9.]+|[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*(%[A-Za-z0-9_.-]+)?")
 _USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,255}")
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A checked value, ``None`` if an empty one switches it off, and where it came from."""
+
+    value: Any
+    origin: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostConfig:
     """How to reach one host and what to start there.
 
-    Names reach the command line of ssh, so whatever an option or a shell could misread is refused.
+    `load_settings` has checked what is in it.
 
     Attributes
     ----------
@@ -50,11 +60,6 @@ class HostConfig:
     origins
         Where each setting came from: ``"argument"``, ``"/home/me/.ostaprc [Parallel:cern.ch]"``.
         It also holds the settings that an empty value has switched off.
-
-    Raises
-    ------
-    ConfigError
-        A name, port or number is malformed.
     """
 
     name: str
@@ -72,17 +77,6 @@ class HostConfig:
     server_port: int | None = None
     origins: Mapping[str, str] = field(default_factory=dict, compare=False)
 
-    def __post_init__(self) -> None:
-        where = f"host {self.name!r}"
-        check_name(self.name, where)
-        if self.user is not None:
-            check_user(self.user, where)
-        for port in (self.port, self.server_port):
-            if port is not None:
-                check_number(port, 65535, where)
-        if self.ncpus is not None:
-            check_number(self.ncpus, None, where)
-
     @property
     def label(self) -> str:
         """The host as messages name it: ``user@name:port``, or ``localhost:<server_port>``."""
@@ -93,34 +87,17 @@ class HostConfig:
         return f"{user}{name}:{self.port}" if self.port else f"{user}{name}"
 
 
-def is_ipv6(name: str) -> bool:
-    """Tell whether `name` is an IPv6 address, which may have a zone."""
-    if not _IPV6.fullmatch(name):
-        return False
-    try:
-        ipaddress.IPv6Address(name)
-    except ValueError:
-        return False
-    return True
-
-
-def _is_name(name: str) -> bool:
-    if re.fullmatch("[0-9.]+", name):
-        try:
-            ipaddress.IPv4Address(name)
-        except ValueError:
-            return False
-        return True
-    return len(name) <= 253 and _NAME.fullmatch(name) is not None
-
-
 def check_name(name: str, where: str) -> str:
-    """Return `name` if it is a host name, alias or address; IPv6 in its short form."""
-    if is_ipv6(name):
-        return str(ipaddress.IPv6Address(name))
-    if not _is_name(name):
-        raise ConfigError(f"{where}: not a host name, ssh alias or address: {name!r}")
-    return name
+    """Return `name` if it is a host name, alias or address; IPv6 in its short form.
+
+    Names reach the command line of ssh: what an option or a shell could misread is refused.
+    """
+    if _ADDRESS.fullmatch(name):
+        with suppress(ValueError):
+            return str(ipaddress.ip_address(name))
+    elif len(name) <= 253 and _NAME.fullmatch(name):
+        return name
+    raise ConfigError(f"{where}: not a host name, ssh alias or address: {name!r}")
 
 
 def check_user(user: str, where: str) -> str:
@@ -133,9 +110,7 @@ def check_user(user: str, where: str) -> str:
 def check_number(value: int | str, most: int | None, where: str) -> int:
     """Return `value` as a number from 1 to `most`; ``None`` sets no limit."""
     # bool is an int, and int("1_0") is a number: both are slips here
-    if re.fullmatch("[0-9]{1,9}", str(value)):
-        number = int(value)
-        if number >= 1 and (most is None or number <= most):
-            return number
+    if re.fullmatch("[0-9]{1,9}", str(value)) and 1 <= int(value) <= (most or 10**9):
+        return int(value)
     limits = "of at least 1" if most is None else f"from 1 to {most}"
     raise ConfigError(f"{where}: not a number {limits}: {value!r}")

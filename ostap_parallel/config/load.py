@@ -8,7 +8,7 @@ import subprocess
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -20,8 +20,8 @@ from ostap_parallel.config.entries import (
     parse_entry,
     split_entries,
 )
-from ostap_parallel.config.files import Sections, Setting, absolute, convert, read_files
-from ostap_parallel.config.host import HostConfig
+from ostap_parallel.config.files import LISTS, Sections, absolute, convert, read_files
+from ostap_parallel.config.host import HostConfig, Setting
 from ostap_parallel.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -41,7 +41,6 @@ class HostArguments(TypedDict, total=False):
     environment: str | None
     script: str | Path | None
     python: str | None
-    ncpus_per_host: int | None
     user: str | None
     port: int | None
     ssh_options: str | Sequence[str] | None
@@ -101,103 +100,99 @@ def load_settings(
     ConfigError
         A setting is malformed, in whichever file or section of ours it stands.
     """
-    home = Path(environ.get("HOME") or Path.home())
-    given = _convert_arguments(arguments, home)
-    sections, files = read_files(_list_files(config, environ, home), home)
+    given = {
+        key: Setting(convert(key, value, "argument", Path.cwd()), "argument")
+        for key, value in arguments.items()
+        if value is not None
+    }
+    sections, files = read_files(_list_files(config, environ))
     configured = partial(_list_configured, sections, environ, hostname)
     entries = list(_parse_servers(servers, configured))
     ssh_config = given["ssh_config"].value if "ssh_config" in given else None
-    look_up = partial(_look_up_names, known=sections, ssh_config=ssh_config)
-    with ThreadPoolExecutor(LOOKUPS) as pool:
-        names = list(pool.map(look_up, entries))
     hosts: dict[object, HostConfig] = {}
-    for entry, known_as in zip(entries, names, strict=True):
-        host = _resolve(entry, known_as, given, sections)
-        hosts.setdefault((host.user, host.name.lower(), host.port, host.server_port), host)
+    with ThreadPoolExecutor(LOOKUPS) as pool:
+        look_up = partial(_look_up_names, known=sections, ssh_config=ssh_config)
+        for (entry, _), names in zip(entries, pool.map(look_up, entries), strict=True):
+            host = _resolve(entry, names, given, sections)
+            hosts.setdefault((host.user, host.name.lower(), host.port, host.server_port), host)
     return Settings(hosts=tuple(hosts.values()), files=files, sections=sections)
 
 
-def _convert_arguments(arguments: HostArguments, home: Path) -> dict[str, Setting]:
-    unknown = arguments.keys() - HostArguments.__annotations__.keys()
-    if unknown:
-        raise TypeError(f"load_settings() got unexpected arguments: {', '.join(sorted(unknown))}")
-    given = {}
-    for name, value in arguments.items():
-        if value is not None:
-            key = "ncpus" if name == "ncpus_per_host" else name
-            given[key] = Setting(convert(key, value, "argument", Path.cwd(), home), "argument")
-    return given
-
-
 def _list_files(
-    config: Iterable[Path | str] | Path | str | None, environ: Mapping[str, str], home: Path
+    config: Iterable[Path | str] | Path | str | None, environ: Mapping[str, str]
 ) -> Iterator[tuple[Path, str]]:
     """Yield the files, each with who asked for it."""
-    here = Path.cwd()
+    here, home = Path.cwd(), Path.home()
     if config is not None:
         for path in [config] if isinstance(config, str | Path) else config:
-            yield absolute(path, here, home), "argument config"
+            yield absolute(path, here), "argument config"
         return
     if environ.get("OSTAP_DIR"):
-        yield absolute(environ["OSTAP_DIR"], here, home) / ".ostaprc", ""
-    yield home / ".ostaprc", ""
-    yield home / ".config" / "ostap" / ".ostaprc", ""
-    yield here / ".ostaprc", ""
+        yield absolute(environ["OSTAP_DIR"], here) / ".ostaprc", ""
+    for directory in (home, home / ".config" / "ostap", here):
+        yield directory / ".ostaprc", ""
     for part in environ.get("OSTAP_CONFIG", "").split(os.pathsep):
         if part.strip():
-            yield absolute(part.strip(), here, home), "OSTAP_CONFIG"
+            yield absolute(part.strip(), here), "OSTAP_CONFIG"
 
 
 def _parse_servers(
-    servers: str | int | Iterable[str | int], configured: Callable[[], Iterable[Entry]]
-) -> Iterator[Entry]:
+    servers: str | int | Iterable[str | int],
+    configured: Callable[[], Iterable[tuple[Entry, str]]],
+) -> Iterator[tuple[Entry, str]]:
+    """Yield the entries, each with the domain whose section listed it, or ``""``."""
     if isinstance(servers, str):
         servers = split_entries(servers)
     for server in [servers] if isinstance(servers, int) else servers:
         if isinstance(server, str) and server.strip().lower() in KEYWORDS:
             yield from configured()
         else:
-            yield parse_entry(server, "argument servers", "argument")
+            yield parse_entry(server, "argument servers", "argument"), ""
 
 
 def _list_configured(
     sections: Sections, environ: Mapping[str, str], hostname: str | None
-) -> Iterator[Entry]:
+) -> Iterator[tuple[Entry, str]]:
     """Yield the entries of the configured list, then those of ``OSTAP_PPSERVERS``."""
-    lists: dict[str, tuple[Entry, ...]] = {}
-    for suffix, settings in sections.items():
-        if found := settings.get("ppservers") or settings.get("workers"):
-            lists[suffix] = found.value
+    lists = {
+        suffix: settings.get("ppservers") or settings["workers"]
+        for suffix, settings in sections.items()
+        if settings.keys() & LISTS
+    }
     here: tuple[str, ...] = ()
     if any(lists):  # else spare the look-up of this host's name
         here = (hostname,) if hostname else (socket.gethostname(), socket.getfqdn())
-    matching = _match_sections(lists, here)
-    for entry in lists.get(matching[0] if matching else "", ()):
-        # A list for this very host tells no domain.
-        exact = matching and matching[0] in (name.lower() for name in here)
-        yield entry if exact or not matching else replace(entry, domain=matching[0])
-    yield from parse_entries(
-        environ.get("OSTAP_PPSERVERS", ""), "OSTAP_PPSERVERS", "OSTAP_PPSERVERS"
-    )
+    for domain in _match_sections(lists, here)[:1]:
+        for entry in lists[domain].value:
+            yield entry, domain
+    variable = "OSTAP_PPSERVERS"
+    for entry in parse_entries(environ.get(variable, ""), variable, variable):
+        yield entry, ""
 
 
 def _match_sections(suffixes: Iterable[str], names: Iterable[str]) -> list[str]:
-    """Return the sections for a host with these names: its own, then domains, longest first."""
+    """Return the sections for a host with these names.
+
+    First its own, then domains, longest first, then the general one.
+    """
     known = [name.lower() for name in names]
     found = [
         suffix
         for suffix in suffixes
-        if suffix and any(f".{name}".endswith(f".{suffix}") for name in known)
+        if not suffix or any(f".{name}".endswith(f".{suffix}") for name in known)
     ]
     return sorted(found, key=lambda suffix: (suffix not in known, -len(suffix)))
 
 
-def _look_up_names(entry: Entry, known: Sections, ssh_config: Path | None) -> tuple[str, ...]:
+def _look_up_names(
+    listed: tuple[Entry, str], known: Sections, ssh_config: Path | None
+) -> tuple[str, ...]:
     """Return the name to use for ssh, then others by which the sections may know this host."""
-    name = entry.name
-    if not any(known) or entry.server_port is not None or "." in name or ":" in name:
+    entry, domain = listed
+    name: str = entry["name"].value
+    if not any(known) or "server_port" in entry or "." in name or ":" in name:
         return (name,)
-    full = f"{name}.{entry.domain}" if entry.domain else name
+    full = f"{name}.{domain}" if domain else name
     if _is_alias(name, ssh_config):
         return name, full
     try:
@@ -224,23 +219,10 @@ def _resolve(
     entry: Entry, names: tuple[str, ...], given: Mapping[str, Setting], sections: Sections
 ) -> HostConfig:
     """Return one host's settings; the most specific value of each wins."""
-    if entry.server_port is not None:
-        origins = {"server_port": entry.origin}
-        return HostConfig(name="localhost", server_port=entry.server_port, origins=origins)
-    own = {"name": Setting(names[0], entry.origin)}
-    for key in ("user", "port", "ncpus"):
-        if getattr(entry, key) is not None:
-            own[key] = Setting(getattr(entry, key), entry.origin)
-    chain = [
-        sections[suffix]
-        for suffix in [*_match_sections(sections, names), ""]
-        if suffix in sections
-    ]
-    found = {
-        key: setting
-        for key, setting in ChainMap(own, dict(given), *chain).items()
-        if key not in ("ppservers", "workers")
-    }
+    own = {**entry, "name": Setting(names[0], entry["name"].origin)}
+    chain = [dict(given), *(sections[suffix] for suffix in _match_sections(sections, names))]
+    settings = ChainMap(own, *([] if "server_port" in entry else chain))
+    found = {key: setting for key, setting in settings.items() if key not in LISTS}
     values: dict[str, Any] = {k: s.value for k, s in found.items() if s.value is not None}
     return HostConfig(**values, origins={key: s.origin for key, s in found.items()})
 
