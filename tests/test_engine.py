@@ -345,12 +345,12 @@ class TestLife:
 
     def test_functions_do_not_pile_up_in_workers(self):
         with WorkManager(1, silent=True) as manager:
-            for n in range(24):
-                data = bytes([n]) * 5_000_000
+            for n in range(18):
+                data = bytes([n]) * 3_000_000
                 (size,) = manager.process(resident, [0], shared={"data": data})
-                if n == 10:
+                if n == 9:
                     first = size
-            assert size - first < 40_000_000
+            assert size - first < 18_000_000
 
 
 def resident(item, data):
