@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from ostap_parallel.config import HostConfig, find_secret, load_settings
 from ostap_parallel.dispatch import Outcome, Run
-from ostap_parallel.errors import ConfigError
+from ostap_parallel.errors import ConfigError, WorkerLost
 from ostap_parallel.executors.parallel import LOCAL, LOST_RETRIES, ParallelExecutor
 from ostap_parallel.executors.pool import ParallelPool
 from ostap_parallel.progress import ProgressReporter, open_progress
@@ -43,7 +43,7 @@ class WorkManager:
         Local workers. ``"autodetect"``: as many as affinity and control groups grant this
         process; 0: none, the hosts do it all.
     servers
-        Hosts: ``"host"``, ``"user@host"``, ``"host:port"`` (of ssh), ``"host*8"`` (at most 8
+        Hosts: ``"host"``, ``"user@host"``, ``"host:port"`` (of ssh), ``"host*8"`` (with 8
         workers), in a sequence or in one string; ``"auto"``, ``"config"`` or ``"*"``: those of
         the configuration and of ``OSTAP_PPSERVERS``; a number or ``"localhost:<number>"``: the
         local port of a server or a tunnel that is there already.
@@ -52,7 +52,7 @@ class WorkManager:
     profile, environment, script
         What prepares a host, in this order: a script that is there, text for bash, a local
         script that is sent there. An argument wins over the configuration.
-    python, tmpdir, user, port, ssh_options, python_mismatch
+    python, tmpdir, user, port, ncpus_per_host, ssh_options, python_mismatch
         Further settings of hosts, see the manual.
     secret
         Shared by this process and the servers; random by default. Existing servers need theirs:
@@ -96,6 +96,7 @@ class WorkManager:
         tmpdir: str | None = None,
         user: str | None = None,
         port: int | None = None,
+        ncpus_per_host: int | None = None,
         ssh_options: str | Sequence[str] | None = None,
         python_mismatch: Literal["refuse", "allow"] | None = None,
         secret: str | None = None,
@@ -122,6 +123,7 @@ class WorkManager:
                 tmpdir=tmpdir,
                 user=user,
                 port=port,
+                ncpus=ncpus_per_host,
                 ssh_options=ssh_options,
                 python_mismatch=python_mismatch,
                 ssh_config=ssh_config,
@@ -346,7 +348,7 @@ class _Recorder:
             try:
                 for outcome in outcomes:
                     report.submitted = self._run.submitted
-                    if outcome.host:
+                    if outcome.host and not isinstance(outcome.error, WorkerLost):
                         report.stats.add(outcome.host, outcome.seconds)
                     if outcome.error is not None:
                         self._fail(outcome, on_error)

@@ -41,6 +41,7 @@ class HostArguments(TypedDict, total=False):
     environment: str | None
     script: str | Path | None
     python: str | None
+    ncpus: int | None
     user: str | None
     port: int | None
     ssh_options: str | Sequence[str] | None

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, InvalidStateError, wait
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import ppft
 from ppft.transport import SocketTransport
@@ -372,7 +372,7 @@ class ParallelExecutor(Executor):
                 port, about = host.server_port, None
             else:
                 port, about = self._open_server(host, status, control)
-            workers = self.server.add_host(status.name, port, host.ncpus)
+            workers = self._join(host, port)
         except HostError as exc:
             self._lose(status, exc, "failed")
         except Exception as exc:
@@ -382,6 +382,16 @@ class ParallelExecutor(Executor):
             seconds = time.monotonic() - start
             up = {"state": "up", "workers": workers, "port": port, "about": about}
             self._update(status, seconds=seconds, **up)
+
+    def _join(self, host: HostConfig, port: int) -> int:
+        try:
+            return self.server.add_host(host.label, port, host.ncpus)
+        except HostError as exc:
+            server = self._servers.get(host.label)
+            if server is None:  # somebody else's
+                raise
+            words = server.last_words or f"{exc.reason} (is AllowTcpForwarding off there?)"
+            raise HostError(host.label, "tunnel", words) from exc
 
     def _open_server(
         self, host: HostConfig, status: HostStatus, control: Path
@@ -407,16 +417,21 @@ class ParallelExecutor(Executor):
         server.__enter__()
         return server.port, server.about
 
-    def _lose(self, status: HostStatus, error: HostError, state: str) -> None:
-        self.server.drop_host(status.name)
+    def _lose(
+        self, status: HostStatus, error: HostError, state: Literal["failed", "lost"]
+    ) -> None:
         with self._lock:
+            if status.state not in ("starting", "up"):
+                return  # each of its connections tells
+            status.state, status.workers, status.error = state, 0, error
             server = self._servers.pop(status.name, None)
+        self.server.drop_host(status.name)
         if server is not None:
             server.close()
         if self._closed.is_set():
             return
         logger.warning("%s %s", "lost" if state == "lost" else "not available:", error)
-        self._update(status, state=state, workers=0, error=error)
+        self._update(status)
         if not self.workers and not self._is_starting():
             self.server.drop_waiting("no worker is left")
 

@@ -39,7 +39,8 @@ _OPEN = r"""
 exec 19>&1
 op_say() {{ printf '\n%s%s\n' {mark} "$*" >&19; }}
 op_step=tmpdir
-op_leave='op_status=$?; [ -z "$op_dir" ] || rm -rf -- "$op_dir"
+op_rm=$(type -P rm)  # the user's scripts may leave a PATH without it
+op_leave='op_status=$?; [ -z "$op_dir" ] || "$op_rm" -rf -- "$op_dir"
 [ -z "$op_step" ] || op_say failed "$op_status" "$op_step"'
 op_dir=; trap "$op_leave" EXIT
 op_dir=$(mktemp -d -- {tmpdir}/ostap-parallel.XXXXXXXXXX) || exit
@@ -53,8 +54,8 @@ op_say directory "$op_dir"
 _PREPARE = r"""
 {{
 exec 18<&0
-( trap - EXIT; until read -t 0 -u 18; do sleep 0.5; done; rm -rf -- "$op_dir"; kill -KILL 0 ) \
-    >/dev/null 2>&1 19>&- & disown
+( trap - EXIT; until read -t 0 -u 18; do sleep 0.5; done
+    "$op_rm" -rf -- "$op_dir"; kill -KILL 0 ) >/dev/null 2>&1 19>&- & disown
 op_watcher=$!
 {sources}
 kill -KILL "$op_watcher"; exec 18<&-
@@ -189,6 +190,11 @@ class HostServer:
         self.hang_up()
         if self._session is not None:
             self._session.close()
+
+    @property
+    def last_words(self) -> str:
+        """The last lines of standard error, ssh's own and the host's."""
+        return self._session.last_words if self._session is not None else ""
 
     def ask(self, command: str) -> threading.Event:
         """Have the server do something; what is returned is set when it has, or has ended.

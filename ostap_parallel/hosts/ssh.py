@@ -86,13 +86,13 @@ def ssh_argv(host: HostConfig, control: Path) -> list[str]:
     argv = ["ssh", "-T", "-x", f"-oControlPath={control}", "-oControlPersist=no"]
     argv += ["-oBatchMode=yes", "-oRemoteCommand=none", "-oPermitLocalCommand=no"]
     argv += ["-oControlMaster=yes", "-oClearAllForwardings=yes"]
-    if host.ssh_config is not None:
-        argv.append(f"-F{host.ssh_config}")
     if host.user is not None:
         argv.append(f"-l{host.user}")
     if host.port is not None:
         argv.append(f"-p{host.port}")
     argv += host.ssh_options
+    if host.ssh_config is not None:
+        argv.append(f"-F{host.ssh_config}")  # of these ssh takes the last
     argv += ["-oConnectTimeout=10", "-oServerAliveInterval=15", "-oServerAliveCountMax=3"]
     return [*argv, "-oLogLevel=ERROR"]
 
