@@ -374,10 +374,10 @@ def test_an_entry_wins_over_arguments_over_sections(load):
     plain, full = load(text, "h.x, e@h.x:3*3").hosts
     assert (plain.user, plain.port, plain.ncpus) == ("s", 1, 1)
     assert (full.user, full.port, full.ncpus) == ("e", 3, 3)
-    (given,) = load(text, "h.x", user="a", port=2).hosts
-    assert (given.user, given.port, given.ncpus) == ("a", 2, 1)
-    (both,) = load(text, "e@h.x", user="a", port=2).hosts
-    assert (both.user, both.port, both.ncpus) == ("e", 2, 1)
+    (given,) = load(text, "h.x", user="a", port=2, ncpus_per_host=2).hosts
+    assert (given.user, given.port, given.ncpus) == ("a", 2, 2)
+    (both,) = load(text, "e@h.x", user="a", port=2, ncpus_per_host=2).hosts
+    assert (both.user, both.port, both.ncpus) == ("e", 2, 2)
 
 
 def test_origins(load):
@@ -471,6 +471,7 @@ def test_scripts(load, home):
         ("port", 0),
         ("port", 65536),
         ("port", True),
+        ("ncpus_per_host", 0),
         ("python_mismatch", "maybe"),
         ("python", "a\nb"),
         ("tmpdir", "-x"),
@@ -478,7 +479,7 @@ def test_scripts(load, home):
     ],
 )
 def test_bad_arguments(parse, name, value):
-    with pytest.raises(ConfigError, match=f"argument {name}: "):
+    with pytest.raises(ConfigError, match=f"argument {name.removesuffix('_per_host')}: "):
         parse("h", **{name: value})
 
 

@@ -41,6 +41,7 @@ class HostArguments(TypedDict, total=False):
     environment: str | None
     script: str | Path | None
     python: str | None
+    ncpus_per_host: int | None
     ncpus: int | None
     user: str | None
     port: int | None
@@ -101,11 +102,11 @@ def load_settings(
     ConfigError
         A setting is malformed, in whichever file or section of ours it stands.
     """
-    given = {
-        key: Setting(convert(key, value, "argument", Path.cwd()), "argument")
-        for key, value in arguments.items()
-        if value is not None
-    }
+    given: dict[str, Setting] = {}
+    for name, value in arguments.items():
+        key = name.removesuffix("_per_host")  # the manager has ncpus= for local workers
+        if value is not None:
+            given[key] = Setting(convert(key, value, "argument", Path.cwd()), "argument")
     sections, files = read_files(_list_files(config, environ))
     configured = partial(_list_configured, sections, environ, hostname)
     entries = list(_parse_servers(servers, configured))
