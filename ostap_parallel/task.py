@@ -29,15 +29,21 @@ class TaskMerger:
     init
         What to start from, copied deeply for every start. ``None`` means that the first result
         is taken as it is; `merger` is not called for it.
+
+    Attributes
+    ----------
+    result
+        What is merged so far; a copy of the initial value when nothing is.
+    nmerged
+        Number of merged results.
     """
 
     def __init__(self, merger: Merger | None = operator.add, init: Any = None) -> None:
         _check_callable("merger", merger, optional=True)
         self._merger = merger
         self._init = copy.deepcopy(init)  # the caller may go on filling its own
-        self._result: Any = None
-        self._nmerged = 0
-        self.reset()
+        self.result: Any = copy.deepcopy(init)
+        self.nmerged = 0
 
     def __call__(self, merged: Any, result: Any) -> Any:
         """Return `merged` and `result` merged; what this object has merged does not change.
@@ -53,7 +59,7 @@ class TaskMerger:
         return self.merge(result)
 
     def __len__(self) -> int:
-        return self._nmerged
+        return self.nmerged
 
     def __bool__(self) -> bool:
         return True  # an empty one is still a merger: ``if merger`` must not depend on len()
@@ -61,29 +67,19 @@ class TaskMerger:
     def merge(self, result: Any) -> TaskMerger:
         """Merge one more result; return this object."""
         # Counting tells "nothing merged yet" from a merged None.
-        first = self._nmerged == 0 and self._init is None
-        self._result = result if first else self(self._result, result)
-        self._nmerged += 1
+        first = self.nmerged == 0 and self._init is None
+        self.result = result if first else self(self.result, result)
+        self.nmerged += 1
         return self
 
     def reset(self) -> None:
         """Forget what was merged and start again from a copy of the initial value."""
-        self._result = copy.deepcopy(self._init)
-        self._nmerged = 0
+        self.result = copy.deepcopy(self._init)
+        self.nmerged = 0
 
     def fresh(self) -> TaskMerger:
         """Return a new merger of the same kind that has merged nothing yet."""
         return TaskMerger(self._merger, self._init)
-
-    @property
-    def result(self) -> Any:
-        """What is merged so far; a copy of the initial value when nothing is."""
-        return self._result
-
-    @property
-    def nmerged(self) -> int:
-        """Number of merged results."""
-        return self._nmerged
 
 
 class _Variables:
@@ -253,26 +249,10 @@ class GenericTask(Task):
 
 
 class FuncTask(GenericTask):
-    """A task made of a function of the item alone, ``func(item)``; else as `GenericTask`."""
-
-    def __init__(
-        self,
-        func: Callable[[Any], Any],
-        merger: Merger | None = None,
-        collector: Collector | None = None,
-        initializer: Callable[[], Any] | None = None,
-        directory: str | os.PathLike[str] | None = None,
-        environment: Variables | None = None,
-        append_to: Variables | None = None,
-        prepend_to: Variables | None = None,
-        dot_in_path: bool = False,
-    ) -> None:
-        _check_callable("func", func)
-        surroundings = (environment, append_to, prepend_to, dot_in_path)
-        super().__init__(func, merger, collector, initializer, directory, *surroundings)
+    """A task made of a function of the item alone; else as `GenericTask`."""
 
     def process(self, jobid: int, item: Any) -> Any:
-        """Return ``func(item)``."""
+        """Return ``processor(item)``."""
         return self._processor(item)
 
 
@@ -299,7 +279,7 @@ def _merge_by_themselves(merged: Any, result: Any) -> Any:
     if isinstance(merged, list) and not isinstance(result, (list, tuple)):
         operators = ()  # += would take a string apart, and keep only the keys of a dictionary
     failure: TypeError | None = None
-    for combine in operators:
+    for combine in operators:  # + may go where += does not: floats into integers of numpy
         try:
             return combine(merged, result)
         except TypeError as exc:

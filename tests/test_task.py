@@ -7,6 +7,7 @@ import pickle
 from collections import deque
 from pathlib import Path
 
+import numpy
 import pytest
 
 from ostap_parallel.task import FuncTask, GenericTask, Task, TaskMerger
@@ -114,6 +115,10 @@ class TestTaskMerger:
         for result in results:
             merger.merge(result)
         assert merger.result == expected
+
+    def test_what_refuses_to_change_itself_is_added(self):
+        merged = TaskMerger(None, numpy.zeros(2, int)).merge([0.5, 1.5]).result
+        assert list(merged) == [0.5, 1.5]
 
     def test_what_cannot_be_merged_names_both_types(self):
         with pytest.raises(TypeError, match="int into dict"):
@@ -227,7 +232,7 @@ class TestFunctionTasks:
         ("make", "name"),
         [
             (lambda: GenericTask(1), "processor"),
-            (lambda: FuncTask(None), "func"),
+            (lambda: FuncTask(None), "processor"),
             (lambda: FuncTask(twice, merger=1), "merger"),
             (lambda: FuncTask(twice, collector=1), "collector"),
             (lambda: FuncTask(twice, initializer=[]), "initializer"),
