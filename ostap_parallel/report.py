@@ -7,17 +7,13 @@ import re
 import reprlib
 import socket
 import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
-from operator import itemgetter
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from ostap_parallel.hosts.server import HostStatus
 
 _MAX_REPR = 200
@@ -45,19 +41,14 @@ class Statistics:
     njobs: int = 0
 
     def __post_init__(self) -> None:
-        self.host = self.host or _this_host()
+        self.host = self.host or socket.getfqdn()
         self._started: float | None = time.perf_counter()
 
     def __enter__(self) -> Statistics:
         self._started = time.perf_counter()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.stop()
 
     def __iadd__(self, other: Statistics) -> Statistics:
@@ -77,21 +68,24 @@ class Statistics:
 
 
 class StatMerger:
-    """The statistics of several hosts."""
+    """The statistics of several hosts.
+
+    Attributes
+    ----------
+    merged
+        The statistics by host, in the order of their first jobs.
+    """
 
     def __init__(self) -> None:
-        self._hosts: dict[str, Statistics] = {}
+        self.merged: dict[str, Statistics] = {}
 
     def __iadd__(self, other: Statistics | StatMerger) -> StatMerger:
-        if isinstance(other, Statistics):
-            self.add(other.host, other.time, other.njobs)
-        else:
-            for host, stat in other:
-                self.add(host, stat.time, stat.njobs)
+        for stat in [other] if isinstance(other, Statistics) else other.merged.values():
+            self.add(stat.host, stat.time, stat.njobs)
         return self
 
     def __len__(self) -> int:
-        return len(self._hosts)
+        return len(self.merged)
 
     def __iter__(self) -> Iterator[tuple[str, Statistics]]:
         return iter(self.merged.items())
@@ -101,46 +95,31 @@ class StatMerger:
 
     def add(self, host: str, seconds: float, njobs: int = 1) -> None:
         """Add jobs that `host` did in `seconds` together."""
-        stat = self._hosts.get(host)
-        if stat is None:
-            stat = self._hosts[host] = Statistics(host)
-        stat.add(seconds, njobs)
-
-    @property
-    def merged(self) -> dict[str, Statistics]:
-        """The statistics by host, in the order of their first jobs."""
-        return dict(self._hosts)
+        self.merged.setdefault(host, Statistics(host)).add(seconds, njobs)
 
     @property
     def njobs(self) -> int:
         """Number of jobs on all hosts."""
-        return sum(stat.njobs for stat in self._hosts.values())
+        return sum(stat.njobs for stat in self.merged.values())
 
     @property
     def time(self) -> float:
         """Seconds of all jobs on all hosts."""
-        return sum(stat.time for stat in self._hosts.values())
+        return sum(stat.time for stat in self.merged.values())
 
     def table(self, title: str = "", prefix: str = "") -> str:
         """Return a table with one row per host; `prefix` begins each line."""
-        from rich import box
-        from rich.table import Table
-        from rich.text import Text
-
-        table = Table(title=Text(title) if title else None, title_justify="left", box=box.ASCII2)
-        for column in ("#jobs", "%", "total time", "time/job"):
-            table.add_column(column, justify="right")
-        table.add_column("server")
-
-        total = Statistics("total", self.time, self.njobs)
-        rows = [stat for _, stat in sorted(self, key=itemgetter(0))]
-        for stat in [*rows, total] if len(rows) > 1 else rows:
-            if stat is total:
-                table.add_section()
-            share = f"{100 * stat.njobs / max(total.njobs, 1):.1f}"
-            mean = duration(stat.time / stat.njobs) if stat.njobs else ""
-            table.add_row(str(stat.njobs), share, duration(stat.time), mean, Text(stat.host))
-        return "\n".join(prefix + line for line in _render(table))
+        row = "{:>8}  {:>5}  {:>11}  {:>9}  {}".format
+        lines = [title] if title else []
+        lines.append(row("#jobs", "%", "total time", "time/job", "server"))
+        stats = [stat for _, stat in sorted(self)]
+        if len(stats) > 1:
+            stats.append(Statistics("total", self.time, self.njobs))
+        for stat in stats:
+            share = f"{100 * stat.njobs / max(self.njobs, 1):.1f}"
+            mean = duration(stat.time / max(stat.njobs, 1))
+            lines.append(row(stat.njobs, share, duration(stat.time), mean, stat.host))
+        return "\n".join(prefix + line for line in lines)
 
     def print_stats(self, prefix: str = "", cputime: float | None = None) -> None:
         """Print the table and, given the wall time in seconds, the gain."""
@@ -261,19 +240,12 @@ def describe(obj: object) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return a time as people write it, e.g. ``1.5 ms``, ``43.1 s``, ``2 h 5 min``."""
+    """Return a time in few characters, e.g. ``1.5 ms``, ``43.1 s``, ``2:05:00``."""
     if seconds < 1:
         return f"{seconds * 1e3:.3g} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.0f} us"
     if seconds < 99.95:
         return f"{seconds:.3g} s"
-    units = [(86400, "d"), (3600, "h"), (60, "min"), (1, "s")]
-    rest, parts = round(seconds), []
-    for size, unit in units:
-        count, rest = divmod(rest, size)
-        parts.append((count, unit))
-    while not parts[0][0]:
-        del parts[0]
-    return " ".join(f"{count} {unit}" for count, unit in parts[:2] if count)
+    return str(timedelta(seconds=round(seconds)))
 
 
 def _one_line(obj: Any, to_text: Any) -> str:
@@ -283,27 +255,6 @@ def _one_line(obj: Any, to_text: Any) -> str:
         text = f"<{type(obj).__name__} whose text raises {type(exc).__name__}>"
     text = "".join(char if char.isprintable() else "?" for char in text)
     return text if len(text) <= _MAX_REPR else f"{text[: _MAX_REPR - 3]}..."
-
-
-def _render(table: Any) -> list[str]:
-    from io import StringIO
-
-    from rich.console import Console
-
-    # Always plain text: FORCE_COLOR or a notebook must not change what a string holds.
-    file = StringIO()
-    Console(
-        file=file, width=1000, color_system=None, force_terminal=False, force_jupyter=False
-    ).print(table)
-    return [line.rstrip() for line in file.getvalue().splitlines()]
-
-
-@lru_cache(maxsize=1)
-def _this_host() -> str:
-    return socket.getfqdn()  # may ask a slow name server
-
-
-_print_lock = threading.Lock()
 
 
 def relay(host: str, event: Mapping[str, Any], out: TextIO | None = None) -> None:
@@ -320,5 +271,5 @@ def relay(host: str, event: Mapping[str, Any], out: TextIO | None = None) -> Non
         return
     stream = (out or sys.stdout) if event["kind"] == "stdout" else sys.stderr
     prefix = "" if host == "local" else f"{host}: "
-    with _print_lock:
-        print(f"{prefix}{event['text']}", file=stream, flush=True)
+    # One write for both: lines of several hosts must not get mixed.
+    print(f"{prefix}{event['text']}\n", end="", file=stream, flush=True)

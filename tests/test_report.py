@@ -61,18 +61,13 @@ class TestStatistics:
         stats.add("far", 10.0, 1)
         lines = stats.table("Title", prefix="# ").splitlines()
         assert all(line.startswith("# ") for line in lines)
-        rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if "|" in line]
-        assert rows == [
+        assert lines[0] == "# Title"
+        assert [re.split(r"\s{2,}", line)[1:] for line in lines[1:]] == [
             ["#jobs", "%", "total time", "time/job", "server"],
             ["3", "75.0", "30 s", "10 s", "[b]near"],
             ["1", "25.0", "10 s", "10 s", "far"],
             ["4", "100.0", "40 s", "10 s", "total"],
         ]
-        assert lines[0] == "# Title"
-
-    def test_table_is_plain_text_everywhere(self, monkeypatch):
-        monkeypatch.setenv("FORCE_COLOR", "1")
-        assert "\x1b" not in StatMerger().table("Title")
 
     def test_gain(self, capsys):
         stats = StatMerger()
@@ -156,9 +151,9 @@ def test_describe_never_fails_and_is_short(obj):
         (2e-6, "2 us"),
         (0.0015, "1.5 ms"),
         (43.14, "43.1 s"),
-        (99.96, "1 min 40 s"),
-        (7500, "2 h 5 min"),
-        (90_000, "1 d 1 h"),
+        (99.96, "0:01:40"),
+        (7500, "2:05:00"),
+        (90_000, "1 day, 1:00:00"),
     ],
 )
 def test_duration(seconds, text):
@@ -185,13 +180,9 @@ class TestLines:
                 clock.now = 1000.0 + second
                 progress.advance(5, failed=second % 35 == 0)
         assert capsys.readouterr().err.splitlines() == [
-            "process: 150/500 items, 5.0/s, 1 min 10 s left, local:2 lx:8".replace(
-                "1 min 10", "70"
-            ),
+            "process: 150/500 items, 5.0/s, 70 s left, local:2 lx:8",
             "process: 300/500 items, 5.0/s, 40 s left, 1 failed, local:2 lx:8",
-            "process: 350/500 items in 1 min 10 s, 2 failed, local:2 lx:8".replace(
-                "1 min 10", "70"
-            ),
+            "process: 350/500 items in 70 s, 2 failed, local:2 lx:8",
         ]
 
     def test_a_short_run_prints_nothing(self, capsys):
@@ -206,7 +197,7 @@ class TestLines:
             progress.advance(4)
         assert capsys.readouterr().err.splitlines() == [
             "process: 4 items, 25 s/item, local:2 lx:8",
-            "process: 4 items in 1 min 40 s, local:2 lx:8",
+            "process: 4 items in 0:01:40, local:2 lx:8",
         ]
 
     def test_the_rate_is_a_recent_one(self):
