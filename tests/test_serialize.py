@@ -64,7 +64,10 @@ FUNCTIONS = program("""
         return wrapper
     @decorated
     def wrapped(x): return x * 10
+    content = (n for n in range(3))  # cannot be sent; it is only an attribute's name
     class Callable:
+        content = 1
+        def uses(self, x): return [self.content + n for n in (x,) if self.content]
         def __init__(self, n): self.n = n
         def __call__(self, x): return x + self.n
         def method(self, x): return x * self.n
@@ -85,6 +88,7 @@ FUNCTIONS = program("""
     assert wm.process(functools.partial(pow, 2), [3]) == [8]
     assert wm.process(Callable(3), [1]) == [4]
     assert wm.process(Callable(3).method, [2]) == [6]
+    assert wm.process(Callable(3).uses, [2]) == [[3]]
     assert wm.process(Callable.of_class, [2]) == [("Callable", 2)]
     assert wm.process(Callable.static, [2]) == [-2]
     assert wm.process(lambda f: f(4), [plain, Callable(1), make_adder(2)]) == [104, 5, 6]
