@@ -237,7 +237,7 @@ def test_many_workers_are_summed_up():
     assert render_workers({f"lxplus70{i}": 8 for i in range(7)}) == "7 hosts, 56 workers"
 
 
-def run_in_terminal(program, hang_up=False, stdout=None, **environ):
+def run_in_terminal(program, stdout=None, **environ):
     """Run a program in a pseudo-terminal of 100 columns; return what it showed, its status."""
     master, slave = pty.openpty()
     env = {**os.environ, "TERM": "xterm", "COLUMNS": "100", **environ}
@@ -252,7 +252,7 @@ def run_in_terminal(program, hang_up=False, stdout=None, **environ):
     ) as process:
         os.close(slave)
         shown = b""
-        while not (hang_up and shown):
+        while True:
             if not select.select([master], [], [], 20)[0]:
                 process.kill()
                 raise AssertionError("the program hangs")
@@ -294,7 +294,7 @@ class TestTerminal:
                 progress.advance(1234)
         """)
         assert status == 0
-        assert re.search(r"scan 0:00:00 1234 items in .*s, local:2", shown)
+        assert re.search(r"scan 1234 items in .*s, local:2", shown)
         assert "━" not in shown
 
     def test_a_narrow_terminal_keeps_one_line(self):
@@ -328,22 +328,6 @@ class TestTerminal:
             TERM="dumb",
         )
         assert (shown, status) == ("", 0)
-
-    def test_a_terminal_that_goes_away_does_not_end_the_run(self, tmp_path):
-        done = tmp_path / "done"
-        run_in_terminal(
-            f"""
-            import pathlib, signal, time
-            signal.signal(signal.SIGHUP, signal.SIG_IGN)
-            with open_progress(True, 10, "process", lambda: {{"local": 2}}) as progress:
-                for _ in range(10):
-                    progress.advance(1)
-                    time.sleep(0.1)
-            pathlib.Path({str(done)!r}).write_text(str(progress.done))
-            """,
-            hang_up=True,
-        )
-        assert done.read_text() == "10"
 
     def test_an_exception_passes_and_leaves_the_cursor(self):
         shown, status = run_in_terminal("""
