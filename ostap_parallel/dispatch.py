@@ -11,7 +11,7 @@ import os
 import queue
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sized
-from concurrent.futures import CancelledError, Executor, Future, wait
+from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, wait
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -200,7 +200,11 @@ class Run:
             packed = execute.pack_chunk(
                 [item.index for item in chunk], [item.packed for item in chunk]
             )
-            future = self._submit(packed)
+            try:
+                future = self._submit(packed)
+            except BrokenExecutor as exc:  # a foreign one that a worker's death has ended
+                future = Future()
+                future.set_exception(exc)
             self._running[future] = chunk
             future.add_done_callback(self._news.put)
 
@@ -241,8 +245,9 @@ class Run:
         mean = seconds / count
         self._seconds = mean if self._seconds is None else 0.7 * self._seconds + 0.3 * mean
         fitting = CHUNK_SECONDS / max(self._seconds, 1e-7)
-        # grows step by step, as the first items may not be like the others
-        self._size = max(1, min(int(fitting), 4 * self._size, MAX_CHUNK))
+        # grows step by step, as the first items may not be like the others: beyond a chunk that
+        # came back, not with each of those that are under way
+        self._size = max(1, min(int(fitting), max(self._size, 4 * count), MAX_CHUNK))
 
     def _outcomes_of(self, done: Future[Any], chunk: list[_Item]) -> Iterator[Outcome]:
         try:

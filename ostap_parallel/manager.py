@@ -243,7 +243,7 @@ class WorkManager:
         )
         with self._record(run, progress, description or _title(task)) as recorder:
             recorder.merge(merging, on_error)
-        return self.report.result
+        return recorder.report.result
 
     def iexecute(
         self,
@@ -308,9 +308,9 @@ class WorkManager:
             finally:
                 if self._owned is not None:
                     self._owned.flush()
-                    self.report.hosts = [copy.copy(host) for host in self._owned.hosts]
-        if self.report.stats and not self._silent:
-            print(self.report.stats.table())
+                    recorder.report.hosts = [copy.copy(host) for host in self._owned.hosts]
+        if recorder.report.stats and not self._silent:
+            print(recorder.report.stats.table())
 
 
 class _Recorder:

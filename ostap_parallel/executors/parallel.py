@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import os
 import queue
 import secrets
 import socket
@@ -204,7 +205,9 @@ class ParallelExecutor(Executor):
                 executor._lose(status, HostError(label, "run", reason), "lost")
 
         self.server = ClientServer(ncpus, self._secret, on_event, on_lost)
-        self._finalizer = weakref.finalize(self, _close, self.server, self._servers, self._cleanup)
+        self._finalizer = weakref.finalize(
+            self, _close, os.getpid(), self.server, self._servers, self._cleanup
+        )
         if hosts:
             self._start_hosts(hosts)
             self._start_heartbeat(min(60.0, timeout / 4))
@@ -222,7 +225,12 @@ class ParallelExecutor(Executor):
         return all(host.state == "up" for host in self.hosts)
 
     def check(self) -> None:
-        """Raise `ServersUnavailable` if nothing can run and nothing is still starting."""
+        """Raise `ServersUnavailable` if nothing can run and nothing is still starting.
+
+        Raises RuntimeError after `shutdown`.
+        """
+        if self._closed.is_set():
+            raise RuntimeError("the executor has been shut down")
         if not self.workers and not self._is_starting():
             raise ServersUnavailable(tuple(host.error for host in self.hosts if host.error))
 
@@ -260,8 +268,6 @@ class ParallelExecutor(Executor):
             with contextlib.suppress(InvalidStateError):  # cancelled
                 future.set_result(replace(result, host=task.host or LOCAL))
 
-        if self._closed.is_set():
-            raise RuntimeError("the executor has been shut down")
         self.check()
         task = Task(self.server, deliver)
         self.server.insert(call, chunk, task)
@@ -447,9 +453,14 @@ def _settle(future: Future[Any], result: ChunkOutcome) -> None:
 
 
 def _close(
-    server: ClientServer, servers: dict[str, HostServer], cleanup: contextlib.ExitStack
+    pid: int,
+    server: ClientServer,
+    servers: dict[str, HostServer],
+    cleanup: contextlib.ExitStack,
 ) -> None:
     """Close what an executor owns; a function, so that a forgotten executor can be collected."""
+    if os.getpid() != pid:  # a fork that exits: nothing of this is its own
+        return
     # No threads: at the exit of the interpreter there are none to be had.
     hosts = list(servers.values())
     for host in hosts:

@@ -86,11 +86,11 @@ class ParallelPool(PathosParallelPool):  # type: ignore[misc]
         """Return at once; `Result.get` gives the list of results."""
         return Result(self._submit_all(f, args), list)
 
-    def pipe(self, f: Callable[..., Any], *args: Any, **kwds: Any) -> Any:
+    def pipe(self, f: Callable[..., Any], /, *args: Any, **kwds: Any) -> Any:
         """Return the result of one call."""
         return self.apipe(f, *args, **kwds).get()
 
-    def apipe(self, f: Callable[..., Any], *args: Any, **kwds: Any) -> Result:
+    def apipe(self, f: Callable[..., Any], /, *args: Any, **kwds: Any) -> Result:
         """Return at once; `Result.get` gives the result of the call."""
         return Result(
             [self._submit(functools.partial(f, *args, **kwds))], lambda values: values[0]

@@ -22,11 +22,10 @@ from collections.abc import Callable
 from typing import Any
 
 import ppft
-from ppft.transport import CPipeTransport
 
 from ostap_parallel.worker.cpus import usable_cpus
 from ostap_parallel.worker.execute import Lost, pack_result
-from ostap_parallel.worker.process import command
+from ostap_parallel.worker.process import Channel, command, disconnect
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +52,11 @@ class Task(ppft._pp._Task):  # type: ignore[misc]
         super().finalize(sresult)
         if self.deliver is not None:
             self.deliver(sresult)
+
+
+# A process that the caller forks must not keep workers alive when the caller dies.
+_lifelines: set[int] = set()
+os.register_at_fork(after_in_child=lambda: disconnect(*_lifelines))
 
 
 class Worker(ppft._pp._Worker):  # type: ignore[misc]
@@ -89,8 +93,9 @@ class Worker(ppft._pp._Worker):  # type: ignore[misc]
                 os.close(descriptor)
         self.pid = self.process.pid
         self._stopped = False
-        self.t = CPipeTransport(os.fdopen(results_r, "rb"), os.fdopen(jobs_w, "wb"))
+        self.t = Channel(os.fdopen(results_r, "rb"), os.fdopen(jobs_w, "wb"))
         self._lifeline = life_w
+        _lifelines.add(life_w)
         assert self.process.stdout is not None
         assert self.process.stderr is not None
         self._pipes = {
@@ -122,6 +127,7 @@ class Worker(ppft._pp._Worker):  # type: ignore[misc]
             self._output.remove(descriptor)
         with contextlib.suppress(OSError):
             self.t.close()  # flushing a broken pipe
+        _lifelines.discard(self._lifeline)
         os.close(self._lifeline)
         return _ending(self.pid, status)
 
@@ -268,6 +274,7 @@ class Server(ppft.Server):  # type: ignore[misc]
         socket_timeout: float | None = None,
     ) -> None:
         self._destroyed = False
+        self._pid = os.getpid()
         self._output = OutputReader(self._say)
         self._running: dict[Worker, Task] = {}
         self._running_lock = threading.Lock()
@@ -275,7 +282,7 @@ class Server(ppft.Server):  # type: ignore[misc]
         path = os.environ.get("PYTHONPATH")
         try:
             super().__init__(
-                ncpus,
+                0,  # not yet: the environment is not ours to pass on
                 ppservers,
                 # ppft's default secret is public
                 secret if secret is not None else secrets.token_hex(32),
@@ -292,6 +299,11 @@ class Server(ppft.Server):  # type: ignore[misc]
                 os.environ.pop("PYTHONPATH", None)
             else:
                 os.environ["PYTHONPATH"] = path
+        try:
+            self.set_ncpus(ncpus)
+        except BaseException:
+            self.destroy()
+            raise
 
     def _say(self, event: dict[str, Any]) -> None:
         self.sink(event)
@@ -356,7 +368,7 @@ class Server(ppft.Server):  # type: ignore[misc]
         """End all workers and give up all jobs."""
         atexit.unregister(self.destroy)
         self._exiting = True
-        if self._destroyed:
+        if self._destroyed or self._pid != os.getpid():  # a fork that exits: they are not its
             return
         self._destroyed = True
         with self._Server__queue_lock:  # the scheduler must not see half of this

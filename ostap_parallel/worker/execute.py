@@ -17,13 +17,14 @@ import pickle
 import random
 import socket
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ostap_parallel.errors import RemoteError, SerializeError
+from ostap_parallel.errors import RemoteError
 from ostap_parallel.worker import serialize
 
 # Sent as they are inside a chunk's own list; everything else is serialised item by item, so that
@@ -168,9 +169,12 @@ def bind(text: str) -> Callable[[bytes], bytes]:
     """Return the function that runs chunks of the `Call` in `text`; cached, as jobs repeat it."""
     state: dict[str, Any] = {}
 
+    preparing = threading.Lock()  # a foreign executor may run chunks in threads
+
     def run(chunk: bytes) -> bytes:
-        if not state:
-            state.update(_prepare(base64.b64decode(text)))
+        with preparing:
+            if not state:
+                state.update(_prepare(base64.b64decode(text)))
         indices, items = pickle.loads(chunk)
         entries = list(_run_items(state, indices, items))
         _flush()
@@ -187,8 +191,13 @@ def _bind_bytes(call: bytes) -> Callable[[bytes], bytes]:
 
 def run_foreign(call: bytes, chunk: bytes) -> ChunkOutcome:
     """Run a chunk in a worker of somebody else's executor."""
-    outcome: ChunkOutcome = pickle.loads(_bind_bytes(call)(pickle.loads(chunk)[0]))
+    with _binding:
+        run = _bind_bytes(call)
+    outcome: ChunkOutcome = pickle.loads(run(pickle.loads(chunk)[0]))
     return outcome
+
+
+_binding = threading.Lock()  # a cache may compute twice what two threads ask for at once
 
 
 def _prepare(data: bytes) -> dict[str, Any]:
@@ -252,11 +261,11 @@ def _pack_error(exc: BaseException) -> bytes:
 
 def _format_exception(exc: BaseException) -> Iterable[str]:
     try:
-        # The first frame is ours: of no use to the reader of a task's traceback.
-        own = exc.__traceback__.tb_next if exc.__traceback__ else None
-        user = own.tb_next if own else None
-        tb = user if not isinstance(exc, SerializeError) else exc.__traceback__
-        return traceback.format_exception(type(exc), exc, tb)
+        # The first frames are ours: of no use to the reader of a task's traceback.
+        tb = exc.__traceback__
+        while tb is not None and tb.tb_frame.f_code.co_filename == __file__:
+            tb = tb.tb_next
+        return traceback.format_exception(type(exc), exc, tb or exc.__traceback__)
     except BaseException as failure:
         return [f"(the traceback is not to be had: {type(failure).__name__})\n"]
 

@@ -26,6 +26,9 @@ from ppft.transport import CPipeTransport
 
 from ostap_parallel.worker.execute import Executing
 
+# Functions that a worker keeps; those of past runs may hold much data.
+REMEMBERED = 8
+
 _START = (
     "import sys; sys.path[:] = {path!r}; "
     "from ostap_parallel.worker.process import main; main({descriptors!r})"
@@ -49,6 +52,8 @@ def main(descriptors: tuple[int, int, int, int]) -> None:
     for descriptor in descriptors:
         os.set_inheritable(descriptor, False)
     _die_with(lifeline)
+    # A process that a task forks must not hold the protocol open when this one dies.
+    os.register_at_fork(after_in_child=lambda: disconnect(read, write))
     signal.signal(signal.SIGINT, _on_interrupt)
     logging.getLogger().addHandler(_LogToServer(log))
     for stream in (sys.stdout, sys.stderr):
@@ -58,7 +63,49 @@ def main(descriptors: tuple[int, int, int, int]) -> None:
     _Worker(_Protocol(os.fdopen(read, "rb"), os.fdopen(write, "wb"))).run()
 
 
-class _Protocol(CPipeTransport):  # type: ignore[misc]
+def disconnect(*descriptors: int) -> None:
+    """Make descriptors lead nowhere; their numbers stay taken."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in descriptors:
+        os.dup2(null, descriptor, inheritable=False)
+    os.close(null)
+
+
+class Channel(CPipeTransport):  # type: ignore[misc]
+    """A pipe whose two ends remember the same last few functions; ppft's remember all."""
+
+    def __init__(self, r: Any, w: Any) -> None:
+        super().__init__(r, w)
+        self.rcache: dict[str, Any] = {}
+
+    def csend(self, msg: bytes) -> None:
+        """Send a message, or only its hash if the other end remembers it."""
+        key = self.hash(msg)
+        self.send(b"H" + key.encode() if key in self.scache else b"N" + msg)
+        _remember(self.scache, key, True)
+
+    def creceive(self, preprocess: Any = None) -> Any:
+        """Receive what `csend` sent."""
+        msg = self.receive()
+        kind, content = msg[:1], msg[1:]
+        if kind == b"H":
+            key = content.decode()
+            value = self.rcache[key]
+        else:
+            key = self.hash(content)
+            value = preprocess(content) if preprocess else content
+        _remember(self.rcache, key, value)
+        return value
+
+
+def _remember(cache: dict[str, Any], key: str, value: Any) -> None:
+    cache.pop(key, None)
+    cache[key] = value
+    while len(cache) > REMEMBERED:
+        del cache[next(iter(cache))]
+
+
+class _Protocol(Channel):
     def receive(self, preprocess: Any = None) -> Any:
         try:
             return super().receive(preprocess)

@@ -18,14 +18,16 @@ import importlib
 import io
 import pickle
 import sys
+import threading
 import uuid
+from collections import namedtuple
 from collections.abc import Callable
 from types import FunctionType, ModuleType
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
 
 import dill
-from dill import _dill
+from dill import _dill, detect
 
 from ostap_parallel.errors import SerializeError
 
@@ -103,19 +105,20 @@ class _Pickler(pickle.Pickler):
             return _load_by_value, (_dump_by_value(obj, self._back),)
         if isinstance(obj, ModuleType):
             return importlib.import_module, (obj.__name__,)
-        return NotImplemented
+        return _reduce_object(obj)
 
     def _reduce_class(self, cls: type) -> Any:
         if cls in _SINGLETONS or _is_importable(cls):
             return NotImplemented
         if self._back and cls in _received:
             return _class_of, (_tokens[cls],)
-        if isinstance(cls, enum.EnumMeta):
-            return _reduce_enum(cls)
         cache = {} if self._cache is None else self._cache
         if cls not in cache:
             cache[cls] = _dump_by_value(cls, self._back)
         return _load_class, (cache[cls],)
+
+
+_dumping = threading.RLock()
 
 
 class _DillPickler(dill.Pickler):  # type: ignore[misc]
@@ -124,6 +127,15 @@ class _DillPickler(dill.Pickler):  # type: ignore[misc]
     def __init__(self, file: io.BytesIO, back: bool) -> None:
         super().__init__(file, PROTOCOL, byref=False, recurse=True)
         self._back = back
+
+    def dump(self, obj: Any) -> None:
+        """Pickle an object."""
+        with _dumping:
+            dills, detect.globalvars = detect.globalvars, _globals_of
+            try:
+                super().dump(obj)
+            finally:
+                detect.globalvars = dills
 
     def save_reduce(self, func: Any, args: Any, *rest: Any, obj: Any = None, **named: Any) -> None:
         if isinstance(obj, type) and func in _MAKERS:
@@ -135,7 +147,9 @@ class _DillPickler(dill.Pickler):  # type: ignore[misc]
             return _class_of, (_tokens[obj],)
         if isinstance(obj, enum.EnumMeta) and not _is_importable(obj):
             return _reduce_enum(obj)
-        return NotImplemented
+        if isinstance(obj, type) and _is_named_tuple(obj) and not _is_importable(obj):
+            return _reduce_named_tuple(obj)
+        return _reduce_object(obj)
 
 
 def _dump_by_value(obj: object, back: bool) -> bytes:
@@ -177,7 +191,7 @@ def _token(cls: type) -> str:
 def _make_class(token: str, make: Callable[..., type], args: tuple[Any, ...]) -> type:
     known = _classes.get(token)
     if known is not None:
-        if make is _dill._create_type:
+        if make is _dill._create_type and known in _received:  # and not the caller's own
             _refresh(known, args[-1])
         return known
     cls = make(*args)
@@ -194,31 +208,104 @@ def _refresh(cls: type, attributes: dict[str, Any]) -> None:
             setattr(cls, name, value)
 
 
-def _reduce_enum(cls: enum.EnumMeta) -> Any:
+def _reduce_object(obj: Any) -> Any:
+    """Reduce what both pickle and dill take for importable though ``__main__`` holds it."""
+    if isinstance(obj, _CACHED) and not _is_importable(obj):
+        return _make_cached, (obj.__wrapped__, obj.cache_parameters())
+    if isinstance(obj, TypeVar) and obj.__module__ in _MAIN:
+        kind = obj.__bound__, obj.__covariant__, obj.__contravariant__
+        return _make_type_variable, (obj.__name__, obj.__constraints__, *kind)
+    return NotImplemented
+
+
+_CACHED = type(functools.lru_cache(len))
+
+
+def _make_cached(function: Callable[..., Any], parameters: dict[str, Any]) -> Any:
+    return functools.lru_cache(**parameters)(function)
+
+
+def _make_type_variable(
+    name: str, constraints: tuple[Any, ...], bound: Any, covariant: bool, contravariant: bool
+) -> Any:
+    return TypeVar(
+        name, *constraints, bound=bound, covariant=covariant, contravariant=contravariant
+    )
+
+
+def _is_named_tuple(cls: type) -> bool:
+    return cls.__bases__ == (tuple,) and hasattr(cls, "_fields") and hasattr(cls, "_make")
+
+
+def _reduce_named_tuple(cls: Any) -> Any:
+    # dill forgets the methods
+    fields, defaults = cls._fields, tuple(cls._field_defaults.values())
+    plain = vars(namedtuple(cls.__name__, fields))
+    extras = {name: value for name, value in vars(cls).items() if name not in plain}
+    if "__annotations__" in vars(cls):
+        extras["__annotations__"] = cls.__annotations__
+    args = (cls.__name__, fields, cls.__module__, cls.__qualname__, defaults)
+    return _make_class, (_token(cls), _make_named_tuple, args), extras, None, None, _fill_class
+
+
+def _make_named_tuple(
+    name: str, fields: tuple[str, ...], module: str, qualname: str, defaults: tuple[Any, ...]
+) -> type:
+    cls: type = namedtuple(name, fields, defaults=defaults, module=module)  # type: ignore[misc]
+    cls.__qualname__ = qualname
+    return cls
+
+
+def _reduce_enum(cls: Any) -> Any:
     # dill has no way to send an enumeration by value: its members are made while it is made
-    entries: dict[str, Any] = dict(cls.__members__)
-    members = [(name, entry.value) for name, entry in entries.items()]
-    methods = {
+    members = [(name, entry.value) for name, entry in cls.__members__.items()]
+    meta, bases = type(cls), cls.__bases__
+    plain = vars(meta("_", bases, meta.__prepare__("_", bases)))
+    own = {
         name: value
         for name, value in vars(cls).items()
-        if getattr(value, "__module__", None) == cls.__module__ and isinstance(value, FunctionType)
+        if name not in cls.__members__
+        and (name not in plain or getattr(value, "__module__", None) == cls.__module__)
     }
-    args = (cls.__base__, cls.__name__, members, cls.__module__, cls.__qualname__, methods)
-    return _make_class, (_token(cls), _make_enum, args)
+    makers = {name: own.pop(name) for name in ("__init__",) if name in own}
+    if "__new_member__" in own:
+        makers["__new__"] = own.pop("__new_member__")
+    args = (meta, bases, cls.__name__, members, cls.__module__, cls.__qualname__, makers)
+    # The rest comes later, as it may name the class.
+    return _make_class, (_token(cls), _make_enum, args), own, None, None, _fill_class
 
 
 def _make_enum(
-    base: Any,
+    meta: Any,
+    bases: tuple[type, ...],
     name: str,
     members: list[tuple[str, Any]],
     module: str,
     qualname: str,
-    methods: dict[str, Any],
+    makers: dict[str, Any],
 ) -> type:
-    cls: type = base(name, members, module=module, qualname=qualname)
-    for method, function in methods.items():
-        setattr(cls, method, function)
+    namespace = meta.__prepare__(name, bases)
+    names = {"__module__": module, "__qualname__": qualname}
+    for entry, value in [*names.items(), *makers.items(), *members]:
+        namespace[entry] = value
+    cls: type = meta(name, bases, namespace)
     return cls
+
+
+def _fill_class(cls: type, attributes: dict[str, Any]) -> None:
+    if cls in _received:
+        _refresh(cls, attributes)
+
+
+def _globals_of(func: Any, recurse: bool = True, builtin: bool = False) -> dict[str, Any]:
+    """Return the global objects that a function itself names; others travel with what needs them.
+
+    dill's own collects those of all functions that are called too, which never ends when two
+    functions call each other.
+    """
+    names = detect.nestedglobals(func.__code__)
+    found = func.__globals__
+    return {name: found[name] for name in names if name in found}
 
 
 def _class_of(token: str) -> type:
