@@ -592,6 +592,14 @@ class TestExistingServers:
         assert error.step == "server"
         assert error.reason.startswith(f"it runs ppft 1.7.1, the caller ppft {ppft.__version__}")
 
+    def test_a_version_that_ends_in_zero(self, hosts, tmp_path):
+        """What ppserver tells is ``version.rstrip(".dev0")``: "1.9" for 1.9.0."""
+        shutil.copytree(Path(ppft.__file__).parent, tmp_path / "lib/ppft")
+        info = tmp_path / "lib/ppft/__info__.py"
+        info.write_text(info.read_text().replace(ppft.__version__, "1.9.0"))
+        done = run_script(hosts, tmp_path, tmp_path / "lib")
+        assert done.stdout.splitlines() == ["True 11 h1", "True 12 h1"], done.stderr
+
     def test_no_server(self, fail):
         port = free_port("127.0.0.1")
         error = fail(f"localhost:{port}", name="x.example", secret="secret")
@@ -671,8 +679,17 @@ if __name__ == "__main__":
 """
 
 
-class Shift:
-    """A class that is importable here only."""
+def run_script(hosts, folder, *path):
+    """Run `SCRIPT` in another process, with more places to import from."""
+    (folder / "script.py").write_text(SCRIPT)
+    return subprocess.run(
+        [sys.executable, str(folder / "script.py"), str(hosts.ssh_config), "h1*1"],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [*path, PACKAGE_PARENT]))},
+    )
 
 
 class TestFunctions:
@@ -695,16 +712,7 @@ class TestFunctions:
             assert cluster.process(func, range(3)) == [5, 6, 7]
 
     def test_functions_of_main(self, hosts, tmp_path):
-        script = tmp_path / "script.py"
-        script.write_text(SCRIPT)
-        done = subprocess.run(
-            [sys.executable, str(script), str(hosts.ssh_config), "h1*1"],
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(PACKAGE_PARENT)},
-        )
+        done = run_script(hosts, tmp_path)
         assert done.stdout.splitlines() == ["True 11 h1", "True 12 h1"], done.stderr
 
     def test_a_module_that_the_host_does_not_have(self, cluster):

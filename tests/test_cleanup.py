@@ -1,0 +1,412 @@
+"""However a run ends and whatever dies, nothing of it remains; and no secret leaks out."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from helpers import wait_until
+from sshd import descendants, describe, live_pids
+
+from ostap_parallel import WorkManager
+
+PATIENCE = 60  # seconds; only a hang takes that long
+GONE = 5  # seconds that hosts have to get rid of everything
+PACKAGE_PARENT = Path(sys.modules["ostap_parallel"].__file__).parents[1]
+
+CLIENT = """\
+import os, subprocess, sys, time
+from ostap_parallel import WorkManager
+
+ssh_config, how, environment = sys.argv[1:]
+
+def work(n):
+    subprocess.Popen(["sleep", "4242"])
+    subprocess.run(["sh", "-c", "trap '' TERM HUP INT; sleep 4242; true"])
+
+if __name__ == "__main__":
+    wm = WorkManager(
+        1, "h1*1 h2*1", ssh_config=ssh_config, config=(), silent=True,
+        environment=environment or None,
+    )
+    if how == "run":
+        with wm:
+            wm.wait_for_hosts()
+            wm.process(work, range(100))
+    elif how == "started":
+        with wm:
+            wm.process(time.sleep, [1000] * 3)
+    elif how == "exit":
+        with wm:
+            wm.wait_for_hosts()
+            print(wm.process(lambda n: n * n, range(9), chunk_size=1))
+    elif how == "unclosed":
+        wm.wait_for_hosts()
+        print(wm.process(lambda n: n * n, range(9), chunk_size=1))
+    elif how == "forgotten":
+        wm.wait_for_hosts()
+        print(wm.process(lambda n: n * n, range(9), chunk_size=1))
+        del wm
+    elif how == "exception":
+        wm.wait_for_hosts()
+        for number in wm.iexecute(lambda n: n * n, range(10**9)):
+            if number > 100:
+                print([n * n for n in range(9)])
+                raise SystemExit("an exception")
+"""
+
+
+@contextmanager
+def client(hosts, tmp_path, how, environment=""):
+    """Run a client in another process; yield it. In the end all that it left here is counted."""
+    script = tmp_path / "client.py"
+    script.write_text(CLIENT)
+    private = tempfile.mkdtemp()
+    environ = {**os.environ, "TMPDIR": private, "PYTHONPATH": str(PACKAGE_PARENT)}
+    try:
+        with subprocess.Popen(
+            [sys.executable, str(script), str(hosts.ssh_config), how, environment],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environ,
+            start_new_session=True,
+        ) as process:
+            try:
+                yield process
+            finally:
+                process.kill()
+        wait_until(lambda: not marked(private), GONE, "no process here")
+    finally:
+        for pid in marked(private):
+            os.kill(pid, signal.SIGKILL)
+        shutil.rmtree(private)
+
+
+def marked(folder):
+    """Return the processes of this machine with the temporary directory `folder`."""
+    mark = f"TMPDIR={folder}".encode()
+    return [pid for pid in live_pids() if mark in read(f"/proc/{pid}/environ").split(b"\0")]
+
+
+def read(path):
+    try:
+        return Path(path).read_bytes()
+    except OSError:  # the process has just ended
+        return b""
+
+
+def matching(host, text):
+    """Return the pids of a host's processes whose command line holds `text`."""
+    return [pid for pid in host.processes() if text in describe(pid)]
+
+
+def state(host):
+    """Describe what runs on a host and what is in its /tmp."""
+    return [describe(pid) for pid in host.processes()] + os.listdir(host.tmp)  # noqa: PTH208
+
+
+def wait_clean(hosts):
+    """Wait until nothing runs on the hosts, and their /tmp is empty."""
+    deadline = time.monotonic() + GONE
+    while left := {host.name: state(host) for host in hosts if state(host)}:
+        if time.monotonic() > deadline:
+            sweep(hosts)  # so that the next test does not find it
+            pytest.fail(f"left on hosts: {left}")
+        time.sleep(0.02)
+
+
+def sweep(hosts):
+    """Remove by force what a test has left."""
+    for host in hosts:
+        for pid in host.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for path in host.tmp.iterdir():
+            shutil.rmtree(path, ignore_errors=True)
+
+
+class TestTheClientEnds:
+    @pytest.mark.parametrize("how", ["exit", "unclosed", "forgotten", "exception"])
+    def test_by_itself(self, hosts, tmp_path, how):
+        with client(hosts, tmp_path, how) as process:
+            out, err = process.communicate(timeout=PATIENCE)
+            assert str([n * n for n in range(9)]) in out.decode(), err.decode()
+            assert process.returncode == (1 if how == "exception" else 0)
+            wait_clean(hosts)
+
+    @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGKILL"])
+    def test_by_a_signal_while_tasks_run_programs(self, hosts, tmp_path, name):
+        with client(hosts, tmp_path, "run") as process:
+            for host in hosts:
+                wait_until(lambda host=host: len(matching(host, "sleep 4242")) >= 2, 30, "tasks")
+            process.send_signal(getattr(signal, name))
+            process.communicate(timeout=PATIENCE)
+            assert process.returncode != 0
+            wait_clean(hosts)
+
+    @pytest.mark.parametrize("name", ["SIGINT", "SIGKILL"])
+    def test_while_a_script_runs(self, hosts, tmp_path, name):
+        with client(hosts, tmp_path, "started", "sleep 4242") as process:
+            for host in hosts:
+                wait_until(lambda host=host: matching(host, "sleep 4242"), 30, "the script runs")
+            process.send_signal(getattr(signal, name))
+            process.communicate(timeout=PATIENCE)
+            wait_clean(hosts)
+
+    def test_while_a_script_runs_that_ignores_signals(self, hosts, tmp_path):
+        text = "trap '' TERM HUP INT PIPE; set -m; sleep 4242; sleep 4243"
+        with client(hosts, tmp_path, "started", text) as process:
+            for host in hosts:
+                wait_until(lambda host=host: matching(host, "sleep 4242"), 30, "the script runs")
+            process.kill()
+            process.communicate(timeout=PATIENCE)
+            wait_clean(hosts)
+
+    def test_while_files_are_copied(self, make_hosts, tmp_path):
+        hosts = make_hosts(2)
+        for host in hosts:
+            tar = host.bin / "tar"
+            tar.write_text('#!/bin/sh\nsleep 2\nexec /usr/bin/env -i /bin/tar "$@"\n')
+            tar.chmod(0o755)
+        with client(hosts, tmp_path, "started") as process:
+            for host in hosts:
+                wait_until(lambda host=host: matching(host, "sleep 2"), 30, "the copy runs")
+            process.kill()
+            process.communicate(timeout=PATIENCE)
+            wait_clean(hosts)
+
+    def test_while_it_starts(self, hosts, tmp_path):
+        """At whatever moment of the start: the next one may be killed a bit later."""
+        for tenths in 3, 5, 7, 9:
+            with client(hosts, tmp_path, "started") as process:
+                time.sleep(tenths / 10)
+                process.kill()
+                process.communicate(timeout=PATIENCE)
+                wait_clean(hosts)
+
+
+def open_manager(hosts, servers="h1*1 h2*1", **given):
+    settings = {"ssh_config": hosts.ssh_config, "config": (), "silent": True, **given}
+    return WorkManager(0, servers, **settings)
+
+
+class TestClosing:
+    def test_while_scripts_run(self, hosts):
+        manager = open_manager(hosts, environment="sleep 4242")
+        for host in hosts:
+            wait_until(lambda host=host: matching(host, "sleep 4242"), 30, "the script runs")
+        manager.close()
+        wait_clean(hosts)
+        assert [host.state for host in manager.executor.hosts] == ["closed", "closed"]
+
+    def test_at_once(self, hosts):
+        for _ in range(3):
+            open_manager(hosts).close()
+        wait_clean(hosts)
+
+    def test_while_a_connection_hangs(self, tmp_path):
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            path = tmp_path / "ssh_config"
+            port = silent.getsockname()[1]
+            path.write_text(f"Host silent\n HostName 127.0.0.1\n Port {port}\n")
+            manager = WorkManager(0, "silent", ssh_config=path, config=(), silent=True)
+            connection, _ = silent.accept()
+            with connection:
+                closing = threading.Thread(target=manager.close)
+                closing.start()
+                closing.join(20)
+                assert not closing.is_alive()
+
+    def test_an_iteration_that_is_left_stops_its_tasks(self, hosts):
+        with open_manager(hosts) as manager:
+            assert manager.wait_for_hosts(PATIENCE)
+            for _ in manager.iexecute(lambda n: time.sleep(1000 * (n > 0)), range(9)):
+                break
+            assert manager.process(lambda n: -n, range(3)) == [0, -1, -2]
+
+    def test_a_task_that_starts_a_session_of_its_own(self, hosts):
+        with open_manager(hosts) as manager:
+
+            def work(_):
+                subprocess.Popen(["sleep", "4242"], start_new_session=True)
+
+            manager.process(work, range(2))
+            assert matching(hosts[0], "sleep 4242") + matching(hosts[1], "sleep 4242")
+        wait_clean(hosts)
+
+
+class TestWhatDies:
+    """Each time a part of h1 dies in the middle of a run, and the run goes on."""
+
+    def run(self, manager, break_something):
+        assert manager.wait_for_hosts(PATIENCE)
+        done = []
+
+        def work(n):
+            time.sleep(0.02)
+            return n
+
+        for number in manager.iexecute(work, range(120), chunk_size=1):
+            done.append(number)
+            if len(done) == 10:
+                break_something()
+        assert sorted(done) == list(range(120))
+
+    def check_lost(self, manager):
+        lost, good = manager.executor.hosts
+        wait_until(lambda: lost.state == "lost", 10, "h1 is known to be lost")
+        assert lost.workers == 0
+        assert (lost.error.host, lost.error.step) == ("h1", "run")
+        assert lost.error.reason
+        assert "host h1 lost: run: " in str(manager.report)
+        assert (good.state, good.error) == ("up", None)
+        assert manager.workers == {"h2": 1}
+        assert manager.process(lambda n: -n, range(3)) == [0, -1, -2]
+
+    def test_the_session_on_the_host(self, hosts):
+        with open_manager(hosts) as manager:
+            self.run(manager, lambda: kill(matching(hosts["h1"], "sshd:")))
+            self.check_lost(manager)
+            wait_clean([hosts["h1"]])
+
+    def test_the_ssh_client(self, hosts):
+        def break_it():
+            here = [pid for pid in descendants(os.getpid()) if " -- h1 exec bash" in describe(pid)]
+            assert len(here) == 1
+            kill(here)
+
+        with open_manager(hosts) as manager:
+            self.run(manager, break_it)
+            self.check_lost(manager)
+            wait_clean([hosts["h1"]])
+
+    def test_the_server(self, hosts):
+        with open_manager(hosts) as manager:
+            self.run(manager, lambda: kill(matching(hosts["h1"], "bundle.zip")[:1]))
+            self.check_lost(manager)
+            wait_clean([hosts["h1"]])
+
+    def test_the_host(self, make_hosts):
+        hosts = make_hosts(2)
+        with open_manager(hosts) as manager:
+            self.run(manager, hosts["h1"].kill)
+            self.check_lost(manager)
+        for path in hosts["h1"].tmp.iterdir():  # what a crash leaves, nobody can remove
+            shutil.rmtree(path)
+
+    def test_its_workers(self, hosts):
+        with open_manager(hosts) as manager:
+            assert manager.wait_for_hosts(PATIENCE)
+            self.run(manager, lambda: kill(manager_workers(manager, hosts["h1"])))
+            assert manager.workers == {"h1": 1, "h2": 1}
+            assert [host.error for host in manager.executor.hosts] == [None, None]
+            assert manager.report.retried >= 1
+
+    def test_all_hosts(self, make_hosts):
+        from ostap_parallel.errors import ServersUnavailable
+
+        hosts = make_hosts(2)
+        with open_manager(hosts) as manager:
+
+            def break_all():
+                for host in hosts:
+                    host.kill()
+
+            with pytest.raises(ServersUnavailable) as caught:
+                self.run(manager, break_all)
+            assert sorted(error.host for error in caught.value.errors) == ["h1", "h2"]
+            assert 10 <= manager.report.merged < 120
+        for host in hosts:
+            for path in host.tmp.iterdir():
+                shutil.rmtree(path)
+
+
+def kill(pids):
+    assert pids
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+
+
+def manager_workers(manager, host):
+    """Return the pids of a host's workers: the children of its server."""
+    (status,) = [one for one in manager.executor.hosts if one.name == host.name]
+    servers = [pid for pid in matching(host, "bundle.zip") if pid == status.about["pid"]]
+    return [pid for server in servers for pid in descendants(server)]
+
+
+class TestSecrecy:
+    @pytest.fixture(scope="class")
+    def running(self, request, tmp_path_factory):
+        """A manager with a local worker and two hosts, which have scripts too."""
+        hosts = request.getfixturevalue("hosts")
+        with WorkManager(
+            1,
+            "h1*1 h2*1",
+            environment="export SEEN=yes",
+            ssh_config=hosts.ssh_config,
+            config=(),
+            silent=True,
+        ) as manager:
+            assert manager.wait_for_hosts(PATIENCE)
+            assert manager.process(lambda n: n, range(20), chunk_size=1) == list(range(20))
+            yield manager
+
+    def test_the_secret_is_in_no_argument_and_no_environment(self, hosts, running):
+        secret = running.executor._secret.encode()
+        assert len(secret) >= 32
+        looked_at = 0
+        for pid in live_pids():
+            for name in "cmdline", "environ":
+                content = read(f"/proc/{pid}/{name}")
+                looked_at += bool(content)
+                assert secret not in content, describe(pid)
+        assert looked_at > 8
+
+    def test_the_secret_is_in_no_file(self, hosts, running):
+        secret = running.executor._secret.encode()
+        files = [path for host in hosts for path in host.tmp.rglob("*") if path.is_file()]
+        assert len(files) >= 2
+        assert [path for path in files if secret in path.read_bytes()] == []
+
+    def test_secrets_differ(self, hosts, running):
+        with WorkManager(0, config=()) as other:
+            assert other.executor._secret != running.executor._secret
+
+    def test_the_server_listens_on_loopback_only(self, hosts, running):
+        ports = {host.about["port"] for host in running.executor.hosts}
+        assert len(ports) == 2
+        found = [entry for entry in listening() if entry[1] in ports]
+        assert sorted(found) == sorted(("0100007F", port) for port in ports)
+
+    def test_files_on_the_host_are_private(self, hosts, running):
+        for host in hosts:
+            (folder,) = host.tmp.iterdir()
+            assert folder.name.startswith("ostap-parallel.")
+            assert folder.stat().st_mode & 0o777 == 0o700
+            names = {path.name for path in folder.iterdir()}
+            assert {"bundle.zip", "environment.sh"} <= names
+            assert {path.stat().st_mode & 0o077 for path in folder.iterdir()} == {0}
+
+
+def listening():
+    """Return (address, port) of all sockets that listen, as the kernel writes addresses."""
+    found = []
+    for table in "tcp", "tcp6":
+        for line in read(f"/proc/net/{table}").decode().splitlines()[1:]:
+            _, local, _, status = line.split()[:4]
+            if status == "0A":
+                address, port = local.split(":")
+                found.append((address, int(port, 16)))
+    return found
