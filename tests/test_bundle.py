@@ -73,6 +73,7 @@ def test_it_serves_without_any_installed_package(archive, tmp_path):
         settings = {"secret": "s", "ncpus": 2, "directory": str(private), "timeout": 60}
         process.stdin.write(json.dumps(settings) + "\n")
         process.stdin.flush()
+        assert process.stdout.readline() == f"{MARK}step server\n", process.stderr.read()
         line = process.stdout.readline()
         assert line.startswith(MARK), process.stderr.read()
         event = json.loads(line.removeprefix(MARK))

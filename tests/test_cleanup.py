@@ -232,7 +232,9 @@ class TestClosing:
     def test_an_iteration_that_is_left_stops_its_tasks(self, hosts):
         with open_manager(hosts) as manager:
             assert manager.wait_for_hosts(PATIENCE)
-            for _ in manager.iexecute(lambda n: time.sleep(1000 * (n > 0)), range(9)):
+            for _ in manager.iexecute(
+                lambda n: time.sleep(1000 * (n > 3)), range(9), chunk_size=1
+            ):
                 break
             assert manager.process(lambda n: -n, range(3)) == [0, -1, -2]
 
@@ -346,23 +348,23 @@ def manager_workers(manager, host):
     return [pid for server in servers for pid in descendants(server)]
 
 
-class TestSecrecy:
-    @pytest.fixture(scope="class")
-    def running(self, request, tmp_path_factory):
-        """A manager with a local worker and two hosts, which have scripts too."""
-        hosts = request.getfixturevalue("hosts")
-        with WorkManager(
-            1,
-            "h1*1 h2*1",
-            environment="export SEEN=yes",
-            ssh_config=hosts.ssh_config,
-            config=(),
-            silent=True,
-        ) as manager:
-            assert manager.wait_for_hosts(PATIENCE)
-            assert manager.process(lambda n: n, range(20), chunk_size=1) == list(range(20))
-            yield manager
+@pytest.fixture(scope="module")
+def running(hosts):
+    """A manager with a local worker and two hosts, which have scripts too."""
+    with WorkManager(
+        1,
+        "h1*1 h2*1",
+        environment="export SEEN=yes",
+        ssh_config=hosts.ssh_config,
+        config=(),
+        silent=True,
+    ) as manager:
+        assert manager.wait_for_hosts(PATIENCE)
+        assert manager.process(lambda n: n, range(20), chunk_size=1) == list(range(20))
+        yield manager
 
+
+class TestSecrecy:
     def test_the_secret_is_in_no_argument_and_no_environment(self, hosts, running):
         secret = running.executor._secret.encode()
         assert len(secret) >= 32

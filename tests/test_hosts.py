@@ -211,6 +211,7 @@ GOOD_SCRIPTS = {
     "cd": ("cd /usr; export SEEN=$PWD", "/usr"),
     "traps": ("trap 'echo bye' EXIT; trap '' TERM; export SEEN=yes", "yes"),
     "background": ("sleep 1000 & export SEEN=yes", "yes"),
+    "stubborn": ("trap '' TERM; sleep 1000 & export SEEN=yes", "yes"),
     "ifs": ("IFS=:; export SEEN=yes", "yes"),
     "returns": ("export SEEN=yes; return; export SEEN=no", "yes"),
     "literal": (
@@ -409,7 +410,7 @@ class TestFailures:
 
     def test_a_python_that_is_none(self, fail):
         error = fail(section="python = /bin/false")
-        assert error.step == "server"
+        assert error.step == "python"
         assert "exit status 1" in error.reason
 
     def test_no_profile(self, fail):
