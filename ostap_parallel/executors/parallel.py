@@ -60,6 +60,8 @@ class Connection(ppft._pp._RWorker):  # type: ignore[misc]
             self._connect(self.host, self.port)
             self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             greeted = self.authenticate(self.secret)
+        except HostError:
+            raise
         except (OSError, RuntimeError) as exc:
             reason = f"no ppft server answers on port {self.port}: {exc}"
             raise HostError(self.label, "server", reason) from exc
@@ -74,8 +76,8 @@ class Connection(ppft._pp._RWorker):  # type: ignore[misc]
     def authenticate(self, secret: str) -> bool:
         """Answer the server's challenge as ppft does; look at its version first."""
         theirs = self.receive().decode("utf-8", "replace")
-        if theirs != ppft.__version__:
-            reason = f"it runs ppft {theirs}, the caller ppft {ppft.__version__}"
+        if theirs != ppft.transport.version:  # ppft's own, less what it strips
+            reason = f"it runs ppft {theirs}, the caller ppft {ppft.transport.version}"
             raise HostError(self.label, "server", f"{reason}: install the same version")
         challenge = self.receive()
         self.send(hashlib.sha1(challenge + secret.encode()).hexdigest())
@@ -107,6 +109,8 @@ class ClientServer(Server):
             count = min(int(status.receive()), limit or 1 << 16)
             # Twice as many, as ppft does: the next chunk is there when a worker becomes free.
             found = [Connection(self, label, port, "EXEC") for _ in range(2 * count)]
+        except HostError:
+            raise
         except (OSError, RuntimeError, ValueError) as exc:
             raise HostError(label, "server", f"the connection broke: {exc}") from exc
         with self._Server__queue_lock:
@@ -394,7 +398,7 @@ class ParallelExecutor(Executor):
             return self.server.add_host(host.label, port, host.ncpus)
         except HostError as exc:
             server = self._servers.get(host.label)
-            if server is None:  # somebody else's
+            if server is None or exc.__cause__ is None:  # somebody else's; or it has answered
                 raise
             words = server.last_words or f"{exc.reason} (is AllowTcpForwarding off there?)"
             raise HostError(host.label, "tunnel", words) from exc
@@ -427,15 +431,13 @@ class ParallelExecutor(Executor):
         self, status: HostStatus, error: HostError, state: Literal["failed", "lost"]
     ) -> None:
         with self._lock:
-            if status.state not in ("starting", "up"):
+            if self._closed.is_set() or status.state not in ("starting", "up"):
                 return  # each of its connections tells
             status.state, status.workers, status.error = state, 0, error
             server = self._servers.pop(status.name, None)
         self.server.drop_host(status.name)
         if server is not None:
             server.close()
-        if self._closed.is_set():
-            return
         logger.warning("%s %s", "lost" if state == "lost" else "not available:", error)
         self._update(status)
         if not self.workers and not self._is_starting():

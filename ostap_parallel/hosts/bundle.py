@@ -19,11 +19,9 @@ import dill
 import ppft
 
 import ostap_parallel
+from ostap_parallel.worker.serve import MARK
 
 _PACKAGES = (ostap_parallel, ppft, dill)
-
-# Exit status where the interpreter is of another minor version.
-WRONG_PYTHON = 97
 
 # Runs first, under whatever interpreter the host has: it must be understood by all of them.
 _MAIN = """\
@@ -33,7 +31,9 @@ if have != wanted and mismatch != "allow":
     sys.stderr.write("%s is Python %d.%d, but the caller runs Python %d.%d: objects and code may "
         "not be understood; give the host another interpreter with python=..., or set "
         "python_mismatch = allow\\n" % ((sys.executable,) + have + wanted))
-    sys.exit({status})
+    sys.exit(1)
+sys.stdout.write("%sstep server\\n" % {mark!r})
+sys.stdout.flush()
 from ostap_parallel.worker.serve import main
 sys.exit(main())
 """
@@ -44,7 +44,7 @@ def bundle(version: tuple[int, int]) -> bytes:
     """Return the zip file for hosts of callers that run Python `version` (major, minor)."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=3) as archive:
-        archive.writestr("__main__.py", _MAIN.format(version=version, status=WRONG_PYTHON))
+        archive.writestr("__main__.py", _MAIN.format(version=version, mark=MARK))
         archive.writestr("ppserver.py", _ppserver())
         for package in _PACKAGES:
             root = Path(package.__path__[0])

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from ostap_parallel.config import HostConfig
 from ostap_parallel.errors import HostError
-from ostap_parallel.hosts.bundle import WRONG_PYTHON, bundle
+from ostap_parallel.hosts.bundle import bundle
 from ostap_parallel.hosts.ssh import (
     TRIES,
     Copier,
@@ -33,29 +33,37 @@ from ostap_parallel.worker.serve import MARK
 
 logger = logging.getLogger(__name__)
 
-# First part of what bash at the other end reads: a private directory that goes when bash goes.
-# Our lines have a descriptor of their own, as scripts run, and may exit, with stdout redirected.
+# First part of what bash at the other end reads: a private directory that goes when bash goes, and
+# with it what the user's scripts left running. Our lines have a descriptor of their own, as
+# scripts run, and may exit, with stdout redirected; rm is found before they change PATH.
 _OPEN = r"""
 exec 19>&1
-op_say() {{ printf '\n%s%s\n' {mark} "$*" >&19; }}
-op_step=tmpdir
-op_rm=$(type -P rm)  # the user's scripts may leave a PATH without it
-op_leave='op_status=$?; [ -z "$op_dir" ] || "$op_rm" -rf -- "$op_dir"
-[ -z "$op_step" ] || op_say failed "$op_status" "$op_step"'
+op_say() {{ printf '\n%s%s %s\n' {mark} "$1" "$2" >&19; }}
+op_rm=$(type -P rm)
+op_end() {{  # kill all others of this session, whatever the scripts made of process groups
+    local pid line IFS=$' \t\n'
+    set +f
+    for pid in /proc/[0-9]*; do
+        pid=${{pid#/proc/}}
+        read -r line </proc/$pid/stat && set -- ${{line##*) }} && [ "$4" = "$$" ] &&
+            [ "$pid" != "$BASHPID" ] && kill -KILL "$pid"
+    done
+}} 2>/dev/null
+op_leave='op_end; [ -z "$op_dir" ] || "$op_rm" -rf -- "$op_dir"'
 op_dir=; trap "$op_leave" EXIT
+op_say step tmpdir
 op_dir=$(mktemp -d -- {tmpdir}/ostap-parallel.XXXXXXXXXX) || exit
-op_step=copy
 op_say directory "$op_dir"
 """
 
 # Around the user's scripts, read by bash as one command. The watcher ends everything if the client
-# goes away while one of them runs: it says nothing until they have ended, so that anything to be
-# read from standard input is its end.
+# goes away while one of them runs, or one ends bash and has taken its exit trap: the client says
+# nothing until they have ended, so that anything to be read from standard input is its end.
 _PREPARE = r"""
 {{
 exec 18<&0
 ( trap - EXIT; until read -t 0 -u 18; do sleep 0.5; done
-    "$op_rm" -rf -- "$op_dir"; kill -KILL 0 ) >/dev/null 2>&1 19>&- & disown
+    "$op_rm" -rf -- "$op_dir"; op_end; kill -KILL 0 ) >/dev/null 2>&1 19>&- & disown
 op_watcher=$!
 {sources}
 kill -KILL "$op_watcher"; exec 18<&-
@@ -66,7 +74,7 @@ op_say prepared
 # One of these per script of the user's: sourced at the top level, with nothing to read, and with
 # what it prints kept apart from our lines.
 _SOURCE = r"""
-op_step={step}
+op_say step {step}
 op_file={file}
 case $op_file in "~/"*) op_file=$HOME/${{op_file:2}};; */*) ;; *) op_file=./$op_file;; esac
 [ -r "$op_file" ] || {{ echo "$op_file: no such file on this host, or not readable" >&2; exit 1; }}
@@ -74,18 +82,16 @@ source "$op_file" </dev/null >&2
 op_status=$?; set +eu; trap "$op_leave" EXIT; [ "$op_status" -eq 0 ] || exit "$op_status"
 """
 
-# The last part ends as one command: bash has read all of it before python reads the secret.
+# The last part is one line: bash has read all of it before python reads the secret.
 _SERVE = r"""
-op_step=python
+op_say step python
 type -P -- {python} >/dev/null || {{ echo {python}": not found; PATH is $PATH" >&2; exit 127; }}
-op_step=server
-{{
-{python} "$op_dir/bundle.zip" {mismatch} 19>&-
-op_status=$?
-case $op_status in 0) op_step=;; {wrong_python}) op_step=python;; esac
-exit "$op_status"
-}}
+{{ {python} "$op_dir/bundle.zip" {mismatch} 19>&-; exit; }}
 """
+
+
+# ssh's own exit status where the connection, not the command, has failed.
+SSH_FAILED = 255
 
 
 @dataclass
@@ -229,9 +235,7 @@ class HostServer:
             self._write(_PREPARE.format(sources=sources))
             self._expect("prepared")
         python = shlex.quote(self.host.python)
-        serve = _SERVE.format(
-            python=python, mismatch=self.host.python_mismatch, wrong_python=WRONG_PYTHON
-        )
+        serve = _SERVE.format(python=python, mismatch=self.host.python_mismatch)
         self._write(f"{serve}{json.dumps(settings)}\n")
         self.about = self._expect("ready")
         self._tunnel = Tunnel(self._session)
@@ -243,7 +247,7 @@ class HostServer:
         tmpdir = shlex.quote(self.host.tmpdir) if self.host.tmpdir else '"${TMPDIR:-/tmp}"'
         mark = shlex.quote(MARK)
         for attempt in range(TRIES):
-            self._news = queue.SimpleQueue()
+            self._news, self._step = queue.SimpleQueue(), "connect"
             self._session = Session(self.host, self._control, self._receive)
             if self._closing.is_set():
                 raise HostError(self.host.label, "connect", "closed while it was starting")
@@ -324,28 +328,25 @@ class HostServer:
     def _expect(self, wanted: str) -> Any:
         """Wait for one piece of news; anything else is the step that failed."""
         assert self._session is not None
-        failed = None
         while True:
             left = self._deadline - time.monotonic()
             try:
                 kind, rest = self._news.get(timeout=max(0.0, left))
             except queue.Empty:
-                step = failed[1] if failed else "start"
                 reason = f"not up after {self._start_timeout:g} s; {self._session.last_words}"
-                raise HostError(self.host.label, step, reason) from None
+                raise HostError(self.host.label, self._step, reason) from None
             if kind == wanted:
                 return rest
-            if kind == "failed":
-                failed = rest.split(" ", 1)
+            if kind == "step":
+                self._step = rest
             elif kind == "ended":
-                raise self._failure(failed)
+                raise self._failure()
 
-    def _failure(self, failed: list[str] | None) -> HostError:
+    def _failure(self) -> HostError:
+        """Return the error for a session that has ended: ssh passes on bash's exit status."""
         assert self._session is not None
-        words = self._session.last_words
-        if failed is None:
-            step = "connect" if not self.about else "run"
-            return HostError(self.host.label, step, words or "ssh ended without a word")
-        status, step = failed
+        status, words = self._session.exit_status, self._session.last_words
         ended = f"ended with exit status {status}"
-        return HostError(self.host.label, step, f"{words} ({ended})" if words else ended)
+        if words and self._step != "connect" and status != SSH_FAILED:
+            words = f"{words} ({ended})"
+        return HostError(self.host.label, self._step, words or ended)

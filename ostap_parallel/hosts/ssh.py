@@ -155,6 +155,11 @@ class Session:
         return "\n".join(self._last_words)
 
     @property
+    def exit_status(self) -> int | None:
+        """The exit status of ssh, once it has ended."""
+        return None if self._process is None else self._process.poll()
+
+    @property
     def was_dropped(self) -> bool:
         """Whether the server dropped the connection before it had looked at it."""
         return bool(_DROPPED.search(self.last_words))
@@ -224,6 +229,7 @@ class Session:
         for raw in process.stdout:
             self._on_line(raw.decode("utf-8", "backslashreplace").rstrip("\n"))
         errors.join()  # so that the last words are complete
+        process.wait()
         self._on_line(None)
 
 

@@ -10,6 +10,7 @@ what workers print and log. The listening socket is on 127.0.0.1 only.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib
 import json
 import os
@@ -21,6 +22,7 @@ import socket
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import ppft
@@ -86,6 +88,7 @@ def main() -> int:
     """Serve until the lifeline ends; return the exit status."""
     events = Events(os.dup(1))
     os.dup2(2, 1)  # whatever prints from here on is not an event
+    _adopt_orphans()
     lifeline = Lifeline(0)
     settings = json.loads(lifeline.read_line(timeout=60) or "{}")
     if "secret" not in settings:
@@ -103,8 +106,27 @@ def main() -> int:
         if server is not None:
             server.destroy()
         shutil.rmtree(directory, ignore_errors=True)
+        _end_children()
     # Threads that wait for sockets must not keep a server alive whose client is gone.
     os._exit(0)
+
+
+def _adopt_orphans() -> None:
+    """Become the parent of what tasks leave behind, whatever session it has gone to."""
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
+
+
+def _end_children() -> None:
+    """Kill all children; theirs become ours then, until there are none."""
+    tasks = Path("/proc/self/task")
+    while pids := [
+        int(pid) for file in tasks.glob("*/children") for pid in file.read_text().split()
+    ]:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError, ChildProcessError):
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
 
 
 def _about() -> dict[str, Any]:
