@@ -33,62 +33,13 @@ from ostap_parallel.worker.serve import MARK
 
 logger = logging.getLogger(__name__)
 
-# First part of what bash at the other end reads: a private directory that goes when bash goes, and
-# with it what the user's scripts left running. Our lines have a descriptor of their own, as
-# scripts run, and may exit, with stdout redirected; rm is found before they change PATH.
-_OPEN = r"""
-exec 19>&1
-op_say() {{ printf '\n%s%s %s\n' {mark} "$1" "$2" >&19; }}
-op_rm=$(type -P rm)
-op_end() {{  # kill all others of this session, whatever the scripts made of process groups
-    local pid line IFS=$' \t\n'
-    set +f
-    for pid in /proc/[0-9]*; do
-        pid=${{pid#/proc/}}
-        read -r line </proc/$pid/stat && set -- ${{line##*) }} && [ "$4" = "$$" ] &&
-            [ "$pid" != "$BASHPID" ] && kill -KILL "$pid"
-    done
-}} 2>/dev/null
-op_leave='op_end; [ -z "$op_dir" ] || "$op_rm" -rf -- "$op_dir"'
-op_dir=; trap "$op_leave" EXIT
-op_say step tmpdir
-op_dir=$(mktemp -d -- {tmpdir}/ostap-parallel.XXXXXXXXXX) || exit
-op_say directory "$op_dir"
-"""
+# The user's scripts, each sourced at the top level with nothing to read, and with what it prints
+# kept apart from our lines. bash reads all of this as one command.
+_PREPARE = "{{\nop_watch\n{sources}op_unwatch\n}}\n"
+_SOURCE = 'op_file={file}; op_find {step}; source "$op_file" </dev/null >&2; op_found $?\n'
 
-# Around the user's scripts, read by bash as one command. The watcher ends everything if the client
-# goes away while one of them runs, or one ends bash and has taken its exit trap: the client says
-# nothing until they have ended, so that anything to be read from standard input is its end.
-_PREPARE = r"""
-{{
-exec 18<&0
-( trap - EXIT; until read -t 0 -u 18; do sleep 0.5; done
-    "$op_rm" -rf -- "$op_dir"; op_end; kill -KILL 0 ) >/dev/null 2>&1 19>&- & disown
-op_watcher=$!
-{sources}
-kill -KILL "$op_watcher"; exec 18<&-
-op_say prepared
-}}
-"""
-
-# One of these per script of the user's: sourced at the top level, with nothing to read, and with
-# what it prints kept apart from our lines.
-_SOURCE = r"""
-op_say step {step}
-op_file={file}
-case $op_file in "~/"*) op_file=$HOME/${{op_file:2}};; */*) ;; *) op_file=./$op_file;; esac
-[ -r "$op_file" ] || {{ echo "$op_file: no such file on this host, or not readable" >&2; exit 1; }}
-source "$op_file" </dev/null >&2
-op_status=$?; set +eu; trap "$op_leave" EXIT; [ "$op_status" -eq 0 ] || exit "$op_status"
-"""
-
-# The last part is one line: bash has read all of it before python reads the secret.
-_SERVE = r"""
-op_say step python
-type -P -- {python} >/dev/null || {{ echo {python}": not found; PATH is $PATH" >&2; exit 127; }}
-{{ {python} "$op_dir/bundle.zip" {mismatch} 19>&-; exit; }}
-"""
-
+# One line: bash has read all of it before python reads the secret.
+_SERVE = "op_serve {python} {mismatch}; exit\n"
 
 # ssh's own exit status where the connection, not the command, has failed.
 SSH_FAILED = 255
@@ -245,7 +196,7 @@ class HostServer:
     def _connect(self) -> str:
         """Open the connection, again if it is dropped; return the private directory there."""
         tmpdir = shlex.quote(self.host.tmpdir) if self.host.tmpdir else '"${TMPDIR:-/tmp}"'
-        mark = shlex.quote(MARK)
+        script = Path(__file__).with_name("remote.bash").read_text()
         for attempt in range(TRIES):
             self._news, self._step = queue.SimpleQueue(), "connect"
             self._session = Session(self.host, self._control, self._receive)
@@ -253,7 +204,7 @@ class HostServer:
                 raise HostError(self.host.label, "connect", "closed while it was starting")
             self._session.open()
             try:
-                self._write(_OPEN.format(mark=mark, tmpdir=tmpdir))
+                self._write(f"op_mark={shlex.quote(MARK)} op_tmpdir={tmpdir}\n{script}")
                 directory: str = self._expect("directory")
             except HostError as exc:
                 dropped = self._session.was_dropped
