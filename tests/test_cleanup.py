@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import signal
@@ -211,10 +212,15 @@ class TestClosing:
         wait_clean(hosts)
         assert [host.state for host in manager.executor.hosts] == ["closed", "closed"]
 
-    def test_at_once(self, hosts):
-        for _ in range(3):
-            open_manager(hosts).close()
-        wait_clean(hosts)
+    def test_at_any_moment_of_the_start(self, hosts, caplog):
+        for hundredths in range(0, 60, 8):
+            manager = open_manager(hosts)
+            time.sleep(hundredths / 100)
+            manager.close()
+            wait_clean(hosts)
+            assert {host.state for host in manager.executor.hosts} == {"closed"}
+        # what was asked for is no error
+        assert [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING] == []
 
     def test_while_a_connection_hangs(self, tmp_path):
         with socket.create_server(("127.0.0.1", 0)) as silent:
