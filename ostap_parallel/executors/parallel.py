@@ -107,8 +107,9 @@ class ClientServer(Server):
         status = Connection(self, label, port, "STAT")
         try:
             count = min(int(status.receive()), limit or 1 << 16)
-            # Twice as many, as ppft does: the next chunk is there when a worker becomes free.
-            found = [Connection(self, label, port, "EXEC") for _ in range(2 * count)]
+            # One per worker; ppft makes as many again, to have a job wait at each host. There it
+            # would wait behind a long one while others are idle.
+            found = [Connection(self, label, port, "EXEC") for _ in range(count)]
         except HostError:
             raise
         except (OSError, RuntimeError, ValueError) as exc:
@@ -116,8 +117,10 @@ class ClientServer(Server):
         with self._Server__queue_lock:
             self._connections[label] = [status, *found]
             self._Server__stats[status.id] = ppft._pp._Statistics(count, status)
-            self._Server__rworkers.extend(found[:count])
-            self._Server__rworkers_reserved.extend(found[count:])
+            self._Server__rworkers.extend(found)
+        if self._exiting:  # `destroy` has not seen these
+            self.drop_host(label)
+            raise HostError(label, "server", "closed while it was starting")
         self._Server__scheduler()
         return count
 
@@ -125,8 +128,8 @@ class ClientServer(Server):
         """Close the connections to a host; the jobs that it had end as `Lost`."""
         with self._Server__queue_lock:
             gone = self._connections.pop(label, [])
-            for workers in (self._Server__rworkers, self._Server__rworkers_reserved):
-                workers[:] = [worker for worker in workers if worker not in gone]
+            workers: list[Connection] = self._Server__rworkers
+            workers[:] = [worker for worker in workers if worker not in gone]
             for connection in gone[:1]:
                 self._Server__stats.pop(connection.id, None)
         for connection in gone:
@@ -386,7 +389,8 @@ class ParallelExecutor(Executor):
         except HostError as exc:
             self._lose(status, exc, "failed")
         except Exception as exc:
-            logger.exception("%s could not be started", status.name)
+            if not self._closed.is_set():
+                logger.exception("%s could not be started", status.name)
             self._lose(status, HostError(status.name, "start", str(exc)), "failed")
         else:
             seconds = time.monotonic() - start

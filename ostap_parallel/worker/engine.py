@@ -17,7 +17,6 @@ import signal
 import socket
 import subprocess
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -114,33 +113,26 @@ class Worker(ppft._pp._Worker):  # type: ignore[misc]
         self.t.send(str(self.pickle_proto))
         self.is_free = True
 
-    def stop(self) -> str:
-        """End the process and all it started, at once; return how it ended."""
+    def stop(self, patience: float = 0.0) -> str:
+        """End the process and all it started; return how it ended.
+
+        One that is about to end by itself gets `patience` seconds, so as to tell how.
+        """
         self.is_free = False
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(patience)
         self.signal(signal.SIGKILL)
         status = self.process.wait()
-        if self._stopped:
-            return _ending(self.pid, status)
-        self._stopped = True
-        self.drain()
-        for descriptor in self._pipes:
-            self._output.remove(descriptor)
-        with contextlib.suppress(OSError):
-            self.t.close()  # flushing a broken pipe
-        _lifelines.discard(self._lifeline)
-        os.close(self._lifeline)
+        if not self._stopped:
+            self._stopped = True
+            self.drain()
+            for descriptor in self._pipes:
+                self._output.remove(descriptor)
+            with contextlib.suppress(OSError):
+                self.t.close()  # flushing a broken pipe
+            _lifelines.discard(self._lifeline)
+            os.close(self._lifeline)
         return _ending(self.pid, status)
-
-    def bury(self) -> str:
-        """As `stop`, for a worker whose pipe broke: first let it end by itself and tell how."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(timeout=1)
-        return self.stop()
-
-    def replace(self) -> None:
-        """Start a new process in the place of one that was stopped."""
-        self.launch()
-        self.start()
 
     def signal(self, number: int) -> None:
         """Send a signal to the process and all it started."""
@@ -275,38 +267,22 @@ class Server(ppft.Server):  # type: ignore[misc]
     ) -> None:
         self._destroyed = False
         self._pid = os.getpid()
-        self._output = OutputReader(self._say)
+        self._output = OutputReader(lambda event: self.sink(event))
         self._running: dict[Worker, Task] = {}
         self._running_lock = threading.Lock()
         self._replace_lock = threading.Lock()
         path = os.environ.get("PYTHONPATH")
+        # ppft's default secret is public
+        secret = secrets.token_hex(32) if secret is None else secret
         try:
-            super().__init__(
-                0,  # not yet: the environment is not ours to pass on
-                ppservers,
-                # ppft's default secret is public
-                secret if secret is not None else secrets.token_hex(32),
-                restart,
-                proto,
-                socket_timeout,
-            )
-        except BaseException:
-            self.destroy()
-            raise
-        finally:
-            # ppft writes sys.path into it; our workers get that path in another way
-            if path is None:
-                os.environ.pop("PYTHONPATH", None)
-            else:
-                os.environ["PYTHONPATH"] = path
-        try:
+            super().__init__(0, ppservers, secret, restart, proto, socket_timeout)
+            # ppft has written sys.path into it; our workers get that path in another way
+            del os.environ["PYTHONPATH"]
+            os.environ.update({} if path is None else {"PYTHONPATH": path})
             self.set_ncpus(ncpus)
         except BaseException:
             self.destroy()
             raise
-
-    def _say(self, event: dict[str, Any]) -> None:
-        self.sink(event)
 
     def set_ncpus(self, ncpus: int | str = "autodetect") -> None:
         """Have this many local workers, starting the missing ones all at once."""
@@ -399,7 +375,6 @@ class Server(ppft.Server):  # type: ignore[misc]
             worker.signal(signal.SIGKILL)
 
     def _run_local(self, job: Task, sfunc: bytes, sargs: bytes, worker: Worker) -> None:
-        start = time.time()
         with self._running_lock:
             self._running[worker] = job
         try:
@@ -415,8 +390,6 @@ class Server(ppft.Server):  # type: ignore[misc]
         self._forget(job)
         worker.is_free = not self._exiting and worker in self._Server__workers
         self._Server__add_to_active_tasks(-1)
-        if not self._exiting:
-            self._Server__stat_add_time("local", time.time() - start)
         job.finalize(sresult)
         self._Server__scheduler()
 
@@ -427,13 +400,14 @@ class Server(ppft.Server):  # type: ignore[misc]
             if self._exiting:
                 reason = "the server was closed"
             else:
-                reason = worker.bury()
+                reason = worker.stop(patience=1)
                 self._restart(worker)
         return pack_result(Lost(socket.gethostname(), pid, reason, by_worker=not self._exiting))
 
     def _restart(self, worker: Worker) -> None:
         try:
-            worker.replace()
+            worker.launch()
+            worker.start()
         except Exception:  # no process or no memory to be had: go on with fewer
             logger.exception("could not start a worker in the place of %d", worker.pid)
             worker.stop()

@@ -124,32 +124,35 @@ class _Worker(ppft.__main__._WorkerProcess):  # type: ignore[misc]
         self.pickle_proto = int(self.t.receive())
 
 
+_FIELDS = [
+    "name",
+    "levelno",
+    "levelname",
+    "pathname",
+    "filename",
+    "module",
+    "lineno",
+    "funcName",
+    "created",
+    "process",
+    "threadName",
+    "exc_text",
+]
+
+
 class _LogToServer(logging.Handler):
     """Writes each record as one JSON line."""
 
     def __init__(self, descriptor: int) -> None:
         super().__init__()
         self._descriptor = descriptor
-        self._formatter = logging.Formatter()
 
     def emit(self, record: logging.LogRecord) -> None:
         with contextlib.suppress(Exception):  # a record must never harm the task that made it
-            exc = self._formatter.formatException(record.exc_info) if record.exc_info else None
-            fields = {
-                "name": record.name,
-                "levelno": record.levelno,
-                "levelname": record.levelname,
-                "msg": record.getMessage(),
-                "pathname": record.pathname,
-                "filename": record.filename,
-                "module": record.module,
-                "lineno": record.lineno,
-                "funcName": record.funcName,
-                "created": record.created,
-                "process": record.process,
-                "threadName": record.threadName,
-                "exc_text": exc or record.exc_text,
-            }
+            fields = {name: getattr(record, name) for name in _FIELDS}
+            fields["msg"] = record.getMessage()
+            if record.exc_info:
+                fields["exc_text"] = logging.Formatter().formatException(record.exc_info)
             line = json.dumps(fields).encode() + b"\n"
             while line:
                 line = line[os.write(self._descriptor, line) :]
