@@ -167,7 +167,8 @@ class Run:
     def _as_they_come(self) -> Iterator[Outcome]:
         while True:
             self._feed()
-            yield from self._drain_unsent()
+            while self._unsent:
+                yield self._unsent.popleft()
             if not self._running:
                 if self._exhausted and not self._again:
                     return
@@ -185,10 +186,6 @@ class Run:
             while self._first in held:
                 self._first += 1
                 yield held.pop(self._first - 1)
-
-    def _drain_unsent(self) -> Iterator[Outcome]:
-        while self._unsent:
-            yield self._unsent.popleft()
 
     def _feed(self) -> None:
         """Keep about two chunks per worker under way, and never more."""

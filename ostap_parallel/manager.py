@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Siz
 from concurrent.futures import Executor
 from contextlib import closing, contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal
 
 from ostap_parallel.config import HostConfig, find_secret, load_settings
@@ -145,12 +144,7 @@ class WorkManager:
     def __enter__(self) -> WorkManager:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def __repr__(self) -> str:
@@ -363,17 +357,8 @@ class _Recorder:
         assert outcome.error is not None
         host = outcome.host or LOCAL
         item = describe(outcome.item)
-        self.report.failures.append(
-            Failure(
-                outcome.index,
-                item,
-                outcome.error,
-                outcome.traceback,
-                host,
-                outcome.pid,
-                outcome.attempts,
-            )
-        )
+        rest = (outcome.traceback, host, outcome.pid, outcome.attempts)
+        self.report.failures.append(Failure(outcome.index, item, outcome.error, *rest))
         if on_error == "raise":
             where = f"on {host}, process {outcome.pid}"
             _add_note(outcome.error, f"item {outcome.index} ({item}) {where}")
@@ -450,10 +435,8 @@ def _add_note(error: BaseException, note: str) -> None:
 
 
 def _check_numbers(ncpus: int | str, timeout: float) -> None:
-    if isinstance(ncpus, str):
-        if ncpus != "autodetect":
-            raise ConfigError(f"ncpus must be 'autodetect' or a number from 0 on, not {ncpus!r}")
-    elif isinstance(ncpus, bool) or not isinstance(ncpus, int) or ncpus < 0:
+    is_number = isinstance(ncpus, int) and not isinstance(ncpus, bool) and ncpus >= 0
+    if ncpus != "autodetect" and not is_number:
         raise ConfigError(f"ncpus must be 'autodetect' or a number from 0 on, not {ncpus!r}")
     if timeout <= 0:
         raise ConfigError(f"timeout must be a positive number of seconds, not {timeout!r}")

@@ -306,7 +306,6 @@ PROGRAMS = {
     "members of enums": ENUM_MEMBERS,
     "text enum": TEXT_ENUM,
     "named tuple": NAMED_TUPLE,
-    "generic": GENERIC,
     "tasks": TASKS,
     "results": RESULTS,
 }

@@ -92,7 +92,7 @@ class ClientServer(Server):
         ncpus: int | str,
         secret: str,
         on_event: EventHandler,
-        on_lost: Callable[[str, str], None],
+        on_lost: Callable[[HostError], None],
     ) -> None:
         self.sink = lambda event: on_event(LOCAL, event)
         self._on_lost = on_lost
@@ -160,7 +160,7 @@ class ClientServer(Server):
         self._forget(job)
         job.finalize(sresult)
         if reason and rworker.label in self._connections:  # nobody has closed it on purpose
-            self._on_lost(rworker.label, reason)
+            self._on_lost(HostError(rworker.label, "run", reason))
         self._Server__scheduler()
 
 
@@ -204,14 +204,7 @@ class ParallelExecutor(Executor):
         self._cleanup = contextlib.ExitStack()
         self._apply = execute.shim(serialize.dumps(execute.Call(execute.apply)))
         self.hosts = [HostStatus(host.label) for host in hosts]
-        this = weakref.ref(self)  # the server must not keep a forgotten executor alive
-
-        def on_lost(label: str, reason: str) -> None:
-            if (executor := this()) is not None:
-                status = next(host for host in executor.hosts if host.name == label)
-                executor._lose(status, HostError(label, "run", reason), "lost")
-
-        self.server = ClientServer(ncpus, self._secret, on_event, on_lost)
+        self.server = ClientServer(ncpus, self._secret, on_event, self._on_lost())
         self._finalizer = weakref.finalize(
             self, _close, os.getpid(), self.server, self._servers, self._cleanup
         )
@@ -407,21 +400,27 @@ class ParallelExecutor(Executor):
             words = server.last_words or f"{exc.reason} (is AllowTcpForwarding off there?)"
             raise HostError(host.label, "tunnel", words) from exc
 
-    def _open_server(
-        self, host: HostConfig, status: HostStatus, control: Path
-    ) -> tuple[int, dict[str, Any]]:
-        this, on_event = weakref.ref(self), self._on_event
+    def _on_lost(self) -> Callable[[HostError], None]:
+        """Return what to call when a host is lost; it does not keep this executor alive."""
+        this = weakref.ref(self)
 
         def on_lost(error: HostError) -> None:
             if (executor := this()) is not None:
+                status = next(host for host in executor.hosts if host.name == error.host)
                 executor._lose(status, error, "lost")
 
+        return on_lost
+
+    def _open_server(
+        self, host: HostConfig, status: HostStatus, control: Path
+    ) -> tuple[int, dict[str, Any]]:
+        on_event = self._on_event
         server = HostServer(
             host,
             self._secret,
             control,
             on_event=lambda event: on_event(status.name, event),
-            on_lost=on_lost,
+            on_lost=self._on_lost(),
             timeout=self._timeout,
         )
         with self._lock:

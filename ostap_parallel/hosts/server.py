@@ -7,6 +7,7 @@ import itertools
 import json
 import logging
 import queue
+import random
 import shlex
 import sys
 import tempfile
@@ -15,20 +16,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal
 
 from ostap_parallel.config import HostConfig
 from ostap_parallel.errors import HostError
 from ostap_parallel.hosts.bundle import bundle
-from ostap_parallel.hosts.ssh import (
-    TRIES,
-    Copier,
-    Session,
-    Tunnel,
-    wait_before_retry,
-    write_files,
-)
+from ostap_parallel.hosts.ssh import TRIES, Copier, Session, Tunnel, write_files
 from ostap_parallel.worker.serve import MARK
 
 logger = logging.getLogger(__name__)
@@ -128,12 +121,7 @@ class HostServer:
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def hang_up(self) -> None:
@@ -212,7 +200,8 @@ class HostServer:
                     raise
                 logger.info("%s; trying again", exc)
                 self._session.close()
-                wait_before_retry(attempt)
+                # Many clients that retry together must not meet again.
+                time.sleep(random.uniform(0.1, 0.4) * 1.6**attempt)
             else:
                 return directory
         raise AssertionError("the loop above returns or raises")

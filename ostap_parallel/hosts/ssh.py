@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import errno
 import io
 import logging
 import os
-import random
 import re
 import shlex
 import shutil
@@ -21,7 +21,6 @@ import subprocess
 import tarfile
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -71,10 +70,8 @@ def _remove_stale(parent: Path) -> None:
 def _is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
+    except OSError as exc:
+        return exc.errno == errno.EPERM
     return True
 
 
@@ -233,11 +230,6 @@ class Session:
         self._on_line(None)
 
 
-def wait_before_retry(attempt: int) -> None:
-    """Sleep a random time that grows: many clients that retry together must not meet again."""
-    time.sleep(random.uniform(0.1, 0.4) * 1.6**attempt)
-
-
 class Copier(PathosCopier):  # type: ignore[misc]
     """pathos' copier, which sends a local directory's files through a session's connection.
 
@@ -312,10 +304,6 @@ class Tunnel(PathosTunnel):  # type: ignore[misc]
             with contextlib.suppress(HostError):
                 self._control("cancel")
             self.connected = False
-
-    def __repr__(self) -> str:
-        where = f"{self._lport}:{self._host}:{self._rport}" if self.connected else "not connected"
-        return f"Tunnel({self._session.host.label!r}, {where})"
 
     def _connect(
         self, localport: int, remotehost: str, remoteport: int, through: str | None = None

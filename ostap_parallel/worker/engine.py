@@ -71,39 +71,32 @@ class Worker(ppft._pp._Worker):  # type: ignore[misc]
 
     def launch(self) -> None:
         """Start the process without waiting until it is ready; `start` waits."""
-        pipes = [os.pipe() for _ in range(4)]  # jobs, results, log records, lifeline
-        (jobs_r, jobs_w), (results_r, results_w), (log_r, log_w), (life_r, life_w) = pipes
-        theirs = (jobs_r, results_w, log_w, life_r)
+        pipes = [os.pipe() for _ in range(6)]  # the workers read from jobs and lifeline
+        (jobs_r, jobs), (life_r, life), (results, results_w), *printed = pipes
+        (out, out_w), (err, err_w), (log, log_w) = printed
+        passed = (jobs_r, results_w, log_w, life_r)
         try:
             self.process = subprocess.Popen(
-                command(theirs),
+                command(passed),
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                pass_fds=theirs,
+                stdout=out_w,
+                stderr=err_w,
+                pass_fds=passed,
                 start_new_session=True,  # Ctrl-C in the terminal is for the caller to handle
             )
         except BaseException:
-            for descriptor in (jobs_w, results_r, log_r, life_w):
+            for descriptor in (jobs, life, results, out, err, log):
                 os.close(descriptor)
             raise
         finally:
-            for descriptor in theirs:
+            for descriptor in (*passed, out_w, err_w):
                 os.close(descriptor)
         self.pid = self.process.pid
         self._stopped = False
-        self.t = Channel(os.fdopen(results_r, "rb"), os.fdopen(jobs_w, "wb"))
-        self._lifeline = life_w
-        _lifelines.add(life_w)
-        assert self.process.stdout is not None
-        assert self.process.stderr is not None
-        self._pipes = {
-            os.dup(self.process.stdout.fileno()): "stdout",
-            os.dup(self.process.stderr.fileno()): "stderr",
-            log_r: "log",
-        }
-        self.process.stdout.close()
-        self.process.stderr.close()
+        self.t = Channel(os.fdopen(results, "rb"), os.fdopen(jobs, "wb"))
+        self._lifeline = life
+        _lifelines.add(life)
+        self._pipes = {out: "stdout", err: "stderr", log: "log"}
         for descriptor, kind in self._pipes.items():
             self._output.add(descriptor, kind, self.pid)
 

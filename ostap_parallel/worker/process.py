@@ -124,22 +124,6 @@ class _Worker(ppft.__main__._WorkerProcess):  # type: ignore[misc]
         self.pickle_proto = int(self.t.receive())
 
 
-_FIELDS = [
-    "name",
-    "levelno",
-    "levelname",
-    "pathname",
-    "filename",
-    "module",
-    "lineno",
-    "funcName",
-    "created",
-    "process",
-    "threadName",
-    "exc_text",
-]
-
-
 class _LogToServer(logging.Handler):
     """Writes each record as one JSON line."""
 
@@ -149,7 +133,8 @@ class _LogToServer(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         with contextlib.suppress(Exception):  # a record must never harm the task that made it
-            fields = {name: getattr(record, name) for name in _FIELDS}
+            plain = (str, int, float)
+            fields = {key: value for key, value in vars(record).items() if type(value) in plain}
             fields["msg"] = record.getMessage()
             if record.exc_info:
                 fields["exc_text"] = logging.Formatter().formatException(record.exc_info)

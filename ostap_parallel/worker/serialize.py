@@ -23,7 +23,7 @@ import uuid
 from collections import namedtuple
 from collections.abc import Callable
 from types import FunctionType, ModuleType
-from typing import Any, TypeVar
+from typing import Any
 from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
 
 import dill
@@ -212,9 +212,6 @@ def _reduce_object(obj: Any) -> Any:
     """Reduce what both pickle and dill take for importable though ``__main__`` holds it."""
     if isinstance(obj, _CACHED) and not _is_importable(obj):
         return _make_cached, (obj.__wrapped__, obj.cache_parameters())
-    if isinstance(obj, TypeVar) and obj.__module__ in _MAIN:
-        kind = obj.__bound__, obj.__covariant__, obj.__contravariant__
-        return _make_type_variable, (obj.__name__, obj.__constraints__, *kind)
     return NotImplemented
 
 
@@ -223,14 +220,6 @@ _CACHED = type(functools.lru_cache(len))
 
 def _make_cached(function: Callable[..., Any], parameters: dict[str, Any]) -> Any:
     return functools.lru_cache(**parameters)(function)
-
-
-def _make_type_variable(
-    name: str, constraints: tuple[Any, ...], bound: Any, covariant: bool, contravariant: bool
-) -> Any:
-    return TypeVar(
-        name, *constraints, bound=bound, covariant=covariant, contravariant=contravariant
-    )
 
 
 def _is_named_tuple(cls: type) -> bool:

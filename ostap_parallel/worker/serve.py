@@ -99,7 +99,17 @@ def main() -> int:
         ncpus = settings.get("ncpus") or usable_cpus()
         server = network_server()(events.send, ncpus, settings["secret"])
         threading.Thread(target=server.listen, name="listen", daemon=True).start()
-        events.send({"kind": "ready", "port": server.port, "ncpus": ncpus, **_about()})
+        about = {
+            "port": server.port,
+            "ncpus": ncpus,
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "python": platform.python_version(),
+            "executable": sys.executable,
+            "ppft": ppft.__version__,
+            "cpus": usable_cpus(),
+        }
+        events.send({"kind": "ready", **about})
         _obey(lifeline, server, events, settings.get("timeout"))
     finally:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -127,17 +137,6 @@ def _end_children() -> None:
             with contextlib.suppress(ProcessLookupError, ChildProcessError):
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
-
-
-def _about() -> dict[str, Any]:
-    return {
-        "pid": os.getpid(),
-        "host": socket.gethostname(),
-        "python": platform.python_version(),
-        "executable": sys.executable,
-        "ppft": ppft.__version__,
-        "cpus": usable_cpus(),
-    }
 
 
 class Lifeline:
