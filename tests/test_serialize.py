@@ -260,16 +260,6 @@ NAMED_TUPLE = program("""
     assert wm.process(Hit, [3]) == [Hit(3)]
 """)
 
-GENERIC = program("""
-    T = typing.TypeVar("T")
-    class Box(typing.Generic[T]):
-        def __init__(self, content): self.content = content
-    # run
-    (box,) = wm.process(same, [Box(1)])
-    assert type(box) is Box and box.content == 1
-    assert wm.process(lambda b: isinstance(b, Box), [Box[int](1)]) == [True]
-""")
-
 TASKS = program("""
     class Sum(Task):
         def __init__(self, factor): self.factor = factor

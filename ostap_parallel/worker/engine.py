@@ -141,11 +141,8 @@ class Worker(ppft._pp._Worker):  # type: ignore[misc]
 def _ending(pid: int, status: int) -> str:
     if status >= 0:
         return f"worker {pid} ended with exit status {status}"
-    try:
-        name = signal.Signals(-status).name
-    except ValueError:
-        name = f"signal {-status}"
-    return f"worker {pid} was killed by {name}"
+    names = {number.value: number.name for number in signal.Signals}
+    return f"worker {pid} was killed by {names.get(-status, f'signal {-status}')}"
 
 
 class OutputReader:

@@ -191,8 +191,8 @@ def _token(cls: type) -> str:
 def _make_class(token: str, make: Callable[..., type], args: tuple[Any, ...]) -> type:
     known = _classes.get(token)
     if known is not None:
-        if make is _dill._create_type and known in _received:  # and not the caller's own
-            _refresh(known, args[-1])
+        if make is _dill._create_type:
+            _fill_class(known, args[-1])
         return known
     cls = make(*args)
     _tokens[cls] = token
@@ -201,9 +201,9 @@ def _make_class(token: str, make: Callable[..., type], args: tuple[Any, ...]) ->
     return cls
 
 
-def _refresh(cls: type, attributes: dict[str, Any]) -> None:
-    # The sender changed its class since it was last sent.
-    for name, value in attributes.items():
+def _fill_class(cls: type, attributes: dict[str, Any]) -> None:
+    # Never the caller's own. The sender may have changed its class since it was last sent.
+    for name, value in attributes.items() if cls in _received else ():
         with contextlib.suppress(AttributeError, TypeError):
             setattr(cls, name, value)
 
@@ -279,11 +279,6 @@ def _make_enum(
         namespace[entry] = value
     cls: type = meta(name, bases, namespace)
     return cls
-
-
-def _fill_class(cls: type, attributes: dict[str, Any]) -> None:
-    if cls in _received:
-        _refresh(cls, attributes)
 
 
 def _globals_of(func: Any, recurse: bool = True, builtin: bool = False) -> dict[str, Any]:
