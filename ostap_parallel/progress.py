@@ -171,7 +171,12 @@ def render_workers(workers: Mapping[str, int]) -> str:
 def _live(reporter: ProgressReporter, console: Console) -> Live:
     from rich.live import Live
 
-    return Live(
+    class Forgiving(Live):
+        def stop(self) -> None:
+            with suppress(OSError):  # the terminal has gone: the run goes on
+                super().stop()
+
+    return Forgiving(
         get_renderable=lambda: _row(reporter),
         console=console,
         refresh_per_second=_REFRESHES_PER_SECOND,
