@@ -382,10 +382,7 @@ class _ListTask(Task):
 
 
 def _merging(
-    task: Task | Callable[..., Any],
-    merger: Merger | None,
-    collector: Collector | None,
-    init: Any,
+    task: Task | Callable[..., Any], merger: Merger | None, collector: Collector | None, init: Any
 ) -> Task:
     """Return the task whose way of merging a run uses."""
     if isinstance(task, Task):

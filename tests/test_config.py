@@ -277,8 +277,7 @@ def test_nothing_configured(load):
 
 @pytest.mark.parametrize("key", ["ppservers", "workers", "PPServers"])
 @pytest.mark.parametrize(
-    ("value", "expected"),
-    [("a,b", ["a", "b"]), ("", []), ("\n  a\n  # b\n  c", ["a", "c"])],
+    ("value", "expected"), [("a,b", ["a", "b"]), ("", []), ("\n  a\n  # b\n  c", ["a", "c"])]
 )
 def test_values_of_lists(load, key, value, expected):
     assert labels(load(f"[Parallel]\n{key} = {value}\nprofile = p\n", "auto")) == expected

@@ -388,8 +388,7 @@ class TestBadArguments:
             WorkManager(servers=["somewhere"], executor=executor)
 
     @pytest.mark.parametrize(
-        "arguments",
-        [{"on_error": "x"}, {"chunk_size": 0}, {"retries": -1}, {"lost_retries": -1}],
+        "arguments", [{"on_error": "x"}, {"chunk_size": 0}, {"retries": -1}, {"lost_retries": -1}]
     )
     def test_of_a_run(self, wm, arguments):
         with pytest.raises(ValueError, match=next(iter(arguments))):

@@ -139,8 +139,7 @@ def _list_files(
 
 
 def _parse_servers(
-    servers: str | int | Iterable[str | int],
-    configured: Callable[[], Iterable[tuple[Entry, str]]],
+    servers: str | int | Iterable[str | int], configured: Callable[[], Iterable[tuple[Entry, str]]]
 ) -> Iterator[tuple[Entry, str]]:
     """Yield the entries, each with the domain whose section listed it, or ``""``."""
     if isinstance(servers, str):

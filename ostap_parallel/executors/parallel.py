@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import hashlib
 import logging
@@ -13,7 +14,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, Future, InvalidStateError, wait
+from concurrent.futures import Executor, Future, InvalidStateError
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -63,7 +64,8 @@ class Connection(ppft._pp._RWorker):  # type: ignore[misc]
         except HostError:
             raise
         except (OSError, RuntimeError) as exc:
-            reason = f"no ppft server answers on port {self.port}: {exc}"
+            reason = f"no ppft server answers on port {self.port}: {exc}; is it up, and does sshd "
+            reason += "there permit TCP forwarding?"
             raise HostError(self.label, "server", reason) from exc
         if not greeted:
             reason = "the server does not accept our secret"
@@ -107,6 +109,7 @@ class ClientServer(Server):
         status = Connection(self, label, port, "STAT")
         try:
             count = min(int(status.receive()), limit or 1 << 16)
+            status.close()
             # One per worker; ppft makes as many again, to have a job wait at each host. There it
             # would wait behind a long one while others are idle.
             found = [Connection(self, label, port, "EXEC") for _ in range(count)]
@@ -115,8 +118,7 @@ class ClientServer(Server):
         except (OSError, RuntimeError, ValueError) as exc:
             raise HostError(label, "server", f"the connection broke: {exc}") from exc
         with self._Server__queue_lock:
-            self._connections[label] = [status, *found]
-            self._Server__stats[status.id] = ppft._pp._Statistics(count, status)
+            self._connections[label] = found
             self._Server__rworkers.extend(found)
         if self._exiting:  # `destroy` has not seen these
             self.drop_host(label)
@@ -130,8 +132,6 @@ class ClientServer(Server):
             gone = self._connections.pop(label, [])
             workers: list[Connection] = self._Server__rworkers
             workers[:] = [worker for worker in workers if worker not in gone]
-            for connection in gone[:1]:
-                self._Server__stats.pop(connection.id, None)
         for connection in gone:
             connection.is_free = False
             with contextlib.suppress(OSError):  # wakes the thread that waits for a result
@@ -284,8 +284,10 @@ class ParallelExecutor(Executor):
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """End all workers and servers; nothing of ours remains on any host."""
+        with self._lock:
+            pending = list(self._futures)
         if wait and not cancel_futures:
-            self._wait_for_futures()
+            concurrent.futures.wait(pending)
         with self._lock:
             self._closed.set()
         self._finalizer()
@@ -298,11 +300,6 @@ class ParallelExecutor(Executor):
         with self._lock:
             self._futures.add(future)
         return future
-
-    def _wait_for_futures(self) -> None:
-        with self._lock:
-            pending = list(self._futures)
-        wait(pending)
 
     def _try(self, future: Future[Any], chunk: bytes, retries: int) -> None:
         def settle(done: Future[ChunkOutcome | Lost]) -> None:
@@ -378,7 +375,7 @@ class ParallelExecutor(Executor):
                 port, about = host.server_port, None
             else:
                 port, about = self._open_server(host, status, control)
-            workers = self._join(host, port)
+            workers = self.server.add_host(host.label, port, host.ncpus)
         except HostError as exc:
             self._lose(status, exc, "failed")
         except Exception as exc:
@@ -389,16 +386,6 @@ class ParallelExecutor(Executor):
             seconds = time.monotonic() - start
             up = {"state": "up", "workers": workers, "port": port, "about": about}
             self._update(status, seconds=seconds, **up)
-
-    def _join(self, host: HostConfig, port: int) -> int:
-        try:
-            return self.server.add_host(host.label, port, host.ncpus)
-        except HostError as exc:
-            server = self._servers.get(host.label)
-            if server is None or exc.__cause__ is None:  # somebody else's; or it has answered
-                raise
-            words = server.last_words or f"{exc.reason} (is AllowTcpForwarding off there?)"
-            raise HostError(host.label, "tunnel", words) from exc
 
     def _on_lost(self) -> Callable[[HostError], None]:
         """Return what to call when a host is lost; it does not keep this executor alive."""
@@ -458,10 +445,7 @@ def _settle(future: Future[Any], result: ChunkOutcome) -> None:
 
 
 def _close(
-    pid: int,
-    server: ClientServer,
-    servers: dict[str, HostServer],
-    cleanup: contextlib.ExitStack,
+    pid: int, server: ClientServer, servers: dict[str, HostServer], cleanup: contextlib.ExitStack
 ) -> None:
     """Close what an executor owns; a function, so that a forgotten executor can be collected."""
     if os.getpid() != pid:  # a fork that exits: nothing of this is its own

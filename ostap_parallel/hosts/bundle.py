@@ -12,7 +12,6 @@ import importlib.util
 import io
 import marshal
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import dill
@@ -48,7 +47,9 @@ def bundle(version: tuple[int, int]) -> bytes:
         archive.writestr("ppserver.py", _ppserver())
         for package in _PACKAGES:
             root = Path(package.__path__[0])
-            for path in _modules(root):
+            for path in sorted(root.rglob("*.py")):
+                if "tests" in path.relative_to(root).parts:
+                    continue
                 name = f"{package.__name__}/{path.relative_to(root).as_posix()}"
                 archive.write(path, name)
                 archive.writestr(f"{name}c", _compiled(path))
@@ -61,12 +62,6 @@ def _ppserver() -> bytes:
         if file.name == "ppserver":
             return Path(str(file.locate())).read_bytes()
     raise FileNotFoundError("ppft is installed without its ppserver script: reinstall ppft")
-
-
-def _modules(root: Path) -> Iterator[Path]:
-    for path in sorted(root.rglob("*.py")):
-        if "tests" not in path.relative_to(root).parts:
-            yield path
 
 
 def _compiled(path: Path) -> bytes:

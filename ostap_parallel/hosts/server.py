@@ -21,7 +21,7 @@ from typing import Any, Literal
 from ostap_parallel.config import HostConfig
 from ostap_parallel.errors import HostError
 from ostap_parallel.hosts.bundle import bundle
-from ostap_parallel.hosts.ssh import TRIES, Copier, Session, Tunnel, write_files
+from ostap_parallel.hosts.ssh import DROPPED, TRIES, Copier, Session, Tunnel, write_files
 from ostap_parallel.worker.serve import MARK
 
 logger = logging.getLogger(__name__)
@@ -136,11 +136,6 @@ class HostServer:
         if self._session is not None:
             self._session.close()
 
-    @property
-    def last_words(self) -> str:
-        """The last lines of standard error, ssh's own and the host's."""
-        return self._session.last_words if self._session is not None else ""
-
     def ask(self, command: str) -> threading.Event:
         """Have the server do something; what is returned is set when it has, or has ended.
 
@@ -195,7 +190,7 @@ class HostServer:
                 self._write(f"op_mark={shlex.quote(MARK)} op_tmpdir={tmpdir}\n{script}")
                 directory: str = self._expect("directory")
             except HostError as exc:
-                dropped = self._session.was_dropped
+                dropped = DROPPED.search(self._session.last_words)
                 if not dropped or attempt == TRIES - 1 or self._closing.is_set():
                     raise
                 logger.info("%s; trying again", exc)

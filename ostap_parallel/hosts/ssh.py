@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 # What ssh says where a server or a gateway drops connections because too many come at once
 # (MaxStartups in sshd_config): those are worth another try.
-_DROPPED = re.compile(
+DROPPED = re.compile(
     r"kex_exchange_identification|ssh_exchange_identification|banner exchange"
     r"|Connection (closed|reset) by|Broken pipe|timeout: invalid message"
 )
@@ -52,11 +52,11 @@ def control_directory() -> Iterator[Path]:
     if len(parent) > 40:
         parent = "/tmp"
     _remove_stale(Path(parent))
-    path = Path(tempfile.mkdtemp(prefix=f"{_DIRECTORY_PREFIX}{os.getpid()}-", dir=parent))
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
+    prefix = f"{_DIRECTORY_PREFIX}{os.getpid()}-"
+    with tempfile.TemporaryDirectory(
+        prefix=prefix, dir=parent, ignore_cleanup_errors=True
+    ) as path:
+        yield Path(path)
 
 
 def _remove_stale(parent: Path) -> None:
@@ -155,11 +155,6 @@ class Session:
     def exit_status(self) -> int | None:
         """The exit status of ssh, once it has ended."""
         return None if self._process is None else self._process.poll()
-
-    @property
-    def was_dropped(self) -> bool:
-        """Whether the server dropped the connection before it had looked at it."""
-        return bool(_DROPPED.search(self.last_words))
 
     def write(self, text: str) -> None:
         """Send text to the other end; raises HostError if the connection is gone."""

@@ -11,6 +11,7 @@ import contextlib
 import json
 import logging
 import os
+import queue
 import secrets
 import selectors
 import signal
@@ -63,7 +64,6 @@ class Worker(ppft._pp._Worker):  # type: ignore[misc]
 
     def __init__(self, proto: int, output: OutputReader) -> None:
         # not ppft's own, which starts the process and waits for it
-        self.restart_on_free = False
         self.pickle_proto = proto
         self.is_free = False
         self._output = output
@@ -258,6 +258,7 @@ class Server(ppft.Server):  # type: ignore[misc]
         self._destroyed = False
         self._pid = os.getpid()
         self._output = OutputReader(lambda event: self.sink(event))
+        self._news: queue.SimpleQueue[bool] = queue.SimpleQueue()  # whether to go on
         self._running: dict[Worker, Task] = {}
         self._running_lock = threading.Lock()
         self._replace_lock = threading.Lock()
@@ -266,6 +267,7 @@ class Server(ppft.Server):  # type: ignore[misc]
         secret = secrets.token_hex(32) if secret is None else secret
         try:
             super().__init__(0, ppservers, secret, restart, proto, socket_timeout)
+            threading.Thread(target=self._schedule, name="scheduler", daemon=True).start()
             # ppft has written sys.path into it; our workers get that path in another way
             del os.environ["PYTHONPATH"]
             os.environ.update({} if path is None else {"PYTHONPATH": path})
@@ -301,7 +303,39 @@ class Server(ppft.Server):  # type: ignore[misc]
         """Queue a serialised job; raises DestroyedServerError once the server is closed."""
         if self._exiting:
             raise ppft.DestroyedServerError("the server was closed")
-        return super().insert(sfunc, sargs, task or Task(self))  # type: ignore[no-any-return]
+        if self._pid != os.getpid():
+            raise RuntimeError("workers serve the process that started them, not its forks")
+        task = task or Task(self)
+        with self._Server__queue_lock:
+            self._Server__queue.append((task, sfunc, sargs))
+        self._Server__scheduler()
+        return task
+
+    def _Server__scheduler(self) -> None:
+        # ppft's own runs in the caller's thread, where Ctrl-C leaves its lock held, loses a job
+        # that was about to start, or is swallowed.
+        self._news.put(True)
+
+    def _schedule(self) -> None:
+        """Give jobs to free workers, the local ones first, until the server is closed."""
+        while self._news.get():
+            while found := self._next():
+                run = self._run_local if isinstance(found[3], Worker) else self._run_remote
+                try:
+                    threading.Thread(target=run, args=found, daemon=True).start()
+                except RuntimeError as exc:  # the limit of threads, or the interpreter exits
+                    found[3].is_free = True
+                    self._give_up(found[0], str(exc))
+
+    def _next(self) -> tuple[Task, bytes, bytes, Any] | None:
+        """Take a job and a free worker for it, if there are both."""
+        with self._Server__queue_lock:
+            local = self._Server__workers[: self._Server__ncpus]
+            free = [worker for worker in (*local, *self._Server__rworkers) if worker.is_free]
+            if not free or not self._Server__queue:
+                return None
+            free[0].is_free = False
+            return (*self._Server__queue.pop(0), free[0])
 
     def pids(self) -> list[int]:
         """Return the process ids of the workers."""
@@ -337,6 +371,7 @@ class Server(ppft.Server):  # type: ignore[misc]
         if self._destroyed or self._pid != os.getpid():  # a fork that exits: they are not its
             return
         self._destroyed = True
+        self._news.put(False)
         with self._Server__queue_lock:  # the scheduler must not see half of this
             waiting, self._Server__queue = self._Server__queue, []
             workers, self._Server__workers = self._Server__workers, []
@@ -379,7 +414,6 @@ class Server(ppft.Server):  # type: ignore[misc]
                 self._running.pop(worker, None)
         self._forget(job)
         worker.is_free = not self._exiting and worker in self._Server__workers
-        self._Server__add_to_active_tasks(-1)
         job.finalize(sresult)
         self._Server__scheduler()
 
@@ -404,3 +438,5 @@ class Server(ppft.Server):  # type: ignore[misc]
             self._Server__workers.remove(worker)
             self._Server__stats["local"].ncpus -= 1
             self._Server__ncpus -= 1
+            if not self._Server__ncpus and not self._Server__rworkers:
+                self.drop_waiting("no worker is left")

@@ -117,7 +117,6 @@ class _Worker(ppft.__main__._WorkerProcess):  # type: ignore[misc]
     """ppft's worker; what it prints goes out as it comes, not with the result."""
 
     def __init__(self, transport: _Protocol) -> None:
-        self.hashmap: dict[Any, Any] = {}
         self.sout = io.StringIO()  # stays empty
         self.t = transport
         self.t.send(str(os.getpid()))
