@@ -9,6 +9,7 @@ import contextlib
 import math
 import os
 import queue
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sized
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, wait
@@ -208,9 +209,12 @@ class Run:
     def _read_chunk(self, workers: int) -> list[_Item]:
         chunk: list[_Item] = []
         size, room = self._chunk_size(workers), MAX_CHUNK_BYTES
+        enough = time.monotonic() + CHUNK_SECONDS  # input may come slowly: workers must not wait
         while len(chunk) < size and room > 0 and not self._exhausted and len(self._unsent) < size:
             # in order: what is held back for one slow item must not grow without limit
             if self.ordered and self._next - self._first > 8 * size * workers + 64:
+                break
+            if chunk and time.monotonic() > enough:
                 break
             try:
                 value = next(self._input)

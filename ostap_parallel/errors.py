@@ -54,7 +54,7 @@ class ServersUnavailable(OstapParallelError, ConnectionError):
 
     def __str__(self) -> str:
         if not self.errors:
-            return "no server is configured and ncpus=0: nothing can run"
+            return "there is no local worker, and no server is configured: nothing can run"
         return "\n".join(["no server is left and ncpus=0:", *(f"  {e}" for e in self.errors)])
 
 

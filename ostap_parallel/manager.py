@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import Executor
 from contextlib import closing, contextmanager
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal
 
@@ -106,7 +107,7 @@ class WorkManager:
         ssh_config: Path | str | None = None,
         executor: Executor | None = None,
     ) -> None:
-        _check_numbers(ncpus, timeout)
+        _check(ncpus, timeout, executor)
         if ppservers is not None and servers != ():
             raise ConfigError("give either servers or ppservers: they are the same thing")
         named = servers if ppservers is None else ppservers
@@ -122,7 +123,7 @@ class WorkManager:
                 tmpdir=tmpdir,
                 user=user,
                 port=port,
-                ncpus=ncpus_per_host,
+                ncpus_per_host=ncpus_per_host,
                 ssh_options=ssh_options,
                 python_mismatch=python_mismatch,
                 ssh_config=ssh_config,
@@ -431,9 +432,11 @@ def _add_note(error: BaseException, note: str) -> None:
         error.add_note(note)
 
 
-def _check_numbers(ncpus: int | str, timeout: float) -> None:
-    is_number = isinstance(ncpus, int) and not isinstance(ncpus, bool) and ncpus >= 0
+def _check(ncpus: int | str, timeout: float, executor: object) -> None:
+    is_number = isinstance(ncpus, Integral) and not isinstance(ncpus, bool) and ncpus >= 0
     if ncpus != "autodetect" and not is_number:
         raise ConfigError(f"ncpus must be 'autodetect' or a number from 0 on, not {ncpus!r}")
-    if timeout <= 0:
+    if not isinstance(timeout, Real) or not timeout > 0:
         raise ConfigError(f"timeout must be a positive number of seconds, not {timeout!r}")
+    if not isinstance(executor, Executor | None):
+        raise ConfigError(f"executor must be a concurrent.futures.Executor, not {executor!r}")

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 LOOKUPS = 16  # names looked up at the same time
+TEXTS = {"profile", "environment", "python", "user", "tmpdir", "python_mismatch"}
 SSH_TIMEOUT = 10  # seconds; a "Match exec" of the user's may hang
 
 
@@ -42,7 +43,6 @@ class HostArguments(TypedDict, total=False):
     script: str | Path | None
     python: str | None
     ncpus_per_host: int | None
-    ncpus: int | None
     user: str | None
     port: int | None
     ssh_options: str | Sequence[str] | None
@@ -105,6 +105,8 @@ def load_settings(
     given: dict[str, Setting] = {}
     for name, value in arguments.items():
         key = name.removesuffix("_per_host")  # the manager has ncpus= for local workers
+        if isinstance(value, bytes) or (name in TEXTS and not isinstance(value, str | None)):
+            raise ConfigError(f"argument {name}: text is wanted, not {value!r}")
         if value is not None:
             given[key] = Setting(convert(key, value, "argument", Path.cwd()), "argument")
     sections, files = read_files(_list_files(config, environ))

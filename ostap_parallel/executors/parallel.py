@@ -70,7 +70,7 @@ class Connection(ppft._pp._RWorker):  # type: ignore[misc]
         if not greeted:
             reason = "the server does not accept our secret"
             raise HostError(self.label, "server", reason)
-        self.socket.settimeout(None)
+        self.socket.settimeout(20 if message == "STAT" else None)
         self.send(message)
         self.is_free = True
         return True
@@ -324,6 +324,8 @@ class ParallelExecutor(Executor):
 
     def _update(self, host: HostStatus, **fields: Any) -> None:
         with self._changed:
+            if fields.get("state") == "up" and host.state != "starting":
+                return  # lost or closed meanwhile
             for name, value in fields.items():
                 setattr(host, name, value)
             self._changed.notify_all()

@@ -210,7 +210,8 @@ class HostServer:
             files["script.sh"] = self.host.script.read_bytes()
         with tempfile.TemporaryDirectory(dir=self._control.parent) as staging:
             write_files(Path(staging), files)
-            Copier(self._session).copy(Path(staging), directory)
+            left = max(1.0, self._deadline - time.monotonic())
+            Copier(self._session).copy(Path(staging), directory, left)
 
     def _write(self, text: str) -> None:
         assert self._session is not None

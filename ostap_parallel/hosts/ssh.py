@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import errno
 import io
 import logging
 import os
@@ -52,10 +51,8 @@ def control_directory() -> Iterator[Path]:
     if len(parent) > 40:
         parent = "/tmp"
     _remove_stale(Path(parent))
-    prefix = f"{_DIRECTORY_PREFIX}{os.getpid()}-"
-    with tempfile.TemporaryDirectory(
-        prefix=prefix, dir=parent, ignore_cleanup_errors=True
-    ) as path:
+    mine = f"{_DIRECTORY_PREFIX}{os.getpid()}-"
+    with tempfile.TemporaryDirectory(prefix=mine, dir=parent, ignore_cleanup_errors=True) as path:
         yield Path(path)
 
 
@@ -63,16 +60,11 @@ def _remove_stale(parent: Path) -> None:
     for path in parent.glob(f"{_DIRECTORY_PREFIX}*-*"):
         pid = path.name.removeprefix(_DIRECTORY_PREFIX).split("-")[0]
         with contextlib.suppress(OSError):
-            if pid.isdigit() and path.stat().st_uid == os.getuid() and not _is_alive(int(pid)):
-                shutil.rmtree(path, ignore_errors=True)
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except OSError as exc:
-        return exc.errno == errno.EPERM
-    return True
+            if pid.isdigit() and path.stat().st_uid == os.getuid():
+                try:
+                    os.kill(int(pid), 0)
+                except ProcessLookupError:
+                    shutil.rmtree(path, ignore_errors=True)
 
 
 def ssh_argv(host: HostConfig, control: Path) -> list[str]:
@@ -236,8 +228,9 @@ class Copier(PathosCopier):  # type: ignore[misc]
         self._session = session
         super().__init__("copier", stdin=subprocess.DEVNULL)
 
-    def copy(self, source: Path, destination: str) -> None:
+    def copy(self, source: Path, destination: str, timeout: float | None = None) -> None:
         """Copy all that is in `source` into the remote directory; raises HostError."""
+        self._timeout = timeout
         self(
             launcher=shlex.join(self._session.command()),
             options="",
@@ -253,12 +246,13 @@ class Copier(PathosCopier):  # type: ignore[misc]
             for path in sorted(Path(source).iterdir()):
                 archive.add(path, arcname=path.name)
         script = f"exec tar -x -f - -C {shlex.quote(destination)}\n"
-        done = subprocess.run(
-            [*command, "exec bash -s"],
-            input=script.encode() + buffer.getvalue(),
-            capture_output=True,
-            check=False,
-        )
+        command.append("exec bash -s")
+        data = script.encode() + buffer.getvalue()
+        try:
+            done = subprocess.run(command, input=data, capture_output=True, timeout=self._timeout)
+        except subprocess.TimeoutExpired as exc:
+            reason = f"not done after {self._timeout:.0f} s"
+            raise HostError(self._session.host.label, "copy", reason) from exc
         self._response = done.stdout
         if done.returncode != 0:
             words = done.stderr.decode("utf-8", "backslashreplace").strip()

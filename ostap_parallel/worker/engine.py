@@ -278,8 +278,8 @@ class Server(ppft.Server):  # type: ignore[misc]
 
     def set_ncpus(self, ncpus: int | str = "autodetect") -> None:
         """Have this many local workers, starting the missing ones all at once."""
-        wanted = usable_cpus() if ncpus == "autodetect" else ncpus
-        if not isinstance(wanted, int) or wanted < 0:
+        wanted = usable_cpus() if ncpus == "autodetect" else int(ncpus)
+        if wanted < 0:
             raise ValueError(f"ncpus must be 'autodetect' or an integer from 0 on, not {ncpus!r}")
         workers: list[Worker] = self._Server__workers
         proto = self._Server__pickle_proto
@@ -294,10 +294,10 @@ class Server(ppft.Server):  # type: ignore[misc]
                 worker.stop()
             raise
         workers.extend(started)
-        while len(workers) > wanted and workers[-1].is_free:
-            workers.pop().stop()
-        self._Server__stats["local"].ncpus = wanted
         self._Server__ncpus = wanted
+        with self._Server__queue_lock:
+            while len(workers) > wanted and workers[-1].is_free:
+                workers.pop().stop()
 
     def insert(self, sfunc: bytes, sargs: bytes, task: Task | None = None) -> Task:
         """Queue a serialised job; raises DestroyedServerError once the server is closed."""
@@ -436,7 +436,6 @@ class Server(ppft.Server):  # type: ignore[misc]
             logger.exception("could not start a worker in the place of %d", worker.pid)
             worker.stop()
             self._Server__workers.remove(worker)
-            self._Server__stats["local"].ncpus -= 1
             self._Server__ncpus -= 1
             if not self._Server__ncpus and not self._Server__rworkers:
                 self.drop_waiting("no worker is left")

@@ -17,7 +17,6 @@ import logging
 import os
 import signal
 import sys
-import threading
 from types import FrameType
 from typing import Any
 
@@ -137,29 +136,22 @@ class _LogToServer(logging.Handler):
             fields["msg"] = record.getMessage()
             if record.exc_info:
                 fields["exc_text"] = logging.Formatter().formatException(record.exc_info)
-            line = json.dumps(fields).encode() + b"\n"
-            while line:
-                line = line[os.write(self._descriptor, line) :]
+            os.write(self._descriptor, json.dumps(fields).encode() + b"\n")
 
 
 def _die_with(lifeline: int) -> None:
-    """Arrange that this process and all in its session end when the lifeline's other end does."""
-    if hasattr(fcntl, "F_SETSIG"):
-        # The kernel itself kills the process group: also while C code holds the interpreter.
-        fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)
-        fcntl.fcntl(lifeline, fcntl.F_SETOWN, -os.getpgrp())
-        fcntl.fcntl(lifeline, fcntl.F_SETFL, os.O_ASYNC | os.O_NONBLOCK)
-        # It may have been closed before this was set up.
-        with contextlib.suppress(BlockingIOError):
-            if os.read(lifeline, 1) == b"":
-                os._exit(0)
-        return
+    """Arrange that this process and all in its session end when the lifeline's other end does.
 
-    def watch() -> None:
-        os.read(lifeline, 1)
-        os.killpg(0, signal.SIGKILL)
-
-    threading.Thread(target=watch, name="lifeline", daemon=True).start()
+    The kernel itself kills the process group: also while C code holds the interpreter. This is
+    what ties the package to Linux, see F_SETSIG in fcntl(2).
+    """
+    fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(lifeline, fcntl.F_SETOWN, -os.getpgrp())
+    fcntl.fcntl(lifeline, fcntl.F_SETFL, os.O_ASYNC | os.O_NONBLOCK)
+    # It may have been closed before this was set up.
+    with contextlib.suppress(BlockingIOError):
+        if os.read(lifeline, 1) == b"":
+            os._exit(0)
 
 
 def _on_interrupt(signum: int, frame: FrameType | None) -> None:
