@@ -25,8 +25,8 @@ class HostError(OstapParallelError, ConnectionError):
     host
         The host as the user named it.
     step
-        What was being done: ``connect``, ``copy``, ``profile``, ``environment``, ``script``,
-        ``python``, ``server``, ``tunnel`` or ``run``.
+        What was being done: ``connect``, ``tmpdir``, ``copy``, ``profile``, ``environment``,
+        ``script``, ``python``, ``server``, ``tunnel``, ``start`` (all of it) or ``run``.
     reason
         The last words of ssh, of the script or of the server.
     """
