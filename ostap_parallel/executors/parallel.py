@@ -284,9 +284,9 @@ class ParallelExecutor(Executor):
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """End all workers and servers; nothing of ours remains on any host."""
-        with self._lock:
-            pending = list(self._futures)
         if wait and not cancel_futures:
+            with self._lock:
+                pending = list(self._futures)
             concurrent.futures.wait(pending)
         with self._lock:
             self._closed.set()

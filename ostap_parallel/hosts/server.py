@@ -107,7 +107,6 @@ class HostServer:
         self._start_timeout = start_timeout
         self._news: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         self._session: Session | None = None
-        self._tunnel: Tunnel | None = None
         self._ids = itertools.count(1)
         self._done: dict[int, threading.Event] = {}
         self._is_up = False
@@ -172,8 +171,8 @@ class HostServer:
         serve = _SERVE.format(python=python, mismatch=self.host.python_mismatch)
         self._write(f"{serve}{json.dumps(settings)}\n")
         self.about = self._expect("ready")
-        self._tunnel = Tunnel(self._session)
-        self.port = self._tunnel.connect("127.0.0.1", self.about["port"])
+        # It ends with the session, at the latest.
+        self.port = Tunnel(self._session).connect("127.0.0.1", self.about["port"])
         self._is_up = True
 
     def _connect(self) -> str:

@@ -373,11 +373,9 @@ class Server(ppft.Server):  # type: ignore[misc]
         self._destroyed = True
         self._news.put(False)
         with self._Server__queue_lock:  # the scheduler must not see half of this
-            waiting, self._Server__queue = self._Server__queue, []
             workers, self._Server__workers = self._Server__workers, []
             self._Server__ncpus = 0
-        for job, _, _ in waiting:
-            self._give_up(job, "the server was closed")
+        self.drop_waiting("the server was closed")
         for worker in workers:
             worker.signal(signal.SIGKILL)
         with self._replace_lock:
