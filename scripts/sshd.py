@@ -10,6 +10,8 @@ As root on Linux a host has its own mount and host name spaces: a private ``/tmp
 an account with the wanted login shell, a name of its own, and a bare ``python3`` (the interpreter
 beneath the caller's virtual environment) first on PATH. Otherwise it shares all this with the
 machine, `Host.private` is False, and only TMPDIR, HOME and PATH are set for its sessions.
+
+A private host may also have a network of its own, at the far end of a cable that can be cut.
 """
 
 from __future__ import annotations
@@ -29,29 +31,32 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from subprocess import DEVNULL
 
+from cable import Cable, CableUnavailable, open_cable
+
 PATIENCE = 10.0  # seconds until a server must be up, or gone
 POLL = 0.02  # seconds between two looks
+
+PORT = 2222  # of a host with a network of its own; known_hosts writes 22 in another way
+CAP_NET_ADMIN = 12  # capabilities(7)
 
 # Where a host's directory appears inside its mount namespace. It must exist everywhere (FHS), and
 # may not lie in /tmp, which is replaced.
 MOUNT_POINTS = "/srv", "/media", "/mnt", "/opt"
 
-# $1 is the host's directory, $2 where it shall appear, $3 the host's name; the rest is run.
-# The first mount makes all sources of the later ones reachable wherever the directory lies,
-# and /tmp comes last because it may hide that place.
+# $1 is the host's directory, $2 where it shall appear, $3 the host's name, $4 the size of its /tmp
+# or nothing; the rest is run. The first mount makes all sources of the later ones reachable
+# wherever the directory lies, and /tmp comes last because it may hide that place.
 ENTER = """
 set -e
 mount --bind "$1" "$2"
 for name in passwd shadow hosts; do
     if [ -e "/etc/$name" ]; then mount --bind "$2/etc/$name" "/etc/$name"; fi
 done
-mount --bind "$2/tmp" /tmp
+if [ "$4" ]; then mount -t tmpfs -o "size=$4" tmp /tmp; else mount --bind "$2/tmp" /tmp; fi
 hostname "$3"
 cd /
-shift 1
-here=$1
-shift 2
-exec "$@" -f "$here/etc/sshd_config"
+shift 4
+exec "$@"
 """
 
 SSHD_CONFIG = """\
@@ -100,7 +105,7 @@ class SshdUnavailable(RuntimeError):
 
 
 class NotPrivate(SshdUnavailable):
-    """Servers can be had, but not with name spaces of their own, which an option needs."""
+    """Servers can be had, but an option needs name spaces, for which the rights are missing."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +127,13 @@ class HostOptions:
         More variables for the sessions.
     python
         What ``python3`` in `Host.bin` links to; ``None`` leaves it out.
+    tmp_size
+        Of its /tmp, such as ``"8M"``; ``None`` is no limit. Needs a private host.
+    network
+        Whether it has a network of its own, which `Host.cut` cuts: its loopback, and a cable to
+        this machine; it reaches no other host. Needs a private host.
+    delay
+        Seconds that each packet takes on the cable, in both directions; it implies `network`.
     """
 
     login_shell: str | None = None
@@ -130,6 +142,14 @@ class HostOptions:
     path: str | None = None
     env: Mapping[str, str] = field(default_factory=dict)
     python: str | None = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
+    tmp_size: str | None = None
+    network: bool = False
+    delay: float = 0.0
+
+    @property
+    def has_network(self) -> bool:
+        """Return whether the host is at the end of a cable."""
+        return self.network or self.delay > 0
 
 
 DEFAULT = HostOptions()
@@ -149,16 +169,21 @@ class Host:
     """
 
     def __init__(
-        self, name: str, address: str, folder: Path, options: HostOptions, mount: str | None
+        self, name: str, place: Cable | str, folder: Path, options: HostOptions, mount: str | None
     ) -> None:
-        self.name, self.address, self.port = name, address, free_port(address)
-        self.options = options
+        self.name, self.options = name, options
+        self._cable = place if isinstance(place, Cable) else None
+        if isinstance(place, Cable):
+            self.address, self.port = place.far, PORT
+        else:
+            self.address, self.port = place, free_port(place)
         self.private = mount is not None
         self.ssh_config = folder.parent / "ssh_config"
         self.tmp, self.home, self.bin = folder / "tmp", folder / "home", folder / "bin"
         self._folder, self._mount = folder, mount
         self._listener: subprocess.Popen[bytes] | None = None
-        self._spaces: list[int] = []  # descriptors: a name space in use keeps its number
+        # Open files of its name spaces and its /tmp, which last as long as these.
+        self._held: dict[str, int] = {}
 
     def __repr__(self) -> str:
         return f"<Host {self.name} {self.address}:{self.port}>"
@@ -195,16 +220,27 @@ class Host:
         sshd = find_sshd()
         if sshd is None:
             raise SshdUnavailable("no sshd: install openssh-server")
-        if self._mount is None:
-            argv = [sshd, "-De", "-f", str(self._folder / "etc/sshd_config")]
-        else:
-            enter = ["unshare", "--mount", "--uts", "--propagation", "private", "sh", "-c", ENTER]
-            argv = [*enter, "sh", str(self._folder), self._mount, self.name, sshd, "-De"]
+        config = f"{self._mount or self._folder}/etc/sshd_config"
+        argv = [*self._enter(), sshd, "-De", "-f", config]
         with (self._folder / "sshd.log").open("ab") as log:
             # A session of its own keeps Ctrl-C in the terminal away from it.
             self._listener = subprocess.Popen(
                 argv, stdin=DEVNULL, stdout=log, stderr=log, cwd="/", start_new_session=True
             )
+
+    def _enter(self) -> list[str]:
+        """Return what runs a program inside: in new name spaces at first, in the same later."""
+        if self._mount is None:
+            return []
+        network = [f"--net={self._cable.space}"] if self._cable else []
+        if self._held:
+            spaces = [f"--mount={held_path(self._held['mnt'])}"]
+            spaces += [f"--uts={held_path(self._held['uts'])}"]
+            return ["nsenter", *network, *spaces]
+        size = self.options.tmp_size or ""
+        script = [ENTER, "sh", str(self._folder), self._mount, self.name, size]
+        unshare = ["unshare", "--mount", "--uts", "--propagation", "private"]
+        return ["nsenter", *network, *unshare, "sh", "-c", *script]
 
     def wait_ready(self) -> None:
         """Wait for the server's banner.
@@ -221,10 +257,34 @@ class Host:
             if time.monotonic() > deadline:
                 raise SshdUnavailable(f"{self.name}: no banner in {PATIENCE} s:\n{self.log}")
             time.sleep(POLL)
-        if self.private and self._listener:
-            self._spaces.append(os.open(f"/proc/{self._listener.pid}/ns/mnt", os.O_RDONLY))
+        if self.private and self._listener and not self._held:
+            self._hold(f"/proc/{self._listener.pid}")
         # The look at the banner was a connection, which the server takes a moment to drop.
         wait_for(lambda: not self._children(), f"{self.name}: idle")
+
+    def _hold(self, process: str) -> None:
+        """Open the name spaces of the listener and, where only they show it, the /tmp."""
+        for name in ("mnt", "uts"):
+            self._held[name] = os.open(f"{process}/ns/{name}", os.O_RDONLY)
+        if self.options.tmp_size:
+            self._held["tmp"] = os.open(f"{process}/root/tmp", os.O_PATH)
+            self.tmp = Path(held_path(self._held["tmp"]))
+
+    def cut(self) -> None:
+        """Cut its network: packets vanish, and nothing is closed, until `heal`.
+
+        With `kill` after it this is a loss of power: no one is told that connections ended.
+        """
+        self._own_cable().cut()
+
+    def heal(self) -> None:
+        """Undo `cut`."""
+        self._own_cable().heal()
+
+    def _own_cable(self) -> Cable:
+        if self._cable is None:
+            raise SshdUnavailable(f"{self.name} has no cable: give HostOptions(network=True)")
+        return self._cable
 
     def stop(self) -> None:
         """End the listener, as stopping the service does; sessions under way go on."""
@@ -252,8 +312,8 @@ class Host:
         try:
             self.kill()
         finally:
-            while self._spaces:
-                os.close(self._spaces.pop())
+            while self._held:
+                os.close(self._held.popitem()[1])
 
     def _kill_processes(self) -> bool:
         """Send SIGKILL to what is left; return whether nothing was."""
@@ -270,7 +330,7 @@ class Host:
         try:
             if self.private:
                 space = Path(f"/proc/{pid}/ns/mnt").stat().st_ino
-                return space in {os.fstat(fd).st_ino for fd in self._spaces}
+                return bool(self._held) and space == os.fstat(self._held["mnt"]).st_ino
             # Sessions carry the mark in their environment, wherever their parent has gone.
             if self._mark.encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
                 return True
@@ -355,16 +415,15 @@ def open_hosts(
     check_programs()
     each = [options] * count if isinstance(options, HostOptions) else list(options)
     mount = find_mount_point(each)
-    if mount is None and any(one.login_shell for one in each):
-        raise NotPrivate("login shells other than your own need root, and unshare that may")
+    check_private(each, mount)
     root.mkdir(parents=True, exist_ok=True)
     root = root.resolve()
-    hosts = tuple(
-        Host(f"h{i}", f"127.0.0.{i + 1}", root / f"h{i}", one, mount)
-        for i, one in enumerate(each, 1)
-    )
-    write_keys(root, hosts)
     with ExitStack() as stack:
+        hosts = tuple(
+            Host(f"h{i}", open_place(one, i, stack), root / f"h{i}", one, mount)
+            for i, one in enumerate(each, 1)
+        )
+        write_keys(root, hosts)
         for host in hosts:
             stack.callback(host.close)
             host.start()
@@ -395,6 +454,41 @@ def check_programs() -> None:
         Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
 
 
+def check_private(each: Sequence[HostOptions], mount: str | None) -> None:
+    """Raise `SshdUnavailable` if there is no place to mount what private hosts need."""
+    if mount is not None:
+        return
+    if any(one.has_network for one in each):
+        raise no_network("mounts of one's own are not allowed")
+    if any(one.login_shell or one.tmp_size for one in each):
+        raise NotPrivate("a login shell or a /tmp of its own needs root, and unshare that may")
+
+
+def open_place(options: HostOptions, number: int, stack: ExitStack) -> Cable | str:
+    """Return a cable, which `stack` keeps, or else an address on loopback."""
+    if not options.has_network:
+        return f"127.0.0.{number + 1}"
+    try:
+        return stack.enter_context(open_cable(options.delay))
+    except CableUnavailable as exc:
+        raise no_network(str(exc)) from exc
+
+
+def no_network(reason: str) -> SshdUnavailable:
+    """Return the error for a host that can have no network of its own.
+
+    Whoever may administer networks is not refused name spaces by chance: that is no `NotPrivate`.
+    """
+    status = Path("/proc/self/status").read_text()
+    capabilities = int(status.partition("CapEff:")[2].split()[0], 16)
+    kind = SshdUnavailable if capabilities >> CAP_NET_ADMIN & 1 else NotPrivate
+    return kind(
+        f"no network of its own: {reason}; it needs root with CAP_SYS_ADMIN and CAP_NET_ADMIN, "
+        "the program ip (iproute2) and /dev/net/tun; "
+        "a container has them with: docker run --privileged --device /dev/net/tun"
+    )
+
+
 def find_mount_point(each: Sequence[HostOptions]) -> str | None:
     """Return where hosts can mount their directory, or ``None`` if they cannot be private."""
     programs = [Path(one.python) for one in each if one.python]
@@ -410,7 +504,7 @@ def find_mount_point(each: Sequence[HostOptions]) -> str | None:
 @functools.cache
 def can_unshare() -> bool:
     """Return whether mounts and a host name of one's own are allowed (in most containers not)."""
-    if not (shutil.which("unshare") and shutil.which("hostname")):
+    if not all(map(shutil.which, ("unshare", "nsenter", "hostname"))):
         return False
     probe = "mount --bind /tmp /tmp && hostname probe"
     argv = ["unshare", "--mount", "--uts", "--propagation", "private", "sh", "-c", probe]
@@ -485,6 +579,11 @@ def replace_line(target: Path, source: Path, start: str, line: str) -> None:
     """Copy a file of accounts, with `line` in place of the line that begins with `start`."""
     lines = source.read_text().splitlines(keepends=True) if source.exists() else []
     target.write_text("".join([line, *(old for old in lines if not old.startswith(start))]))
+
+
+def held_path(descriptor: int) -> str:
+    """Return a path by which any process may open what this one has open."""
+    return f"/proc/{os.getpid()}/fd/{descriptor}"
 
 
 # -- processes -------------------------------------------------------------------------------

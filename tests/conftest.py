@@ -63,7 +63,8 @@ def hosts_or_skip(
 ) -> Iterator[Hosts]:
     """`open_hosts`, but skip where hosts cannot be had. In CI they must be: fail there.
 
-    Name spaces are another matter: most containers forbid them.
+    Name spaces are another matter: most containers forbid them. But whoever may administer
+    networks shall have those.
     """
     with ExitStack() as stack:
         try:
