@@ -48,7 +48,7 @@ def test_it_holds_the_packages_and_no_more(archive):
         assert file.testzip() is None
     assert len(names) == len(set(names))
     tops = {name.partition("/")[0] for name in names}
-    assert tops == {"__main__.py", "ppserver.py", "ostap_parallel", "ppft", "dill"}
+    assert tops == {"__main__.py", "ostap_parallel", "ppft", "dill"}
     for part in "tests", "__pycache__", "test":
         assert [name for name in names if f"/{part}/" in name] == []
     for module in ostap_modules():
@@ -70,7 +70,7 @@ def test_it_serves_without_any_installed_package(archive, tmp_path):
     private.mkdir()
     (private / "file").touch()
     with start(archive, "refuse", directory=tmp_path) as process:
-        settings = {"secret": "s", "ncpus": 2, "directory": str(private), "timeout": 60}
+        settings = {"ncpus": 2, "directory": str(private), "timeout": 60}
         process.stdin.write(json.dumps(settings) + "\n")
         process.stdin.flush()
         assert process.stdout.readline() == f"{MARK}step server\n", process.stderr.read()
@@ -93,7 +93,7 @@ def test_packages_come_from_the_bundle(archive):
     base = getattr(sys, "_base_executable", sys.executable)
     code = (
         f"import sys; sys.path.insert(0, {str(archive)!r})\n"
-        "import dill, ppft, ppserver, ostap_parallel.worker.serve, ostap_parallel.worker.process\n"
+        "import dill, ppft, ostap_parallel.worker.serve, ostap_parallel.worker.process\n"
         "print(dill.__file__, dill.__version__, ppft.__file__, ppft.__version__, sep='\\n')"
     )
     done = subprocess.run([base, "-I", "-S", "-c", code], capture_output=True, text=True)
@@ -114,7 +114,7 @@ def test_a_python_of_another_minor_version_refuses(tmp_path):
     path = tmp_path / "bundle.zip"
     path.write_bytes(bundle(other))
     with start(path, "refuse", directory=tmp_path) as process:
-        _, words = process.communicate('{"secret": "s"}\n', timeout=20)
+        _, words = process.communicate('{"ncpus": 1}\n', timeout=20)
     assert process.returncode != 0
     assert f"is Python {VERSION[0]}.{VERSION[1]}, but the caller runs" in words
     assert f"the caller runs Python {other[0]}.{other[1]}" in words

@@ -19,6 +19,7 @@ import ppft
 import pytest
 from conftest import check_hosts, hosts_or_skip
 from helpers import wait_until
+from servers import PACKAGE_PARENT, open_server
 from sshd import HostOptions, descendants, free_port
 
 from ostap_parallel import WorkManager
@@ -555,13 +556,10 @@ def is_zombie(pid):
         return True
 
 
-PACKAGE_PARENT = Path(sys.modules["ostap_parallel"].__file__).parents[1]
-
-
 class TestExistingServers:
-    def test_a_stock_server_gives_right_results(self):
+    def test_it_gives_right_results(self):
         with (
-            stock_server("a secret", [PACKAGE_PARENT]) as port,
+            open_server("a secret") as port,
             WorkManager(
                 0, f"localhost:{port}", secret="a secret", config=(), silent=True
             ) as manager,
@@ -572,8 +570,15 @@ class TestExistingServers:
                 manager.process(lambda n: 1 // n, range(3))
             assert manager.process(lambda n: -n, range(3)) == [0, -1, -2]
 
+    def test_a_stock_server_is_refused(self, fail):
+        with stock_server("a secret", [PACKAGE_PARENT]) as port:
+            error = fail(f"localhost:{port}", name="x.example", secret="a secret")
+        assert error.step == "server"
+        assert error.reason.startswith(f"port {port}: what answers is no server of ours")
+        assert "start servers by ostap-parallel launch" in error.reason
+
     def test_the_wrong_secret(self, fail):
-        with stock_server("right", [PACKAGE_PARENT]) as port:
+        with open_server("right") as port:
             error = fail(f"localhost:{port}", name="x.example", secret="wrong")
         assert error.step == "server"
         assert "does not accept our secret" in error.reason
@@ -588,13 +593,13 @@ class TestExistingServers:
                 file.write_text(text.replace(ppft.__version__, "1.7.1"))
                 changed += 1
         assert changed
-        with stock_server("secret", [tmp_path, PACKAGE_PARENT]) as port:
+        with open_server("secret", path=[tmp_path]) as port:
             error = fail(f"localhost:{port}", name="x.example", secret="secret")
         assert error.step == "server"
-        assert error.reason.startswith(f"it runs ppft 1.7.1, the caller ppft {ppft.__version__}")
+        assert f"it runs ppft '1.7.1', the caller ppft '{ppft.__version__}'" in error.reason
 
     def test_a_version_that_ends_in_zero(self, hosts, tmp_path):
-        """What ppserver tells is ``version.rstrip(".dev0")``: "1.9" for 1.9.0."""
+        """What ppft tells is ``version.rstrip(".dev0")``: "1.9" for 1.9.0."""
         shutil.copytree(Path(ppft.__file__).parent, tmp_path / "lib/ppft")
         info = tmp_path / "lib/ppft/__info__.py"
         info.write_text(info.read_text().replace(ppft.__version__, "1.9.0"))
@@ -605,7 +610,7 @@ class TestExistingServers:
         port = free_port("127.0.0.1")
         error = fail(f"localhost:{port}", name="x.example", secret="secret")
         assert error.step == "server"
-        assert f"no ppft server answers on port {port}" in error.reason
+        assert f"no server answers on port {port}" in error.reason
 
 
 class TestLoginShells:

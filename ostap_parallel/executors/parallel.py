@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
-import hashlib
 import logging
 import os
 import queue
@@ -26,9 +25,10 @@ from ostap_parallel.config import HostConfig
 from ostap_parallel.errors import HostError, RemoteTraceback, ServersUnavailable, WorkerLost
 from ostap_parallel.hosts.server import HostServer, HostStatus
 from ostap_parallel.hosts.ssh import control_directory
-from ostap_parallel.worker import execute, serialize
+from ostap_parallel.worker import execute, handshake, serialize
 from ostap_parallel.worker.engine import Server, Task
 from ostap_parallel.worker.execute import ChunkOutcome, Lost
+from ostap_parallel.worker.process import Remembering
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ LOCAL = "local"
 EventHandler = Callable[[str, dict[str, Any]], None]
 
 
-class Connection(ppft._pp._RWorker):  # type: ignore[misc]
+class Connection(Remembering, ppft._pp._RWorker):  # type: ignore[misc]
     """One connection to a server; unlike ppft's it says what is wrong, and it has no time-out."""
 
     def __init__(self, server: ClientServer, label: str, port: int, purpose: str) -> None:
@@ -55,35 +55,24 @@ class Connection(ppft._pp._RWorker):  # type: ignore[misc]
         super().__init__("127.0.0.1", port, server.secret, server, purpose, False, None)
 
     def connect(self, message: str | None = None) -> bool:
-        """Connect and authenticate; raises HostError."""
-        SocketTransport.__init__(self, None, 20)  # for the greeting only
+        """Connect, and go on only with a server that knows the secret; raises HostError."""
+        SocketTransport.__init__(self, None, handshake.TIMEOUT)
         try:
             self._connect(self.host, self.port)
             self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            greeted = self.authenticate(self.secret)
-        except HostError:
-            raise
+            handshake.greet_server(self.socket, handshake.derive_key(self.secret, self.port))
+            self.socket.settimeout(handshake.TIMEOUT if message == "STAT" else None)
+            self.send(message)
+        except handshake.GreetingError as exc:
+            self.close()
+            raise HostError(self.label, "server", f"port {self.port}: {exc}") from exc
         except (OSError, RuntimeError) as exc:
-            reason = f"no ppft server answers on port {self.port}: {exc}; is it up, and does sshd "
+            self.close()
+            reason = f"no server answers on port {self.port}: {exc}; is it up, and does sshd "
             reason += "there permit TCP forwarding?"
             raise HostError(self.label, "server", reason) from exc
-        if not greeted:
-            reason = "the server does not accept our secret"
-            raise HostError(self.label, "server", reason)
-        self.socket.settimeout(20 if message == "STAT" else None)
-        self.send(message)
         self.is_free = True
         return True
-
-    def authenticate(self, secret: str) -> bool:
-        """Answer the server's challenge as ppft does; look at its version first."""
-        theirs = self.receive().decode("utf-8", "replace")
-        if theirs != ppft.transport.version:  # ppft's own, less what it strips
-            reason = f"it runs ppft {theirs}, the caller ppft {ppft.transport.version}"
-            raise HostError(self.label, "server", f"{reason}: install the same version")
-        challenge = self.receive()
-        self.send(hashlib.sha1(challenge + secret.encode()).hexdigest())
-        return bool(self.receive() == b"OK")
 
 
 class ClientServer(Server):

@@ -1,13 +1,12 @@
 """What a bare host is sent: a zip file that makes python3 and bash enough.
 
-It holds this package, dill, and ppft with its ``ppserver``: as source and, for interpreters of
-our own minor version, compiled, so that a host does not compile them for every worker.
+It holds this package, dill and ppft: as source and, for interpreters of our own minor version,
+compiled, so that a host does not compile them for every worker.
 """
 
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import importlib.util
 import io
 import marshal
@@ -44,7 +43,6 @@ def bundle(version: tuple[int, int]) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=3) as archive:
         archive.writestr("__main__.py", _MAIN.format(version=version, mark=MARK))
-        archive.writestr("ppserver.py", _ppserver())
         for package in _PACKAGES:
             root = Path(package.__path__[0])
             for path in sorted(root.rglob("*.py")):
@@ -54,14 +52,6 @@ def bundle(version: tuple[int, int]) -> bytes:
                 archive.write(path, name)
                 archive.writestr(f"{name}c", _compiled(path))
     return buffer.getvalue()
-
-
-def _ppserver() -> bytes:
-    """Return the text of ppft's ``ppserver`` script."""
-    for file in importlib.metadata.files("ppft") or ():
-        if file.name == "ppserver":
-            return Path(str(file.locate())).read_bytes()
-    raise FileNotFoundError("ppft is installed without its ppserver script: reinstall ppft")
 
 
 def _compiled(path: Path) -> bytes:

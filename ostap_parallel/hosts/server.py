@@ -22,6 +22,7 @@ from ostap_parallel.config import HostConfig
 from ostap_parallel.errors import HostError
 from ostap_parallel.hosts.bundle import bundle
 from ostap_parallel.hosts.ssh import DROPPED, TRIES, Copier, Session, Tunnel, write_files
+from ostap_parallel.worker.handshake import derive_key
 from ostap_parallel.worker.serve import MARK
 
 logger = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ logger = logging.getLogger(__name__)
 _PREPARE = "{{\nop_watch\n{sources}op_unwatch\n}}\n"
 _SOURCE = 'op_file={file}; op_find {step}; source "$op_file" </dev/null >&2; op_found $?\n'
 
-# One line: bash has read all of it before python reads the secret.
+# One line: bash has read all of it before python reads what follows.
 _SERVE = "op_serve {python} {mismatch}; exit\n"
 
 # ssh's own exit status where the connection, not the command, has failed.
@@ -72,7 +73,7 @@ class HostServer:
     Parameters
     ----------
     secret
-        What clients must prove to know; travels on standard input.
+        What clients must prove to know; the server is told only the key made of it and its port.
     control
         Path for the connection's control socket, in a private directory.
     on_event
@@ -135,12 +136,12 @@ class HostServer:
         if self._session is not None:
             self._session.close()
 
-    def ask(self, command: str) -> threading.Event:
+    def ask(self, command: str, **details: str) -> threading.Event:
         """Have the server do something; what is returned is set when it has, or has ended.
 
         ``"ping"`` does nothing, but all events that the server sent before have arrived by
-        then; ``"interrupt"`` gives up all that its workers do. A server that is not up is not
-        asked: bash would read it.
+        then; ``"interrupt"`` gives up all that its workers do; ``"admit"`` tells the `key` of its
+        clients. A server that is not up is not asked: bash would read it.
         """
         number, done = next(self._ids), threading.Event()
         if not self._is_up or self._session is None:
@@ -148,7 +149,7 @@ class HostServer:
             return done
         self._done[number] = done
         try:
-            self._session.write(json.dumps({"do": command, "id": number}) + "\n")
+            self._session.write(json.dumps({"do": command, "id": number, **details}) + "\n")
         except HostError:
             done.set()
         return done
@@ -158,12 +159,7 @@ class HostServer:
         directory = self._connect()
         assert self._session is not None
         self._copy(directory)
-        settings = {
-            "secret": self._secret,
-            "ncpus": self.host.ncpus,
-            "directory": directory,
-            "timeout": self._timeout,
-        }
+        settings = {"ncpus": self.host.ncpus, "directory": directory, "timeout": self._timeout}
         if sources := self._sources(directory):
             self._write(_PREPARE.format(sources=sources))
             self._expect("prepared")
@@ -174,6 +170,7 @@ class HostServer:
         # It ends with the session, at the latest.
         self.port = Tunnel(self._session).connect("127.0.0.1", self.about["port"])
         self._is_up = True
+        self.ask("admit", key=derive_key(self._secret, self.port).hex())
 
     def _connect(self) -> str:
         """Open the connection, again if it is dropped; return the private directory there."""

@@ -21,7 +21,7 @@ from types import FrameType
 from typing import Any
 
 import ppft.__main__
-from ppft.transport import CPipeTransport
+from ppft.transport import CPipeTransport, CTransport
 
 from ostap_parallel.worker.execute import Executing
 
@@ -70,12 +70,14 @@ def disconnect(*descriptors: int) -> None:
     os.close(null)
 
 
-class Channel(CPipeTransport):  # type: ignore[misc]
-    """A pipe whose two ends remember the same last few functions; ppft's remember all."""
+class Remembering(CTransport):  # type: ignore[misc]
+    """A transport whose two ends remember the same last few functions; ppft's remember all.
 
-    def __init__(self, r: Any, w: Any) -> None:
-        super().__init__(r, w)
-        self.rcache: dict[str, Any] = {}
+    One that receives them needs an `rcache` of its own.
+    """
+
+    scache: dict[str, bool]
+    rcache: dict[str, Any]
 
     def csend(self, msg: bytes) -> None:
         """Send a message, or only its hash if the other end remembers it."""
@@ -102,6 +104,14 @@ def _remember(cache: dict[str, Any], key: str, value: Any) -> None:
     cache[key] = value
     while len(cache) > REMEMBERED:
         del cache[next(iter(cache))]
+
+
+class Channel(Remembering, CPipeTransport):  # type: ignore[misc]
+    """A pipe between a server and a worker."""
+
+    def __init__(self, r: Any, w: Any) -> None:
+        super().__init__(r, w)
+        self.rcache = {}
 
 
 class _Protocol(Channel):

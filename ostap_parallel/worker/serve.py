@@ -1,17 +1,16 @@
-"""One server on one host: ppft's own ``ppserver`` with our workers, tied to a lifeline.
+"""One server on one host: our workers, behind what only clients pass, tied to a lifeline.
 
 Started in the foreground of an ssh session. Standard input is the lifeline: its first line is a
-JSON object with the secret and the settings, later lines are commands, and its end means that
-the client is gone: the workers are killed, the private directory is removed, nothing remains.
-Standard output brings events, one marked JSON line each: first ``ready`` (the handshake), then
-what workers print and log. The listening socket is on 127.0.0.1 only.
+JSON object with the settings, later lines are commands, of which ``admit`` brings the key that
+clients must know; its end means that the client is gone: the workers are killed, the private
+directory is removed, nothing remains. Standard output brings events, one marked JSON line each:
+first ``ready``, then what workers print and log. The listening socket is on 127.0.0.1 only.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import importlib
 import json
 import os
 import platform
@@ -26,12 +25,18 @@ from pathlib import Path
 from typing import Any
 
 import ppft
+from ppft.transport import CSocketTransport
 
 from ostap_parallel.worker import engine
 from ostap_parallel.worker.cpus import usable_cpus
+from ostap_parallel.worker.handshake import greet_client
+from ostap_parallel.worker.process import Remembering
 
 # Begins each line that is meant for the client; anything else is what a script has printed.
 MARK = "\x1eostap-parallel "
+
+# Connections that may be without proof at once.
+MAX_STRANGERS = 64
 
 
 class Events:
@@ -48,40 +53,67 @@ class Events:
             self._file.flush()
 
 
-def network_server() -> Any:
-    """Return the server class of ppft's ``ppserver`` script, built on our server.
+class Client(Remembering, CSocketTransport):  # type: ignore[misc]
+    """A connection of a client that has proved to be one."""
 
-    The script is a module of the bundle. It looks its base class up in ppft, in this process
-    that serves nothing else.
+    def __init__(self, connection: socket.socket) -> None:
+        super().__init__(connection, None)
+        self.rcache = {}
+
+
+class NetworkServer(engine.Server):
+    """A server for clients, as ppft's ``ppserver`` is, that lets in only who knows its key.
+
+    It listens on a port of 127.0.0.1 that the system chooses. Until `admit`, clients wait.
     """
-    ppft.Server = engine.Server
-    base = importlib.import_module("ppserver")._NetworkServer
 
-    class NetworkServer(base):  # type: ignore[misc, valid-type]
-        """ppserver on a port of 127.0.0.1 that the system chooses, without accept time-outs."""
+    def __init__(self, sink: engine.Sink, ncpus: int) -> None:
+        self.sink = sink
+        self._socket = socket.create_server(("127.0.0.1", 0), backlog=128)
+        self.port: int = self._socket.getsockname()[1]
+        self._strangers: dict[socket.socket, None] = {}  # who has proved nothing yet
+        self._strangers_lock = threading.Lock()
+        super().__init__(ncpus)
 
-        def __init__(self, sink: engine.Sink, ncpus: int, secret: str) -> None:
-            self.sink = sink
-            self.ssocket = socket.create_server(("127.0.0.1", 0), backlog=128)
-            port = self.ssocket.getsockname()[1]
-            super().__init__(ncpus, "127.0.0.1", None, port, secret, socket_timeout=None)
+    def admit(self, key: bytes) -> None:
+        """Serve clients that know `key`, from now on."""
+        threading.Thread(target=self._listen, args=[key], name="listen", daemon=True).start()
 
-        def listen(self) -> None:
-            while not self._exiting:
-                try:
-                    client, _ = self.ssocket.accept()
-                except OSError:
-                    time.sleep(0.1)  # out of descriptors: leave some time to give some back
-                    continue
-                # ppft sends a header and a body: without this each waits for the other's ACK
-                client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                threading.Thread(target=self._serve_client, args=[client], daemon=True).start()
+    def _listen(self, key: bytes) -> None:
+        while not self._exiting:
+            try:
+                connection, _ = self._socket.accept()
+                self._enter(connection)
+                threading.Thread(target=self._serve, args=[connection, key], daemon=True).start()
+            except (OSError, RuntimeError):
+                time.sleep(0.1)  # out of descriptors or threads: leave time to give some back
 
-        def _serve_client(self, client: socket.socket) -> None:
-            with contextlib.suppress(Exception), client:  # a client that left, or was refused
-                self.crun(client)
+    def _enter(self, connection: socket.socket) -> None:
+        """Remember a stranger; the one that has been here longest makes room for it."""
+        with self._strangers_lock:
+            self._strangers[connection] = None
+            oldest = next(iter(self._strangers))
+            if len(self._strangers) > MAX_STRANGERS:
+                del self._strangers[oldest]
+                with contextlib.suppress(OSError):  # its thread closes it
+                    oldest.shutdown(socket.SHUT_RDWR)
 
-    return NetworkServer
+    def _serve(self, connection: socket.socket, key: bytes) -> None:
+        with contextlib.suppress(Exception), connection:  # it left, or was refused
+            try:
+                greet_client(connection, key)
+            finally:
+                with self._strangers_lock:
+                    self._strangers.pop(connection, None)
+            # ppft sends a header and a body: without this each waits for the other's ACK
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            client = Client(connection)
+            purpose = client.receive()
+            if purpose == b"STAT":
+                client.send(str(self.get_ncpus()))
+            while purpose == b"EXEC":
+                sfunc, sargs = client.creceive(), client.receive()
+                client.send(self.insert(sfunc, sargs)(True))
 
 
 def main() -> int:
@@ -91,14 +123,13 @@ def main() -> int:
     _adopt_orphans()
     lifeline = Lifeline(0)
     settings = json.loads(lifeline.read_line(timeout=60) or "{}")
-    if "secret" not in settings:
+    if not settings:
         return 1  # the client left before it had said anything
     directory = settings["directory"]
     server = None
     try:
         ncpus = settings.get("ncpus") or usable_cpus()
-        server = network_server()(events.send, ncpus, settings["secret"])
-        threading.Thread(target=server.listen, name="listen", daemon=True).start()
+        server = NetworkServer(events.send, ncpus)
         about = {
             "port": server.port,
             "ncpus": ncpus,
@@ -110,7 +141,7 @@ def main() -> int:
             "cpus": usable_cpus(),
         }
         events.send({"kind": "ready", **about})
-        _obey(lifeline, server, events, settings.get("timeout"))
+        _obey(lifeline, server, events, Path(directory), settings["timeout"])
     finally:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         if server is not None:
@@ -159,11 +190,20 @@ class Lifeline:
         return line.decode("utf-8")
 
 
-def _obey(lifeline: Lifeline, server: Any, events: Events, timeout: float | None) -> None:
+def _obey(
+    lifeline: Lifeline, server: Any, events: Events, directory: Path, timeout: float
+) -> None:
     """Do what the client says until it goes away, or is silent for `timeout` seconds."""
     while (line := lifeline.read_line(timeout)) is not None:
+        if not directory.is_dir():
+            sys.stderr.write(f"the temporary directory has vanished: {directory}\n")
+            return
+        if not line:  # the client is there, and has nothing to say
+            continue
         command = json.loads(line)
         if command["do"] == "interrupt":
             server.interrupt()
+        elif command["do"] == "admit":
+            server.admit(bytes.fromhex(command["key"]))
         # Every command is answered: "ping" is nothing but that.
         events.send({"kind": "done", "id": command["id"]})
