@@ -259,7 +259,9 @@ class Host:
             time.sleep(POLL)
         if self.private and self._listener and not self._held:
             self._hold(f"/proc/{self._listener.pid}")
-        # The look at the banner was a connection, which the server takes a moment to drop.
+
+    def wait_idle(self) -> None:
+        """Wait until there is no connection: the look at the banner was one."""
         wait_for(lambda: not self._children(), f"{self.name}: idle")
 
     def _hold(self, process: str) -> None:
@@ -297,6 +299,7 @@ class Host:
         self.stop()
         self.start()
         self.wait_ready()
+        self.wait_idle()
 
     def kill(self) -> None:
         """Kill every process of this host at once, as a crash does."""
@@ -429,6 +432,7 @@ def open_hosts(
             host.start()
         for host in hosts:
             host.wait_ready()
+            host.wait_idle()
         yield Hosts(hosts, root / "ssh_config")
 
 

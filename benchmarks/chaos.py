@@ -1,0 +1,261 @@
+"""A run while a monkey kills what it runs on: workers, servers, connections, whole machines.
+
+    python -m benchmarks.chaos --items 20000 --seed 1
+
+Two local workers and three real ssh hosts on loopback with two workers each do many short tasks:
+first undisturbed, then while about twice a second something of theirs gets SIGKILL, a connection
+breaks or a machine crashes, as a seeded generator chooses. In the end the sum must be exact, each
+item be merged once, no item have failed, and nothing be left, here or on the hosts. The exit
+status is 1 if not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import faulthandler
+import functools
+import logging
+import os
+import random
+import shutil
+import socket
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
+
+from sshd import Host, Hosts, descendants, describe, kill_if, open_hosts
+
+from ostap_parallel import WorkManager
+from ostap_parallel.executors import supervisor
+from ostap_parallel.report import Report
+
+PERIOD = 0.5  # mean number of seconds between two kills
+PATIENCE = 10.0  # seconds until nothing may be left
+PAUSE = 1.0  # longest seconds until a lost host is started again: the monkey needs its prey
+HANG = 120  # seconds after which a run shows where it stands
+
+# The monkey does not ask what a worker is at: an item may lose many and be to blame for none. An
+# item of some milliseconds does not lose this many in a row.
+LOST_RETRIES = 50
+
+Found = Callable[[WorkManager, Host], list[int]]
+Attack = Callable[[WorkManager, Host, random.Random], bool]
+
+
+# -- what the monkey does --------------------------------------------------------------------
+
+
+def matching(pids: Iterable[int], text: str) -> list[int]:
+    """Return the processes whose command line holds `text`."""
+    return sorted(pid for pid in pids if text in describe(pid))
+
+
+def kill(manager: WorkManager, host: Host, choose: random.Random, *, found: Found) -> bool:
+    """Kill one of the processes that `found` finds; return whether there were any."""
+    pids = found(manager, host)
+    if pids:
+        kill_if(choose.choice(pids), lambda pid: pid in found(manager, host))
+    return bool(pids)
+
+
+def break_connection(manager: WorkManager, host: Host, choose: random.Random) -> bool:
+    """Shut down one of this process' connections to a host's server."""
+    ports = {one.port for one in manager.executor.hosts if one.name == host.name}
+    descriptors = list(Path("/proc/self/fd").iterdir())
+    choose.shuffle(descriptors)
+    for descriptor in descriptors:
+        with contextlib.suppress(OSError):  # closed meanwhile
+            if descriptor.readlink().name.startswith("socket:"):
+                with socket.socket(fileno=os.dup(int(descriptor.name))) as connection:
+                    address, port = connection.getpeername()
+                    if address == "127.0.0.1" and port in ports:
+                        connection.shutdown(socket.SHUT_RDWR)
+                        return True
+    return False
+
+
+def crash(manager: WorkManager, host: Host, choose: random.Random) -> bool:
+    """Crash a machine and boot it; its /tmp is empty then."""
+    host.kill()
+    for path in host.tmp.iterdir():
+        shutil.rmtree(path)
+    host.start()
+    host.wait_ready()
+    return True
+
+
+ATTACKS: dict[str, Attack] = {
+    name: functools.partial(kill, found=found)
+    for name, found in {
+        "local worker": lambda manager, host: manager.executor.server.pids(),
+        "host's worker": lambda manager, host: matching(host.processes(), "worker.process import"),
+        "host's server": lambda manager, host: matching(host.processes(), "/bundle.zip refuse"),
+        "ssh session": lambda manager, host: matching(host.processes(), "@notty"),
+        "ssh client": lambda manager, host: matching(
+            descendants(os.getpid()), f" -- {host.name} exec bash"
+        ),
+        "lifeline": lambda manager, host: matching(descendants(os.getpid()), "/lifeline.bash"),
+    }.items()
+} | {"connection": break_connection, "machine": crash}
+
+
+class Monkey:
+    """Attacks what a run depends on, in a thread, for as long as the body of ``with`` runs.
+
+    Attributes
+    ----------
+    kills
+        How many of each of `ATTACKS` it has done.
+    """
+
+    def __init__(self, manager: WorkManager, hosts: Hosts, seed: int) -> None:
+        self.kills: Counter[str] = Counter()
+        self._manager, self._hosts = manager, hosts
+        self._choose = random.Random(seed)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="monkey")
+
+    def __enter__(self) -> Monkey:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        """Do all kinds once, in any order, then again."""
+        while True:
+            for kind in self._choose.sample(sorted(ATTACKS), len(ATTACKS)):
+                if self._stop.wait(self._choose.uniform(0.5, 1.5) * PERIOD):
+                    return
+                host = self._choose.choice(self._hosts)
+                self.kills[kind] += ATTACKS[kind](self._manager, host, self._choose)
+
+
+# -- a run, and what became of it ------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of a run.
+
+    Attributes
+    ----------
+    items
+        How many there were.
+    merged
+        How often each pair of item and result was merged.
+    kills
+        What the monkey did.
+    left
+        Processes, files and threads that were there afterwards.
+    """
+
+    items: int
+    merged: Counter[tuple[int, int]]
+    report: Report
+    kills: Counter[str]
+    left: list[str]
+
+    @property
+    def problems(self) -> list[str]:
+        """Everything that is not as it must be."""
+        wanted = Counter((n, n * n) for n in range(self.items))
+        found = [f"not merged: {pair}" for pair in wanted - self.merged]
+        found += [f"merged more than once, or wrong: {pair}" for pair in self.merged - wanted]
+        found += map(str, self.report.failures)
+        if not self.report.complete:
+            found.append(f"not complete: {self.report}")
+        return found + [f"left: {line}" for line in self.left]
+
+    def __str__(self) -> str:
+        total = sum(result * count for (_, result), count in self.merged.items())
+        lost = sum(host.lost for host in self.report.hosts)
+        regained = sum(host.lost - (host.state != "up") for host in self.report.hosts)
+        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(self.kills.items()))
+        return (
+            f"{self.report.merged} of {self.items} items merged, sum {total}, "
+            f"in {self.report.wall:.1f} s\n"
+            f"  kills: {sum(self.kills.values())} ({kinds or 'none'})\n"
+            f"  items run again: {self.report.retried}; hosts lost: {lost}, regained: {regained}"
+        )
+
+
+def play(hosts: Hosts, items: int, seed: int | None = None) -> Result:
+    """Do many short tasks on two local workers and on the hosts; with a seed, disturbed."""
+
+    def work(n: int) -> int:  # a closure is sent; a module of ours does not exist on a host
+        time.sleep((2 + n % 9) / 1000)
+        return n * n
+
+    def collect(merged: Counter[tuple[int, int]] | None, result: int, n: int) -> object:
+        merged = Counter() if merged is None else merged
+        merged[n, result] += 1
+        return merged
+
+    threads = set(threading.enumerate())
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.object(supervisor, "LONGEST_PAUSE", PAUSE))
+        servers = [f"{name}*2" for name in hosts.names]
+        manager = stack.enter_context(
+            WorkManager(2, servers, ssh_config=hosts.ssh_config, config=(), silent=True)
+        )
+        manager.wait_for_hosts()
+        kills: Counter[str] = Counter()
+        if seed is not None:
+            kills = stack.enter_context(Monkey(manager, hosts, seed)).kills
+        merged = manager.process(
+            work, range(items), collector=collect, on_error="collect", lost_retries=LOST_RETRIES
+        )
+    return Result(items, merged, manager.report, kills, wait_for_nothing(hosts, threads))
+
+
+def wait_for_nothing(hosts: Hosts, threads: set[threading.Thread]) -> list[str]:
+    """Return what a run has left behind, once that is nothing or the time is up."""
+    deadline = time.monotonic() + PATIENCE
+    while (left := leftovers(hosts, threads)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return left
+
+
+def leftovers(hosts: Hosts, threads: set[threading.Thread]) -> list[str]:
+    """Name the processes, files and threads that are there, but for the ssh servers."""
+    left = [f"{host.name}: {describe(pid)}" for host in hosts for pid in host.processes()]
+    left += [f"{host.name}: {path.name}" for host in hosts for path in host.tmp.iterdir()]
+    left += [line for pid in descendants(os.getpid()) if "sshd" not in (line := describe(pid))]
+    left += map(str, Path(tempfile.gettempdir()).glob(f"ostap-parallel-{os.getpid()}-*"))
+    return left + [str(thread) for thread in set(threading.enumerate()) - threads]
+
+
+def main() -> int:
+    """Play rounds until the time is up; return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.chaos", description=__doc__)
+    parser.add_argument("--items", type=int, default=20000, help="tasks per round")
+    parser.add_argument("--minutes", type=float, default=0, help="play rounds for so long")
+    parser.add_argument("--seed", type=int, default=1, help="of the first round")
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.ERROR)  # lost hosts are what this is about
+    end = time.monotonic() + 60 * args.minutes
+    status, seed = 0, None
+    with tempfile.TemporaryDirectory() as root, open_hosts(3, Path(root)) as hosts:
+        while seed is None or seed == args.seed or time.monotonic() < end:
+            faulthandler.dump_traceback_later(HANG, repeat=True)
+            result = play(hosts, args.items, seed)
+            faulthandler.cancel_dump_traceback_later()
+            name = "undisturbed" if seed is None else f"disturbed, seed {seed}"
+            print("\n  ".join([f"{name}: {result}", *result.problems[:20]]), flush=True)
+            status |= bool(result.problems)
+            seed = args.seed if seed is None else seed + 1
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
