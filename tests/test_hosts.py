@@ -574,7 +574,7 @@ class TestExistingServers:
         with stock_server("a secret", [PACKAGE_PARENT]) as port:
             error = fail(f"localhost:{port}", name="x.example", secret="a secret")
         assert error.step == "server"
-        assert error.reason.startswith(f"port {port}: what answers is no server of ours")
+        assert error.reason.startswith("what answers is no server of ours")
         assert "start servers by ostap-parallel launch" in error.reason
 
     def test_the_wrong_secret(self, fail):

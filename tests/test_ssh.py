@@ -6,8 +6,10 @@ import queue
 import shlex
 import socket
 import subprocess
+import tempfile
 import threading
 from contextlib import contextmanager
+from pathlib import Path
 
 import pathos.secure
 import pytest
@@ -157,6 +159,34 @@ class TestControlDirectory:
             assert directory.stat().st_mode & 0o777 == 0o700
             assert len(str(directory)) < 80
         assert not directory.exists()
+
+    def test_what_a_dead_process_has_left_goes(self, dead_pid):
+        left = Path(tempfile.gettempdir(), f"ostap-parallel-{dead_pid}-x")
+        left.mkdir()
+        with control_directory():
+            assert not left.exists()
+
+    def test_one_in_use_stays_whoever_has_its_pid(self, dead_pid):
+        """A process of another container looks dead from here."""
+        theirs = Path(tempfile.gettempdir(), f"ostap-parallel-{dead_pid}-x")
+        with control_directory() as directory:
+            directory.rename(theirs)
+            with control_directory():
+                assert theirs.exists()
+        with control_directory():
+            assert not theirs.exists()
+
+    @pytest.mark.parametrize("name", ["a b", "per%h", "quote'", "$HOME"])
+    def test_ssh_reads_nothing_into_its_name(self, monkeypatch, tmp_path, name):
+        monkeypatch.setattr(tempfile, "tempdir", f"/tmp/{name}")
+        with control_directory() as directory:
+            assert str(directory.parent) == "/tmp"
+
+
+@pytest.fixture
+def dead_pid():
+    with subprocess.Popen(["true"]) as process:
+        return process.pid
 
 
 class TestCopier:

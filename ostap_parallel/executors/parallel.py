@@ -65,7 +65,7 @@ class Connection(Remembering, ppft._pp._RWorker):  # type: ignore[misc]
             self.send(message)
         except handshake.GreetingError as exc:
             self.close()
-            raise HostError(self.label, "server", f"port {self.port}: {exc}") from exc
+            raise HostError(self.label, "server", str(exc)) from exc
         except (OSError, RuntimeError) as exc:
             self.close()
             reason = f"no server answers on port {self.port}: {exc}; is it up, and does sshd "

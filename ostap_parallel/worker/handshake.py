@@ -75,9 +75,7 @@ def greet_server(peer: socket.socket, key: bytes) -> None:
     try:
         proof = _receive(peer, _PROOF_SIZE, deadline)
     except ConnectionError as exc:
-        raise GreetingError(
-            "the server does not accept our secret, or not for a tunnel that has another port"
-        ) from exc
+        raise GreetingError("the server does not accept our secret") from exc
     if not _is_proof(proof, key, b"server", hello + nonce):
         raise GreetingError(
             "what answers does not know our secret: it is not the server that was started, "
