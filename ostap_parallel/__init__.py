@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ostap_parallel.errors import RemoteError as RemoteError
     from ostap_parallel.errors import SerializeError as SerializeError
     from ostap_parallel.errors import ServersUnavailable as ServersUnavailable
+    from ostap_parallel.errors import TaskTimeout as TaskTimeout
     from ostap_parallel.errors import WorkerLost as WorkerLost
     from ostap_parallel.manager import WorkManager as WorkManager
     from ostap_parallel.report import Failure as Failure
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "errors": "ConfigError HostError OstapParallelError RemoteError SerializeError "
-    "ServersUnavailable WorkerLost",
+    "ServersUnavailable TaskTimeout WorkerLost",
     "manager": "WorkManager",
     "report": "Failure Report Statistics StatMerger",
     "task": "FuncTask GenericTask Task TaskMerger",

@@ -9,14 +9,16 @@ import contextlib
 import math
 import os
 import queue
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sized
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, wait
 from dataclasses import dataclass, field
-from typing import Any
+from numbers import Real
+from typing import Any, Protocol
 
-from ostap_parallel.errors import RemoteTraceback, SerializeError, WorkerLost
+from ostap_parallel.errors import RemoteTraceback, SerializeError, TaskTimeout, WorkerLost
 from ostap_parallel.executors.parallel import LOST_RETRIES, ParallelExecutor
 from ostap_parallel.worker import execute, serialize
 from ostap_parallel.worker.execute import Call, ChunkOutcome, Lost
@@ -26,7 +28,8 @@ CHUNK_SECONDS = 0.3
 MAX_CHUNK = 1 << 14
 MAX_CHUNK_BYTES = 1 << 22
 
-# Losing a host says nothing about an item; but one that takes every host along must end.
+# How often an item is run again that is not to blame, as its host was lost or another item of its
+# chunk has ended the worker; one that takes every host along must end.
 HOST_RETRIES = 8
 
 # Seconds that interrupted workers get to come back before a run that is stopped returns.
@@ -42,13 +45,13 @@ class Outcome:
     index
         Position in the input, from 0.
     error
-        ``None``, or the task's own exception, `WorkerLost`, `SerializeError`.
+        ``None``, or the task's own exception, `TaskTimeout`, `WorkerLost`, `SerializeError`.
     traceback
         The error's traceback on the worker, as text.
     seconds
         Time that the item took on the worker.
     attempts
-        How often it was run.
+        How often it was run; 0 if it could not be sent, or its value comes from a checkpoint.
     """
 
     index: int
@@ -62,18 +65,35 @@ class Outcome:
     attempts: int = 0
 
 
+class Journal(Protocol):
+    """Keeps the outcomes of a run, so that a later run can go on with them."""
+
+    def find(self, index: int, item: Any) -> Outcome | None:
+        """Return the outcome of an item if an earlier run has got it."""
+
+    def record(self, outcomes: Iterator[Outcome]) -> Iterator[Outcome]:
+        """Keep those of the outcomes that `find` did not return; yield all."""
+
+
+class Checkpoint(Protocol):
+    """Where a journal is to be had."""
+
+    def open(self, call: Call, total: int | None) -> contextlib.AbstractContextManager[Journal]:
+        """Open the journal of runs of `call` on `total` items."""
+
+
 @dataclass
 class _Item:
     index: int
     item: Any
     packed: Any
-    failed: int = 0  # times it raised, its worker died, its host was lost
+    failed: int = 0  # times it raised or took too long; its worker died by it; others' fault
     lost: int = 0
-    unreachable: int = 0
+    blameless: int = 0
 
     @property
     def attempts(self) -> int:
-        return 1 + self.failed + self.lost + self.unreachable
+        return 1 + self.failed + self.lost + self.blameless
 
 
 @dataclass
@@ -87,14 +107,16 @@ class Run:
     ordered
         Yield in the order of the items, holding back what comes early.
     retries
-        How often an item that raised is run again.
+        How often an item that raised, or took too long, is run again.
     lost_retries
-        How often an item whose worker died is run again.
+        How often an item by which its worker died is run again.
 
     Raises
     ------
     ValueError
         A number is out of range.
+    TypeError
+        The executor cannot limit the time of an item.
     """
 
     executor: Executor
@@ -105,12 +127,14 @@ class Run:
     retries: int = 0
     lost_retries: int = LOST_RETRIES
     retried: int = 0  # how often an item was run again
+    checkpoint: Checkpoint | None = None
 
-    _again: deque[_Item] = field(default_factory=deque)  # to be run again, alone
-    _unsent: deque[Outcome] = field(default_factory=deque)  # failed before they were sent
+    _again: deque[list[_Item]] = field(default_factory=deque)  # chunks to be run again
+    _unsent: deque[Outcome] = field(default_factory=deque)  # known without being sent
     _running: dict[Future[Any], list[_Item]] = field(default_factory=dict)
     _news: queue.SimpleQueue[Future[Any] | None] = field(default_factory=queue.SimpleQueue)
     _cache: dict[type, bytes] = field(default_factory=dict)
+    _journal: Journal | None = None
     _next: int = 0  # index of the next item to be read
     _exhausted: bool = False
     _seconds: float | None = None  # mean time per item
@@ -122,6 +146,7 @@ class Run:
                 raise ValueError(f"{name} must be 0 or more, not {value}")
         if self.chunk_size is not None and self.chunk_size < 1:
             raise ValueError(f"chunk_size must be 1 or more, not {self.chunk_size}")
+        _check_timeout(self.call.timeout, self.executor)
 
     @property
     def submitted(self) -> int:
@@ -150,7 +175,12 @@ class Run:
             leaving.callback(self._stop)
             if isinstance(self.executor, ParallelExecutor):
                 leaving.callback(self.executor.listen(lambda: self._news.put(None)))
-            yield from self._in_order() if self.ordered else self._as_they_come()
+            arriving = self._as_they_come()
+            if self.checkpoint is not None:
+                opened = self.checkpoint.open(self.call, self._total)
+                self._journal = leaving.enter_context(opened)
+                arriving = self._journal.record(arriving)
+            yield from self._in_order(arriving) if self.ordered else arriving
 
     def _submitter(self, call: bytes) -> Callable[[bytes], Future[ChunkOutcome | Lost]]:
         if isinstance(self.executor, ParallelExecutor):
@@ -168,8 +198,10 @@ class Run:
     def _as_they_come(self) -> Iterator[Outcome]:
         while True:
             self._feed()
-            while self._unsent:
-                yield self._unsent.popleft()
+            if self._unsent:
+                while self._unsent:
+                    yield self._unsent.popleft()
+                continue  # there may still be room for items that are not known
             if not self._running:
                 if self._exhausted and not self._again:
                     return
@@ -179,10 +211,10 @@ class Run:
             if done is not None:
                 yield from self._outcomes_of(done, self._running.pop(done))
 
-    def _in_order(self) -> Iterator[Outcome]:
+    def _in_order(self, arriving: Iterator[Outcome]) -> Iterator[Outcome]:
         held: dict[int, Outcome] = {}
         self._first = 0  # the oldest item that is not yet yielded
-        for outcome in self._as_they_come():
+        for outcome in arriving:
             held[outcome.index] = outcome
             while self._first in held:
                 self._first += 1
@@ -192,7 +224,7 @@ class Run:
         """Keep about two chunks per worker under way, and never more."""
         workers = self._workers()
         while len(self._running) < 2 * workers:
-            chunk = [self._again.popleft()] if self._again else self._read_chunk(workers)
+            chunk = self._again.popleft() if self._again else self._read_chunk(workers)
             if not chunk:
                 return
             packed = execute.pack_chunk(
@@ -222,6 +254,9 @@ class Run:
                 self._exhausted = True
                 break
             index, self._next = self._next, self._next + 1
+            if self._journal is not None and (known := self._journal.find(index, value)):
+                self._unsent.append(known)
+                continue
             try:
                 what = f"item {index} (a {type(value).__name__})"
                 packed = execute.pack_value(value, what, cache=self._cache)
@@ -261,30 +296,81 @@ class Run:
         if result.entries:
             self._adapt(sum(seconds for _, _, seconds in result.entries), len(result.entries))
         for item, (ok, packed, seconds) in zip(chunk, result.entries, strict=False):
-            if not ok and item.failed < self.retries:
-                item.failed += 1
-                self._run_again(item)
-            else:
-                yield _outcome(item, ok, packed, seconds, result)
-        for item in chunk[len(result.entries) :]:  # interrupted before they ran
-            yield from self._lost(Lost(result.host, result.pid, "it was interrupted"), [item])
+            outcome = self._outcome(item, ok, packed, seconds, result)
+            if outcome is not None:
+                yield outcome
+        rest = chunk[len(result.entries) :]  # interrupted before they ran
+        yield from self._lost(Lost(result.host, result.pid, "it was interrupted"), rest)
+
+    def _outcome(
+        self, item: _Item, ok: bool, packed: Any, seconds: float, result: ChunkOutcome
+    ) -> Outcome | None:
+        """Return what became of an item, or ``None`` if it is run again."""
+        if not ok and item.failed < self.retries:
+            item.failed += 1
+            self._run_again([item])
+            return None
+        value, error, text = _unpack(item, ok, packed)
+        if error is None and not ok:
+            error = self._timed_out(item, result.host)
+        if error is not None and error.__cause__ is None:
+            where = f"item {item.index} on {result.host}, process {result.pid}"
+            error.__cause__ = RemoteTraceback(f"{where}:\n{text}")
+        rest = (text, result.host, result.pid, seconds, item.attempts)
+        return Outcome(item.index, item.item, value, error, *rest)
+
+    def _timed_out(self, item: _Item, host: str) -> TaskTimeout:
+        assert self.call.timeout is not None
+        return TaskTimeout(item.index, host, self.call.timeout)
 
     def _lost(self, lost: Lost, chunk: list[_Item]) -> Iterator[Outcome]:
+        """Run the items of a lost chunk again, or give them up."""
+        indices = [item.index for item in chunk]
+        if lost.index in indices:
+            # The others are not to blame: those before it are run again together, and those
+            # behind it, which had not begun, as if nothing had happened.
+            position = indices.index(lost.index)
+            before, culprit, behind = chunk[:position], chunk[position], chunk[position + 1 :]
+            if behind:
+                self._again.append(behind)
+            yield from self._lost_by(culprit, lost)
+            chunk = before
+        elif lost.by_worker:
+            for item in chunk:
+                yield from self._lost_by(item, lost)
+            return
         for item in chunk:
-            if lost.by_worker:
-                item.lost += 1
+            item.blameless += 1
+        if chunk and chunk[0].blameless == 1:
+            self._run_again(chunk)
+            return
+        for item in chunk:  # alone: one that takes every host along must not take others along
+            if item.blameless <= HOST_RETRIES:
+                self._run_again([item])
             else:
-                item.unreachable += 1
-            if item.lost <= self.lost_retries and item.unreachable <= HOST_RETRIES:
-                self._run_again(item)
-            else:
-                error = WorkerLost(item.index, lost.host, lost.reason)
-                rest = (lost.reason, lost.host, lost.pid, 0.0, item.attempts - 1)
-                yield Outcome(item.index, item.item, None, error, *rest)
+                yield self._given_up(item, lost)
 
-    def _run_again(self, item: _Item) -> None:
-        self._again.append(item)
-        self.retried += 1
+    def _lost_by(self, item: _Item, lost: Lost) -> Iterator[Outcome]:
+        """Run an item again that has ended its worker, alone, or give it up."""
+        if lost.timed_out:
+            item.failed += 1
+        else:
+            item.lost += 1
+        if item.lost <= self.lost_retries and item.failed <= self.retries:
+            self._run_again([item])
+        else:
+            yield self._given_up(item, lost)
+
+    def _given_up(self, item: _Item, lost: Lost) -> Outcome:
+        error: Exception = WorkerLost(item.index, lost.host, lost.reason)
+        if lost.timed_out:
+            error = self._timed_out(item, lost.host)
+        rest = (lost.reason, lost.host, lost.pid, 0.0, item.attempts - 1)
+        return Outcome(item.index, item.item, None, error, *rest)
+
+    def _run_again(self, chunk: list[_Item]) -> None:
+        self._again.append(chunk)
+        self.retried += len(chunk)
 
     def _stop(self) -> None:
         """Give up what is under way and wait, not for long, until workers are free again."""
@@ -299,19 +385,28 @@ class Run:
         self._running.clear()
 
 
-def _outcome(item: _Item, ok: bool, packed: Any, seconds: float, result: ChunkOutcome) -> Outcome:
-    value, error, text = None, None, ""
+def _unpack(item: _Item, ok: bool, packed: Any) -> tuple[Any, BaseException | None, str]:
+    """Return value, error and traceback of an item; what cannot be read is an error."""
     try:
         if ok:
-            value = execute.unpack_value(packed)
-        else:
-            error, text = serialize.loads(packed)
-    except Exception as exc:
+            return execute.unpack_value(packed), None, ""
+        error, text = serialize.loads(packed)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as exc:  # user code
         what = f"the {'result' if ok else 'error'} of item {item.index}"
-        error = SerializeError(what, f"it cannot be read here: {type(exc).__name__}: {exc}")
+        error = SerializeError(what, f"it cannot be read here: {serialize.name_and_text(exc)}")
         text = str(error)
-    if error is not None and error.__cause__ is None:
-        where = f"item {item.index} on {result.host}, process {result.pid}"
-        error.__cause__ = RemoteTraceback(f"{where}:\n{text}")
-    rest = (text, result.host, result.pid, seconds, item.attempts)
-    return Outcome(item.index, item.item, value, error, *rest)
+    return None, error, text
+
+
+def _check_timeout(timeout: Any, executor: Executor) -> None:
+    if timeout is None:
+        return
+    is_number = isinstance(timeout, Real) and not isinstance(timeout, bool)
+    if not is_number or not 0 < timeout <= threading.TIMEOUT_MAX / 2:
+        raise ValueError(f"timeout must be a positive number of seconds, not {timeout!r}")
+    if not isinstance(executor, ParallelExecutor):
+        raise TypeError(
+            f"timeout is for our own workers: {type(executor).__name__} cannot end an item"
+        )

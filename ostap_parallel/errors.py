@@ -98,6 +98,46 @@ class WorkerLost(OstapParallelError, BrokenExecutor):
         return f"item {self.item} on {self.host}: {self.reason}"
 
 
+class TaskTimeout(OstapParallelError, TimeoutError):
+    """An item took longer than it may.
+
+    Attributes
+    ----------
+    item
+        Index of the item, counted from 0.
+    host
+        Where it ran.
+    seconds
+        What it was allowed.
+    """
+
+    def __init__(self, item: int, host: str, seconds: float) -> None:
+        super().__init__(item, host, seconds)
+        self.item, self.host, self.seconds = item, host, seconds
+
+    def __str__(self) -> str:
+        return f"item {self.item} on {self.host}: not done after {self.seconds:g} s"
+
+
+class CheckpointError(OstapParallelError):
+    """A checkpoint cannot be used, or belongs to another function or to other items.
+
+    Attributes
+    ----------
+    path
+        The file.
+    reason
+        What is wrong, and what to do.
+    """
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path, self.reason = path, reason
+
+    def __str__(self) -> str:
+        return f"checkpoint {self.path}: {self.reason}"
+
+
 class RemoteError(OstapParallelError):
     """A task raised an exception that could not be sent back as itself.
 

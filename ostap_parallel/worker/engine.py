@@ -18,19 +18,25 @@ import signal
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ppft
 
 from ostap_parallel.worker.cpus import usable_cpus
 from ostap_parallel.worker.execute import Lost, pack_result
-from ostap_parallel.worker.process import Channel, command, disconnect
+from ostap_parallel.worker.process import POSITION, Channel, command, disconnect, open_position
 
 logger = logging.getLogger(__name__)
 
 # A line longer than this is passed on in pieces: a task may print anything.
 MAX_LINE = 64 * 1024
+
+# Of what a worker prints while it runs one chunk, bytes beyond this are dropped, for each of
+# standard output, standard error and log: an endless loop must not fill a disk, or a night.
+MAX_OUTPUT = 16 * 1024 * 1024
 
 # Receives what workers say: {"kind": "stdout" | "stderr", "text": str, "pid": int}, one line a
 # call, or {"kind": "log", "record": dict, "pid": int}.
@@ -71,11 +77,12 @@ class Worker(ppft._pp._Worker):  # type: ignore[misc]
 
     def launch(self) -> None:
         """Start the process without waiting until it is ready; `start` waits."""
-        pipes = [os.pipe() for _ in range(6)]  # the workers read from jobs and lifeline
-        (jobs_r, jobs), (life_r, life), (results, results_w), *printed = pipes
-        (out, out_w), (err, err_w), (log, log_w) = printed
-        passed = (jobs_r, results_w, log_w, life_r)
-        try:
+        with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
+            (jobs, results, life, out, err, log), yours = _open_pipes(ours, theirs)
+            jobs_r, results_w, life_r, out_w, err_w, log_w = yours
+            position = open_position()
+            ours.callback(os.close, position)
+            passed = (jobs_r, results_w, log_w, life_r, position)
             self.process = subprocess.Popen(
                 command(passed),
                 stdin=subprocess.DEVNULL,
@@ -84,16 +91,11 @@ class Worker(ppft._pp._Worker):  # type: ignore[misc]
                 pass_fds=passed,
                 start_new_session=True,  # Ctrl-C in the terminal is for the caller to handle
             )
-        except BaseException:
-            for descriptor in (jobs, life, results, out, err, log):
-                os.close(descriptor)
-            raise
-        finally:
-            for descriptor in (*passed, out_w, err_w):
-                os.close(descriptor)
+            ours.pop_all()
         self.pid = self.process.pid
         self._stopped = False
         self.t = Channel(os.fdopen(results, "rb"), os.fdopen(jobs, "wb"))
+        self._position = position
         self._lifeline = life
         _lifelines.add(life)
         self._pipes = {out: "stdout", err: "stderr", log: "log"}
@@ -106,8 +108,8 @@ class Worker(ppft._pp._Worker):  # type: ignore[misc]
         self.t.send(str(self.pickle_proto))
         self.is_free = True
 
-    def stop(self, patience: float = 0.0) -> str:
-        """End the process and all it started; return how it ended.
+    def stop(self, patience: float = 0.0) -> Lost:
+        """End the process and all it started; return how it ended, and at which item.
 
         One that is about to end by itself gets `patience` seconds, so as to tell how.
         """
@@ -125,7 +127,18 @@ class Worker(ppft._pp._Worker):  # type: ignore[misc]
                 self.t.close()  # flushing a broken pipe
             _lifelines.discard(self._lifeline)
             os.close(self._lifeline)
-        return _ending(self.pid, status)
+            self._lost = self._describe(status)
+            os.close(self._position)
+        return self._lost
+
+    def _describe(self, status: int) -> Lost:
+        index, deadline = POSITION.unpack(os.pread(self._position, POSITION.size, 0))
+        lost = Lost(socket.gethostname(), self.pid, _ending(self.pid, status), by_worker=True)
+        if index < 0:
+            return lost
+        # `execute._arm` has it ended with this status
+        timed_out = status == 1 and 0 < deadline <= time.monotonic_ns()
+        return replace(lost, index=index, timed_out=timed_out)
 
     def signal(self, number: int) -> None:
         """Send a signal to the process and all it started."""
@@ -138,11 +151,50 @@ class Worker(ppft._pp._Worker):  # type: ignore[misc]
             self._output.read(descriptor, final=True)
 
 
+def _open_pipes(
+    ours: contextlib.ExitStack, theirs: contextlib.ExitStack
+) -> tuple[list[int], list[int]]:
+    """Return our and a worker's ends of: jobs, results, lifeline, output, errors, log.
+
+    They are closed with the stacks; so no end remains if another cannot be opened.
+    """
+    mine, yours = [], []
+    for we_write in (True, False, True, False, False, False):
+        reader, writer = os.pipe()
+        own, other = (writer, reader) if we_write else (reader, writer)
+        ours.callback(os.close, own)
+        theirs.callback(os.close, other)
+        mine.append(own)
+        yours.append(other)
+    return mine, yours
+
+
 def _ending(pid: int, status: int) -> str:
     if status >= 0:
         return f"worker {pid} ended with exit status {status}"
     names = {number.value: number.name for number in signal.Signals}
     return f"worker {pid} was killed by {names.get(-status, f'signal {-status}')}"
+
+
+@dataclass
+class _Source:
+    """A descriptor that is read: what of a line is there, and bytes since the last chunk."""
+
+    kind: str
+    pid: int
+    pending: bytearray = field(default_factory=bytearray)
+    size: int = 0
+
+    def take(self, data: bytes) -> None:
+        self.pending += data[: max(0, MAX_OUTPUT - self.size)]
+        self.size += len(data)
+
+    def end_chunk(self) -> int:
+        """End the last line; return how many bytes were dropped."""
+        if self.pending:
+            self.pending += b"\n"
+        dropped, self.size = max(0, self.size - MAX_OUTPUT), 0
+        return dropped
 
 
 class OutputReader:
@@ -152,7 +204,7 @@ class OutputReader:
         self._sink = sink
         self._selector = selectors.DefaultSelector()
         self._lock = threading.RLock()
-        self._sources: dict[int, tuple[str, int, bytearray]] = {}
+        self._sources: dict[int, _Source] = {}
         self._wake_r, self._wake_w = os.pipe()
         self._selector.register(self._wake_r, selectors.EVENT_READ)
         self._thread = threading.Thread(target=self._run, name="worker-output", daemon=True)
@@ -162,7 +214,7 @@ class OutputReader:
         """Own and read a descriptor."""
         os.set_blocking(descriptor, False)
         with self._lock:
-            self._sources[descriptor] = (kind, pid, bytearray())
+            self._sources[descriptor] = _Source(kind, pid)
             self._selector.register(descriptor, selectors.EVENT_READ)
         os.write(self._wake_w, b".")
 
@@ -180,7 +232,6 @@ class OutputReader:
             source = self._sources.get(descriptor)
             if source is None:
                 return
-            kind, pid, pending = source
             for _ in range(256):  # bounded: a task that prints for ever must not keep us here
                 try:
                     data = os.read(descriptor, 65536)
@@ -190,11 +241,15 @@ class OutputReader:
                     with contextlib.suppress(KeyError):
                         self._selector.unregister(descriptor)
                     break
-                pending += data
-                self._pass_on(kind, pid, pending)
-            if final and pending:
-                pending += b"\n"
-                self._pass_on(kind, pid, pending)
+                source.take(data)
+                self._pass_on(source)
+            if final:
+                dropped = source.end_chunk()
+                self._pass_on(source)
+                if dropped:
+                    text = f"[{source.kind} of worker {source.pid}: {dropped} bytes more than the "
+                    text += f"{MAX_OUTPUT} that a chunk may print were dropped]"
+                    self._send({"kind": "stderr", "text": text, "pid": source.pid})
 
     def close(self) -> None:
         """End the thread; the descriptors have been removed before."""
@@ -203,23 +258,28 @@ class OutputReader:
             self._thread.join()
         os.close(self._wake_w)
 
-    def _pass_on(self, kind: str, pid: int, pending: bytearray) -> None:
-        *lines, rest = pending.split(b"\n")
-        limit = MAX_LINE if kind != "log" else 16 * MAX_LINE
+    def _pass_on(self, source: _Source) -> None:
+        *lines, rest = source.pending.split(b"\n")
+        limit = MAX_LINE if source.kind != "log" else 16 * MAX_LINE
         while len(rest) > limit:
             lines.append(rest[:limit])
             rest = rest[limit:]
-        pending[:] = rest
+        source.pending = rest
         for line in lines:
-            try:
-                if kind == "log":
-                    event = {"kind": kind, "record": json.loads(line), "pid": pid}
-                else:
-                    text = line.decode("utf-8", "backslashreplace")
-                    event = {"kind": kind, "text": text, "pid": pid}
-                self._sink(event)
-            except Exception:
-                logger.exception("could not pass on a line that worker %d printed", pid)
+            if source.kind == "log":
+                event = {"kind": "log", "record": line, "pid": source.pid}
+            else:
+                text = line.decode("utf-8", "backslashreplace")
+                event = {"kind": source.kind, "text": text, "pid": source.pid}
+            self._send(event)
+
+    def _send(self, event: dict[str, Any]) -> None:
+        try:
+            if event["kind"] == "log":
+                event["record"] = json.loads(event["record"])
+            self._sink(event)
+        except Exception:
+            logger.exception("could not pass on a line that worker %d printed", event["pid"])
 
     def _run(self) -> None:
         while True:
@@ -236,10 +296,12 @@ class Server(ppft.Server):  # type: ignore[misc]
     """ppft's server with workers that may print, crash and be interrupted without loss.
 
     A job whose worker dies ends with `Lost` as its result, and the worker is replaced. Takes
-    ppft's arguments in ppft's order; `sink` is set on a subclass or before the constructor.
+    ppft's arguments in ppft's order; `sink` is set on a subclass or before the constructor, and so
+    is `on_empty`, which is called from a thread when the last worker is lost for good.
     """
 
     sink: Sink = staticmethod(lambda event: None)
+    on_empty: Callable[[], None] = staticmethod(lambda: None)
 
     # ppft's own, by the names that Python gives to its private attributes
     _Server__workers: list[Worker]
@@ -257,6 +319,7 @@ class Server(ppft.Server):  # type: ignore[misc]
     ) -> None:
         self._destroyed = False
         self._pid = os.getpid()
+        self._is_empty = False  # the last worker was lost, and no other could be started
         self._output = OutputReader(lambda event: self.sink(event))
         self._news: queue.SimpleQueue[bool] = queue.SimpleQueue()  # whether to go on
         self._running: dict[Worker, Task] = {}
@@ -295,6 +358,7 @@ class Server(ppft.Server):  # type: ignore[misc]
             raise
         workers.extend(started)
         self._Server__ncpus = wanted
+        self._is_empty = False
         with self._Server__queue_lock:
             while len(workers) > wanted and workers[-1].is_free:
                 workers.pop().stop()
@@ -308,6 +372,8 @@ class Server(ppft.Server):  # type: ignore[misc]
         task = task or Task(self)
         with self._Server__queue_lock:
             self._Server__queue.append((task, sfunc, sargs))
+        if self._is_empty and not self._Server__rworkers:
+            self.drop_waiting("no worker is left")
         self._Server__scheduler()
         return task
 
@@ -420,11 +486,11 @@ class Server(ppft.Server):  # type: ignore[misc]
         pid = worker.pid
         with self._replace_lock:
             if self._exiting:
-                reason = "the server was closed"
+                lost = Lost(socket.gethostname(), pid, "the server was closed")
             else:
-                reason = worker.stop(patience=1)
+                lost = worker.stop(patience=1)
                 self._restart(worker)
-        return pack_result(Lost(socket.gethostname(), pid, reason, by_worker=not self._exiting))
+        return pack_result(lost)
 
     def _restart(self, worker: Worker) -> None:
         try:
@@ -435,5 +501,8 @@ class Server(ppft.Server):  # type: ignore[misc]
             worker.stop()
             self._Server__workers.remove(worker)
             self._Server__ncpus -= 1
-            if not self._Server__ncpus and not self._Server__rworkers:
-                self.drop_waiting("no worker is left")
+            if not self._Server__ncpus:
+                self._is_empty = True
+                if not self._Server__rworkers:
+                    self.drop_waiting("no worker is left")
+                self.on_empty()

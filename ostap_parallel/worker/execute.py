@@ -9,27 +9,37 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import faulthandler
 import functools
 import hashlib
 import logging
+import math
 import os
 import pickle
 import random
+import signal
 import socket
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, MutableSequence, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from types import FrameType
+from typing import Any, ClassVar
 
 from ostap_parallel.errors import RemoteError
 from ostap_parallel.worker import serialize
+from ostap_parallel.worker.restore import Baseline
 
 # Sent as they are inside a chunk's own list; everything else is serialised item by item, so that
 # one bad item or result harms no other. (bytes stand for something serialised.)
 _PLAIN = (int, float, str, bool, type(None), complex)
+
+# Seconds that an item gets to come back after its time is over, before the process is ended; and
+# by how much this end may be late.
+GRACE = 2.0
+SLACK = 0.2
 
 _SHIM = "from ostap_parallel.worker.execute import bind\nrun_chunk = bind({text!r})\n"
 
@@ -53,6 +63,8 @@ class Call:
         Seeds the random generators before each item, together with its index.
     log_level
         Level of the root logger of workers.
+    timeout
+        Seconds that an item may take; ``None`` for no limit. Workers of ours only.
     """
 
     function: Callable[..., Any]
@@ -62,6 +74,7 @@ class Call:
     surroundings: dict[str, Any] = field(default_factory=dict)
     seed: int | str | None = None
     log_level: int = logging.WARNING
+    timeout: float | None = None
 
     def run(self, index: int, item: Any) -> Any:
         """Run one item, with everything that goes before it."""
@@ -80,7 +93,7 @@ def apply(item: tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]) -> A
 
 
 # One item's outcome inside a chunk's: whether it succeeded, the value or the serialised
-# (error, traceback), and the seconds that it took.
+# (error, traceback), and the seconds that it took. No error: it took longer than it may.
 Entry = tuple[bool, Any, float]
 
 
@@ -108,12 +121,18 @@ class Lost:
         How it ended, e.g. ``"worker 4711 was killed by SIGKILL"``.
     by_worker
         The worker that ran the chunk died, so one of its items may be to blame.
+    index
+        The item that it was running then, if it was running one and that is known.
+    timed_out
+        It was ended as this item took too long and could not be interrupted.
     """
 
     host: str
     pid: int
     reason: str
     by_worker: bool = False
+    index: int | None = None
+    timed_out: bool = False
 
 
 def shim(call: bytes) -> bytes:
@@ -155,13 +174,26 @@ def unpack_result(message: bytes) -> ChunkOutcome | Lost:
 
 
 class Executing:
-    """Whether this process runs an item now, and whether that was interrupted from outside.
+    """What this process does now, as far as signals and its server need to know.
 
     An interrupt between items is ignored: it was meant for an item that has just ended.
+
+    Attributes
+    ----------
+    position
+        The index of the item that is run, or -1; and the time from which on the process is ended
+        for it, in nanoseconds of the monotonic clock, or 0. A worker shares them with its
+        server, for which they survive the worker.
+    baseline
+        What is brought back after each item; ``None`` in processes that are not ours.
     """
 
     now = False
-    interrupted = False
+    interrupted = False  # from outside
+    timed_out = False
+    position: ClassVar[MutableSequence[int] | memoryview] = [-1, 0]
+    baseline: Baseline | None = None
+    armed = -math.inf  # when the end of a process that does not come back was put off last
 
 
 @functools.lru_cache(maxsize=8)
@@ -177,6 +209,7 @@ def bind(text: str) -> Callable[[bytes], bytes]:
                 state.update(_prepare(base64.b64decode(text)))
         indices, items = pickle.loads(chunk)
         entries = list(_run_items(state, indices, items))
+        _disarm()
         _flush()
         result = ChunkOutcome(socket.gethostname(), os.getpid(), entries)
         return pickle.dumps(result, serialize.PROTOCOL)
@@ -211,39 +244,119 @@ def _prepare(data: bytes) -> dict[str, Any]:
                 import numpy.random  # type: ignore[import-not-found,unused-ignore] # noqa: F401
         if call.worker_init is not None:
             call.worker_init()
+        if Executing.baseline is not None:  # what this has set up is for all items
+            take_signals()
+            Executing.baseline, old = Baseline(), Executing.baseline
+            old.close()
     except BaseException as exc:
         return {"error": _pack_error(exc)}
     return {"call": call}
 
 
 def _run_items(state: dict[str, Any], indices: list[int], items: list[Any]) -> Iterator[Entry]:
+    pid = os.getpid()
     for index, packed in zip(indices, items, strict=True):
-        start = time.perf_counter()
         if "error" in state:
             yield False, state["error"], 0.0
             continue
-        try:
-            Executing.now = True
-            try:
-                value = state["call"].run(index, unpack_value(packed))
-                ok, answer = True, value
-                if type(value) not in _PLAIN:
-                    what = f"the result of item {index} (a {type(value).__name__})"
-                    answer = serialize.pack(value, what, back=True)
-            finally:
-                Executing.now = False
-        except BaseException as exc:  # whatever a task raises is its outcome
-            ok, answer = False, _pack_error(exc)
+        start = time.perf_counter()
+        ok, answer = _run_item(state["call"], index, packed)
+        if os.getpid() != pid:  # a fork that came back from the task: this is not its work
+            _flush()
+            os._exit(0)
         if Executing.interrupted:  # the run is over: no outcome for this item, none for the rest
             Executing.interrupted = False
             return
         yield ok, answer, time.perf_counter() - start
 
 
+def _run_item(call: Call, index: int, packed: Any) -> tuple[bool, Any]:
+    """Run one item and return its outcome; leave the process as it was before."""
+    Executing.position[0] = index
+    Executing.timed_out = False
+    try:
+        Executing.now = True
+        if call.timeout is not None:
+            _arm(call.timeout)
+        outcome = _attempt(call, index, packed)
+        Executing.now = False
+    except BaseException as exc:  # interrupted while it packed an error
+        Executing.now = False
+        outcome = False, _pack_error(exc)
+    if Executing.timed_out and outcome[0]:
+        outcome = False, serialize.dumps((None, "the task went on when it was interrupted"))
+    _restore()
+    Executing.position[0] = -1
+    return outcome
+
+
+def _attempt(call: Call, index: int, packed: Any) -> tuple[bool, Any]:
+    try:
+        value = call.run(index, unpack_value(packed))
+        if type(value) in _PLAIN:
+            return True, value
+        what = f"the result of item {index} (a {type(value).__name__})"
+        return True, serialize.pack(value, what, back=True)
+    except BaseException as exc:  # whatever a task raises is its outcome
+        return False, _pack_error(exc)
+
+
+def _restore() -> None:
+    if Executing.baseline is None:
+        return
+    for _ in range(3):
+        try:
+            Executing.baseline.restore()
+            break
+        except BaseException:  # a signal handler that the task has left may raise here
+            continue
+
+
+def take_signals() -> None:
+    """Have SIGINT and SIGALRM interrupt the item that is run, and nothing else."""
+    signal.signal(signal.SIGINT, _on_signal)
+    signal.signal(signal.SIGALRM, _on_signal)
+
+
+def _on_signal(signum: int, frame: FrameType | None) -> None:
+    if signum == signal.SIGALRM and not Executing.position[1]:  # the task's own, without handler
+        signal.signal(signum, signal.SIG_DFL)
+        signal.raise_signal(signum)
+    if Executing.now:
+        Executing.now = False
+        Executing.interrupted = signum == signal.SIGINT
+        Executing.timed_out = signum == signal.SIGALRM
+        raise KeyboardInterrupt
+
+
+def _arm(timeout: float) -> None:
+    """Have the item that begins now interrupted, and the process ended if it does not heed that.
+
+    The end comes from a thread that needs no interpreter, and tells on standard error where the
+    process hangs. It is put off now and then only, as a new thread costs more than most items.
+    """
+    now = time.monotonic()
+    last = timeout + GRACE + SLACK
+    if now - Executing.armed > SLACK:
+        faulthandler.dump_traceback_later(last, exit=True, file=2)
+        Executing.armed = now
+    Executing.position[1] = int((Executing.armed + timeout + GRACE) * 1e9)
+    signal.setitimer(signal.ITIMER_REAL, timeout)
+
+
+def _disarm() -> None:
+    if Executing.armed > 0:
+        faulthandler.cancel_dump_traceback_later()
+        Executing.armed, Executing.position[1] = -math.inf, 0
+
+
 def _pack_error(exc: BaseException) -> bytes:
     """Serialise an exception and its traceback; one that cannot travel becomes `RemoteError`."""
     text = "".join(_format_exception(exc))
-    if isinstance(exc, Exception):
+    if Executing.timed_out:
+        return serialize.dumps((None, text))
+    # StopIteration would end the caller's iteration in place of being raised.
+    if isinstance(exc, Exception) and not isinstance(exc, StopIteration):
         try:
             data = serialize.dumps((exc, text), back=True)
             # Many exceptions pickle well and fail in unpickling: try it where it costs nothing.
@@ -251,12 +364,8 @@ def _pack_error(exc: BaseException) -> bytes:
                 return data
         except BaseException:
             pass
-    try:
-        message = str(exc)
-    except BaseException as failure:
-        message = f"(its text is not to be had: {type(failure).__name__})"
     name = f"{type(exc).__module__}.{type(exc).__qualname__}".removeprefix("builtins.")
-    return serialize.dumps((RemoteError(name, message), text))
+    return serialize.dumps((RemoteError(name, serialize.text_of(exc)), text))
 
 
 def _format_exception(exc: BaseException) -> Iterable[str]:

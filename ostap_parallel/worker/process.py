@@ -2,8 +2,9 @@
 
 In ppft's own worker, standard output is the protocol. Here the protocol runs on descriptors of
 its own; standard output and error are ordinary pipes that the server reads; a third pipe brings
-log records; and the read end of a *lifeline*, whose closing by the server's end kills the worker
-with all that it started, however busy it is.
+log records; the read end of a *lifeline*, whose closing by the server's end kills the worker
+with all that it started, however busy it is; and a piece of memory tells the server which item
+the worker is at, also after its death.
 """
 
 from __future__ import annotations
@@ -14,16 +15,18 @@ import fcntl
 import io
 import json
 import logging
+import mmap
 import os
 import signal
+import struct
 import sys
-from types import FrameType
 from typing import Any
 
 import ppft.__main__
 from ppft.transport import CPipeTransport, CTransport
 
-from ostap_parallel.worker.execute import Executing
+from ostap_parallel.worker.execute import Executing, take_signals
+from ostap_parallel.worker.restore import Baseline
 
 # Functions that a worker keeps; those of past runs may hold much data.
 REMEMBERED = 8
@@ -34,8 +37,22 @@ _START = (
 )
 
 
-def command(descriptors: tuple[int, int, int, int]) -> list[str]:
-    """Return the command of a worker that inherits (read, write, log, lifeline) descriptors.
+# What a worker shares with its server, see `Executing.position`: two integers.
+POSITION = struct.Struct("qq")
+
+
+def open_position() -> int:
+    """Return the descriptor of memory for a worker's position, at no item."""
+    # os.memfd_create is not in all builds of Python: conda's and uv's support older systems.
+    descriptor: int = ctypes.CDLL(None, use_errno=True).memfd_create(b"position", 1)  # CLOEXEC
+    if descriptor < 0:
+        raise OSError(ctypes.get_errno(), "memfd_create failed")
+    os.write(descriptor, POSITION.pack(-1, 0))
+    return descriptor
+
+
+def command(descriptors: tuple[int, ...]) -> list[str]:
+    """Return the command of a worker that inherits the descriptors of `main`.
 
     It gets the server's module search path as an argument, not in the environment, where the
     programs that tasks start would find it too.
@@ -44,21 +61,27 @@ def command(descriptors: tuple[int, int, int, int]) -> list[str]:
     return [sys.executable, "-c", _START.format(path=path, descriptors=descriptors)]
 
 
-def main(descriptors: tuple[int, int, int, int]) -> None:
-    """Serve jobs until the server closes the protocol or the lifeline."""
-    read, write, log, lifeline = descriptors
+def main(descriptors: tuple[int, int, int, int, int]) -> None:
+    """Serve jobs until the server closes the protocol or the lifeline.
+
+    `descriptors` are those of the protocol, the log, the lifeline and the position.
+    """
+    read, write, log, lifeline, position = descriptors
     sys.argv = ["ostap_parallel-worker"]
     for descriptor in descriptors:
         os.set_inheritable(descriptor, False)
     _die_with(lifeline)
     # A process that a task forks must not hold the protocol open when this one dies.
     os.register_at_fork(after_in_child=lambda: disconnect(read, write))
-    signal.signal(signal.SIGINT, _on_interrupt)
+    take_signals()
+    Executing.position = memoryview(mmap.mmap(position, POSITION.size)).cast("q")
+    os.close(position)
     logging.getLogger().addHandler(_LogToServer(log))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(line_buffering=True, errors="backslashreplace")
     _buffer_c_output_by_line()
+    Executing.baseline = Baseline()
     _Worker(_Protocol(os.fdopen(read, "rb"), os.fdopen(write, "wb"))).run()
 
 
@@ -162,13 +185,6 @@ def _die_with(lifeline: int) -> None:
     with contextlib.suppress(BlockingIOError):
         if os.read(lifeline, 1) == b"":
             os._exit(0)
-
-
-def _on_interrupt(signum: int, frame: FrameType | None) -> None:
-    if Executing.now:
-        Executing.now = False
-        Executing.interrupted = True
-        raise KeyboardInterrupt
 
 
 def _buffer_c_output_by_line() -> None:

@@ -75,8 +75,21 @@ def pack(
     """Serialise as `dumps` does; whatever goes wrong becomes a `SerializeError` about `what`."""
     try:
         return dumps(obj, back=back, cache=cache)
-    except (Exception, RecursionError) as exc:
-        raise SerializeError(what, f"{type(exc).__name__}: {exc}") from exc
+    except Exception as exc:
+        raise SerializeError(what, name_and_text(exc)) from exc
+
+
+def name_and_text(exc: BaseException) -> str:
+    """Return an exception's name and text, also where the text cannot be had."""
+    return f"{type(exc).__name__}: {text_of(exc)}"
+
+
+def text_of(exc: BaseException) -> str:
+    """Return an exception's text; its class may raise in place of telling."""
+    try:
+        return str(exc)
+    except Exception as failure:
+        return f"(its text is not to be had: {type(failure).__name__})"
 
 
 loads: Callable[[bytes], Any] = pickle.loads

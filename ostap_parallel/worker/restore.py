@@ -1,0 +1,96 @@
+"""What a task may leave behind in its worker, and how the worker gets its own back."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from _signal import getsignal, pthread_sigmask  # type: ignore[import-not-found]
+from typing import IO, Any
+
+# What `signal` itself offers makes enumerations of all, and takes a hundred times as long as
+# the same functions of `_signal`.
+SIGNALS = tuple(
+    int(getattr(signal, f"SIG{name}"))
+    for name in ("INT", "TERM", "ALRM", "CHLD", "PIPE", "HUP", "USR1", "USR2")
+)
+_TIMERS = signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF
+_STREAMS = "stdin", "stdout", "stderr"
+
+
+class Baseline:
+    """This process as it was when this was made; `restore` brings it back to that.
+
+    Part of it are the working directory, ``sys.path``, the environment, handlers and mask of
+    signals, timers, the descriptors 0 to 2 and the streams on them, umask and recursion limit.
+    A few microseconds when nothing has changed: it is done after each item.
+    """
+
+    def __init__(self) -> None:
+        # By descriptor: it leads back also when the directory was renamed or removed.
+        self._directory = os.open(".", os.O_PATH)
+        self._path, self._entries = sys.path, list(sys.path)
+        self._environ = os.environ.copy()
+        self._encoded = os.environ._data.copy()  # type: ignore[attr-defined]
+        self._handlers = [(number, getsignal(number)) for number in SIGNALS]
+        self._mask: set[int] = pthread_sigmask(signal.SIG_BLOCK, ())
+        found = [(number, os.fstat(number)) for number in range(3)]
+        self._descriptors = [(n, stat.st_dev, stat.st_ino, os.dup(n)) for n, stat in found]
+        self._streams = [(name, getattr(sys, name)) for name in _STREAMS]
+        self._umask = os.umask(0o077)
+        os.umask(self._umask)
+        self._recursion_limit = sys.getrecursionlimit()
+
+    def close(self) -> None:
+        """Give back the descriptors that `restore` needs."""
+        for descriptor in (self._directory, *(entry[-1] for entry in self._descriptors)):
+            os.close(descriptor)
+
+    def restore(self) -> None:
+        """Bring the process back; what is impossible is left as it is."""
+        self._restore_signals()
+        self._restore_streams()
+        with contextlib.suppress(OSError):  # it may no longer be entered
+            os.fchdir(self._directory)
+        if sys.path is not self._path or sys.path != self._entries:
+            sys.path = self._path
+            sys.path[:] = self._entries
+        # os.environ would decode all of it to compare: three times what all else here costs
+        if os.environ._data != self._encoded:  # type: ignore[attr-defined]
+            os.environ.clear()
+            os.environ.update(self._environ)
+        os.umask(self._umask)
+        if sys.getrecursionlimit() != self._recursion_limit:
+            sys.setrecursionlimit(self._recursion_limit)
+
+    def _restore_signals(self) -> None:
+        for timer in _TIMERS:
+            signal.setitimer(timer, 0)
+        for number, handler in self._handlers:
+            if getsignal(number) is not handler and handler is not None:
+                signal.signal(number, handler)
+        pthread_sigmask(signal.SIG_SETMASK, self._mask)
+
+    def _restore_streams(self) -> None:
+        for number, device, inode, copy in self._descriptors:
+            try:
+                found = os.fstat(number)
+                if found.st_ino == inode and found.st_dev == device:
+                    continue
+            except OSError:  # closed
+                pass
+            with contextlib.suppress(Exception):  # what was printed goes where the task meant it
+                getattr(sys, _STREAMS[number]).flush()
+            os.dup2(copy, number)
+        for number, (name, stream) in enumerate(self._streams):
+            if getattr(stream, "closed", False):
+                stream = _open_stream(number)
+                self._streams[number] = name, stream
+                setattr(sys, f"__{name}__", stream)
+            setattr(sys, name, stream)
+
+
+def _open_stream(descriptor: int) -> IO[Any]:
+    mode, buffering = ("w", 1) if descriptor else ("r", -1)
+    return open(descriptor, mode, buffering, errors="backslashreplace", closefd=False)
