@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+import math
 import queue
 import secrets
 import shlex
@@ -86,7 +87,7 @@ def launch(args: argparse.Namespace) -> int:
     with (
         control_directory() as private,
         ParallelExecutor(
-            0, found, secret=secret, on_event=partial(relay, out=sys.stderr)
+            0, found, secret=secret, timeout=math.inf, on_event=partial(relay, out=sys.stderr)
         ) as executor,
     ):
         write_files(private, {"secret": secret.encode()})
@@ -102,9 +103,9 @@ def launch(args: argparse.Namespace) -> int:
                 print(f'export OSTAP_PPSERVERS="{servers}"')
                 file = shlex.quote(str(private / "secret"))
                 print(f"export OSTAP_PPSECRET_FILE={file}", flush=True)
-            while executor.workers:
+            while True:
+                executor.check()
                 changes.get()
-            return 1
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not stop the closing
         return 0
 

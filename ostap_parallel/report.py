@@ -14,6 +14,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
+    from ostap_parallel.dispatch import Outcome
     from ostap_parallel.hosts.server import HostStatus
 
 _MAX_REPR = 200
@@ -157,6 +158,14 @@ class Failure:
     pid: int
     attempts: int
 
+    @classmethod
+    def of(cls, outcome: Outcome) -> Failure:
+        """Return the failure that an outcome is."""
+        assert outcome.error is not None
+        worker = outcome.host or "local", outcome.pid, outcome.attempts
+        item = describe(outcome.item)
+        return cls(outcome.index, item, outcome.error, outcome.traceback, *worker)
+
     def __str__(self) -> str:
         name = type(self.error).__name__
         reason = _one_line(self.error, str)
@@ -177,10 +186,12 @@ class Report:
         The items that have no result.
     retried
         How often an item was run again.
+    resumed
+        Number of items whose result came from a checkpoint.
     stats
         Jobs and times by host.
     hosts
-        The hosts and their states.
+        The hosts and their states; `HostStatus.lost` counts the losses in this run.
     wall
         Seconds of wall time.
     result
@@ -193,6 +204,7 @@ class Report:
     merged: int = 0
     failures: list[Failure] = field(default_factory=list)
     retried: int = 0
+    resumed: int = 0
     stats: StatMerger = field(default_factory=StatMerger)
     hosts: list[HostStatus] = field(default_factory=list)
     wall: float = 0.0
@@ -216,7 +228,8 @@ class Report:
         for host in self.hosts:
             if host.error is not None:
                 reason = f"{host.error.step}: {host.error.reason}".strip().replace("\n", "\n    ")
-                lines.append(f"host {host.name} {host.state}: {reason}")
+                state = f"lost {host.lost} x, {host.state}" if host.lost else host.state
+                lines.append(f"host {host.name} {state}: {reason}")
         lines += map(str, self.failures[:_MAX_FAILURES])
         if self.failed > _MAX_FAILURES:
             lines.append(f"... and {self.failed - _MAX_FAILURES} more failures")
@@ -229,6 +242,8 @@ class Report:
         text += f", {self.wall:.1f} s, gain {self.gain:.2f}"
         if self.retried:
             text += f", {self.retried} retried"
+        if self.resumed:
+            text += f", {self.resumed} from the checkpoint"
         return text if self.complete else f"{text}, not complete"
 
 

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import shutil
+import signal
 import time
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import pytest
+from sshd import Host, Hosts, descendants, describe
+
+from ostap_parallel import WorkManager
 
 T = TypeVar("T")
+
+GONE = 5.0  # seconds that hosts have to get rid of everything
 
 
 def wait_until(predicate: Callable[[], T], seconds: float, what: str) -> T:
@@ -22,3 +33,64 @@ def wait_until(predicate: Callable[[], T], seconds: float, what: str) -> T:
         assert time.monotonic() < deadline, f"not within {seconds} s: {what} (last: {value!r})"
         time.sleep(0.02)
     return value
+
+
+def open_manager(hosts: Hosts, servers: str = "h1*1 h2*1", ncpus: int = 0, **given: Any):
+    """Return a manager of private hosts that says nothing."""
+    settings = {"ssh_config": hosts.ssh_config, "config": (), "silent": True, **given}
+    return WorkManager(ncpus, servers, **settings)
+
+
+def matching(host: Host, text: str) -> list[int]:
+    """Return the pids of a host's processes whose command line holds `text`."""
+    return [pid for pid in host.processes() if text in describe(pid)]
+
+
+def server_of(manager: WorkManager, name: str) -> int:
+    """Return the pid of the server on a host."""
+    (status,) = [one for one in manager.executor.hosts if one.name == name]
+    return status.about["pid"]
+
+
+def workers_of(manager: WorkManager, name: str) -> list[int]:
+    """Return the pids of a host's workers."""
+    return descendants(server_of(manager, name))
+
+
+def ssh_of(name: str) -> int:
+    """Return the pid of this process' ssh to a host."""
+    (pid,) = [pid for pid in descendants(os.getpid()) if f" -- {name} exec bash" in describe(pid)]
+    return pid
+
+
+def kill(pids: Iterable[int], number: int = signal.SIGKILL) -> None:
+    """Send a signal to processes, of which there must be some."""
+    pids = list(pids)
+    assert pids
+    for pid in pids:
+        os.kill(pid, number)
+
+
+def state_of(host: Host) -> list[str]:
+    """Describe what runs on a host and what is in its /tmp."""
+    return [describe(pid) for pid in host.processes()] + os.listdir(host.tmp)  # noqa: PTH208
+
+
+def wait_clean(hosts: Iterable[Host], seconds: float = GONE) -> None:
+    """Wait until nothing runs on the hosts, and their /tmp is empty."""
+    deadline = time.monotonic() + seconds
+    while left := {host.name: state_of(host) for host in hosts if state_of(host)}:
+        if time.monotonic() > deadline:
+            sweep(hosts)  # so that the next test does not find it
+            pytest.fail(f"left on hosts: {left}")
+        time.sleep(0.02)
+
+
+def sweep(hosts: Iterable[Host]) -> None:
+    """Remove by force what a test has left."""
+    for host in hosts:
+        for pid in host.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for path in host.tmp.iterdir():
+            shutil.rmtree(path, ignore_errors=True)

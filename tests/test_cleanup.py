@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import shutil
@@ -17,13 +16,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from helpers import wait_until
-from sshd import descendants, describe, live_pids
+from helpers import GONE, matching, open_manager, wait_clean, wait_until
+from sshd import describe, live_pids
 
 from ostap_parallel import WorkManager
 
 PATIENCE = 60  # seconds; only a hang takes that long
-GONE = 5  # seconds that hosts have to get rid of everything
 PACKAGE_PARENT = Path(sys.modules["ostap_parallel"].__file__).parents[1]
 
 CLIENT = """\
@@ -108,36 +106,6 @@ def read(path):
         return b""
 
 
-def matching(host, text):
-    """Return the pids of a host's processes whose command line holds `text`."""
-    return [pid for pid in host.processes() if text in describe(pid)]
-
-
-def state(host):
-    """Describe what runs on a host and what is in its /tmp."""
-    return [describe(pid) for pid in host.processes()] + os.listdir(host.tmp)  # noqa: PTH208
-
-
-def wait_clean(hosts):
-    """Wait until nothing runs on the hosts, and their /tmp is empty."""
-    deadline = time.monotonic() + GONE
-    while left := {host.name: state(host) for host in hosts if state(host)}:
-        if time.monotonic() > deadline:
-            sweep(hosts)  # so that the next test does not find it
-            pytest.fail(f"left on hosts: {left}")
-        time.sleep(0.02)
-
-
-def sweep(hosts):
-    """Remove by force what a test has left."""
-    for host in hosts:
-        for pid in host.processes():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        for path in host.tmp.iterdir():
-            shutil.rmtree(path, ignore_errors=True)
-
-
 class TestTheClientEnds:
     @pytest.mark.parametrize("how", ["exit", "unclosed", "forgotten", "exception"])
     def test_by_itself(self, hosts, tmp_path, how):
@@ -198,11 +166,6 @@ class TestTheClientEnds:
                 wait_clean(hosts)
 
 
-def open_manager(hosts, servers="h1*1 h2*1", **given):
-    settings = {"ssh_config": hosts.ssh_config, "config": (), "silent": True, **given}
-    return WorkManager(0, servers, **settings)
-
-
 class TestClosing:
     def test_while_scripts_run(self, hosts):
         manager = open_manager(hosts, environment="sleep 4242")
@@ -253,105 +216,6 @@ class TestClosing:
             manager.process(work, range(2))
             assert matching(hosts[0], "sleep 4242") + matching(hosts[1], "sleep 4242")
         wait_clean(hosts)
-
-
-class TestWhatDies:
-    """Each time a part of h1 dies in the middle of a run, and the run goes on."""
-
-    def run(self, manager, break_something):
-        assert manager.wait_for_hosts(PATIENCE)
-        done = []
-
-        def work(n):
-            time.sleep(0.02)
-            return n
-
-        for number in manager.iexecute(work, range(120), chunk_size=1):
-            done.append(number)
-            if len(done) == 10:
-                break_something()
-        assert sorted(done) == list(range(120))
-
-    def check_lost(self, manager):
-        lost, good = manager.executor.hosts
-        wait_until(lambda: lost.state == "lost", 10, "h1 is known to be lost")
-        assert lost.workers == 0
-        assert (lost.error.host, lost.error.step) == ("h1", "run")
-        assert lost.error.reason
-        assert "host h1 lost: run: " in str(manager.report)
-        assert (good.state, good.error) == ("up", None)
-        assert manager.workers == {"h2": 1}
-        assert manager.process(lambda n: -n, range(3)) == [0, -1, -2]
-
-    def test_the_session_on_the_host(self, hosts):
-        with open_manager(hosts) as manager:
-            self.run(manager, lambda: kill(matching(hosts["h1"], "sshd:")))
-            self.check_lost(manager)
-            wait_clean([hosts["h1"]])
-
-    def test_the_ssh_client(self, hosts):
-        def break_it():
-            here = [pid for pid in descendants(os.getpid()) if " -- h1 exec bash" in describe(pid)]
-            assert len(here) == 1
-            kill(here)
-
-        with open_manager(hosts) as manager:
-            self.run(manager, break_it)
-            self.check_lost(manager)
-            wait_clean([hosts["h1"]])
-
-    def test_the_server(self, hosts):
-        with open_manager(hosts) as manager:
-            self.run(manager, lambda: kill(matching(hosts["h1"], "bundle.zip")[:1]))
-            self.check_lost(manager)
-            wait_clean([hosts["h1"]])
-
-    def test_the_host(self, make_hosts):
-        hosts = make_hosts(2)
-        with open_manager(hosts) as manager:
-            self.run(manager, hosts["h1"].kill)
-            self.check_lost(manager)
-        for path in hosts["h1"].tmp.iterdir():  # what a crash leaves, nobody can remove
-            shutil.rmtree(path)
-
-    def test_its_workers(self, hosts):
-        with open_manager(hosts) as manager:
-            assert manager.wait_for_hosts(PATIENCE)
-            self.run(manager, lambda: kill(manager_workers(manager, hosts["h1"])))
-            assert manager.workers == {"h1": 1, "h2": 1}
-            assert [host.error for host in manager.executor.hosts] == [None, None]
-            assert manager.report.retried >= 1
-
-    def test_all_hosts(self, make_hosts):
-        from ostap_parallel.errors import ServersUnavailable
-
-        hosts = make_hosts(2)
-        with open_manager(hosts) as manager:
-
-            def break_all():
-                for host in hosts:
-                    host.kill()
-
-            with pytest.raises(ServersUnavailable) as caught:
-                self.run(manager, break_all)
-            assert sorted(error.host for error in caught.value.errors) == ["h1", "h2"]
-            assert 10 <= manager.report.merged < 120
-        for host in hosts:
-            for path in host.tmp.iterdir():
-                shutil.rmtree(path)
-
-
-def kill(pids):
-    assert pids
-    for pid in pids:
-        os.kill(pid, signal.SIGKILL)
-
-
-def manager_workers(manager, host):
-    """Return the pids of a host's workers: the children of its server."""
-    (status,) = [one for one in manager.executor.hosts if one.name == host.name]
-    servers = [pid for pid in matching(host, "bundle.zip") if pid == status.about["pid"]]
-    return [pid for server in servers for pid in descendants(server)]
 
 
 @pytest.fixture(scope="module")

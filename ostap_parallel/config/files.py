@@ -199,7 +199,7 @@ def convert(key: str, value: Any, origin: str, base: Path) -> Any:
             return value
         case "script" | "ssh_config":
             return _find_local(key, value, where, base)
-        case "ncpus" | "port":
+        case "ncpus" | "port" | "keepalive":
             return check_number(value, 65535 if key == "port" else None, where)
         case "user":
             return check_user(value, where)

@@ -53,6 +53,9 @@ class HostConfig:
         Further words of the ssh command.
     python_mismatch
         What to do with a host whose Python has another minor version.
+    keepalive
+        Seconds of silence after which the host counts as lost, and its server, which cannot be
+        reached then, ends itself.
     ssh_config
         File for ``ssh -F``; ``None`` leaves the user's own in charge.
     server_port
@@ -73,6 +76,7 @@ class HostConfig:
     tmpdir: str | None = None
     ssh_options: tuple[str, ...] = ()
     python_mismatch: Literal["refuse", "allow"] = "refuse"
+    keepalive: int = 45
     ssh_config: Path | None = None
     server_port: int | None = None
     origins: Mapping[str, str] = field(default_factory=dict, compare=False)

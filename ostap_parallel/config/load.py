@@ -48,6 +48,7 @@ class HostArguments(TypedDict, total=False):
     ssh_options: str | Sequence[str] | None
     tmpdir: str | None
     python_mismatch: str | None
+    keepalive: int | None
     ssh_config: str | Path | None
 
 

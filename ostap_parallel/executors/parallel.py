@@ -6,7 +6,6 @@ import concurrent.futures
 import contextlib
 import logging
 import os
-import queue
 import secrets
 import socket
 import threading
@@ -15,16 +14,14 @@ import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, InvalidStateError
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import ppft
 from ppft.transport import SocketTransport
 
 from ostap_parallel.config import HostConfig
 from ostap_parallel.errors import HostError, RemoteTraceback, ServersUnavailable, WorkerLost
-from ostap_parallel.hosts.server import HostServer, HostStatus
-from ostap_parallel.hosts.ssh import control_directory
+from ostap_parallel.executors.supervisor import EventHandler, Supervisor
 from ostap_parallel.worker import execute, handshake, serialize
 from ostap_parallel.worker.engine import Server, Task
 from ostap_parallel.worker.execute import ChunkOutcome, Lost
@@ -32,19 +29,13 @@ from ostap_parallel.worker.process import Remembering
 
 logger = logging.getLogger(__name__)
 
-# Hosts that are started at the same time.
-MAX_STARTS = 16
+# Seconds that work waits for lost hosts when no worker is left.
+PATIENCE = 60.0
 
 # How often a call whose worker was lost is tried again.
 LOST_RETRIES = 2
 
-# Seconds that hosts get to answer.
-PATIENCE = 5.0
-
 LOCAL = "local"
-
-# Receives the name of a host and what one of its workers printed or logged, see `engine.Sink`.
-EventHandler = Callable[[str, dict[str, Any]], None]
 
 
 class Connection(Remembering, ppft._pp._RWorker):  # type: ignore[misc]
@@ -78,15 +69,10 @@ class Connection(Remembering, ppft._pp._RWorker):  # type: ignore[misc]
 class ClientServer(Server):
     """The caller's server: its own workers, and connections to those of hosts."""
 
-    def __init__(
-        self,
-        ncpus: int | str,
-        secret: str,
-        on_event: EventHandler,
-        on_lost: Callable[[HostError], None],
-    ) -> None:
+    def __init__(self, ncpus: int | str, secret: str, on_event: EventHandler) -> None:
         self.sink = lambda event: on_event(LOCAL, event)
-        self._on_lost = on_lost
+        self.on_lost: Callable[[HostError], None] = lambda error: None
+        self._last_work = time.monotonic()
         self._connections: dict[str, list[Connection]] = {}
         super().__init__(ncpus, secret=secret)
 
@@ -126,6 +112,19 @@ class ClientServer(Server):
             with contextlib.suppress(OSError):  # wakes the thread that waits for a result
                 connection.socket.shutdown(socket.SHUT_RDWR)
 
+    def insert(self, sfunc: bytes, sargs: bytes, task: Task | None = None) -> Task:
+        """Queue a serialised job."""
+        self._last_work = time.monotonic()
+        return super().insert(sfunc, sargs, task)
+
+    def seconds_idle(self) -> float:
+        """Return for how long there has been nothing to do."""
+        with self._Server__queue_lock:
+            workers = (*self._Server__workers, *self._Server__rworkers)
+            if self._Server__queue or not all(worker.is_free for worker in workers):
+                self._last_work = time.monotonic()
+        return time.monotonic() - self._last_work
+
     def destroy(self) -> None:
         """End all workers, close all connections and give up all jobs."""
         self._exiting = True
@@ -148,9 +147,9 @@ class ClientServer(Server):
             rworker.is_free = True
         self._forget(job)
         job.finalize(sresult)
-        if reason and rworker.label in self._connections:  # nobody has closed it on purpose
-            self._on_lost(HostError(rworker.label, "run", reason))
         self._Server__scheduler()
+        if reason and rworker in self._connections.get(rworker.label, ()):  # else on purpose
+            self.on_lost(HostError(rworker.label, "run", reason))
 
 
 class ParallelExecutor(Executor):
@@ -167,9 +166,16 @@ class ParallelExecutor(Executor):
     secret
         Shared by us and the servers; random by default.
     timeout
-        Seconds of silence after which a host's server ends itself.
+        Seconds without work after which the hosts' servers end; they start again when there is.
+    patience
+        Seconds that work waits for lost hosts to come back when no worker is left.
     on_event
         Receives what workers print and log.
+
+    Attributes
+    ----------
+    hosts
+        The state of each host, in their order.
     """
 
     def __init__(
@@ -179,27 +185,29 @@ class ParallelExecutor(Executor):
         *,
         secret: str | None = None,
         timeout: float = 7200,
+        patience: float = PATIENCE,
         on_event: EventHandler = lambda host, event: None,
     ) -> None:
-        self._secret = secret if secret is not None else secrets.token_hex(32)
-        self._on_event = on_event
-        self._timeout = timeout
+        secret = secret if secret is not None else secrets.token_hex(32)
+        self._patience = patience
         self._lock = threading.Lock()
-        self._changed = threading.Condition(self._lock)
         self._listeners: list[Callable[[], None]] = []
         self._futures: weakref.WeakSet[Future[Any]] = weakref.WeakSet()
-        self._servers: dict[str, HostServer] = {}
         self._closed = threading.Event()
-        self._cleanup = contextlib.ExitStack()
+        self._alone_since: float | None = None  # when the last worker was lost
         self._apply = execute.shim(serialize.dumps(execute.Call(execute.apply)))
-        self.hosts = [HostStatus(host.label) for host in hosts]
-        self.server = ClientServer(ncpus, self._secret, on_event, self._on_lost())
-        self._finalizer = weakref.finalize(
-            self, _close, os.getpid(), self.server, self._servers, self._cleanup
+        self.server = ClientServer(ncpus, secret, on_event)
+        # Neither it nor its threads keep a forgotten executor alive.
+        changed = weakref.WeakMethod(self._changed)
+        self._supervisor = Supervisor(
+            self.server, hosts, secret, timeout, on_event, lambda: (changed() or _ignore)()
         )
-        if hosts:
-            self._start_hosts(hosts)
-            self._start_heartbeat(min(60.0, timeout / 4))
+        self.server.on_lost = self._supervisor.connection_lost
+        self.hosts = self._supervisor.statuses
+        self._finalizer = weakref.finalize(
+            self, _close, os.getpid(), self.server, self._supervisor
+        )
+        self._supervisor.start()
 
     @property
     def workers(self) -> dict[str, int]:
@@ -209,19 +217,20 @@ class ParallelExecutor(Executor):
 
     def wait_for_hosts(self, timeout: float | None = None) -> bool:
         """Wait until every host is up or has failed; return whether all are up."""
-        with self._changed:
-            self._changed.wait_for(lambda: not self._is_starting(), timeout)
+        self._supervisor.wait(timeout)
         return all(host.state == "up" for host in self.hosts)
 
     def check(self) -> None:
-        """Raise `ServersUnavailable` if nothing can run and nothing is still starting.
+        """Raise `ServersUnavailable` if nothing can run and no host is about to come (back).
 
         Raises RuntimeError after `shutdown`.
         """
         if self._closed.is_set():
             raise RuntimeError("the executor has been shut down")
-        if not self.workers and not self._is_starting():
-            raise ServersUnavailable(tuple(host.error for host in self.hosts if host.error))
+        self._supervisor.wake()
+        if not self._is_hopeless():
+            return
+        raise ServersUnavailable(tuple(host.error for host in self.hosts if host.error))
 
     def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
         """Have `listener` called, from any thread, when `workers` changes; return the undoing."""
@@ -265,11 +274,11 @@ class ParallelExecutor(Executor):
     def interrupt(self) -> None:
         """Give up all that is queued and running, here and on the hosts; workers stay."""
         self.server.interrupt()
-        self._ask_hosts("interrupt")
+        self._supervisor.ask("interrupt")
 
     def flush(self) -> None:
         """Wait, a few seconds at most, until what workers have printed so far has arrived."""
-        self._ask_hosts("ping")
+        self._supervisor.ask("ping")
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """End all workers and servers; nothing of ours remains on any host."""
@@ -277,12 +286,14 @@ class ParallelExecutor(Executor):
             with self._lock:
                 pending = list(self._futures)
             concurrent.futures.wait(pending)
-        with self._lock:
-            self._closed.set()
-        self._finalizer()
-        for host in self.hosts:
-            if host.state in ("starting", "up"):
-                self._update(host, state="closed", workers=0)
+        self._closed.set()
+        closing = threading.Thread(target=self._finalizer, name="closing")
+        try:
+            closing.start()
+        except RuntimeError:  # at the exit of the interpreter there are no threads to be had
+            self._finalizer()
+        else:
+            closing.join()  # Ctrl-C ends the waiting, not the closing
 
     def _new_future(self) -> Future[Any]:
         future: Future[Any] = Future()
@@ -308,121 +319,34 @@ class ParallelExecutor(Executor):
 
         self.submit_chunk(self._apply, chunk).add_done_callback(settle)
 
-    def _is_starting(self) -> bool:
-        return any(host.state == "starting" for host in self.hosts)
+    def _is_hopeless(self) -> bool:
+        """Return whether there is no worker and none is about to come (back)."""
+        if self.workers or self._supervisor.has("starting", "resting"):
+            return False
+        since = self._alone_since
+        patient = since is not None and time.monotonic() - since < self._patience
+        return not (patient and self._supervisor.has("lost"))
 
-    def _update(self, host: HostStatus, **fields: Any) -> None:
-        with self._changed:
-            if fields.get("state") == "up" and host.state != "starting":
-                return  # lost or closed meanwhile
-            for name, value in fields.items():
-                setattr(host, name, value)
-            self._changed.notify_all()
+    def _changed(self) -> None:
+        """Take notice of a host that comes or goes."""
+        with self._lock:
+            alone = not self.workers
+            if alone and self._alone_since is None and self._supervisor.has("lost"):
+                self._alone_since = time.monotonic()
+                this = weakref.WeakMethod(self._changed)
+                timer = threading.Timer(self._patience, lambda: (this() or _ignore)())
+                timer.daemon = True
+                timer.start()
+            elif not alone:
+                self._alone_since = None
+        if self._is_hopeless():
+            self.server.drop_waiting("no worker is left")
         for listener in list(self._listeners):
             listener()
 
-    def _ask_hosts(self, command: str) -> None:
-        """Have all hosts do something; wait, not for long, until they have."""
-        with self._lock:
-            servers = list(self._servers.values())
-        deadline = time.monotonic() + PATIENCE
-        for answer in [server.ask(command) for server in servers]:
-            answer.wait(max(0.0, deadline - time.monotonic()))
 
-    def _start_hosts(self, hosts: Sequence[HostConfig]) -> None:
-        control = self._cleanup.enter_context(control_directory())
-        waiting: queue.SimpleQueue[tuple[int, HostConfig]] = queue.SimpleQueue()
-        for number, host in enumerate(hosts):
-            waiting.put((number, host))
-        this = weakref.ref(self)
-
-        def start() -> None:
-            while (executor := this()) is not None and not executor._closed.is_set():
-                try:
-                    number, host = waiting.get_nowait()
-                except queue.Empty:
-                    return
-                executor._start_host(host, executor.hosts[number], control / str(number))
-                del executor
-
-        for _ in range(min(MAX_STARTS, len(hosts))):
-            threading.Thread(target=start, name="start-host", daemon=True).start()
-
-    def _start_heartbeat(self, period: float) -> None:
-        """Tell the servers now and then that we are there, so that they do not end themselves."""
-        this, closed = weakref.ref(self), self._closed
-
-        def beat() -> None:
-            while not closed.wait(period) and (executor := this()) is not None:
-                executor._ask_hosts("ping")
-                del executor
-
-        threading.Thread(target=beat, name="heartbeat", daemon=True).start()
-
-    def _start_host(self, host: HostConfig, status: HostStatus, control: Path) -> None:
-        start = time.monotonic()
-        try:
-            if host.server_port is not None:
-                port, about = host.server_port, None
-            else:
-                port, about = self._open_server(host, status, control)
-            workers = self.server.add_host(host.label, port, host.ncpus)
-        except HostError as exc:
-            self._lose(status, exc, "failed")
-        except Exception as exc:
-            if not self._closed.is_set():
-                logger.exception("%s could not be started", status.name)
-            self._lose(status, HostError(status.name, "start", str(exc)), "failed")
-        else:
-            seconds = time.monotonic() - start
-            up = {"state": "up", "workers": workers, "port": port, "about": about}
-            self._update(status, seconds=seconds, **up)
-
-    def _on_lost(self) -> Callable[[HostError], None]:
-        """Return what to call when a host is lost; it does not keep this executor alive."""
-        this = weakref.ref(self)
-
-        def on_lost(error: HostError) -> None:
-            if (executor := this()) is not None:
-                status = next(host for host in executor.hosts if host.name == error.host)
-                executor._lose(status, error, "lost")
-
-        return on_lost
-
-    def _open_server(
-        self, host: HostConfig, status: HostStatus, control: Path
-    ) -> tuple[int, dict[str, Any]]:
-        on_event = self._on_event
-        server = HostServer(
-            host,
-            self._secret,
-            control,
-            on_event=lambda event: on_event(status.name, event),
-            on_lost=self._on_lost(),
-            timeout=self._timeout,
-        )
-        with self._lock:
-            if self._closed.is_set():
-                raise HostError(host.label, "start", "closed while it was starting")
-            self._servers[host.label] = server
-        server.__enter__()
-        return server.port, server.about
-
-    def _lose(
-        self, status: HostStatus, error: HostError, state: Literal["failed", "lost"]
-    ) -> None:
-        with self._lock:
-            if self._closed.is_set() or status.state not in ("starting", "up"):
-                return  # each of its connections tells
-            status.state, status.workers, status.error = state, 0, error
-            server = self._servers.pop(status.name, None)
-        self.server.drop_host(status.name)
-        if server is not None:
-            server.close()
-        logger.warning("%s %s", "lost" if state == "lost" else "not available:", error)
-        self._update(status)
-        if not self.workers and not self._is_starting():
-            self.server.drop_waiting("no worker is left")
+def _ignore() -> None:
+    """Do nothing."""
 
 
 def _settle(future: Future[Any], result: ChunkOutcome) -> None:
@@ -435,18 +359,10 @@ def _settle(future: Future[Any], result: ChunkOutcome) -> None:
     future.set_exception(error)
 
 
-def _close(
-    pid: int, server: ClientServer, servers: dict[str, HostServer], cleanup: contextlib.ExitStack
-) -> None:
+def _close(pid: int, server: ClientServer, supervisor: Supervisor) -> None:
     """Close what an executor owns; a function, so that a forgotten executor can be collected."""
     if os.getpid() != pid:  # a fork that exits: nothing of this is its own
         return
-    # No threads: at the exit of the interpreter there are none to be had.
-    hosts = list(servers.values())
-    for host in hosts:
-        host.hang_up()
+    supervisor.hang_up()
     server.destroy()
-    for host in hosts:
-        host.close()
-    servers.clear()
-    cleanup.close()
+    supervisor.close()

@@ -67,7 +67,9 @@ op_serve() {
         exit 127
     fi
     "$1" "$op_dir/bundle.zip" "$2" 19>&-
-    exit
+    set -- $?
+    op_say over "$1" # ssh ends later, as it waits for all that uses the tunnel
+    exit "$1"
 }
 
 trap "$op_leave" EXIT

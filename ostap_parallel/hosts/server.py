@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,12 +45,16 @@ class HostStatus:
 
     Attributes
     ----------
+    state
+        ``"resting"``: ended because there was nothing to do; started again when there is.
     workers
         Number of its workers, 0 while it is not up.
     seconds
         How long it took to come up.
+    lost
+        How often it was lost. A lost host is started again, until it is up.
     error
-        Why it is not, with the step that failed.
+        Why it is not up, with the step that failed, or why it was lost last.
     port
         The local port that leads to its server.
     about
@@ -59,12 +63,18 @@ class HostStatus:
     """
 
     name: str
-    state: Literal["starting", "up", "failed", "lost", "closed"] = "starting"
+    state: Literal["starting", "up", "failed", "lost", "resting", "closed"] = "starting"
     workers: int = 0
     seconds: float | None = None
+    lost: int = 0
     error: HostError | None = None
     port: int | None = None
     about: dict[str, Any] | None = None
+
+    def since(self, lost: int) -> HostStatus:
+        """Return a copy that tells what has happened since it had been lost `lost` times."""
+        times = self.lost - lost
+        return replace(self, lost=times, error=self.error if times or not self.workers else None)
 
 
 class HostServer:
@@ -79,9 +89,10 @@ class HostServer:
     on_event
         Called, from a thread, with what the workers print and log, see `worker.engine.Sink`.
     on_lost
-        Called, from a thread, with the error when the server ends before it is closed.
-    timeout
-        Seconds of silence after which the server ends itself.
+        Called, from a thread, with this object and the error when the server ends before it is
+        closed, or has not answered for ``host.keepalive`` seconds.
+    port
+        The local port that is to lead to the server, if it is free.
     start_timeout
         Seconds until it must be up, the user's scripts included.
     """
@@ -93,25 +104,28 @@ class HostServer:
         control: Path,
         *,
         on_event: Callable[[dict[str, Any]], None],
-        on_lost: Callable[[HostError], None],
-        timeout: float = 7200,
+        on_lost: Callable[[HostServer, HostError], None],
+        port: int | None = None,
         start_timeout: float = 300,
     ) -> None:
         self.host = host
         self.about: dict[str, Any] = {}
-        self.port = 0
+        self.port = port or 0
         self._secret = secret
         self._control = control
         self._on_event = on_event
         self._on_lost = on_lost
-        self._timeout = timeout
         self._start_timeout = start_timeout
         self._news: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         self._session: Session | None = None
         self._ids = itertools.count(1)
         self._done: dict[int, threading.Event] = {}
         self._is_up = False
+        self._ended = threading.Event()
         self._closing = threading.Event()
+        self._beat = threading.Event()  # the answer to the last one
+        self._beat.set()
+        self._silent = 0.0  # seconds
 
     def __enter__(self) -> HostServer:
         try:
@@ -154,12 +168,32 @@ class HostServer:
             done.set()
         return done
 
+    def beat(self, period: float) -> None:
+        """See whether the server answers; to be called every `period` seconds.
+
+        What counts is how often it was asked, not the clock: our own process may have stood still.
+        """
+        self._silent = 0.0 if self._beat.is_set() else self._silent + period
+        if self._silent < self.host.keepalive:
+            self._beat = self.ask("ping") if self._beat.is_set() else self._beat
+        elif self._is_up and not self._closing.is_set():
+            reason = f"the server has not answered for {self.host.keepalive} s"
+            self._on_lost(self, HostError(self.host.label, "run", reason))
+
+    def has_ended(self, timeout: float) -> bool:
+        """Wait until the connection has ended; return whether it has."""
+        return self._ended.wait(timeout)
+
     def _start(self) -> None:
         self._deadline = time.monotonic() + self._start_timeout
         directory = self._connect()
         assert self._session is not None
         self._copy(directory)
-        settings = {"ncpus": self.host.ncpus, "directory": directory, "timeout": self._timeout}
+        settings = {
+            "ncpus": self.host.ncpus,
+            "directory": directory,
+            "timeout": self.host.keepalive,
+        }
         if sources := self._sources(directory):
             self._write(_PREPARE.format(sources=sources))
             self._expect("prepared")
@@ -168,7 +202,7 @@ class HostServer:
         self._write(f"{serve}{json.dumps(settings)}\n")
         self.about = self._expect("ready")
         # It ends with the session, at the latest.
-        self.port = Tunnel(self._session).connect("127.0.0.1", self.about["port"])
+        self.port = Tunnel(self._session, self.port).connect("127.0.0.1", self.about["port"])
         self._is_up = True
         self.ask("admit", key=derive_key(self._secret, self.port).hex())
 
@@ -178,6 +212,7 @@ class HostServer:
         script = Path(__file__).with_name("remote.bash").read_text()
         for attempt in range(TRIES):
             self._news, self._step = queue.SimpleQueue(), "connect"
+            self._ended.clear()
             self._session = Session(self.host, self._control, self._receive)
             if self._closing.is_set():
                 raise HostError(self.host.label, "connect", "closed while it was starting")
@@ -231,12 +266,14 @@ class HostServer:
     def _receive(self, line: str | None) -> None:
         """Sort what arrives: answers and set-up steps, events of workers, other people's text."""
         if line is None:
-            self._ended()
+            self._end()
         elif not line.startswith(MARK):
             logging.getLogger(self.host.name).debug("%s", line)
         elif not line.startswith(f"{MARK}{{"):
             kind, _, rest = line.removeprefix(MARK).partition(" ")
             self._news.put((kind, rest))
+            if kind == "over" and self._is_up:
+                self._end()
         else:
             event = json.loads(line.removeprefix(MARK))
             if event["kind"] == "ready":
@@ -247,15 +284,16 @@ class HostServer:
             else:
                 self._on_event(event)
 
-    def _ended(self) -> None:
+    def _end(self) -> None:
         self._is_up, was_up = False, self._is_up
+        self._ended.set()
         self._news.put(("ended", ""))
         for done in list(self._done.values()):
             done.set()
         if was_up and not self._closing.is_set():
             assert self._session is not None
-            reason = self._session.last_words or "the connection ended"
-            self._on_lost(HostError(self.host.label, "run", reason))
+            reason = self._session.last_words or "the server has ended"
+            self._on_lost(self, HostError(self.host.label, "run", reason))
 
     def _expect(self, wanted: str) -> Any:
         """Wait for one piece of news; anything else is the step that failed."""

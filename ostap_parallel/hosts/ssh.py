@@ -21,9 +21,10 @@ import subprocess
 import tarfile
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from pathos.secure import Copier as PathosCopier
 from pathos.secure import Tunnel as PathosTunnel
@@ -40,6 +41,9 @@ DROPPED = re.compile(
     r"|Connection (closed|reset) by|Broken pipe|timeout: invalid message"
 )
 TRIES = 8
+
+# In the time that makes a silent host a lost one, each side can be heard this often.
+BEATS = 3
 
 _DIRECTORY_PREFIX = "ostap-parallel-"
 
@@ -102,8 +106,9 @@ def ssh_argv(host: HostConfig, control: Path) -> list[str]:
     argv += host.ssh_options
     if host.ssh_config is not None:
         argv.append(f"-F{host.ssh_config}")  # of these ssh takes the last
-    argv += ["-oConnectTimeout=10", "-oServerAliveInterval=15", "-oServerAliveCountMax=3"]
-    return [*argv, "-oLogLevel=ERROR"]
+    interval = max(1, host.keepalive // BEATS)
+    argv += [f"-oServerAliveInterval={interval}", f"-oServerAliveCountMax={BEATS}"]
+    return [*argv, "-oConnectTimeout=10", "-oLogLevel=ERROR"]
 
 
 class Session:
@@ -125,6 +130,7 @@ class Session:
         self._last_words: collections.deque[str] = collections.deque(maxlen=20)
         self._write_lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
+        self._lifeline: subprocess.Popen[bytes] | None = None
         self._threads: list[threading.Thread] = []
         self._closed = False
 
@@ -136,15 +142,18 @@ class Session:
             if self._closed:
                 raise HostError(self.host.label, "connect", "closed while it was starting")
             try:
-                self._process = subprocess.Popen(
-                    [*argv, "--", self.host.name, "exec bash -s"],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.PIPE,
-                    start_new_session=True,  # Ctrl-C in the terminal is for us to handle
-                )
+                self._lifeline = self._start_lifeline()
+                assert self._lifeline.stdout is not None
+                with self._lifeline.stdout as stdin:
+                    self._process = subprocess.Popen(
+                        [*argv, "--", self.host.name, "exec bash -s"],
+                        stdin=stdin,
+                        stdout=subprocess.PIPE,
+                        stderr=subprocess.PIPE,
+                        start_new_session=True,  # Ctrl-C in the terminal is for us to handle
+                    )
             except OSError as exc:
-                reason = f"ssh cannot be started: {exc}; is an OpenSSH client installed?"
+                reason = f"ssh or bash cannot be started: {exc}; is an OpenSSH client installed?"
                 raise HostError(self.host.label, "connect", reason) from exc
         assert self._process.stderr is not None
         assert self._process.stdout is not None
@@ -157,6 +166,17 @@ class Session:
         self._threads = [errors, lines]
         for thread in self._threads:
             thread.start()
+
+    def _start_lifeline(self) -> subprocess.Popen[bytes]:
+        """Start what ssh reads from; see lifeline.bash."""
+        script = Path(__file__).with_name("lifeline.bash")
+        return subprocess.Popen(  # -p: without BASH_ENV, which may print
+            ["bash", "-p", "--", str(script), str(self.host.keepalive / BEATS)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
 
     @property
     def last_words(self) -> str:
@@ -171,11 +191,11 @@ class Session:
     def write(self, text: str) -> None:
         """Send text to the other end; raises HostError if the connection is gone."""
         with self._write_lock:
-            if self._process is None or self._process.stdin is None or self._closed:
+            if self._lifeline is None or self._lifeline.stdin is None or self._closed:
                 raise HostError(self.host.label, "run", "the connection is closed")
             try:
-                self._process.stdin.write(text.encode())
-                self._process.stdin.flush()
+                self._lifeline.stdin.write(text.encode())
+                self._lifeline.stdin.flush()
             except OSError as exc:
                 reason = self.last_words or f"the connection was lost: {exc}"
                 raise HostError(self.host.label, "run", reason) from exc
@@ -184,29 +204,30 @@ class Session:
         """End standard input: the other end sees that, cleans up and ends the session."""
         with self._write_lock:
             self._closed = True
-            if self._process is not None and self._process.stdin is not None:
+            if self._lifeline is not None and self._lifeline.stdin is not None:
                 with contextlib.suppress(OSError):
-                    self._process.stdin.close()
+                    self._lifeline.stdin.close()
 
     def close(self, patience: float = 3.0) -> None:
         """End the session; after `patience` seconds end ssh, which the other end sees likewise."""
         self.hang_up()
-        process = self._process
+        process, lifeline = self._process, self._lifeline
+        if process is not None:
+            for end in (process.terminate, process.kill):
+                try:
+                    process.wait(patience)
+                    break
+                except subprocess.TimeoutExpired:
+                    end()
+            process.wait()
+        if lifeline is not None:  # it has read the end of all and has nobody left to tell
+            lifeline.kill()
+            lifeline.wait()
         if process is None:
             return
-        for end in (process.terminate, process.kill):
-            try:
-                process.wait(patience)
-                break
-            except subprocess.TimeoutExpired:
-                end()
-        process.wait()
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join()
-        for stream in (process.stdout, process.stderr):
-            assert stream is not None
-            stream.close()
         self.control.unlink(missing_ok=True)  # where ssh had no time to
 
     def command(self, *options: str) -> list[str]:
@@ -220,18 +241,19 @@ class Session:
         shared += ["-oProxyCommand=false", "-oBatchMode=yes", "-oLogLevel=ERROR"]
         return ["ssh", *shared, *options, "--", self.host.name]
 
-    def _relay_errors(self, stream: Iterable[bytes]) -> None:
+    def _relay_errors(self, stream: IO[bytes]) -> None:
         log = logging.getLogger(self.host.name)
-        for raw in stream:
-            line = raw.decode("utf-8", "backslashreplace").rstrip()
-            if line:
-                self._last_words.append(line)
-                log.info("%s", line)
+        with stream:
+            for raw in stream:
+                if line := raw.decode("utf-8", "backslashreplace").rstrip():
+                    self._last_words.append(line)
+                    log.info("%s", line)
 
     def _read_lines(self, process: subprocess.Popen[bytes], errors: threading.Thread) -> None:
         assert process.stdout is not None
-        for raw in process.stdout:
-            self._on_line(raw.decode("utf-8", "backslashreplace").rstrip("\n"))
+        with process.stdout as lines:
+            for raw in lines:
+                self._on_line(raw.decode("utf-8", "backslashreplace").rstrip("\n"))
         errors.join()  # so that the last words are complete
         process.wait()
         self._on_line(None)
@@ -285,19 +307,24 @@ class Tunnel(PathosTunnel):  # type: ignore[misc]
 
     It is up when `connect` returns, needs no process of its own, and is gone after
     `disconnect`, at the latest when the session ends.
+
+    Parameters
+    ----------
+    port
+        The local port to take if it is free; 0: any.
     """
 
     verbose = False
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, port: int = 0) -> None:
         self._session = session
+        self._wanted = port
         super().__init__("tunnel")
 
     def connect(self, host: str, port: int, through: str | None = None) -> int:
         """Forward a free local port to `port` of `host` as the session's machine sees it."""
         for _ in range(TRIES):
-            with socket.create_server(("127.0.0.1", 0)) as probe:
-                local: int = probe.getsockname()[1]
+            local, self._wanted = self._wanted or free_port(), 0
             try:
                 self._connect(local, host, port, through=through)
             except HostError as exc:
@@ -332,6 +359,13 @@ class Tunnel(PathosTunnel):  # type: ignore[misc]
         if done.returncode != 0:
             words = done.stderr.decode("utf-8", "backslashreplace").strip()
             raise HostError(self._session.host.label, "tunnel", words or f"ssh -O {what} failed")
+
+
+def free_port() -> int:
+    """Return a port of the loopback interface that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+    return port
 
 
 def write_files(directory: Path, files: Mapping[str, bytes]) -> None:
