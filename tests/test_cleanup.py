@@ -34,6 +34,13 @@ def work(n):
     subprocess.Popen(["sleep", "4242"])
     subprocess.run(["sh", "-c", "trap '' TERM HUP INT; sleep 4242; true"])
 
+def stubborn(n):
+    while True:
+        try:
+            time.sleep(4242)
+        except KeyboardInterrupt:
+            subprocess.Popen(["sleep", "2424"])  # tells that it was interrupted
+
 if __name__ == "__main__":
     wm = WorkManager(
         1, "h1*1 h2*1", ssh_config=ssh_config, config=(), silent=True,
@@ -43,6 +50,14 @@ if __name__ == "__main__":
         with wm:
             wm.wait_for_hosts()
             wm.process(work, range(100))
+    elif how == "stubborn":
+        wm.wait_for_hosts()
+        done = wm.iexecute(lambda n: n and stubborn(n), range(100), chunk_size=1)
+        try:
+            print(next(done), flush=True)
+            next(done)
+        finally:
+            print("merged", wm.report.merged, flush=True)
     elif how == "started":
         with wm:
             wm.process(time.sleep, [1000] * 3)
@@ -67,21 +82,31 @@ if __name__ == "__main__":
 
 
 @contextmanager
-def client(hosts, tmp_path, how, environment=""):
-    """Run a client in another process; yield it. In the end all that it left here is counted."""
+def client(hosts, tmp_path, how, environment="", terminal=False):
+    """Run a client in another process; yield it. In the end all that it left here is counted.
+
+    With `terminal` it has one, whose other end is the descriptor ``process.terminal``.
+    """
     script = tmp_path / "client.py"
     script.write_text(CLIENT)
     private = tempfile.mkdtemp()
     environ = {**os.environ, "TMPDIR": private, "PYTHONPATH": str(PACKAGE_PARENT)}
+    command = [sys.executable, str(script), str(hosts.ssh_config), how, environment]
+    stdin = subprocess.DEVNULL
+    if terminal:
+        outer, stdin = os.openpty()
     try:
         with subprocess.Popen(
-            [sys.executable, str(script), str(hosts.ssh_config), how, environment],
-            stdin=subprocess.DEVNULL,
+            ["setsid", "--ctty", *command] if terminal else command,
+            stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=environ,
-            start_new_session=True,
+            start_new_session=not terminal,
         ) as process:
+            if terminal:
+                os.close(stdin)
+                process.terminal = outer
             try:
                 yield process
             finally:
@@ -123,6 +148,28 @@ class TestTheClientEnds:
             process.send_signal(getattr(signal, name))
             process.communicate(timeout=PATIENCE)
             assert process.returncode != 0
+            wait_clean(hosts)
+
+    def test_by_ctrl_c_twice(self, hosts, tmp_path):
+        with client(hosts, tmp_path, "stubborn") as process:
+            assert process.stdout.readline() == b"0\n"
+            for host in hosts:
+                wait_until(lambda host=host: len(matching(host, "main(")) == 1, 30, "workers")
+            process.send_signal(signal.SIGINT)
+            # It waits for the tasks now, which do not end.
+            wait_until(lambda: any(matching(host, "sleep 2424") for host in hosts), 30, "seen")
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=PATIENCE)
+            assert (process.returncode, out) == (-signal.SIGINT, b"merged 1\n")
+            assert b"KeyboardInterrupt" in err
+            wait_clean(hosts)
+
+    def test_by_its_terminal_that_closes(self, hosts, tmp_path):
+        with client(hosts, tmp_path, "run", terminal=True) as process:
+            for host in hosts:
+                wait_until(lambda host=host: len(matching(host, "sleep 4242")) >= 2, 30, "tasks")
+            os.close(process.terminal)
+            assert process.wait(PATIENCE) == -signal.SIGHUP
             wait_clean(hosts)
 
     @pytest.mark.parametrize("name", ["SIGINT", "SIGKILL"])
