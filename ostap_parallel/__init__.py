@@ -10,6 +10,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ostap_parallel.checkpoint import Checkpoint as Checkpoint
+    from ostap_parallel.errors import CheckpointError as CheckpointError
     from ostap_parallel.errors import ConfigError as ConfigError
     from ostap_parallel.errors import HostError as HostError
     from ostap_parallel.errors import OstapParallelError as OstapParallelError
@@ -29,8 +31,9 @@ if TYPE_CHECKING:
     from ostap_parallel.task import TaskMerger as TaskMerger
 
 _MODULES = {
-    "errors": "ConfigError HostError OstapParallelError RemoteError SerializeError "
-    "ServersUnavailable TaskTimeout WorkerLost",
+    "checkpoint": "Checkpoint",
+    "errors": "CheckpointError ConfigError HostError OstapParallelError RemoteError "
+    "SerializeError ServersUnavailable TaskTimeout WorkerLost",
     "manager": "WorkManager",
     "report": "Failure Report Statistics StatMerger",
     "task": "FuncTask GenericTask Task TaskMerger",

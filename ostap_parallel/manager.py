@@ -15,13 +15,15 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal
 
+from ostap_parallel.checkpoint import Checkpoint
 from ostap_parallel.config import HostConfig, find_secret, load_settings
 from ostap_parallel.dispatch import Outcome, Run
+from ostap_parallel.dump import Database, Dump
 from ostap_parallel.errors import ConfigError, WorkerLost
-from ostap_parallel.executors.parallel import LOCAL, LOST_RETRIES, ParallelExecutor
+from ostap_parallel.executors.parallel import LOST_RETRIES, PATIENCE, ParallelExecutor
 from ostap_parallel.executors.pool import ParallelPool
 from ostap_parallel.progress import ProgressReporter, open_progress
-from ostap_parallel.report import Failure, Report, describe, relay
+from ostap_parallel.report import Failure, Report, relay
 from ostap_parallel.task import Collector, FuncTask, Merger, Task, TaskMerger
 from ostap_parallel.worker.execute import Call
 
@@ -52,13 +54,15 @@ class WorkManager:
     profile, environment, script
         What prepares a host, in this order: a script that is there, text for bash, a local
         script that is sent there. An argument wins over the configuration.
-    python, tmpdir, user, port, ncpus_per_host, ssh_options, python_mismatch
+    python, tmpdir, user, port, ncpus_per_host, ssh_options, python_mismatch, keepalive
         Further settings of hosts, see the manual.
     secret
         Shared by this process and the servers; random by default. Existing servers need theirs:
         it is read from the file that ``OSTAP_PPSECRET_FILE`` names if it is not given.
     timeout
-        Seconds of silence after which a server on a host ends itself.
+        Seconds without work after which the servers on hosts end; they start again when there is.
+    patience
+        Seconds that a run with no worker left waits for lost hosts to come back.
     progress
         Whether runs show a progress bar.
     silent
@@ -69,6 +73,9 @@ class WorkManager:
         Configuration file for ssh in place of the user's own.
     executor
         Computes in place of ours: any `concurrent.futures.Executor`. It is not shut down.
+    dump_dbase, dump_jobs, dump_freq
+        A data base that `process` writes results to: the first `dump_jobs` of them (all, if
+        negative), and what is merged, every `dump_freq` results.
 
     Attributes
     ----------
@@ -99,18 +106,21 @@ class WorkManager:
         ncpus_per_host: int | None = None,
         ssh_options: str | Sequence[str] | None = None,
         python_mismatch: Literal["refuse", "allow"] | None = None,
+        keepalive: int | None = None,
         secret: str | None = None,
         timeout: float = 7200,
+        patience: float = PATIENCE,
         progress: bool = True,
         silent: bool = False,
         config: Iterable[Path | str] | Path | str | None = None,
         ssh_config: Path | str | None = None,
         executor: Executor | None = None,
+        dump_dbase: Database | None = None,
+        dump_jobs: int = 0,
+        dump_freq: int = 0,
     ) -> None:
-        _check(ncpus, timeout, executor)
-        if ppservers is not None and servers != ():
-            raise ConfigError("give either servers or ppservers: they are the same thing")
-        named = servers if ppservers is None else ppservers
+        named = _one_of(servers, ppservers)
+        _check(ncpus, timeout, patience, executor, named)
         hosts: tuple[HostConfig, ...] = ()
         if named != ():  # else the configuration, right or wrong, does not matter
             hosts = load_settings(
@@ -126,20 +136,18 @@ class WorkManager:
                 ncpus_per_host=ncpus_per_host,
                 ssh_options=ssh_options,
                 python_mismatch=python_mismatch,
+                keepalive=keepalive,
                 ssh_config=ssh_config,
             ).hosts
-        if executor is not None and hosts:
-            raise ConfigError("give either an executor of your own or servers, not both")
         self.report = Report()
-        self._progress = progress and not silent
-        self._silent = silent
+        self._dump = Dump(dump_dbase, dump_jobs, dump_freq)
+        self._progress, self._silent = progress and not silent, silent
         self._pool: ParallelPool | None = None
         self._owned: ParallelExecutor | None = None
         if executor is None:
+            options: dict[str, Any] = {"timeout": timeout, "patience": patience, "on_event": relay}
             secret = secret if secret is not None else find_secret(hosts)
-            self._owned = ParallelExecutor(
-                ncpus, hosts, secret=secret, timeout=timeout, on_event=relay
-            )
+            self._owned = ParallelExecutor(ncpus, hosts, secret=secret, **options)
         self.executor: Executor = executor or self._owned  # type: ignore[assignment]
 
     def __enter__(self) -> WorkManager:
@@ -197,10 +205,12 @@ class WorkManager:
         on_error: OnError = "raise",
         retries: int = 0,
         lost_retries: int = LOST_RETRIES,
+        timeout: float | None = None,
         progress: bool | None = None,
         shared: Mapping[str, Any] | None = None,
         seed: int | str | None = None,
         description: str | None = None,
+        checkpoint: Checkpoint | str | os.PathLike[str] | None = None,
     ) -> Any:
         """Run a function or a task on all items and return what its results are merged to.
 
@@ -229,15 +239,16 @@ class WorkManager:
             ordered = isinstance(merging, _ListTask)
         run = Run(
             self.executor,
-            _call(task, jobid, shared, seed),
+            _call(task, jobid, shared, seed, timeout),
             items,
             chunk_size,
             ordered,
             retries,
             lost_retries,
+            checkpoint=_checkpoint(checkpoint),
         )
         with self._record(run, progress, description or _title(task)) as recorder:
-            recorder.merge(merging, on_error)
+            recorder.merge(merging, on_error, self._dump)
         return recorder.report.result
 
     def iexecute(
@@ -250,10 +261,12 @@ class WorkManager:
         chunk_size: int | None = None,
         retries: int = 0,
         lost_retries: int = LOST_RETRIES,
+        timeout: float | None = None,
         progress: bool | None = None,
         shared: Mapping[str, Any] | None = None,
         seed: int | str | None = None,
         description: str | None = None,
+        checkpoint: Checkpoint | str | os.PathLike[str] | None = None,
     ) -> Iterator[Any]:
         """Yield the results as they come; the first failure is raised.
 
@@ -267,20 +280,29 @@ class WorkManager:
         chunk_size
             Items sent together; adapted to the time that they take by default.
         retries, lost_retries
-            How often an item is run again when it raises, and when its worker dies.
+            How often an item is run again when it raises or takes too long, and when its worker
+            dies.
+        timeout
+            Seconds that an item may take on a worker. Then it is interrupted, as by Ctrl-C, or
+            ended with its worker if it does not heed that, and fails with `TaskTimeout`.
         shared
             Keyword arguments for the function, the same for all items; sent once per worker.
         seed
             ``random``, and numpy and ROOT where they are used, are seeded from it and the
             item's index before each item, whatever worker that is on.
+        checkpoint
+            A file that keeps the results: a run that is stopped, however that comes, goes on
+            from it when it is started again. See `Checkpoint`.
 
         Raises
         ------
-        ServersUnavailable, WorkerLost, SerializeError
-            No worker is left; an item's worker died too often; something cannot be sent.
+        ServersUnavailable, WorkerLost, TaskTimeout, SerializeError, CheckpointError
+            No worker is left; an item's worker died too often; an item took too long; something
+            cannot be sent; the checkpoint cannot be used, or is that of something else.
         """
-        call = _call(func, jobid, shared, seed)
-        run = Run(self.executor, call, items, chunk_size, ordered, retries, lost_retries)
+        call = _call(func, jobid, shared, seed, timeout)
+        options = chunk_size, ordered, retries, lost_retries
+        run = Run(self.executor, call, items, *options, checkpoint=_checkpoint(checkpoint))
         return self._iterate(run, progress, description or _title(func))
 
     def _iterate(self, run: Run, progress: bool | None, title: str) -> Iterator[Any]:
@@ -298,12 +320,16 @@ class WorkManager:
         with open_progress(show, total, title, lambda: self.workers) as reporter:
             recorder = _Recorder(run, reporter)
             self.report = recorder.report
+            hosts = [] if self._owned is None else self._owned.hosts
+            lost = [host.lost for host in hosts]
             try:
                 yield recorder
             finally:
                 if self._owned is not None:
                     self._owned.flush()
-                    recorder.report.hosts = [copy.copy(host) for host in self._owned.hosts]
+                recorder.report.hosts = [
+                    host.since(before) for host, before in zip(hosts, lost, strict=True)
+                ]
         if recorder.report.stats and not self._silent:
             print(recorder.report.stats.table())
 
@@ -317,23 +343,26 @@ class _Recorder:
         self._reporter = reporter
         self._start = time.monotonic()
 
-    def merge(self, task: Task, on_error: OnError) -> None:
+    def merge(self, task: Task, on_error: OnError, dump: Dump) -> None:
         """Merge the results of the whole run by a task's own way of merging."""
         task.initialize_local()
         self.report.result = task.results()
         for outcome in self.outcomes(on_error):
             if outcome.error is None:
+                dump.write_result(self.report.merged, outcome.index, outcome.value)
                 try:
                     task.merge_results(outcome.value, outcome.index)
                 except Exception as exc:
                     _add_note(exc, f"while the result of item {outcome.index} was merged")
                     raise
                 self.report.merged += 1
+                dump.write_merged(self.report.merged, task.results)
             elif isinstance(task, _ListTask):
                 task.merge_results(self.report.failures[-1])
             self.report.result = task.results()
         task.finalize()
         self.report.result = task.results()
+        dump.write_final(self.report.merged, self.report.result)
         self.report.complete = True
 
     def outcomes(self, on_error: OnError) -> Iterator[Outcome]:
@@ -343,6 +372,7 @@ class _Recorder:
             try:
                 for outcome in outcomes:
                     report.submitted = self._run.submitted
+                    report.resumed += outcome.error is None and not outcome.attempts
                     if outcome.host and not isinstance(outcome.error, WorkerLost):
                         report.stats.add(outcome.host, outcome.seconds)
                     if outcome.error is not None:
@@ -356,13 +386,11 @@ class _Recorder:
 
     def _fail(self, outcome: Outcome, on_error: OnError) -> None:
         assert outcome.error is not None
-        host = outcome.host or LOCAL
-        item = describe(outcome.item)
-        rest = (outcome.traceback, host, outcome.pid, outcome.attempts)
-        self.report.failures.append(Failure(outcome.index, item, outcome.error, *rest))
+        failure = Failure.of(outcome)
+        self.report.failures.append(failure)
         if on_error == "raise":
-            where = f"on {host}, process {outcome.pid}"
-            _add_note(outcome.error, f"item {outcome.index} ({item}) {where}")
+            where = f"on {failure.host}, process {failure.pid}"
+            _add_note(outcome.error, f"item {failure.index} ({failure.item}) {where}")
             raise outcome.error
 
 
@@ -405,6 +433,7 @@ def _call(
     jobid: bool,
     shared: Mapping[str, Any] | None,
     seed: int | str | None,
+    timeout: float | None,
 ) -> Call:
     level = logging.getLogger().level
     if isinstance(task, Task):
@@ -416,11 +445,16 @@ def _call(
             surroundings={name: value for name, value in task.surroundings.items() if value},
             seed=seed,
             log_level=level,
+            timeout=timeout,
         )
     if not callable(task):
         raise TypeError(f"task must be a function or a Task, not {type(task).__name__}")
     function = functools.partial(task, **shared) if shared else task
-    return Call(function, with_index=jobid, seed=seed, log_level=level)
+    return Call(function, with_index=jobid, seed=seed, log_level=level, timeout=timeout)
+
+
+def _checkpoint(given: Checkpoint | str | os.PathLike[str] | None) -> Checkpoint | None:
+    return given if given is None or isinstance(given, Checkpoint) else Checkpoint(given)
 
 
 def _title(task: Task | Callable[..., Any]) -> str:
@@ -432,11 +466,23 @@ def _add_note(error: BaseException, note: str) -> None:
         error.add_note(note)
 
 
-def _check(ncpus: int | str, timeout: float, executor: object) -> None:
+def _one_of(servers: Any, ppservers: Any) -> Any:
+    if ppservers is not None and servers != ():
+        raise ConfigError("give either servers or ppservers: they are the same thing")
+    return servers if ppservers is None else ppservers
+
+
+def _check(
+    ncpus: int | str, timeout: float, patience: float, executor: object, named: object
+) -> None:
     is_number = isinstance(ncpus, Integral) and not isinstance(ncpus, bool) and ncpus >= 0
     if ncpus != "autodetect" and not is_number:
         raise ConfigError(f"ncpus must be 'autodetect' or a number from 0 on, not {ncpus!r}")
     if not isinstance(timeout, Real) or not timeout > 0:
         raise ConfigError(f"timeout must be a positive number of seconds, not {timeout!r}")
+    if not isinstance(patience, Real) or not patience >= 0:
+        raise ConfigError(f"patience must be a number of seconds from 0 on, not {patience!r}")
     if not isinstance(executor, Executor | None):
         raise ConfigError(f"executor must be a concurrent.futures.Executor, not {executor!r}")
+    if executor is not None and named != ():
+        raise ConfigError("give either an executor of your own or servers, not both")

@@ -1,0 +1,390 @@
+"""Checkpoints: outcomes are kept in a file as they come, and a later run goes on from there.
+
+The file is a data base of sqlite with one row per item. A run writes what has come at most half a
+second later, and every write is on the disk when it ends: neither a killed process nor a power
+failure costs more than that half second, and none of them spoils the file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import pickle
+import sqlite3
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from ostap_parallel.dispatch import Outcome
+from ostap_parallel.errors import CheckpointError, SerializeError
+from ostap_parallel.identity import digest, identity_of, name_of
+from ostap_parallel.report import Failure, StatMerger, describe
+from ostap_parallel.worker import serialize
+from ostap_parallel.worker.execute import Call
+
+logger = logging.getLogger(__name__)
+
+OnChange = Literal["refuse", "rerun", "keep"]
+
+COMMIT_SECONDS = 0.5
+COMMIT_BYTES = 1 << 24  # that wait to be written; with more, the run waits for the disk
+
+_APPLICATION, _VERSION = 0x6F737470, 1  # what sqlite stores in the head of the file
+_SCHEMA = (
+    f"PRAGMA application_id = {_APPLICATION}",
+    f"PRAGMA user_version = {_VERSION}",
+    # total: the number of items, if it is known
+    "CREATE TABLE run (name TEXT, identity TEXT, total INTEGER)",
+    "CREATE TABLE session (started REAL, seconds REAL, submitted INTEGER)",
+    # value: the pickled result, or NULL: then error and traceback tell of a failure
+    "CREATE TABLE outcome (item INTEGER PRIMARY KEY, digest BLOB, value BLOB, error TEXT,"
+    " traceback TEXT, host TEXT, seconds REAL)",
+)
+_INSERT = "INSERT OR REPLACE INTO outcome VALUES (?, ?, ?, ?, ?, ?, ?)"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A file that keeps the outcomes of a run, so that it can go on where it was stopped.
+
+    Parameters
+    ----------
+    path
+        The file; it is made if it is not there.
+    on_change
+        What to do when the function or an item is not the one that a stored result is of:
+        ``"refuse"`` to go on, with `CheckpointError`; ``"rerun"``: what has changed is computed
+        again; ``"keep"``: stored results count all the same.
+    """
+
+    path: str | os.PathLike[str]
+    on_change: OnChange = "refuse"
+
+    def __post_init__(self) -> None:
+        os.fspath(self.path)  # raises TypeError
+        if self.on_change not in get_args(OnChange):
+            raise ValueError(f"on_change must be one of {get_args(OnChange)}: {self.on_change!r}")
+
+    @contextlib.contextmanager
+    def open(self, call: Call, total: int | None) -> Iterator[Journal]:
+        """Open the journal of runs of `call` on `total` items.
+
+        Raises
+        ------
+        CheckpointError
+            The file cannot be used, another run uses it, or the function has changed.
+        """
+        path = Path(self.path).expanduser().resolve()
+        with _refusing(path), _only_writer(path), contextlib.closing(_connect(path)) as database:
+            _prepare(path, database)
+            with contextlib.closing(Journal(path, self.on_change, database)) as journal:
+                journal.begin(call, total)
+                yield journal
+                journal.finish()
+
+
+class Journal:
+    """The outcomes of one run and of those before it, in an open data base."""
+
+    def __init__(self, path: Path, on_change: OnChange, database: sqlite3.Connection) -> None:
+        self._path, self._on_change, self._database = path, on_change, database
+        self._stored = -1  # the last item that an earlier run has stored
+        self._read = 0  # number of items that were read
+        self._digests: dict[int, bytes] = {}  # of items that are under way
+        self._waiting: deque[tuple[Any, ...]] = deque()
+        self._bytes = 0  # about as many wait to be written
+        self._exhausted = False
+        self._using = threading.Lock()  # held while the data base is used
+        self._closing = threading.Event()
+        self._writer = threading.Thread(target=self._write, name="checkpoint", daemon=True)
+        self._failure: sqlite3.Error | None = None
+
+    def begin(self, call: Call, total: int | None) -> None:
+        """Check that stored results are those of `call`, and note that a run begins."""
+        self._start = time.monotonic()
+        with _transaction(self._database) as execute:
+            self._check_identity(execute, identity_of(call))
+            about = name_of(call.function), total
+            execute("UPDATE run SET name = ?, total = ?", about)
+            begun = execute("INSERT INTO session VALUES (?, 0, 0)", [time.time()])
+            self._session = begun.lastrowid
+        (last,) = self._database.execute("SELECT max(item) FROM outcome").fetchone()
+        self._stored = -1 if last is None else last
+        self._writer.start()
+
+    def _check_identity(self, execute: Any, new: dict[str, str]) -> None:
+        found = execute("SELECT identity FROM run").fetchone()
+        if found is None:
+            execute("INSERT INTO run (identity) VALUES (?)", [json.dumps(new)])
+            return
+        old = json.loads(found[0])
+        changed = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+        if changed and self._on_change == "refuse":
+            raise self._refusal(f"the function is not the one that it was: {', '.join(changed)}")
+        if changed and self._on_change == "rerun":
+            execute("DELETE FROM outcome")
+            execute("DELETE FROM session")
+        execute("UPDATE run SET identity = ?", [json.dumps(new)])
+
+    def _refusal(self, reason: str) -> CheckpointError:
+        remedy = (
+            "remove the file, or choose checkpoint=Checkpoint(file, on_change='rerun') to compute "
+            "again what has changed, or on_change='keep' to keep what is stored"
+        )
+        return CheckpointError(str(self._path), f"{reason}; {remedy}")
+
+    def find(self, index: int, item: Any) -> Outcome | None:
+        """Return the stored result of an item, if there is one."""
+        self._read = index + 1
+        self._digests[index] = found = digest(item)
+        if index > self._stored:
+            return None
+        with self._using:
+            query = "SELECT * FROM outcome WHERE item = ? AND value IS NOT NULL"
+            row = self._database.execute(query, [index]).fetchone()
+        if row is None:
+            return None
+        if row[1] != found:
+            if self._on_change == "refuse":
+                raise self._refusal(f"item {index}, {describe(item)}, is not the one that it was")
+            if self._on_change == "rerun":
+                return None
+            self._put((index, found, *row[2:]))
+        del self._digests[index]
+        return Outcome(index, item, self._unpack(index, row[2]))
+
+    def _unpack(self, index: int, value: bytes) -> Any:
+        try:
+            return serialize.loads(value)
+        except Exception as exc:
+            reason = f"{type(exc).__name__}: {exc}"
+            text = f"the result of item {index} cannot be read ({reason}): define its class first"
+            raise CheckpointError(str(self._path), text) from exc
+
+    def record(self, outcomes: Iterator[Outcome]) -> Iterator[Outcome]:
+        """Keep those of the outcomes that `find` did not return; yield all."""
+        for outcome in outcomes:
+            if outcome.index in self._digests:
+                self._keep(outcome, self._digests.pop(outcome.index))
+            yield outcome
+        self._exhausted = True
+
+    def _keep(self, outcome: Outcome, of_item: bytes) -> None:
+        value = error = None
+        if outcome.error is None:
+            try:
+                value = pack_value(outcome.value, f"the result of item {outcome.index}")
+            except SerializeError as exc:
+                logger.warning("not in checkpoint %s: %s", self._path, exc)
+                return
+        else:
+            error = str(Failure.of(outcome))
+        rest = (outcome.traceback, outcome.host, outcome.seconds)
+        self._put((outcome.index, of_item, value, error, *rest))
+
+    def _put(self, row: tuple[Any, ...]) -> None:
+        if self._failure is not None:
+            raise self._failure
+        self._waiting.append(row)
+        self._bytes += len(row[2] or row[4]) + 200
+        if self._bytes > COMMIT_BYTES:
+            self._commit()
+
+    def _write(self) -> None:
+        """Write what waits, now and then."""
+        try:
+            while not self._closing.wait(COMMIT_SECONDS):
+                if self._waiting:
+                    self._commit()
+        except sqlite3.Error as exc:
+            self._failure = exc  # the run learns of it with the next outcome
+
+    def _commit(self) -> None:
+        with self._using:
+            rows = list(self._waiting)
+            with _transaction(self._database) as execute:
+                self._database.executemany(_INSERT, rows)
+                passed = time.monotonic() - self._start, self._read, self._session
+                execute("UPDATE session SET seconds = ?, submitted = ? WHERE rowid = ?", passed)
+            for _ in rows:  # not before they are written: what an interrupt stops is done again
+                self._waiting.popleft()
+            self._bytes = 0
+
+    def finish(self) -> None:
+        """Write what waits, at the end of a run that was not stopped."""
+        self._stop_writer()
+        self._commit()
+        if self._exhausted:
+            self._database.execute("UPDATE run SET total = ?", [self._read])
+
+    def close(self) -> None:
+        """Write what waits, if that is possible, and leave one file."""
+        self._stop_writer()
+        try:
+            if self._waiting:
+                self._commit()
+            self._database.execute("PRAGMA busy_timeout = 0")
+            with contextlib.suppress(sqlite3.OperationalError):  # somebody reads it
+                self._database.execute("PRAGMA journal_mode = DELETE")
+        except sqlite3.Error as exc:  # what has stopped the run must not be hidden
+            logger.warning("checkpoint %s: %s", self._path, exc)
+
+    def _stop_writer(self) -> None:
+        self._closing.set()
+        if self._writer.is_alive():
+            self._writer.join()
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a checkpoint tells of its runs.
+
+    Attributes
+    ----------
+    name
+        The function.
+    sessions
+        When each run has started, and the seconds that it took.
+    submitted, done, failed
+        Numbers of items that were read, that have a result, and that have failed.
+    total
+        Number of all items; ``None`` while it is not known.
+    stats
+        Jobs and times by host.
+    failures
+        For each item that has failed, a line about it and its traceback.
+    """
+
+    name: str
+    sessions: list[tuple[float, float]]
+    submitted: int
+    done: int
+    failed: int
+    total: int | None
+    stats: StatMerger = field(default_factory=StatMerger)
+    failures: list[tuple[str, str]] = field(default_factory=list)
+
+
+def read_summary(path: str | os.PathLike[str], failures: int = 10) -> Summary:
+    """Read what a checkpoint tells of its runs, also while one is going on.
+
+    Parameters
+    ----------
+    failures
+        How many of them to read.
+
+    Raises
+    ------
+    CheckpointError
+        There is no such file, or it is no checkpoint.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise CheckpointError(str(path), "there is no such file")
+    with _refusing(path), contextlib.closing(_connect(path)) as database:
+        _check_kind(path, database)
+        with _transaction(database, "DEFERRED") as execute:
+            return _summary(execute, failures)
+
+
+def _summary(execute: Any, failures: int) -> Summary:
+    name, total = execute("SELECT name, total FROM run").fetchone() or ("", None)
+    sessions = execute("SELECT started, seconds FROM session ORDER BY rowid").fetchall()
+    (submitted,) = execute("SELECT coalesce(max(submitted), 0) FROM session").fetchone()
+    # Items that the input no longer has do not count.
+    known = "FROM outcome WHERE item < coalesce((SELECT total FROM run), 1 << 62)"
+    done, failed = execute(f"SELECT count(value), count(error) {known}").fetchone()
+    query = f"SELECT error, traceback {known} AND value IS NULL ORDER BY item LIMIT ?"
+    listed = execute(query, [failures]).fetchall()
+    stats = StatMerger()
+    for row in execute(f"SELECT host, sum(seconds), count(*) {known} AND host > '' GROUP BY host"):
+        stats.add(*row)
+    submitted = max(submitted, done + failed)
+    return Summary(name, sessions, submitted, done, failed, total, stats, listed)
+
+
+def pack_value(value: Any, what: str) -> bytes:
+    """Serialise for another process that runs the same program.
+
+    Unlike what travels to a worker, this names classes of ``__main__``: that process has its own.
+
+    Raises
+    ------
+    SerializeError
+        It cannot be done; the text names `what`.
+    """
+    try:
+        return pickle.dumps(value, serialize.PROTOCOL)
+    except (Exception, RecursionError):
+        return serialize.pack(value, what)
+
+
+@contextlib.contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as exc:
+        hint = " (is its directory there and writable?)" if "unable to open" in str(exc) else ""
+        raise CheckpointError(str(path), f"{exc}{hint}") from exc
+
+
+@contextlib.contextmanager
+def _only_writer(path: Path) -> Iterator[None]:
+    """Hold the right to write a checkpoint.
+
+    Locks of sqlite end with the process that holds them, and forked processes do not inherit
+    them. The checkpoint's own ones will not do: they must be free between two writes.
+    """
+    lock = Path(f"{path}-lock")
+    with contextlib.closing(_connect(lock, timeout=0)) as holder:
+        try:
+            holder.execute("BEGIN EXCLUSIVE")
+        except sqlite3.OperationalError as exc:
+            if "locked" not in str(exc):
+                raise
+            raise CheckpointError(str(path), "another run is using it") from exc
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def _connect(path: Path, timeout: float = 30.0) -> sqlite3.Connection:
+    # without isolation level: transactions are begun by us alone
+    return sqlite3.connect(path, timeout, isolation_level=None, check_same_thread=False)
+
+
+@contextlib.contextmanager
+def _transaction(database: sqlite3.Connection, kind: str = "IMMEDIATE") -> Iterator[Any]:
+    with database:
+        database.execute(f"BEGIN {kind}")
+        yield database.execute
+
+
+def _prepare(path: Path, database: sqlite3.Connection) -> None:
+    """Make the tables of a new file; check those of an old one."""
+    with _transaction(database, "EXCLUSIVE") as execute:
+        if execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,):
+            for statement in _SCHEMA:
+                execute(statement)
+        else:
+            _check_kind(path, database)
+    # Readers do not wait for the writer, nor it for them; "FULL": each write is on the disk.
+    database.execute("PRAGMA journal_mode = WAL")
+    database.execute("PRAGMA synchronous = FULL")
+
+
+def _check_kind(path: Path, database: sqlite3.Connection) -> None:
+    (application,) = database.execute("PRAGMA application_id").fetchone()
+    (version,) = database.execute("PRAGMA user_version").fetchone()
+    if application != _APPLICATION:
+        raise CheckpointError(str(path), "this file is no checkpoint")
+    if version != _VERSION:
+        text = f"it has version {version}, and this version of ostap_parallel reads {_VERSION}"
+        raise CheckpointError(str(path), text)

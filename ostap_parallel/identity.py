@@ -1,0 +1,238 @@
+"""What makes two functions, or two items, the same in different processes.
+
+Digests are taken of structure: of code, constants and values. Addresses, line numbers, names of
+files and of prompts, and the order of sets, which differ from process to process, have no part.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import dis
+import functools
+import hashlib
+import platform
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodType, ModuleType
+from typing import Any
+
+from ostap_parallel.task import Task
+from ostap_parallel.worker.execute import Call
+
+# What an object consists of: its kind, parts in order, and parts whose order means nothing.
+Parts = tuple[str, Iterable[Any], Iterable[Any]]
+
+_PLAIN = frozenset({int, float, complex, bool, str, bytes, type(None), type(Ellipsis)})
+_INSTALLED = {"site-packages", "dist-packages"}
+
+# Merging is done anew whenever a run goes on, so that it may change.
+_MERGING = {"merge_results", "results", "finalize", "_merger", "_collector", "_initializer"}
+_MERGED = {"_output", "_nmerged"}
+_INCIDENTAL = {
+    *("__dict__", "__weakref__", "__doc__", "__module__", "__qualname__", "__annotations__"),
+    *("__firstlineno__", "__static_attributes__", "__abstractmethods__", "_abc_impl"),
+}
+
+
+def digest(obj: object) -> bytes:
+    """Return 16 bytes that are the same for equal objects, in any process.
+
+    Objects are taken apart as pickle does. Of what cannot be taken apart (locks, generators,
+    open files) only the class counts.
+    """
+    return _hash_plain(obj) if type(obj) in _PLAIN else _Digester().digest(obj)
+
+
+def identity_of(call: Call) -> dict[str, str]:
+    """Return digests of all that the results of a call depend on, by name."""
+    digester = _Digester()
+    parts = {
+        "version of Python": platform.python_version_tuple()[:2],
+        "jobid": call.with_index,
+        "seed": call.seed,
+        **dict(_parts_of(call.function)),
+    }
+    return {name: digester.digest(part).hex() for name, part in parts.items()}
+
+
+def name_of(function: Any) -> str:
+    """Return the name of a function, of a task, or of what a partial or a task of ours calls."""
+    if isinstance(function, functools.partial):
+        return name_of(function.func)
+    owner = getattr(function, "__self__", None)
+    if isinstance(owner, Task):
+        processor = vars(owner).get("_processor")
+        return type(owner).__name__ if processor is None else name_of(processor)
+    return str(getattr(function, "__qualname__", type(function).__name__))
+
+
+def _parts_of(function: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(function, functools.partial):
+        yield from _parts_of(function.func)
+        arguments = [*enumerate(function.args), *function.keywords.items()]
+        yield from ((f"argument {name}", value) for name, value in arguments)
+    elif isinstance(function, MethodType) and isinstance(function.__self__, Task):
+        yield from _parts_of_task(function.__self__)
+    elif isinstance(function, FunctionType) and _is_own(function.__module__):
+        yield "code", function.__code__
+        yield "defaults", (function.__defaults__, function.__kwdefaults__)
+        closure = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+        yield from ((f"variable {name}", cell) for name, cell in closure)
+        yield from ((f"global {name}", value) for name, value in _globals_of(function))
+    else:
+        yield f"object {name_of(function)}", function
+
+
+def _parts_of_task(task: Task) -> Iterator[tuple[str, Any]]:
+    yield f"class {type(task).__name__}", type(task)
+    for name, value in vars(task).items():
+        if name == "_processor":
+            yield from _parts_of(value)
+        elif name not in _MERGING | _MERGED:
+            yield f"attribute {name}", value
+
+
+class _Digester:
+    """Takes digests of objects that may share parts, or contain themselves."""
+
+    def __init__(self) -> None:
+        self._path: dict[int, int] = {}  # depths of the objects that contain the one at hand
+        self._known: dict[int, tuple[Any, bytes]] = {}  # holds them: an id must not come again
+
+    def digest(self, obj: Any) -> bytes:
+        if type(obj) in _PLAIN:
+            return _hash_plain(obj)
+        if id(obj) in self._path:
+            return _hash_plain(f"that of depth {self._path[id(obj)]}")
+        if id(obj) not in self._known:
+            self._path[id(obj)] = len(self._path)
+            self._known[id(obj)] = obj, self._digest_parts(obj)
+            del self._path[id(obj)]
+        return self._known[id(obj)][1]
+
+    def _digest_parts(self, obj: Any) -> bytes:
+        if type(obj) in (list, tuple) and _PLAIN.issuperset(map(type, obj)):
+            return _hash_plain(obj)  # much quicker, and large items are like this
+        kind, ordered, unordered = _take_apart(obj)
+        hashed = hashlib.blake2b(kind.encode(), digest_size=16)
+        for part in ordered:
+            hashed.update(self.digest(part))
+        hashed.update(b"|")
+        for data in sorted(self.digest(part) for part in unordered):
+            hashed.update(data)
+        return hashed.digest()
+
+
+def _hash_plain(obj: object) -> bytes:
+    return hashlib.blake2b(f"{type(obj).__name__} {obj!r}".encode(), digest_size=16).digest()
+
+
+def _take_apart(obj: Any) -> Parts:
+    kind = type(obj)
+    if kind in _WAYS:
+        return kind.__name__, *_WAYS[kind](obj)
+    if isinstance(obj, type):
+        return _take_class_apart(obj)
+    if isinstance(obj, (set, frozenset)):
+        return "set", [kind], obj
+    if hasattr(obj, "__wrapped__"):  # what decorators such as lru_cache make of a function
+        return "wrapper", [kind, obj.__wrapped__], ()
+    try:
+        reduce = copyreg.dispatch_table.get(kind)
+        reduced: Any = obj.__reduce_ex__(4) if reduce is None else reduce(obj)
+    except Exception:
+        return "opaque", [kind], ()
+    if isinstance(reduced, str):
+        return "global", [kind, reduced], ()
+    make, args, state, entries, pairs = (*reduced, None, None, None)[:5]
+    return "object", [make, args, state, list(entries or ())], list(pairs or ())
+
+
+_WAYS: dict[type, Callable[[Any], tuple[Iterable[Any], Iterable[Any]]]] = {
+    list: lambda obj: (obj, ()),
+    tuple: lambda obj: (obj, ()),
+    dict: lambda obj: ((), obj.items()),
+    CodeType: lambda obj: (_take_code_apart(obj), ()),
+    FunctionType: lambda obj: _take_function_apart(obj),
+    CellType: lambda obj: (_contents_of(obj), ()),
+    MethodType: lambda obj: ([obj.__self__, obj.__func__], ()),
+    BuiltinFunctionType: lambda obj: ([_owner_of(obj), obj.__name__], ()),
+    ModuleType: lambda obj: ([obj.__name__], ()),
+    staticmethod: lambda obj: ([obj.__func__], ()),
+    classmethod: lambda obj: ([obj.__func__], ()),
+    property: lambda obj: ([obj.fget, obj.fset, obj.fdel], ()),
+    functools.partial: lambda obj: ([obj.func, obj.args, obj.keywords], ()),
+}
+
+
+def _take_code_apart(code: CodeType) -> Iterator[Any]:
+    yield from (code.co_code, code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)
+    yield from (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags)
+    yield getattr(code, "co_exceptiontable", b"")  # from Python 3.11 on
+    line = code.co_firstlineno if "__firstlineno__" in code.co_names else None  # 3.13
+    yield [None if constant is line else constant for constant in code.co_consts]
+
+
+def _take_function_apart(function: FunctionType) -> tuple[Iterable[Any], Iterable[Any]]:
+    if not _is_own(function.__module__):
+        return [function.__module__, function.__qualname__], ()
+    closure = function.__closure__ or ()
+    own = [function.__code__, function.__defaults__, function.__kwdefaults__, *closure]
+    return own, _globals_of(function)
+
+
+def _take_class_apart(cls: type) -> Parts:
+    if not _is_own(cls.__module__):
+        return "class", [cls.__module__, cls.__qualname__], ()
+    skipped = _INCIDENTAL | _MERGING if issubclass(cls, Task) else _INCIDENTAL
+    return "class", cls.__bases__, [(k, v) for k, v in vars(cls).items() if k not in skipped]
+
+
+def _globals_of(function: FunctionType) -> Iterator[tuple[str, Any]]:
+    """Yield the globals that a function itself names; of the user's modules, what it uses."""
+    for name, attributes in _global_names(function.__code__).items():
+        if name in function.__globals__:
+            value = function.__globals__[name]
+            yield name, value
+            if isinstance(value, ModuleType) and _is_own(value.__name__):
+                used = sorted(attributes & vars(value).keys())
+                yield from ((f"{name}.{attribute}", vars(value)[attribute]) for attribute in used)
+
+
+@functools.lru_cache(maxsize=1024)
+def _global_names(code: CodeType) -> dict[str, set[str]]:
+    """Return the names of globals, each with all the names that may be its attributes."""
+    found: dict[str, set[str]] = {}
+    for instruction in dis.get_instructions(code):
+        if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+            found.setdefault(instruction.argval, set()).update(code.co_names)
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            for name, attributes in _global_names(constant).items():
+                found.setdefault(name, set()).update(attributes)
+    return found
+
+
+def _contents_of(cell: CellType) -> list[Any]:
+    try:
+        return [cell.cell_contents]
+    except ValueError:  # not yet filled
+        return []
+
+
+def _owner_of(function: Any) -> Any:
+    """Return the name of a built-in function's module, or the object that it is a method of."""
+    owner = function.__self__
+    return function.__module__ if owner is None or isinstance(owner, ModuleType) else owner
+
+
+@functools.lru_cache(maxsize=1024)
+def _is_own(module: str | None) -> bool:
+    """Whether a module is the user's: not Python's, not installed as a package, not ours."""
+    if module in ("__main__", "__mp_main__", None):
+        return True
+    if module.partition(".")[0] in {*sys.stdlib_module_names, "ostap_parallel"}:
+        return False
+    file = getattr(sys.modules.get(module), "__file__", None)
+    return file is not None and _INSTALLED.isdisjoint(Path(file).parts)
