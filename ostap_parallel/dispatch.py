@@ -390,14 +390,13 @@ def _unpack(item: _Item, ok: bool, packed: Any) -> tuple[Any, BaseException | No
     try:
         if ok:
             return execute.unpack_value(packed), None, ""
-        error, text = serialize.loads(packed)
     except KeyboardInterrupt:
         raise
     except BaseException as exc:  # user code
-        what = f"the {'result' if ok else 'error'} of item {item.index}"
-        error = SerializeError(what, f"it cannot be read here: {serialize.name_and_text(exc)}")
-        text = str(error)
-    return None, error, text
+        reason = f"it cannot be read here: {serialize.name_and_text(exc)}"
+        error = SerializeError(f"the result of item {item.index}", reason)
+        return None, error, str(error)
+    return None, *execute.unpack_error(packed)
 
 
 def _check_timeout(timeout: Any, executor: Executor) -> None:

@@ -313,7 +313,7 @@ class ParallelExecutor(Executor):
                     self._try(future, chunk, retries - 1)
                 else:
                     future.set_exception(WorkerLost(0, result.host, result.reason))
-            except Exception as exc:
+            except BaseException as exc:  # user code
                 with contextlib.suppress(InvalidStateError):
                     future.set_exception(exc)
 
@@ -354,7 +354,8 @@ def _settle(future: Future[Any], result: ChunkOutcome) -> None:
     if ok:
         future.set_result(execute.unpack_value(packed))
         return
-    error, text = serialize.loads(packed)
+    error, text = execute.unpack_error(packed)
+    assert error is not None  # such calls have no time limit
     error.__cause__ = RemoteTraceback(f"on {result.host}, process {result.pid}:\n{text}")
     future.set_exception(error)
 

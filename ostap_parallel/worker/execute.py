@@ -41,6 +41,9 @@ _PLAIN = (int, float, str, bool, type(None), complex)
 GRACE = 2.0
 SLACK = 0.2
 
+# Characters that are kept of an exception's text and of its traceback.
+MAX_TEXT = 100_000
+
 _SHIM = "from ostap_parallel.worker.execute import bind\nrun_chunk = bind({text!r})\n"
 
 
@@ -92,8 +95,8 @@ def apply(item: tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]) -> A
     return function(*args, **kwargs)
 
 
-# One item's outcome inside a chunk's: whether it succeeded, the value or the serialised
-# (error, traceback), and the seconds that it took. No error: it took longer than it may.
+# One item's outcome inside a chunk's: whether it succeeded, the value or what `unpack_error`
+# reads, and the seconds that it took.
 Entry = tuple[bool, Any, float]
 
 
@@ -284,7 +287,7 @@ def _run_item(call: Call, index: int, packed: Any) -> tuple[bool, Any]:
         Executing.now = False
         outcome = False, _pack_error(exc)
     if Executing.timed_out and outcome[0]:
-        outcome = False, serialize.dumps((None, "the task went on when it was interrupted"))
+        outcome = False, _pack_error(TimeoutError("it went on when it was interrupted"))
     _restore()
     Executing.position[0] = -1
     return outcome
@@ -351,21 +354,43 @@ def _disarm() -> None:
 
 
 def _pack_error(exc: BaseException) -> bytes:
-    """Serialise an exception and its traceback; one that cannot travel becomes `RemoteError`."""
-    text = "".join(_format_exception(exc))
-    if Executing.timed_out:
-        return serialize.dumps((None, text))
+    """Serialise an exception, what remains of it if it cannot travel, and its traceback."""
+    text = _shorten("".join(_format_exception(exc)))
+    data = None
     # StopIteration would end the caller's iteration in place of being raised.
     if isinstance(exc, Exception) and not isinstance(exc, StopIteration):
         try:
-            data = serialize.dumps((exc, text), back=True)
+            data = serialize.dumps(exc, back=True)
             # Many exceptions pickle well and fail in unpickling: try it where it costs nothing.
-            if isinstance(serialize.loads(data)[0], type(exc)):
-                return data
+            if not isinstance(serialize.loads(data), type(exc)):
+                data = None
         except BaseException:
-            pass
+            data = None
     name = f"{type(exc).__module__}.{type(exc).__qualname__}".removeprefix("builtins.")
-    return serialize.dumps((RemoteError(name, serialize.text_of(exc)), text))
+    rest = None if Executing.timed_out else (name, _shorten(serialize.text_of(exc)))
+    return pickle.dumps((data, rest, text), serialize.PROTOCOL)
+
+
+def unpack_error(packed: bytes) -> tuple[BaseException | None, str]:
+    """Return an item's exception and its traceback; ``None``: it took too long.
+
+    An exception that cannot be read here, or could not be sent, becomes `RemoteError`.
+    """
+    data, rest, text = pickle.loads(packed)
+    if rest is None:
+        return None, text
+    with contextlib.suppress(Exception, SystemExit, GeneratorExit):  # user code
+        error = serialize.loads(data)
+        if isinstance(error, BaseException):
+            return error, text
+    return RemoteError(*rest), text
+
+
+def _shorten(text: str) -> str:
+    half = MAX_TEXT // 2
+    if len(text) <= MAX_TEXT:
+        return text
+    return f"{text[:half]}\n[{len(text) - MAX_TEXT} characters]\n{text[-half:]}"
 
 
 def _format_exception(exc: BaseException) -> Iterable[str]:

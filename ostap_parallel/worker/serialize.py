@@ -12,6 +12,7 @@ of its own class.
 from __future__ import annotations
 
 import contextlib
+import copyreg
 import enum
 import functools
 import importlib
@@ -49,6 +50,8 @@ def dumps(obj: object, *, back: bool = False, cache: dict[type, bytes] | None = 
     ----------
     back
         The bytes return to the process that sent this one its classes: those need no content.
+        What runs code of the user's when it is unpickled is unpickled once here: if that fails,
+        or never ends, this process is where it must.
     cache
         Keeps what classes became, for callers that serialise many of their instances; valid
         as long as the classes do not change.
@@ -59,14 +62,18 @@ def dumps(obj: object, *, back: bool = False, cache: dict[type, bytes] | None = 
         Whatever pickle, dill or the object's own ``__reduce__`` raise; see `pack`.
     """
     buffer = io.BytesIO()
+    pickler = _Pickler(buffer, back, cache)
     try:
-        _Pickler(buffer, back, cache).dump(obj)
+        pickler.dump(obj)
     except (pickle.PicklingError, TypeError, AttributeError, NotImplementedError) as refusal:
         try:
             return pickle.dumps(_ByValue(_dump_by_value(obj, back)), PROTOCOL)
         except Exception:
             raise refusal from None
-    return buffer.getvalue()
+    data = buffer.getvalue()
+    if back and any(map(_has_reader, pickler.types)):
+        loads(data)
+    return data
 
 
 def pack(
@@ -88,7 +95,9 @@ def text_of(exc: BaseException) -> str:
     """Return an exception's text; its class may raise in place of telling."""
     try:
         return str(exc)
-    except Exception as failure:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as failure:
         return f"(its text is not to be had: {type(failure).__name__})"
 
 
@@ -110,8 +119,10 @@ class _Pickler(pickle.Pickler):
         super().__init__(file, PROTOCOL)
         self._back = back
         self._cache = cache
+        self.types: set[type] = set()
 
     def reducer_override(self, obj: Any) -> Any:
+        self.types.add(type(obj))
         if isinstance(obj, type):
             return self._reduce_class(obj)
         if isinstance(obj, FunctionType) and not _is_importable(obj):
@@ -129,6 +140,33 @@ class _Pickler(pickle.Pickler):
         if cls not in cache:
             cache[cls] = _dump_by_value(cls, self._back)
         return _load_class, (cache[cls],)
+
+
+_READERS = (
+    "__new__",
+    "__reduce__",
+    "__reduce_ex__",
+    "__getnewargs__",
+    "__getnewargs_ex__",
+    "__setstate__",
+    "__setattr__",
+    "__setitem__",
+    "append",
+    "extend",
+)
+
+
+def _has_reader(cls: type) -> bool:
+    """Whether unpickling instances of `cls` runs Python code that is not of the library's own."""
+    names = (*_READERS, "__init__") if issubclass(cls, BaseException) else _READERS
+    found = [getattr(cls, name, None) for name in names] + [copyreg.dispatch_table.get(cls)]
+    return any(isinstance(one, FunctionType) and not _is_standard(one) for one in found)
+
+
+def _is_standard(function: FunctionType) -> bool:
+    module = str(function.__module__)
+    # named tuples have a constructor of their own making
+    return module.startswith("namedtuple_") or module.split(".")[0] in sys.stdlib_module_names
 
 
 _dumping = threading.RLock()
