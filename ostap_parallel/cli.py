@@ -1,4 +1,4 @@
-"""The command line: check hosts, show the settings, keep servers up for other programs."""
+"""The command line: check hosts, show the settings, keep servers up, read checkpoints."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ import secrets
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, replace
 from functools import partial
 
 from ostap_parallel import __version__
+from ostap_parallel.checkpoint import read_summary
 from ostap_parallel.config import HostConfig, Settings, find_secret, load_settings
-from ostap_parallel.errors import ConfigError, OstapParallelError
-from ostap_parallel.executors.parallel import ParallelExecutor
+from ostap_parallel.errors import CheckpointError, ConfigError, OstapParallelError
+from ostap_parallel.executors.parallel import PATIENCE, ParallelExecutor
 from ostap_parallel.hosts.server import HostStatus
 from ostap_parallel.hosts.ssh import control_directory, write_files
 from ostap_parallel.report import relay
@@ -27,7 +28,8 @@ from ostap_parallel.report import relay
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; return the exit status.
 
-    It is 0; 1 if hosts failed; 2 for settings and options that are wrong; 130 after Ctrl-C.
+    It is 0; 1 if hosts or items failed, or items remain; 2 for settings, options and files that
+    are wrong; 130 after Ctrl-C.
     """
     args = _parser().parse_args(argv)
     level = logging.INFO if args.verbose else logging.WARNING
@@ -38,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         status = args.run(args)
     except OstapParallelError as exc:
         print(f"ostap-parallel: {exc}", file=sys.stderr)
-        status = 2 if isinstance(exc, ConfigError) else 1
+        status = 2 if isinstance(exc, ConfigError | CheckpointError) else 1
     except KeyboardInterrupt:
         status = 128 + signal.SIGINT
     return status
@@ -87,7 +89,12 @@ def launch(args: argparse.Namespace) -> int:
     with (
         control_directory() as private,
         ParallelExecutor(
-            0, found, secret=secret, timeout=math.inf, on_event=partial(relay, out=sys.stderr)
+            0,
+            found,
+            secret=secret,
+            timeout=math.inf,
+            patience=args.patience,
+            on_event=partial(relay, out=sys.stderr),
         ) as executor,
     ):
         write_files(private, {"secret": secret.encode()})
@@ -95,19 +102,34 @@ def launch(args: argparse.Namespace) -> int:
         executor.wait_for_hosts()
         with contextlib.suppress(KeyboardInterrupt):
             up = [host for host in executor.hosts if host.state == "up"]
-            for host in up:
-                where = f"localhost:{host.port} (workers: {host.workers})"
-                print(f"{host.name}: {where}", file=sys.stderr)
+            _tell(up)
             if up:
                 servers = ",".join(f"localhost:{host.port}" for host in up)
                 print(f'export OSTAP_PPSERVERS="{servers}"')
                 file = shlex.quote(str(private / "secret"))
                 print(f"export OSTAP_PPSECRET_FILE={file}", flush=True)
+            lost = {host.name: host.lost for host in executor.hosts}
             while True:
                 executor.check()
                 changes.get()
+                back = [host for host in executor.hosts if host.state == "up"]
+                _tell(host for host in back if host.lost > lost[host.name])
+                lost |= {host.name: host.lost for host in back}
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not stop the closing
         return 0
+
+
+def _tell(hosts: Iterable[HostStatus]) -> None:
+    for host in hosts:
+        where = f"localhost:{host.port} (workers: {host.workers})"
+        print(f"{host.name}: {where}", file=sys.stderr)
+
+
+def report(args: argparse.Namespace) -> int:
+    """Print what a checkpoint tells of its runs."""
+    summary = read_summary(args.file)
+    print(summary)
+    return int(not summary.complete or summary.failed > 0)
 
 
 def _load_hosts(args: argparse.Namespace) -> tuple[HostConfig, ...]:
@@ -160,6 +182,15 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(run.__name__, help=text, description=text)
         command.set_defaults(run=run)
         _add_arguments(command.add_argument, count)
+        if run is launch:
+            text = "seconds to wait for lost hosts when none is left; default: %(default)s"
+            command.add_argument(
+                "--patience", metavar="N", type=float, default=PATIENCE, help=text
+            )
+    text = "tell how far the runs are that a checkpoint belongs to, and what failed"
+    command = commands.add_parser("report", help=text, description=text)
+    command.set_defaults(run=report, verbose=False)
+    command.add_argument("file", metavar="FILE", help="the checkpoint")
     return parser
 
 

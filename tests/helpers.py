@@ -64,11 +64,12 @@ def ssh_of(name: str) -> int:
 
 
 def kill(pids: Iterable[int], number: int = signal.SIGKILL) -> None:
-    """Send a signal to processes, of which there must be some."""
+    """Send a signal to processes, of which there must be some; one may take others along."""
     pids = list(pids)
     assert pids
     for pid in pids:
-        os.kill(pid, number)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 def state_of(host: Host) -> list[str]:

@@ -17,7 +17,7 @@ import pytest
 from helpers import wait_until
 from sshd import describe
 
-from ostap_parallel import __version__, cli
+from ostap_parallel import WorkManager, __version__, cli
 
 ROOT = Path(cli.__file__).parent.parent
 PPLAUNCH = ROOT / "scripts" / "pplaunch"
@@ -389,17 +389,36 @@ def test_no_host_at_all(ssh_config):
     assert "h2:9: connect: " in done.stderr
 
 
-def test_a_host_that_is_lost_is_reported_and_the_last_one_ends_it(make_hosts, launch):
+def test_a_host_that_is_lost_comes_back_at_the_same_port(make_hosts, launch):
     hosts = make_hosts(2)
     launched = launch("--ssh-config", hosts.ssh_config, "h1*1", "h2*1")
+    exports = launched.exports()
+    servers = exports["OSTAP_PPSERVERS"].split(",")
+    secret = Path(exports["OSTAP_PPSECRET_FILE"]).read_text()
+    lines = iter(launched.process.stderr.readline, "")
+    with WorkManager(0, servers, secret=secret, config=(), silent=True) as manager:
+        assert manager.wait_for_hosts(60)
+        drop_connections(hosts["h1"])
+        assert any("lost h1: run: " in line for line in lines)
+        assert any(line.startswith(f"h1: {servers[0]} ") for line in lines)
+        status = manager.executor.hosts[0]
+        assert manager.process(abs, [-n for n in range(9)], chunk_size=1) == list(range(9))
+        wait_until(lambda: status.state == "up" and status.lost, 60, "connected again")
+        assert manager.process(lambda n: n * n, range(9), chunk_size=1) == [
+            n * n for n in range(9)
+        ]
+    assert launched.end()[0] == 0
+
+
+def test_the_last_host_ends_it(make_hosts, launch):
+    (host,) = hosts = make_hosts(1)
+    launched = launch("--ssh-config", hosts.ssh_config, "--patience", "0.5", "h1*1")
     secret_file = Path(launched.exports()["OSTAP_PPSECRET_FILE"])
-    errors = launched.process.stderr
-    drop_connections(hosts["h1"])
-    lines = iter(errors.readline, "")
+    lines = iter(launched.process.stderr.readline, "")
+    host.stop()
+    drop_connections(host)
     assert any("lost h1: run: " in line for line in lines)
-    assert launched.process.poll() is None
-    drop_connections(hosts["h2"])
-    assert any("lost h2: run: " in line for line in lines)
+    assert any("no server is left" in line for line in lines)
     assert launched.process.wait(20) == 1
     assert not secret_file.parent.exists()
 

@@ -92,6 +92,7 @@ BREAK = {
 
 @pytest.mark.parametrize("how", BREAK)
 def test_its_items_run_elsewhere_and_it_comes_back(hosts, how, caplog):
+    caplog.set_level("WARNING", "ostap_parallel.executors")
     with open_manager(hosts) as manager:
         run_and_break(manager, lambda: BREAK[how](manager, hosts["h1"]))
         assert "host h1 lost" in str(manager.report)
@@ -117,6 +118,17 @@ def test_the_only_host(hosts):
     with open_manager(hosts, "h1*1") as manager:
         run_and_break(manager, lambda: kill([server_of(manager, "h1")]))
         assert manager.report.hosts[0].lost == 1
+        check_regained(manager)
+    wait_clean(hosts)
+
+
+def test_while_nothing_runs(hosts):
+    with open_manager(hosts, keepalive=1) as manager:
+        assert manager.wait_for_hosts(PATIENCE)
+        break_connection(manager, "h1")
+        status = status_of(manager, "h1")
+        wait_until(lambda: status.lost == 1, 10, "it is noticed")
+        assert status.error.reason == "its connections were closed"
         check_regained(manager)
     wait_clean(hosts)
 

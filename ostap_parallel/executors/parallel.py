@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import secrets
+import select
 import socket
 import threading
 import time
@@ -116,6 +117,15 @@ class ClientServer(Server):
         """Queue a serialised job."""
         self._last_work = time.monotonic()
         return super().insert(sfunc, sargs, task)
+
+    def broken_hosts(self) -> set[str]:
+        """Return the hosts with a connection that was closed while nobody used it."""
+        with self._Server__queue_lock:  # nobody begins to
+            idle = {c.socket.fileno(): c for c in self._Server__rworkers if c.is_free}
+            poll = select.poll()
+            for descriptor in idle:
+                poll.register(descriptor, select.POLLIN)  # a server says nothing by itself
+            return {idle[descriptor].label for descriptor, _ in poll.poll(0)}
 
     def seconds_idle(self) -> float:
         """Return for how long there has been nothing to do."""

@@ -250,6 +250,8 @@ class Supervisor:
         while not self._closed.wait(period):
             for server in self._all_servers():
                 server.beat(period)
+            for label in self._client.broken_hosts():
+                self.connection_lost(HostError(label, "run", "its connections were closed"))
             if self._client.seconds_idle() > self._rest:
                 for status in self.statuses:
                     if self._servers.get(status.name) and self._set_state(
