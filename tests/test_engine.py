@@ -19,6 +19,7 @@ from helpers import wait_until
 from sshd import descendants, stat_of
 
 from ostap_parallel import Failure, WorkerLost, WorkManager
+from ostap_parallel.worker import engine
 from ostap_parallel.worker.cpus import usable_cpus
 
 GONE_WITHIN = 5.0  # seconds after which nothing of a killed caller may remain
@@ -189,6 +190,18 @@ class TestLostWorkers:
         for pid in wm._owned.server.pids():
             os.kill(pid, signal.SIGKILL)
         assert wm.process(functions.square, range(20)) == [x * x for x in range(20)]
+
+    def test_a_worker_that_is_killed_as_it_starts(self, wm, monkeypatch):
+        def command(*args):
+            started.append(args)
+            return ["sh", "-c", "kill -9 $$"] if len(started) < 3 else python(*args)
+
+        started, python = [], engine.command
+        monkeypatch.setattr(engine, "command", command)
+        os.kill(wm._owned.server.pids()[0], signal.SIGKILL)
+        assert wm.process(functions.square, range(20)) == [x * x for x in range(20)]
+        wait_until(lambda: len(started) == 3, PATIENCE, "the third start")
+        assert wm.workers == {"local": 2}
 
     def test_a_worker_that_leaves_a_child_behind(self, wm, tmp_path):
         # the child has inherited the worker's descriptors: no end of file tells of its death

@@ -38,6 +38,9 @@ MAX_LINE = 64 * 1024
 # standard output, standard error and log: an endless loop must not fill a disk, or a night.
 MAX_OUTPUT = 16 * 1024 * 1024
 
+# How often a worker that dies as it starts is started: it may be killed just then, too.
+STARTS = 3
+
 # Receives what workers say: {"kind": "stdout" | "stderr", "text": str, "pid": int}, one line a
 # call, or {"kind": "log", "record": dict, "pid": int}.
 Sink = Callable[[dict[str, Any]], None]
@@ -493,16 +496,20 @@ class Server(ppft.Server):  # type: ignore[misc]
         return pack_result(lost)
 
     def _restart(self, worker: Worker) -> None:
-        try:
-            worker.launch()
-            worker.start()
-        except Exception:  # no process or no memory to be had: go on with fewer
-            logger.exception("could not start a worker in the place of %d", worker.pid)
-            worker.stop()
-            self._Server__workers.remove(worker)
-            self._Server__ncpus -= 1
-            if not self._Server__ncpus:
-                self._is_empty = True
-                if not self._Server__rworkers:
-                    self.drop_waiting("no worker is left")
-                self.on_empty()
+        for _ in range(STARTS):
+            try:
+                worker.launch()
+                worker.start()
+                return
+            except Exception as exc:  # no process or no memory to be had, or it was killed
+                reason = f"{exc}; {worker.stop().reason}"
+            if self._exiting:
+                return
+        logger.error("no worker can be started, going on with fewer: %s", reason)
+        self._Server__workers.remove(worker)
+        self._Server__ncpus -= 1
+        if not self._Server__ncpus:
+            self._is_empty = True
+            if not self._Server__rworkers:
+                self.drop_waiting("no worker is left")
+            self.on_empty()
