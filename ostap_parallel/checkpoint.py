@@ -24,7 +24,7 @@ from typing import Any, Literal, get_args
 from ostap_parallel.dispatch import Outcome
 from ostap_parallel.errors import CheckpointError, SerializeError
 from ostap_parallel.identity import digest, identity_of, name_of
-from ostap_parallel.report import Failure, StatMerger, describe
+from ostap_parallel.report import Failure, StatMerger, describe, duration
 from ostap_parallel.worker import serialize
 from ostap_parallel.worker.execute import Call
 
@@ -270,6 +270,37 @@ class Summary:
     stats: StatMerger = field(default_factory=StatMerger)
     failures: list[tuple[str, str]] = field(default_factory=list)
 
+    @property
+    def complete(self) -> bool:
+        """Whether every item has a result or has failed."""
+        return self.done + self.failed == self.total
+
+    def __str__(self) -> str:
+        first = f"{self.name}, first started {_local(self.sessions[0][0])}"
+        if len(self.sessions) > 1:
+            first += f", {len(self.sessions)} runs, the last {_local(self.sessions[-1][0])}"
+        first += f", {duration(sum(seconds for _, seconds in self.sessions))}"
+        lines = [first, self._counts()]
+        if self.stats:
+            lines.append(self.stats.table())
+        for line, traceback in self.failures:
+            lines += [line, *(f"    {text}" for text in traceback.rstrip().splitlines()[-4:])]
+        if more := self.failed - len(self.failures):
+            lines.append(f"... and {more} more failures")
+        return "\n".join(lines)
+
+    def _counts(self) -> str:
+        text = f"{self.submitted} submitted = {self.done} done + {self.failed} failed"
+        if unfinished := self.submitted - self.done - self.failed:
+            text += f" + {unfinished} unfinished"
+        if self.total is None:
+            return f"{text}, of an unknown number"
+        return f"{text}, {self.total - self.done - self.failed} of {self.total} remain"
+
+
+def _local(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+
 
 def read_summary(path: str | os.PathLike[str], failures: int = 10) -> Summary:
     """Read what a checkpoint tells of its runs, also while one is going on.
@@ -287,10 +318,13 @@ def read_summary(path: str | os.PathLike[str], failures: int = 10) -> Summary:
     path = Path(path)
     if not path.exists():
         raise CheckpointError(str(path), "there is no such file")
-    with _refusing(path), contextlib.closing(_connect(path)) as database:
+    with (
+        _refusing(path),
+        contextlib.closing(_connect(path)) as database,
+        _transaction(database, "DEFERRED") as execute,
+    ):
         _check_kind(path, database)
-        with _transaction(database, "DEFERRED") as execute:
-            return _summary(execute, failures)
+        return _summary(execute, failures)
 
 
 def _summary(execute: Any, failures: int) -> Summary:

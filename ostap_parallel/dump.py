@@ -42,6 +42,9 @@ class Dump:
             raise ConfigError(f"dump_freq must be 0 or more, not {freq}")
         if dbase is None and (jobs or freq):
             raise ConfigError("dump_jobs and dump_freq need dump_dbase: a file, or a data base")
+        is_path = isinstance(dbase, str | os.PathLike | None)
+        if not is_path and not hasattr(dbase, "__setitem__"):
+            raise ConfigError(f"dump_dbase must be a file or an open data base, not {dbase!r}")
         self._dbase, self._jobs, self._freq = dbase, jobs, freq
         if jobs or freq:
             self._write({})  # it must not turn out after hours that this is impossible
