@@ -19,7 +19,7 @@ from ostap_parallel.checkpoint import Checkpoint
 from ostap_parallel.config import HostConfig, find_secret, load_settings
 from ostap_parallel.dispatch import Outcome, Run
 from ostap_parallel.dump import Database, Dump
-from ostap_parallel.errors import ConfigError, WorkerLost
+from ostap_parallel.errors import ConfigError, RemoteTraceback, WorkerLost
 from ostap_parallel.executors.parallel import LOST_RETRIES, PATIENCE, ParallelExecutor
 from ostap_parallel.executors.pool import ParallelPool
 from ostap_parallel.progress import ProgressReporter, open_progress
@@ -346,24 +346,27 @@ class _Recorder:
     def merge(self, task: Task, on_error: OnError, dump: Dump) -> None:
         """Merge the results of the whole run by a task's own way of merging."""
         task.initialize_local()
-        self.report.result = task.results()
-        for outcome in self.outcomes(on_error):
-            if outcome.error is None:
-                dump.write_result(self.report.merged, outcome.index, outcome.value)
-                try:
-                    task.merge_results(outcome.value, outcome.index)
-                except Exception as exc:
-                    _add_note(exc, f"while the result of item {outcome.index} was merged")
-                    raise
-                self.report.merged += 1
-                dump.write_merged(self.report.merged, task.results)
-            elif isinstance(task, _ListTask):
-                task.merge_results(self.report.failures[-1])
+        try:
+            for outcome in self.outcomes(on_error):
+                if outcome.error is None:
+                    self._merge_one(task, outcome, dump)
+                elif isinstance(task, _ListTask):
+                    task.merge_results(self.report.failures[-1])
+            task.finalize()
+        finally:  # however it ends; only now, as it may cost much
             self.report.result = task.results()
-        task.finalize()
-        self.report.result = task.results()
         dump.write_final(self.report.merged, self.report.result)
         self.report.complete = True
+
+    def _merge_one(self, task: Task, outcome: Outcome, dump: Dump) -> None:
+        dump.write_result(self.report.merged, outcome.index, outcome.value)
+        try:
+            task.merge_results(outcome.value, outcome.index)
+        except Exception as exc:
+            _add_note(exc, f"while the result of item {outcome.index} was merged")
+            raise
+        self.report.merged += 1
+        dump.write_merged(self.report.merged, task.results)
 
     def outcomes(self, on_error: OnError) -> Iterator[Outcome]:
         """Yield the outcomes; raise the first error, or record it and go on."""
@@ -464,6 +467,9 @@ def _title(task: Task | Callable[..., Any]) -> str:
 def _add_note(error: BaseException, note: str) -> None:
     if sys.version_info >= (3, 11):
         error.add_note(note)
+    elif not isinstance(error.__cause__, RemoteTraceback):  # which tells the item already
+        cause = RemoteTraceback(note)
+        cause.__cause__, error.__cause__ = error.__cause__, cause
 
 
 def _one_of(servers: Any, ppservers: Any) -> Any:

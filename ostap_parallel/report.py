@@ -195,7 +195,7 @@ class Report:
     wall
         Seconds of wall time.
     result
-        What is merged so far.
+        What was merged, when the run has ended, however it did.
     complete
         Whether the input was read to its end and every item was merged or has failed.
     """
@@ -266,7 +266,9 @@ def duration(seconds: float) -> str:
 def _one_line(obj: Any, to_text: Any) -> str:
     try:
         text = re.sub(r"\s*\n\s*", " ", to_text(obj).strip())
-    except Exception as exc:  # user code
+    except KeyboardInterrupt:
+        raise
+    except BaseException as exc:  # user code
         text = f"<{type(obj).__name__} whose text raises {type(exc).__name__}>"
     text = "".join(char if char.isprintable() else "?" for char in text)
     return text if len(text) <= _MAX_REPR else f"{text[: _MAX_REPR - 3]}..."

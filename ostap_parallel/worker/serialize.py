@@ -127,8 +127,6 @@ class _Pickler(pickle.Pickler):
             return self._reduce_class(obj)
         if isinstance(obj, FunctionType) and not _is_importable(obj):
             return _load_by_value, (_dump_by_value(obj, self._back),)
-        if isinstance(obj, ModuleType):
-            return importlib.import_module, (obj.__name__,)
         return _reduce_object(obj)
 
     def _reduce_class(self, cls: type) -> Any:
@@ -260,7 +258,10 @@ def _fill_class(cls: type, attributes: dict[str, Any]) -> None:
 
 
 def _reduce_object(obj: Any) -> Any:
-    """Reduce what both pickle and dill take for importable though ``__main__`` holds it."""
+    """Reduce what pickle and dill do otherwise: modules, and cached functions of ``__main__``."""
+    if isinstance(obj, ModuleType) and sys.modules.get(obj.__name__) is obj:
+        # dill would send what is in a module of the user's
+        return importlib.import_module, (obj.__name__,)
     if isinstance(obj, _CACHED) and not _is_importable(obj):
         return _make_cached, (obj.__wrapped__, obj.cache_parameters())
     return NotImplemented
