@@ -333,8 +333,8 @@ class ParallelExecutor(Executor):
         """Return whether there is no worker and none is about to come (back)."""
         if self.workers or self._supervisor.has("starting", "resting"):
             return False
-        since = self._alone_since
-        patient = since is not None and time.monotonic() - since < self._patience
+        since = self._alone_since  # not known yet: a host is being lost right now
+        patient = since is None or time.monotonic() - since < self._patience
         return not (patient and self._supervisor.has("lost"))
 
     def _changed(self) -> None:

@@ -135,8 +135,9 @@ class Supervisor:
     def close(self) -> None:
         """End all servers; nothing of ours remains on any host."""
         self.hang_up()
+        deadline = time.monotonic() + PATIENCE
         for server in self._all_servers():
-            server.close()
+            server.close(max(0.0, deadline - time.monotonic()))
         self._cleanup.close()
         with self._changed:
             self._servers.clear()

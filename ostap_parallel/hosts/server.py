@@ -144,11 +144,14 @@ class HostServer:
         if self._session is not None:
             self._session.hang_up()
 
-    def close(self) -> None:
-        """End the server and the connection; nothing remains on the host."""
+    def close(self, patience: float = 3.0) -> None:
+        """End the server and the connection; nothing remains on the host.
+
+        One that does not end within `patience` seconds is left to find out by itself.
+        """
         self.hang_up()
         if self._session is not None:
-            self._session.close()
+            self._session.close(patience)
 
     def ask(self, command: str, **details: str) -> threading.Event:
         """Have the server do something; what is returned is set when it has, or has ended.
