@@ -11,14 +11,17 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+import traceback
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import faults
 import functions
 import pytest
 from conftest import hosts_or_skip
-from functions import PATIENCE
+from functions import PATIENCE, run_python
 from helpers import wait_until
 from sshd import HostOptions, descendants
 
@@ -26,12 +29,14 @@ from ostap_parallel import (
     Failure,
     RemoteError,
     SerializeError,
+    ServersUnavailable,
+    TaskMerger,
     TaskTimeout,
     WorkerLost,
     WorkManager,
 )
 from ostap_parallel.errors import RemoteTraceback
-from ostap_parallel.worker import engine, execute
+from ostap_parallel.worker import engine, execute, serialize
 
 TESTS = Path(__file__).parent
 
@@ -282,8 +287,6 @@ class TestTimeout:
             wm.process(functions.square, [1], timeout=timeout)
 
     def test_other_executors_have_none(self):
-        from concurrent.futures import ThreadPoolExecutor
-
         with ThreadPoolExecutor(1) as pool, WorkManager(executor=pool, silent=True) as other:
             with pytest.raises(TypeError, match="timeout is for our own workers"):
                 other.process(functions.square, [1], timeout=1)
@@ -481,6 +484,7 @@ class TestOutput:
         assert "item 0" not in out  # it came behind
         assert "item 1" in out
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("where", ["local", "h1"])
     def test_four_workers_at_once(self, tmp_path, request, where):
         arguments = ["local"]
@@ -535,4 +539,239 @@ with wm:
     peaks = [peak(os.getpid())]
     peaks += [peak(host.about["pid"]) for host in wm.report.hosts]
     Path("results").write_text(f"{found}\\n{' '.join(peaks)}\\n")
+"""
+
+
+class TestManagers:
+    """Several of them, anywhere."""
+
+    @pytest.fixture
+    def single(self):
+        with WorkManager(1, silent=True) as manager:
+            yield manager
+
+    def test_two_at_once_in_threads(self):
+        with WorkManager(1, silent=True) as one, WorkManager(1, silent=True) as two:
+            with ThreadPoolExecutor(2) as threads:
+                runs = [
+                    threads.submit(m.process, functions.square, range(500)) for m in (one, two)
+                ]
+                assert [run.result(PATIENCE) for run in runs] == [[x * x for x in range(500)]] * 2
+            assert one.process(functions.pid_of, [0]) != two.process(functions.pid_of, [0])
+
+    def test_two_runs_of_one_manager_with_different_limits(self, wm):
+        with ThreadPoolExecutor(2) as threads:
+            quick = threads.submit(wm.process, functions.square, range(300), timeout=30)
+            other = threads.submit(wm.process, lambda x: x, range(300), chunk_size=3)
+            assert quick.result(PATIENCE) == [x * x for x in range(300)]
+            assert other.result(PATIENCE) == list(range(300))
+
+    def test_fifty_one_after_another(self):
+        def now():
+            files = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+            return files, threading.active_count(), descendants(os.getpid())
+
+        with WorkManager(1, silent=True):
+            pass  # loads what is loaded once
+        before = now()
+        for n in range(50):
+            with WorkManager(1, silent=True) as manager:
+                if n % 10 == 0:
+                    assert manager.process(functions.square, [n]) == [n * n]
+        wait_until(lambda: now() <= before, 5, "threads and descriptors are given back")
+        assert now()[2] == before[2]
+
+    def test_within_a_task(self, single):
+        def outer(item):
+            with WorkManager(1, silent=True) as inner:
+                return inner.process(functions.square, range(item), timeout=30)
+
+        assert single.process(outer, [2, 3]) == [[0, 1], [0, 1, 4]]
+
+    def test_errors_from_within_a_task(self, single):
+        def outer(item):
+            with WorkManager(1, silent=True) as inner:
+                inner.process(faults.hang_in_python, range(3), timeout=0.2)
+
+        # the inner one's own: the outer run has no time limit
+        with pytest.raises(TaskTimeout, match=r"item 0 on local: not done after 0\.2 s"):
+            single.process(outer, [1])
+
+    def test_a_task_with_workers_of_its_own_that_is_ended(self, single, tmp_path):
+        def outer(item):
+            with WorkManager(2, silent=True) as inner:
+                pids = inner._owned.server.pids()
+                (tmp_path / "pids").write_text(" ".join(map(str, pids)))
+                inner.process(faults.hang_in_c, range(2), chunk_size=1)
+
+        with pytest.raises(TaskTimeout):
+            single.process(outer, [1], timeout=1.5)
+        pids = (tmp_path / "pids").read_text().split()
+        gone = lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids)  # noqa: E731
+        wait_until(gone, 5, "the inner workers to end")
+        assert works(single)
+
+    def test_a_fork_of_the_caller(self):
+        with WorkManager(1, silent=True) as manager:
+            pids = manager._owned.server.pids()
+            child = os.fork()
+            if child == 0:
+                os._exit(_in_a_fork(manager))
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+            assert manager.process(functions.square, range(5)) == [0, 1, 4, 9, 16]
+            assert manager._owned.server.pids() == pids
+
+    def test_in_a_thread(self):
+        def run():
+            with WorkManager(1, silent=True) as manager:
+                return manager.process(functions.square, range(5), timeout=PATIENCE)
+
+        with ThreadPoolExecutor(1) as thread:
+            assert thread.submit(run).result(PATIENCE) == [0, 1, 4, 9, 16]
+
+    def test_in_an_asyncio_program(self):
+        async def main():
+            ticks = 0
+            with WorkManager(1, silent=True) as manager:
+                run = asyncio.create_task(
+                    asyncio.to_thread(manager.process, lambda x: time.sleep(0.05), range(4))
+                )
+                while not run.done():
+                    ticks += 1
+                    await asyncio.sleep(0.01)
+                return ticks, await run
+
+        ticks, found = asyncio.run(main())
+        assert found == [None] * 4
+        assert ticks > 2  # the loop was not held up
+
+
+def _in_a_fork(manager):
+    """Return 7 if a fork of the caller can use managers as it should."""
+    try:
+        try:
+            manager.process(functions.square, [1])
+        except RuntimeError as exc:
+            assert "not its forks" in str(exc)  # noqa: PT017
+        manager.close()  # not its own: nothing happens
+        with WorkManager(1, silent=True) as own:
+            assert own.process(functions.square, range(3)) == [0, 1, 4]
+        return 7
+    except BaseException:
+        traceback.print_exc()
+        return 8
+
+
+class TestStopping:
+    """Of a run that does not come to its end, all is told."""
+
+    def test_a_merger_that_raises(self, wm):
+        def merge(merged, result):
+            if result == 30:
+                raise LookupError("not this one")
+            return merged + result
+
+        with pytest.raises(LookupError) as caught:
+            wm.process(lambda x: 10 * x, range(6), merger=merge, ordered=True)
+        assert "while the result of item 3 was merged" in "".join(format_exception(caught.value))
+        report = wm.report
+        assert (report.result, report.merged, report.complete) == (30, 3, False)
+        assert "not complete" in str(report)
+        assert works(wm)
+
+    def test_a_merger_that_raises_from_something(self, wm):
+        def merge(merged, result):
+            raise LookupError("outer") from KeyError("inner")
+
+        with pytest.raises(LookupError) as caught:
+            wm.process(functions.square, range(3), merger=merge, ordered=True)
+        text = "".join(format_exception(caught.value))
+        assert text.index("KeyError: 'inner'") < text.index("LookupError: outer")
+        assert "while the result of item 1 was merged" in text
+
+    def test_an_item_that_fails(self, wm, host):
+        def work(item):
+            if item == 3:
+                raise LookupError("this one")
+            return item
+
+        with pytest.raises(LookupError) as caught:
+            wm.process(work, range(6), merger=TaskMerger(), ordered=True, chunk_size=1)
+        assert (wm.report.result, wm.report.merged) == (3, 3)
+        assert f"item 3 on {host}" in "".join(format_exception(caught.value))
+
+    def test_results_are_asked_for_once(self, wm):
+        class Costly(faults.Sum):
+            asked = 0
+
+            def results(self):
+                self.asked += 1
+                return self.total
+
+        task = Costly()
+        assert wm.process(task, range(100)) == 4950
+        assert task.asked == 1
+
+
+def format_exception(error):
+    return traceback.format_exception(type(error), error, error.__traceback__)
+
+
+class TestServers:
+    """The engine, where workers cannot be had."""
+
+    @pytest.fixture
+    def server(self):
+        server = engine.Server(1)
+        yield server
+        server.destroy()
+
+    def test_no_job_waits_for_workers_that_will_not_come(self, server, monkeypatch):
+        told = threading.Event()
+        server.on_empty = told.set
+        monkeypatch.setattr(sys, "executable", "/nowhere/python")
+        call = execute.shim(serialize.dumps(execute.Call(functions.die)))
+        chunk = execute.pack_chunk([0], [serialize.dumps("exit")])
+        lost = execute.unpack_result(server.insert(call, chunk)(raw_result=True))
+        assert (lost.index, lost.by_worker) == (0, True)
+        assert lost.reason.endswith("ended with exit status 3")
+        assert told.wait(PATIENCE)
+        later = execute.unpack_result(server.insert(call, chunk)(raw_result=True))
+        assert (later.reason, later.by_worker) == ("no worker is left", False)
+
+    def test_a_run_ends_when_the_last_worker_cannot_be_replaced(self, monkeypatch):
+        with WorkManager(1, silent=True) as manager:
+            monkeypatch.setattr(sys, "executable", "/nowhere/python")
+            with pytest.raises(ServersUnavailable, match="no local worker"):
+                manager.process(functions.die, ["kill"])
+
+    def test_workers_that_cannot_be_started_leave_no_descriptors(self, tmp_path):
+        (tmp_path / "script.py").write_text(FEW_DESCRIPTORS)
+        failures = int(run_python("script.py", cwd=tmp_path))
+        assert failures > 6  # at pipes, and in Popen
+
+
+FEW_DESCRIPTORS = """
+import os, resource
+from ostap_parallel.worker import engine
+
+def count():
+    return len(os.listdir("/proc/self/fd"))
+
+server = engine.Server(1)
+soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+before, failures = count(), 0
+first = max(map(int, os.listdir("/proc/self/fd")))
+for room in range(100):
+    resource.setrlimit(resource.RLIMIT_NOFILE, (first + room, hard))
+    try:
+        server.set_ncpus(2)
+        break
+    except OSError:
+        failures += 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert count() == before, (room, before, count())
+print(failures)
+server.destroy()
 """
