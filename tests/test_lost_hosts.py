@@ -24,7 +24,7 @@ from helpers import (
     wait_until,
     workers_of,
 )
-from sshd import descendants
+from sshd import HostOptions, descendants
 
 from ostap_parallel import HostError, ServersUnavailable, WorkManager
 
@@ -119,6 +119,46 @@ def test_the_only_host(hosts):
         run_and_break(manager, lambda: kill([server_of(manager, "h1")]))
         assert manager.report.hosts[0].lost == 1
         check_regained(manager)
+    wait_clean(hosts)
+
+
+def test_its_last_worker_cannot_be_replaced(make_hosts):
+    hosts = make_hosts(2)
+    python = hosts["h1"].bin / "python3"
+    target = python.readlink()
+    with open_manager(hosts, python=hosts["h1"].inside(python)) as manager:
+
+        def break_python():
+            python.unlink()
+            kill(workers_of(manager, "h1"))
+
+        run_and_break(manager, break_python)
+        status = status_of(manager, "h1")
+        wait_until(lambda: "python3: not found" in status.error.reason, 20, "it is tried again")
+        python.symlink_to(target)
+        wait_until(lambda: status.state == "up", PATIENCE, "it is up again")
+        assert manager.workers == {"h1": 1, "h2": 1}
+    wait_clean(hosts)
+
+
+def test_its_disk_is_full(make_hosts):
+    full, _ = hosts = make_hosts(each=[HostOptions(tmp_size="8M"), HostOptions()])
+
+    def fill(n):
+        with open(f"/tmp/fill.{n}", "wb") as file:
+            file.write(bytes(64 << 20))
+
+    with open_manager(hosts, "h1*1") as manager:
+        with pytest.raises(OSError, match="No space left on device"):
+            manager.process(fill, [0])
+        assert manager.process(lambda n: n, range(3)) == [0, 1, 2]
+        with open_manager(hosts) as other:
+            assert not other.wait_for_hosts(PATIENCE)
+            assert other.process(lambda n: n * n, range(9)) == [n * n for n in range(9)]
+            status = status_of(other, "h1")
+            assert (status.state, status.error.step) == ("failed", "copy")
+            assert "No space left" in status.error.reason
+    (full.tmp / "fill.0").unlink()
     wait_clean(hosts)
 
 

@@ -129,7 +129,9 @@ def main() -> int:
     server = None
     try:
         ncpus = settings.get("ncpus") or usable_cpus()
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
         server = NetworkServer(events.send, ncpus)
+        server.on_empty = _give_up
         about = {
             "port": server.port,
             "ncpus": ncpus,
@@ -143,13 +145,20 @@ def main() -> int:
         events.send({"kind": "ready", **about})
         _obey(lifeline, server, events, Path(directory), settings["timeout"])
     finally:
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        for number in (signal.SIGHUP, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
         if server is not None:
             server.destroy()
         shutil.rmtree(directory, ignore_errors=True)
         _end_children()
     # Threads that wait for sockets must not keep a server alive whose client is gone.
     os._exit(0)
+
+
+def _give_up() -> None:
+    """End the server from a thread; the client may start another one."""
+    sys.stderr.write("no worker is left, and no other can be started\n")
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _adopt_orphans() -> None:
