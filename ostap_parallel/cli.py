@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import logging
 import math
 import queue
@@ -32,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     are wrong; 130 after Ctrl-C.
     """
     args = _parser().parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # names of files may be of any bytes
     level = logging.INFO if args.verbose else logging.WARNING
     logging.basicConfig(level=level, format="%(name)s: %(message)s")
     logging.getLogger("pp").setLevel(logging.WARNING)  # ppft tells of its own start only

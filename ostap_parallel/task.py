@@ -5,12 +5,15 @@ Standard library only: this module is imported on bare hosts too.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import operator
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
+
+from ostap_parallel.errors import ConfigError
 
 Merger = Callable[[Any, Any], Any]
 Collector = Callable[[Any, Any, int], Any]
@@ -160,7 +163,7 @@ class Task(ABC):
         """The attributes that a worker applies before an item, as plain data."""
         directory = self.directory
         return {
-            "directory": None if directory is None else os.fspath(directory),
+            "directory": directory and _check_text("directory", os.fspath(directory)),
             # Checked again: the dictionaries can be filled directly, or be class attributes.
             "environment": _as_strings("environment", self.environment),
             "prepend_to": _as_strings("prepend_to", self.prepend_to),
@@ -270,8 +273,18 @@ def _as_strings(name: str, values: Variables) -> dict[str, str]:
         # None would silently become the text "None"
         if not isinstance(key, str) or not isinstance(value, (str, int, float, os.PathLike)):
             raise TypeError(f"{name}: {key!r} must be a name with a string, not {value!r}")
-        strings[key] = str(value)
+        strings[_check_text(name, key)] = _check_text(f"{name}: {key}", str(value))
+        if not key or "=" in key:
+            raise ConfigError(f"{name}: not the name of a variable: {key!r}")
     return strings
+
+
+def _check_text(name: str, text: str) -> str:
+    """Return `text` if the system takes it for a path or a variable."""
+    with contextlib.suppress(UnicodeEncodeError):
+        if b"\0" not in os.fsencode(text):
+            return text
+    raise ConfigError(f"{name}: with characters that the system does not take: {text!r}")
 
 
 def _merge_by_themselves(merged: Any, result: Any) -> Any:

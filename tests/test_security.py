@@ -20,8 +20,8 @@ from servers import open_server
 from sshd import descendants, describe, live_pids
 
 from ostap_parallel import WorkManager
-from ostap_parallel.config import HostConfig
-from ostap_parallel.errors import HostError
+from ostap_parallel.config import HostConfig, find_secret
+from ostap_parallel.errors import ConfigError, HostError
 from ostap_parallel.hosts.ssh import Session, Tunnel, ssh_argv
 from ostap_parallel.worker import handshake
 from ostap_parallel.worker.handshake import GreetingError, derive_key, greet_client, greet_server
@@ -419,21 +419,28 @@ def running(hosts):
     logged = []
     handler = logging.Handler()
     handler.emit = lambda record: logged.append(logging.Formatter().format(record))
-    root = logging.getLogger()
-    level = root.level
-    root.addHandler(handler)
-    root.setLevel(logging.DEBUG)
+    loggers = [logging.getLogger(), logging.getLogger("pp")]  # ours, and ppft's
+    levels = [logger.level for logger in loggers]
+    loggers[0].addHandler(handler)
+    for logger in loggers:
+        logger.setLevel(logging.DEBUG)
     try:
         with WorkManager(
-            1, "h1*1 localhost:9", ssh_config=hosts.ssh_config, config=(), silent=True,
-            environment="set -xv", secret=SECRET,
-        ) as manager:  # fmt: skip
+            1,
+            "h1*1 localhost:9",
+            ssh_config=hosts.ssh_config,
+            config=(),
+            silent=True,
+            environment="set -xv",
+            secret=SECRET,
+        ) as manager:
             assert not manager.wait_for_hosts(PATIENCE)
             assert manager.process(lambda n: n, range(20), chunk_size=1) == list(range(20))
             yield manager, logged
     finally:
-        root.setLevel(level)
-        root.removeHandler(handler)
+        loggers[0].removeHandler(handler)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def secrets_of(manager):
@@ -498,6 +505,15 @@ class TestSecrecy:
         text = "".join(written).encode()
         assert text.count(key) == 1
         assert secret not in text
+
+
+def test_an_empty_secret_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="secret: it is empty"):
+        WorkManager(0, "localhost:9", secret="", config=())
+    (tmp_path / "file").write_text("\n")
+    environ = {"OSTAP_PPSECRET_FILE": str(tmp_path / "file")}
+    with pytest.raises(ConfigError, match="file is empty"):
+        find_secret([HostConfig(name="localhost", server_port=9)], environ)
 
 
 class TestSockets:

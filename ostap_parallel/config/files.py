@@ -82,6 +82,8 @@ def _read_trusted(path: Path, asked_by: str) -> str | None:
         return None
     except UnicodeDecodeError as exc:
         raise ConfigError(f"{path}: not UTF-8 text: {exc}") from exc
+    except ValueError as exc:
+        raise ConfigError(f"{asked_by}: no file has such a name: {str(path)!r}: {exc}") from exc
 
 
 def _open_at_once(path: str, flags: int) -> int:
@@ -196,7 +198,7 @@ def convert(key: str, value: Any, origin: str, base: Path) -> Any:
         return None
     match key:
         case "environment":
-            return value
+            return _check_text(value, where)
         case "script" | "ssh_config":
             return _find_local(key, value, where, base)
         case "ncpus" | "port" | "keepalive":
@@ -229,6 +231,15 @@ def _find_local(key: str, value: str | Path, where: str, base: Path) -> Path:
 
 def _split_options(value: str | Iterable[str], where: str) -> tuple[str, ...]:
     try:
-        return tuple(shlex.split(value)) if isinstance(value, str) else tuple(value)
+        words = shlex.split(value) if isinstance(value, str) else value
     except ValueError as exc:
         raise ConfigError(f"{where}: {exc}: {value!r}") from exc
+    return tuple(_check_text(word, where) for word in words)
+
+
+def _check_text(text: object, where: str) -> str:
+    """Return `text` if a file and the words of a command can hold it."""
+    with suppress(UnicodeEncodeError):
+        if isinstance(text, str) and b"\0" not in text.encode():
+            return text
+    raise ConfigError(f"{where}: not text, or with characters that no text has: {text!r}")

@@ -248,6 +248,9 @@ def find_secret(
             "holds it in OSTAP_PPSECRET_FILE, as ostap-parallel launch prints it"
         )
     try:
-        return Path(name).read_text().strip()
-    except (OSError, UnicodeDecodeError) as exc:
-        raise ConfigError(f"OSTAP_PPSECRET_FILE: {name} cannot be read: {exc}") from exc
+        secret = Path(name).read_text().strip()
+    except (OSError, ValueError) as exc:
+        raise ConfigError(f"OSTAP_PPSECRET_FILE: {name!r} cannot be read: {exc}") from exc
+    if not secret:
+        raise ConfigError(f"OSTAP_PPSECRET_FILE: {name} is empty")
+    return secret

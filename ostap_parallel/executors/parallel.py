@@ -21,7 +21,13 @@ import ppft
 from ppft.transport import SocketTransport
 
 from ostap_parallel.config import HostConfig
-from ostap_parallel.errors import HostError, RemoteTraceback, ServersUnavailable, WorkerLost
+from ostap_parallel.errors import (
+    ConfigError,
+    HostError,
+    RemoteTraceback,
+    ServersUnavailable,
+    WorkerLost,
+)
 from ostap_parallel.executors.supervisor import EventHandler, Supervisor
 from ostap_parallel.worker import execute, handshake, serialize
 from ostap_parallel.worker.engine import Server, Task
@@ -198,6 +204,8 @@ class ParallelExecutor(Executor):
         patience: float = PATIENCE,
         on_event: EventHandler = lambda host, event: None,
     ) -> None:
+        if secret == "":
+            raise ConfigError("secret: it is empty; leave it out for a random one")
         secret = secret if secret is not None else secrets.token_hex(32)
         self._patience = patience
         self._lock = threading.Lock()
