@@ -151,6 +151,13 @@ class TestCulprit:
         assert len(wm.report.failures) == 3
         assert works(wm)
 
+    def test_a_death_between_items_blames_none(self, wm):
+        for size in 1, 3:
+            (pid,) = wm.process(functions.pid_of, [0])
+            os.kill(pid, signal.SIGKILL)
+            found = wm.process(functions.square, range(5), chunk_size=size, lost_retries=0)
+            assert found == [0, 1, 4, 9, 16]
+
     def test_memory_that_is_not_to_be_had(self, wm, host):
         class Limited(faults.Sum):
             def worker_init(self):

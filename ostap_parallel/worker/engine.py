@@ -136,12 +136,12 @@ class Worker(ppft._pp._Worker):  # type: ignore[misc]
 
     def _describe(self, status: int) -> Lost:
         index, deadline = POSITION.unpack(os.pread(self._position, POSITION.size, 0))
-        lost = Lost(socket.gethostname(), self.pid, _ending(self.pid, status), by_worker=True)
-        if index < 0:
+        lost = Lost(socket.gethostname(), self.pid, _ending(self.pid, status))
+        if index < 0:  # between items: none of them is to blame
             return lost
         # `execute._arm` has it ended with this status
         timed_out = status == 1 and 0 < deadline <= time.monotonic_ns()
-        return replace(lost, index=index, timed_out=timed_out)
+        return replace(lost, by_worker=True, index=index, timed_out=timed_out)
 
     def signal(self, number: int) -> None:
         """Send a signal to the process and all it started."""

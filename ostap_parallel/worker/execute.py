@@ -184,7 +184,7 @@ class Executing:
     Attributes
     ----------
     position
-        The index of the item that is run, or -1; and the time from which on the process is ended
+        The index of the item that is run, or prepared for, or -1; and the time from which on the process is ended
         for it, in nanoseconds of the monotonic clock, or 0. A worker shares them with its
         server, for which they survive the worker.
     baseline
@@ -207,10 +207,11 @@ def bind(text: str) -> Callable[[bytes], bytes]:
     preparing = threading.Lock()  # a foreign executor may run chunks in threads
 
     def run(chunk: bytes) -> bytes:
+        indices, items = pickle.loads(chunk)
         with preparing:
             if not state:
+                Executing.position[0] = indices[0]
                 state.update(_prepare(base64.b64decode(text)))
-        indices, items = pickle.loads(chunk)
         entries = list(_run_items(state, indices, items))
         _disarm()
         _flush()
