@@ -23,7 +23,7 @@ from typing import Any, Literal, get_args
 
 from ostap_parallel.dispatch import Outcome
 from ostap_parallel.errors import CheckpointError, SerializeError
-from ostap_parallel.identity import digest, identity_of, name_of
+from ostap_parallel.identity import Digester, identity_of, name_of
 from ostap_parallel.report import Failure, StatMerger, describe, duration
 from ostap_parallel.worker import serialize
 from ostap_parallel.worker.execute import Call
@@ -81,12 +81,16 @@ class Checkpoint:
             The file cannot be used, another run uses it, or the function has changed.
         """
         path = Path(self.path).expanduser().resolve()
-        with _refusing(path), _only_writer(path), contextlib.closing(_connect(path)) as database:
-            _prepare(path, database)
-            with contextlib.closing(Journal(path, self.on_change, database)) as journal:
+        with contextlib.ExitStack() as leaving:
+            with _refusing(path):
+                leaving.enter_context(_only_writer(path))
+                database = leaving.enter_context(contextlib.closing(_connect(path)))
+                _prepare(path, database)
+                journal = Journal(path, self.on_change, database)
+                leaving.callback(journal.close)
                 journal.begin(call, total)
-                yield journal
-                journal.finish()
+            yield journal
+            journal.finish()
 
 
 class Journal:
@@ -96,14 +100,14 @@ class Journal:
         self._path, self._on_change, self._database = path, on_change, database
         self._stored = -1  # the last item that an earlier run has stored
         self._read = 0  # number of items that were read
+        self._digester = Digester()
         self._digests: dict[int, bytes] = {}  # of items that are under way
         self._waiting: deque[tuple[Any, ...]] = deque()
         self._bytes = 0  # about as many wait to be written
-        self._exhausted = False
         self._using = threading.Lock()  # held while the data base is used
         self._closing = threading.Event()
         self._writer = threading.Thread(target=self._write, name="checkpoint", daemon=True)
-        self._failure: sqlite3.Error | None = None
+        self._failure: CheckpointError | None = None
 
     def begin(self, call: Call, total: int | None) -> None:
         """Check that stored results are those of `call`, and note that a run begins."""
@@ -142,10 +146,10 @@ class Journal:
     def find(self, index: int, item: Any) -> Outcome | None:
         """Return the stored result of an item, if there is one."""
         self._read = index + 1
-        self._digests[index] = found = digest(item)
+        self._digests[index] = found = self._digester.digest(item)
         if index > self._stored:
             return None
-        with self._using:
+        with self._using, _refusing(self._path):
             query = "SELECT * FROM outcome WHERE item = ? AND value IS NOT NULL"
             row = self._database.execute(query, [index]).fetchone()
         if row is None:
@@ -173,7 +177,6 @@ class Journal:
             if outcome.index in self._digests:
                 self._keep(outcome, self._digests.pop(outcome.index))
             yield outcome
-        self._exhausted = True
 
     def _keep(self, outcome: Outcome, of_item: bytes) -> None:
         value = error = None
@@ -202,11 +205,11 @@ class Journal:
             while not self._closing.wait(COMMIT_SECONDS):
                 if self._waiting:
                     self._commit()
-        except sqlite3.Error as exc:
+        except CheckpointError as exc:
             self._failure = exc  # the run learns of it with the next outcome
 
     def _commit(self) -> None:
-        with self._using:
+        with self._using, _refusing(self._path):
             rows = list(self._waiting)
             with _transaction(self._database) as execute:
                 self._database.executemany(_INSERT, rows)
@@ -220,7 +223,7 @@ class Journal:
         """Write what waits, at the end of a run that was not stopped."""
         self._stop_writer()
         self._commit()
-        if self._exhausted:
+        with _refusing(self._path):
             self._database.execute("UPDATE run SET total = ?", [self._read])
 
     def close(self) -> None:
@@ -229,11 +232,11 @@ class Journal:
         try:
             if self._waiting:
                 self._commit()
+        except CheckpointError as exc:  # what has stopped the run must not be hidden
+            logger.warning("%s", exc)
+        with contextlib.suppress(sqlite3.Error):  # somebody may be reading it
             self._database.execute("PRAGMA busy_timeout = 0")
-            with contextlib.suppress(sqlite3.OperationalError):  # somebody reads it
-                self._database.execute("PRAGMA journal_mode = DELETE")
-        except sqlite3.Error as exc:  # what has stopped the run must not be hidden
-            logger.warning("checkpoint %s: %s", self._path, exc)
+            self._database.execute("PRAGMA journal_mode = DELETE")
 
     def _stop_writer(self) -> None:
         self._closing.set()
@@ -276,6 +279,8 @@ class Summary:
         return self.done + self.failed == self.total
 
     def __str__(self) -> str:
+        if not self.sessions:
+            return "no run has begun"
         first = f"{self.name}, first started {_local(self.sessions[0][0])}"
         if len(self.sessions) > 1:
             first += f", {len(self.sessions)} runs, the last {_local(self.sessions[-1][0])}"
@@ -337,7 +342,8 @@ def _summary(execute: Any, failures: int) -> Summary:
     query = f"SELECT error, traceback {known} AND value IS NULL ORDER BY item LIMIT ?"
     listed = execute(query, [failures]).fetchall()
     stats = StatMerger()
-    for row in execute(f"SELECT host, sum(seconds), count(*) {known} AND host > '' GROUP BY host"):
+    query = f"SELECT host, sum(seconds), count(*) {known} AND seconds > 0 GROUP BY host"
+    for row in execute(query):
         stats.add(*row)
     submitted = max(submitted, done + failed)
     return Summary(name, sessions, submitted, done, failed, total, stats, listed)
@@ -391,7 +397,7 @@ def _only_writer(path: Path) -> Iterator[None]:
 
 def _connect(path: Path, timeout: float = 30.0) -> sqlite3.Connection:
     # without isolation level: transactions are begun by us alone
-    return sqlite3.connect(path, timeout, isolation_level=None, check_same_thread=False)
+    return sqlite3.connect(path, timeout=timeout, isolation_level=None, check_same_thread=False)
 
 
 @contextlib.contextmanager

@@ -6,10 +6,12 @@ files and of prompts, and the order of sets, which differ from process to proces
 
 from __future__ import annotations
 
+import contextlib
 import copyreg
 import dis
 import functools
 import hashlib
+import pickle
 import platform
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -18,6 +20,7 @@ from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodT
 from typing import Any
 
 from ostap_parallel.task import Task
+from ostap_parallel.worker import serialize
 from ostap_parallel.worker.execute import Call
 
 # What an object consists of: its kind, parts in order, and parts whose order means nothing.
@@ -35,25 +38,43 @@ _INCIDENTAL = {
 }
 
 
-def digest(obj: object) -> bytes:
-    """Return 16 bytes that are the same for equal objects, in any process.
-
-    Objects are taken apart as pickle does. Of what cannot be taken apart (locks, generators,
-    open files) only the class counts.
-    """
-    return _hash_plain(obj) if type(obj) in _PLAIN else _Digester().digest(obj)
-
-
 def identity_of(call: Call) -> dict[str, str]:
     """Return digests of all that the results of a call depend on, by name."""
-    digester = _Digester()
+    walk = _Walk()
     parts = {
         "version of Python": platform.python_version_tuple()[:2],
         "jobid": call.with_index,
         "seed": call.seed,
         **dict(_parts_of(call.function)),
     }
-    return {name: digester.digest(part).hex() for name, part in parts.items()}
+    digests = {name: walk.start(part) for name, part in parts.items()}
+    return {name: data.hex() for name, data in {**digests, **walk.follow()}.items()}
+
+
+class Digester:
+    """Takes digests of 16 bytes that are the same for equal objects, in any process.
+
+    Objects are taken apart as pickle does. Of what cannot be taken apart (locks, generators,
+    open files) only the class counts. Functions and classes must not change meanwhile.
+    """
+
+    def __init__(self) -> None:
+        self._followed: dict[str, bytes] = {}
+
+    def digest(self, obj: object) -> bytes:
+        """Return the digest of an object, with the functions and classes of the user in it."""
+        if type(obj) in _PLAIN:
+            return _hash_plain(obj)
+        walk = _Walk()
+        own = walk.start(obj)
+        return _hash_plain((own, [self._follow(*pair) for pair in sorted(walk.named.items())]))
+
+    def _follow(self, name: str, obj: Any) -> bytes:
+        if name not in self._followed:
+            walk = _Walk()
+            walk.named[name] = obj
+            self._followed[name] = _hash_plain(sorted(walk.follow().items()))
+        return self._followed[name]
 
 
 def name_of(function: Any) -> str:
@@ -93,23 +114,53 @@ def _parts_of_task(task: Task) -> Iterator[tuple[str, Any]]:
             yield f"attribute {name}", value
 
 
-class _Digester:
-    """Takes digests of objects that may share parts, or contain themselves."""
+class _Walk:
+    """Goes through objects that may share parts, or contain themselves.
+
+    Functions and classes that have a name in a module of the user's are collected on the way: the
+    digest of what refers to them has their names, as there is no end to how deep they may go.
+    """
 
     def __init__(self) -> None:
+        self.named: dict[str, Any] = {}
         self._path: dict[int, int] = {}  # depths of the objects that contain the one at hand
         self._known: dict[int, tuple[Any, bytes]] = {}  # holds them: an id must not come again
 
-    def digest(self, obj: Any) -> bytes:
+    def start(self, obj: Any) -> bytes:
+        """Return the digest of an object."""
+        try:
+            return self._digest(obj)
+        except RecursionError:
+            self._path.clear()
+            with contextlib.suppress(Exception):  # pickle can go deeper
+                return _hash_plain(pickle.dumps(obj, serialize.PROTOCOL))
+            return _hash_plain(type(obj).__qualname__)
+
+    def follow(self) -> dict[str, bytes]:
+        """Return digests of all that was collected, and of what that leads to, by name."""
+        digests: dict[str, bytes] = {}
+        while waiting := [name for name in self.named if name not in digests]:
+            for name in waiting:
+                digests[name] = self._digest_parts(self.named[name])
+        return digests
+
+    def _digest(self, obj: Any) -> bytes:
         if type(obj) in _PLAIN:
             return _hash_plain(obj)
         if id(obj) in self._path:
             return _hash_plain(f"that of depth {self._path[id(obj)]}")
         if id(obj) not in self._known:
             self._path[id(obj)] = len(self._path)
-            self._known[id(obj)] = obj, self._digest_parts(obj)
+            self._known[id(obj)] = obj, self._digest_named(obj)
             del self._path[id(obj)]
         return self._known[id(obj)][1]
+
+    def _digest_named(self, obj: Any) -> bytes:
+        name = _name_in_module(obj)
+        if name is None:
+            return self._digest_parts(obj)
+        self.named[name] = obj
+        return _hash_plain(name)
 
     def _digest_parts(self, obj: Any) -> bytes:
         if type(obj) in (list, tuple) and _PLAIN.issuperset(map(type, obj)):
@@ -117,9 +168,9 @@ class _Digester:
         kind, ordered, unordered = _take_apart(obj)
         hashed = hashlib.blake2b(kind.encode(), digest_size=16)
         for part in ordered:
-            hashed.update(self.digest(part))
+            hashed.update(self._digest(part))
         hashed.update(b"|")
-        for data in sorted(self.digest(part) for part in unordered):
+        for data in sorted(self._digest(part) for part in unordered):
             hashed.update(data)
         return hashed.digest()
 
@@ -136,9 +187,9 @@ def _take_apart(obj: Any) -> Parts:
         return _take_class_apart(obj)
     if isinstance(obj, (set, frozenset)):
         return "set", [kind], obj
-    if hasattr(obj, "__wrapped__"):  # what decorators such as lru_cache make of a function
-        return "wrapper", [kind, obj.__wrapped__], ()
     try:
+        if _is_wrapper(obj):
+            return "wrapper", [kind, obj.__wrapped__], ()
         reduce = copyreg.dispatch_table.get(kind)
         reduced: Any = obj.__reduce_ex__(4) if reduce is None else reduce(obj)
     except Exception:
@@ -212,6 +263,26 @@ def _global_names(code: CodeType) -> dict[str, set[str]]:
             for name, attributes in _global_names(constant).items():
                 found.setdefault(name, set()).update(attributes)
     return found
+
+
+def _is_wrapper(obj: Any) -> bool:
+    """Whether this is what a decorator such as ``lru_cache`` has made of a function."""
+    return callable(obj) and callable(getattr(obj, "__wrapped__", None))
+
+
+def _name_in_module(obj: Any) -> str | None:
+    """Return the name that leads to a function or a class in a module of the user's."""
+    try:
+        if not isinstance(obj, FunctionType | type) and not _is_wrapper(obj):
+            return None
+        module, found = obj.__module__, sys.modules.get(obj.__module__)
+        if found is None or not _is_own(module):
+            return None
+        for part in obj.__qualname__.split("."):
+            found = getattr(found, part)
+    except Exception:  # not what it looks like
+        return None
+    return f"{module}.{obj.__qualname__}" if found is obj else None
 
 
 def _contents_of(cell: CellType) -> list[Any]:
