@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import faulthandler
 import functools
+import itertools
 import logging
 import os
 import random
@@ -26,6 +27,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
@@ -116,28 +118,31 @@ class Monkey:
     """
 
     def __init__(self, manager: WorkManager, hosts: Hosts, seed: int) -> None:
-        self.kills: Counter[str] = Counter()
+        self.kills = Counter(dict.fromkeys(sorted(ATTACKS), 0))
         self._manager, self._hosts = manager, hosts
         self._choose = random.Random(seed)
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="monkey")
+        self._thread = ThreadPoolExecutor(1)
 
     def __enter__(self) -> Monkey:
-        self._thread.start()
+        self._running = self._thread.submit(self._run)
         return self
 
     def __exit__(self, *error: object) -> None:
         self._stop.set()
-        self._thread.join()
+        self._thread.shutdown()
+        self._running.result()  # its own error
 
     def _run(self) -> None:
-        """Do all kinds once, in any order, then again."""
+        """Do all kinds once, in any order and to any host where there is such a thing; repeat."""
         while True:
             for kind in self._choose.sample(sorted(ATTACKS), len(ATTACKS)):
                 if self._stop.wait(self._choose.uniform(0.5, 1.5) * PERIOD):
                     return
-                host = self._choose.choice(self._hosts)
-                self.kills[kind] += ATTACKS[kind](self._manager, host, self._choose)
+                self.kills[kind] += any(
+                    ATTACKS[kind](self._manager, host, self._choose)
+                    for host in self._choose.sample(self._hosts, len(self._hosts))
+                )
 
 
 # -- a run, and what became of it ------------------------------------------------------------
@@ -149,8 +154,6 @@ class Result:
 
     Attributes
     ----------
-    items
-        How many there were.
     merged
         How often each pair of item and result was merged.
     kills
@@ -159,7 +162,6 @@ class Result:
         Processes, files and threads that were there afterwards.
     """
 
-    items: int
     merged: Counter[tuple[int, int]]
     report: Report
     kills: Counter[str]
@@ -168,7 +170,7 @@ class Result:
     @property
     def problems(self) -> list[str]:
         """Everything that is not as it must be."""
-        wanted = Counter((n, n * n) for n in range(self.items))
+        wanted = Counter((n, n * n) for n in range(self.report.submitted))
         found = [f"not merged: {pair}" for pair in wanted - self.merged]
         found += [f"merged more than once, or wrong: {pair}" for pair in self.merged - wanted]
         found += map(str, self.report.failures)
@@ -182,15 +184,20 @@ class Result:
         regained = sum(host.lost - (host.state != "up") for host in self.report.hosts)
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(self.kills.items()))
         return (
-            f"{self.report.merged} of {self.items} items merged, sum {total}, "
+            f"{self.report.merged} of {self.report.submitted} items merged, sum {total}, "
             f"in {self.report.wall:.1f} s\n"
             f"  kills: {sum(self.kills.values())} ({kinds or 'none'})\n"
             f"  items run again: {self.report.retried}; hosts lost: {lost}, regained: {regained}"
         )
 
 
-def play(hosts: Hosts, items: int, seed: int | None = None) -> Result:
-    """Do many short tasks on two local workers and on the hosts; with a seed, disturbed."""
+def play(
+    hosts: Hosts, items: int, seed: int | None = None, *, ncpus: int = 2, kills: int = 0
+) -> Result:
+    """Do many short tasks on local workers and on the hosts.
+
+    With a seed they are disturbed, and go on until there were so many kills.
+    """
 
     def work(n: int) -> int:  # a closure is sent; a module of ours does not exist on a host
         time.sleep((2 + n % 9) / 1000)
@@ -206,16 +213,19 @@ def play(hosts: Hosts, items: int, seed: int | None = None) -> Result:
         stack.enter_context(mock.patch.object(supervisor, "LONGEST_PAUSE", PAUSE))
         servers = [f"{name}*2" for name in hosts.names]
         manager = stack.enter_context(
-            WorkManager(2, servers, ssh_config=hosts.ssh_config, config=(), silent=True)
+            WorkManager(ncpus, servers, ssh_config=hosts.ssh_config, config=(), silent=True)
         )
         manager.wait_for_hosts()
-        kills: Counter[str] = Counter()
+        monkey = Monkey(manager, hosts, seed or 0)
         if seed is not None:
-            kills = stack.enter_context(Monkey(manager, hosts, seed)).kills
-        merged = manager.process(
-            work, range(items), collector=collect, on_error="collect", lost_retries=LOST_RETRIES
+            stack.enter_context(monkey)
+        numbers = itertools.takewhile(
+            lambda n: n < items or sum(monkey.kills.values()) < kills, itertools.count()
         )
-    return Result(items, merged, manager.report, kills, wait_for_nothing(hosts, threads))
+        merged = manager.process(
+            work, numbers, collector=collect, on_error="collect", lost_retries=LOST_RETRIES
+        )
+    return Result(merged, manager.report, monkey.kills, wait_for_nothing(hosts, threads))
 
 
 def wait_for_nothing(hosts: Hosts, threads: set[threading.Thread]) -> list[str]:
@@ -241,6 +251,7 @@ def main() -> int:
     parser.add_argument("--items", type=int, default=20000, help="tasks per round")
     parser.add_argument("--minutes", type=float, default=0, help="play rounds for so long")
     parser.add_argument("--seed", type=int, default=1, help="of the first round")
+    parser.add_argument("--ncpus", type=int, default=2, help="local workers")
     args = parser.parse_args()
     logging.basicConfig(level=logging.ERROR)  # lost hosts are what this is about
     end = time.monotonic() + 60 * args.minutes
@@ -248,7 +259,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as root, open_hosts(3, Path(root)) as hosts:
         while seed is None or seed == args.seed or time.monotonic() < end:
             faulthandler.dump_traceback_later(HANG, repeat=True)
-            result = play(hosts, args.items, seed)
+            result = play(hosts, args.items, seed, ncpus=args.ncpus)
             faulthandler.cancel_dump_traceback_later()
             name = "undisturbed" if seed is None else f"disturbed, seed {seed}"
             print("\n  ".join([f"{name}: {result}", *result.problems[:20]]), flush=True)

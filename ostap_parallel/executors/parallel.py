@@ -213,6 +213,7 @@ class ParallelExecutor(Executor):
         self._futures: weakref.WeakSet[Future[Any]] = weakref.WeakSet()
         self._closed = threading.Event()
         self._alone_since: float | None = None  # when the last worker was lost
+        self._alarm = threading.Timer(0, _ignore)  # rings when that is too long ago
         self._apply = execute.shim(serialize.dumps(execute.Call(execute.apply)))
         self.server = ClientServer(ncpus, secret, on_event)
         # Neither it nor its threads keep a forgotten executor alive.
@@ -312,6 +313,7 @@ class ParallelExecutor(Executor):
             self._finalizer()
         else:
             closing.join()  # Ctrl-C ends the waiting, not the closing
+        self._alarm.cancel()
 
     def _new_future(self) -> Future[Any]:
         future: Future[Any] = Future()
@@ -352,11 +354,12 @@ class ParallelExecutor(Executor):
             if alone and self._alone_since is None and self._supervisor.has("lost"):
                 self._alone_since = time.monotonic()
                 this = weakref.WeakMethod(self._changed)
-                timer = threading.Timer(self._patience, lambda: (this() or _ignore)())
-                timer.daemon = True
-                timer.start()
+                self._alarm = threading.Timer(self._patience, lambda: (this() or _ignore)())
+                self._alarm.daemon = True
+                self._alarm.start()
             elif not alone:
                 self._alone_since = None
+                self._alarm.cancel()
         if self._is_hopeless():
             self.server.drop_waiting("no worker is left")
         for listener in list(self._listeners):
