@@ -184,9 +184,9 @@ class Executing:
     Attributes
     ----------
     position
-        The index of the item that is run, or prepared for, or -1; and the time from which on the process is ended
-        for it, in nanoseconds of the monotonic clock, or 0. A worker shares them with its
-        server, for which they survive the worker.
+        The index of the item that is run, or prepared for, or -1; and the time from which on the
+        process is ended for it, in nanoseconds of the monotonic clock, or 0. A worker shares
+        them with its server, for which they survive the worker.
     baseline
         What is brought back after each item; ``None`` in processes that are not ours.
     """
