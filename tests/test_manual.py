@@ -288,7 +288,7 @@ def test_manual_names_every_command_and_option() -> None:
     assert not sorted(name for name in {*commands, *options} if not is_named(name))
 
 
-@pytest.mark.parametrize("document", ["README.md", "PARALELL.md"])
+@pytest.mark.parametrize("document", ["README.md", "PARALELL.md", "SECURITY.md"])
 def test_links_lead_somewhere(document: str) -> None:
     text = (ROOT / document).read_text()
     for target in re.findall(r"\]\(([^)]+)\)", text):
