@@ -34,6 +34,7 @@ OnChange = Literal["refuse", "rerun", "keep"]
 
 COMMIT_SECONDS = 0.5
 COMMIT_BYTES = 1 << 24  # that wait to be written; with more, the run waits for the disk
+MAX_BYTES = 999_000_000  # of a result: sqlite's limit for a row is a little higher
 
 _APPLICATION, _VERSION = 0x6F737470, 1  # what sqlite stores in the head of the file
 _SCHEMA = (
@@ -182,13 +183,16 @@ class Journal:
         value = error = None
         if outcome.error is None:
             try:
-                value = pack_value(outcome.value, f"the result of item {outcome.index}")
+                value = pack_value(outcome.value, what := f"the result of item {outcome.index}")
+                if len(value) > MAX_BYTES:
+                    raise SerializeError(what, f"it has more than {MAX_BYTES} bytes")
             except SerializeError as exc:
                 logger.warning("not in checkpoint %s: %s", self._path, exc)
                 return
         else:
             error = str(Failure.of(outcome))
-        rest = (outcome.traceback, outcome.host, outcome.seconds)
+        text = outcome.traceback.encode(errors="backslashreplace").decode()  # file names in it
+        rest = (text, outcome.host, outcome.seconds)
         self._put((outcome.index, of_item, value, error, *rest))
 
     def _put(self, row: tuple[Any, ...]) -> None:

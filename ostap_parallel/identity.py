@@ -28,6 +28,7 @@ Parts = tuple[str, Iterable[Any], Iterable[Any]]
 
 _PLAIN = frozenset({int, float, complex, bool, str, bytes, type(None), type(Ellipsis)})
 _INSTALLED = {"site-packages", "dist-packages"}
+_FOREIGN = {*sys.stdlib_module_names, "ostap_parallel", "ROOT", "cppyy"}
 
 # Merging is done anew whenever a run goes on, so that it may change.
 _MERGING = {"merge_results", "results", "finalize", "_merger", "_collector", "_initializer"}
@@ -128,8 +129,11 @@ class _Walk:
 
     def start(self, obj: Any) -> bytes:
         """Return the digest of an object."""
+        return self._as_deep_as_possible(self._digest, obj)
+
+    def _as_deep_as_possible(self, digest: Callable[[Any], bytes], obj: Any) -> bytes:
         try:
-            return self._digest(obj)
+            return digest(obj)
         except RecursionError:
             self._path.clear()
             with contextlib.suppress(Exception):  # pickle can go deeper
@@ -141,7 +145,8 @@ class _Walk:
         digests: dict[str, bytes] = {}
         while waiting := [name for name in self.named if name not in digests]:
             for name in waiting:
-                digests[name] = self._digest_parts(self.named[name])
+                obj = self.named[name]
+                digests[name] = self._as_deep_as_possible(self._digest_parts, obj)
         return digests
 
     def _digest(self, obj: Any) -> bytes:
@@ -303,7 +308,7 @@ def _is_own(module: str | None) -> bool:
     """Whether a module is the user's: not Python's, not installed as a package, not ours."""
     if module in ("__main__", "__mp_main__", None):
         return True
-    if module.partition(".")[0] in {*sys.stdlib_module_names, "ostap_parallel"}:
+    if module.partition(".")[0] in _FOREIGN:
         return False
     file = getattr(sys.modules.get(module), "__file__", None)
     return file is not None and _INSTALLED.isdisjoint(Path(file).parts)

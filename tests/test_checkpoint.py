@@ -144,6 +144,21 @@ class TestResume:
         results = wm.process(functools.partial(divmod, 12), [1, 2, 3], checkpoint=file)
         assert results == [(12, 0), (6, 0), (4, 0)]
 
+    def test_a_failure_with_a_text_that_is_no_unicode(self, wm, file):
+        def fails(item):
+            raise ValueError("\udc80")
+
+        for _ in range(2):
+            wm.process(fails, [1], on_error="collect", checkpoint=file)
+            assert wm.report.failed == 1
+        assert "ValueError: ?" in str(checkpoint.read_summary(file))
+
+    def test_a_result_that_is_too_large_for_the_file(self, wm, file, monkeypatch, caplog):
+        monkeypatch.setattr(checkpoint, "MAX_BYTES", 1000)
+        assert wm.process(bytes, [999_999, 9], checkpoint=file) == [bytes(999_999), bytes(9)]
+        assert "item 0" in caplog.text
+        assert stored(file) == {1}
+
     def test_none_is_a_result(self, wm, file):
         assert wm.process(lambda x: None, range(3), checkpoint=file) == [None] * 3
         assert wm.process(lambda x: None, range(3), checkpoint=file) == [None] * 3
