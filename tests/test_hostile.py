@@ -103,6 +103,7 @@ class TestSettings:
                 assert key in refusal
                 return
             assert getattr(hosts[0], key) == literal(key, text)
+            assert key != "environment" or b"\0" not in text.encode()
             argv = ssh_argv(hosts[0], Path("/tmp/control"))
             assert all(b"\0" not in os.fsencode(word) for word in argv)
             if key != "ssh_options":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import queue
 import random
 import socket
 import struct
@@ -22,7 +23,7 @@ from sshd import descendants, describe, live_pids
 from ostap_parallel import WorkManager
 from ostap_parallel.config import HostConfig, find_secret
 from ostap_parallel.errors import ConfigError, HostError
-from ostap_parallel.hosts.ssh import Session, Tunnel, ssh_argv
+from ostap_parallel.hosts.ssh import Session, Tunnel, control_directory, ssh_argv, write_files
 from ostap_parallel.worker import handshake
 from ostap_parallel.worker.handshake import GreetingError, derive_key, greet_client, greet_server
 from ostap_parallel.worker.serve import MAX_STRANGERS
@@ -271,6 +272,20 @@ class TestImpostors:
         assert not (tmp_path / "canary").exists()
 
 
+def test_a_tunnel_is_never_at_a_port_of_somebody_else(hosts):
+    config = HostConfig(name="h1", ssh_config=hosts.ssh_config)
+    lines = queue.SimpleQueue()
+    with control_directory() as directory, Impostor(guess) as impostor:
+        session = Session(config, directory / "control", lines.put)
+        session.open()
+        try:
+            session.write("echo up\n")
+            assert lines.get(timeout=PATIENCE) == "up"
+            assert Tunnel(session, impostor.port).connect("127.0.0.1", 9) != impostor.port
+        finally:
+            session.close()
+
+
 def mutations(valid, canary, count):
     """Yield `count` messages: noise, pickles, lengths, and `valid` with a little changed."""
     noise = random.Random(1)
@@ -380,10 +395,10 @@ class TestSlowness:
 
     def test_a_greeting_has_an_end(self):
         """However often a byte comes."""
-        setup = "from ostap_parallel.worker import handshake; handshake.TIMEOUT = 0.3"
+        setup = "from ostap_parallel.worker import handshake; handshake.TIMEOUT = 1"
         with open_server(SECRET, setup=setup) as port, connected(port) as connection:
             assert len(receive(connection, HELLO)) == HELLO
-            connection.settimeout(0.02)
+            connection.settimeout(0.05)
 
             def has_ended():
                 try:
@@ -558,7 +573,7 @@ class TestSockets:
 
 
 class TestPermissions:
-    def test_a_permissive_umask_changes_nothing(self, make_hosts):
+    def test_a_permissive_umask_changes_nothing(self, make_hosts, tmp_path):
         ours = set(Path(os.environ["TMPDIR"]).glob("ostap-parallel-*"))
         old = os.umask(0)
         try:
@@ -575,6 +590,8 @@ class TestPermissions:
                 assert any(path.is_socket() for path in inside)
                 assert any(path.name == "environment.sh" for path in inside)
                 assert {path.stat().st_mode & 0o077 for path in inside} == {0}
+            write_files(tmp_path, {"secret": b"x"})
+            assert (tmp_path / "secret").stat().st_mode & 0o777 == 0o600
         finally:
             os.umask(old)
 

@@ -59,7 +59,7 @@ class HostConfig:
     ssh_config
         File for ``ssh -F``; ``None`` leaves the user's own in charge.
     server_port
-        Local port of a tunnel or ppserver that runs already; then nothing else applies.
+        Local port of a server that runs already, or of a tunnel to it; then nothing else applies.
     origins
         Where each setting came from: ``"argument"``, ``"/home/me/.ostaprc [Parallel:cern.ch]"``.
         It also holds the settings that an empty value has switched off.

@@ -1,7 +1,6 @@
 """ppft's server, made trustworthy: it loses no job, reads what workers print, and can be stopped.
 
-The same class runs the local workers of a caller and the workers of a host, where ppft's own
-``ppserver`` is built on it.
+The same class runs the local workers of a caller and the workers of a host.
 """
 
 from __future__ import annotations
