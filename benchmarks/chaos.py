@@ -4,9 +4,9 @@
 
 Two local workers and three real ssh hosts on loopback with two workers each do many short tasks:
 first undisturbed, then while about twice a second something of theirs gets SIGKILL, a connection
-breaks or a machine crashes, as a seeded generator chooses. In the end the sum must be exact, each
-item be merged once, no item have failed, and nothing be left, here or on the hosts. The exit
-status is 1 if not.
+breaks, a machine crashes or stands still for some seconds, as a seeded generator chooses. In the
+end the sum must be exact, each item be merged once, no item have failed, and nothing be left, here
+or on the hosts. The exit status is 1 if not.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import logging
 import os
 import random
 import shutil
+import signal
 import socket
 import sys
 import tempfile
@@ -39,6 +40,7 @@ from ostap_parallel.executors import supervisor
 from ostap_parallel.report import Report
 
 PERIOD = 0.5  # mean number of seconds between two kills
+KEEPALIVE = 3  # seconds of silence after which a host is lost
 PATIENCE = 10.0  # seconds until nothing may be left
 PAUSE = 1.0  # longest seconds until a lost host is started again: the monkey needs its prey
 HANG = 120  # seconds after which a run shows where it stands
@@ -93,6 +95,27 @@ def crash(manager: WorkManager, host: Host, choose: random.Random) -> bool:
     return True
 
 
+def freeze(manager: WorkManager, host: Host, choose: random.Random) -> bool:
+    """Stop all sessions of a host, for so short that nobody minds or for so long that it is lost.
+
+    One that was lost comes back to life when another server runs there already.
+    """
+    pids = host.processes()
+    try:
+        signal_all(pids, signal.SIGSTOP)
+        time.sleep(choose.uniform(0.2, 2) * KEEPALIVE)
+    finally:
+        signal_all(pids, signal.SIGCONT)
+    return bool(pids)
+
+
+def signal_all(pids: Iterable[int], number: signal.Signals) -> None:
+    """Send a signal to those that are still there."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
 ATTACKS: dict[str, Attack] = {
     name: functools.partial(kill, found=found)
     for name, found in {
@@ -105,7 +128,7 @@ ATTACKS: dict[str, Attack] = {
         ),
         "lifeline": lambda manager, host: matching(descendants(os.getpid()), "/lifeline.bash"),
     }.items()
-} | {"connection": break_connection, "machine": crash}
+} | {"connection": break_connection, "machine": crash, "freezing": freeze}
 
 
 class Monkey:
@@ -159,7 +182,7 @@ class Result:
     kills
         What the monkey did.
     left
-        Processes, files and threads that were there afterwards.
+        Processes, files, threads and descriptors that were not there before, but are afterwards.
     """
 
     merged: Counter[tuple[int, int]]
@@ -208,41 +231,44 @@ def play(
         merged[n, result] += 1
         return merged
 
-    threads = set(threading.enumerate())
+    before = inventory(hosts)
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.object(supervisor, "LONGEST_PAUSE", PAUSE))
         servers = [f"{name}*2" for name in hosts.names]
-        manager = stack.enter_context(
-            WorkManager(ncpus, servers, ssh_config=hosts.ssh_config, config=(), silent=True)
-        )
+        given = {"keepalive": KEEPALIVE, "ssh_config": hosts.ssh_config, "config": ()}
+        manager = stack.enter_context(WorkManager(ncpus, servers, silent=True, **given))
         manager.wait_for_hosts()
         monkey = Monkey(manager, hosts, seed or 0)
         if seed is not None:
             stack.enter_context(monkey)
+        stack.callback(manager.close)  # while the monkey goes on
         numbers = itertools.takewhile(
             lambda n: n < items or sum(monkey.kills.values()) < kills, itertools.count()
         )
         merged = manager.process(
             work, numbers, collector=collect, on_error="collect", lost_retries=LOST_RETRIES
         )
-    return Result(merged, manager.report, monkey.kills, wait_for_nothing(hosts, threads))
+    return Result(merged, manager.report, monkey.kills, leftovers(hosts, before))
 
 
-def wait_for_nothing(hosts: Hosts, threads: set[threading.Thread]) -> list[str]:
+def leftovers(hosts: Hosts, before: Counter[str]) -> list[str]:
     """Return what a run has left behind, once that is nothing or the time is up."""
     deadline = time.monotonic() + PATIENCE
-    while (left := leftovers(hosts, threads)) and time.monotonic() < deadline:
+    while (left := inventory(hosts) - before) and time.monotonic() < deadline:
         time.sleep(0.05)
-    return left
+    return sorted(left.elements())
 
 
-def leftovers(hosts: Hosts, threads: set[threading.Thread]) -> list[str]:
-    """Name the processes, files and threads that are there, but for the ssh servers."""
-    left = [f"{host.name}: {describe(pid)}" for host in hosts for pid in host.processes()]
-    left += [f"{host.name}: {path.name}" for host in hosts for path in host.tmp.iterdir()]
-    left += [line for pid in descendants(os.getpid()) if "sshd" not in (line := describe(pid))]
-    left += map(str, Path(tempfile.gettempdir()).glob(f"ostap-parallel-{os.getpid()}-*"))
-    return left + [str(thread) for thread in set(threading.enumerate()) - threads]
+def inventory(hosts: Hosts) -> Counter[str]:
+    """Count the processes, files, threads and descriptors of a run, here and on the hosts."""
+    found = [f"{host.name}: {describe(pid)}" for host in hosts for pid in host.processes()]
+    found += [f"{host.name}: {path.name}" for host in hosts for path in host.tmp.iterdir()]
+    here = map(describe, descendants(os.getpid()))
+    found += [line for line in here if "sshd" not in line]  # those are not of the run
+    found += map(str, Path(tempfile.gettempdir()).glob(f"ostap-parallel-{os.getpid()}-*"))
+    found += map(str, threading.enumerate())
+    found += ["an open descriptor" for _ in Path("/proc/self/fd").iterdir()]
+    return Counter(found)
 
 
 def main() -> int:
