@@ -336,6 +336,17 @@ class TestLeftovers:
 
         assert wm.process(Prepared(), range(3), chunk_size=3) == 3
 
+    def test_what_a_set_up_that_fails_does_is_taken_back(self, wm):
+        class Failing(faults.Sum):
+            def worker_init(self):
+                faults.leave("environment")
+                raise LookupError("on purpose")
+
+        before = wm.process(lambda x: faults.state(), [1])
+        with pytest.raises(LookupError):
+            wm.process(Failing(), range(3))
+        assert wm.process(lambda x: faults.state(), [1]) == before
+
     def test_a_fork_that_comes_back(self, wm, folder):
         def work(item):
             if item == 1:
@@ -372,6 +383,10 @@ class TestValues:
         found = wm.process(type, items, chunk_size=3, on_error="collect")
         assert [found[0], found[2]] == [int, int]
         assert isinstance(found[1].error, LookupError)
+
+    def test_modules_that_a_function_names_are_imported(self, wm, monkeypatch):
+        monkeypatch.setattr(faults, "only_here", (x for x in "ab"), raising=False)
+        assert wm.process(lambda item: hasattr(faults, "only_here"), [1]) == [False]
 
     def test_results_that_refuse_every_question(self, wm):
         found = wm.process(lambda item: faults.Hostile(), range(2))

@@ -253,6 +253,7 @@ def _prepare(data: bytes) -> dict[str, Any]:
             Executing.baseline, old = Baseline(), Executing.baseline
             old.close()
     except BaseException as exc:
+        _restore()
         return {"error": _pack_error(exc)}
     return {"call": call}
 

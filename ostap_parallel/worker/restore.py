@@ -51,8 +51,10 @@ class Baseline:
         """Bring the process back; what is impossible is left as it is."""
         self._restore_signals()
         self._restore_streams()
-        with contextlib.suppress(OSError):  # it may no longer be entered
+        try:  # noqa: SIM105 - suppressing costs more than all of it
             os.fchdir(self._directory)
+        except OSError:  # it may no longer be entered
+            pass
         if sys.path is not self._path or sys.path != self._entries:
             sys.path = self._path
             sys.path[:] = self._entries
@@ -84,11 +86,13 @@ class Baseline:
                 getattr(sys, _STREAMS[number]).flush()
             os.dup2(copy, number)
         for number, (name, stream) in enumerate(self._streams):
+            if getattr(sys, name) is not stream:
+                setattr(sys, name, stream)
             if getattr(stream, "closed", False):
                 stream = _open_stream(number)
                 self._streams[number] = name, stream
+                setattr(sys, name, stream)
                 setattr(sys, f"__{name}__", stream)
-            setattr(sys, name, stream)
 
 
 def _open_stream(descriptor: int) -> IO[Any]:

@@ -122,9 +122,9 @@ class _Pickler(pickle.Pickler):
         self.types: set[type] = set()
 
     def reducer_override(self, obj: Any) -> Any:
-        self.types.add(type(obj))
         if isinstance(obj, type):
             return self._reduce_class(obj)
+        self.types.add(type(obj))
         if isinstance(obj, FunctionType) and not _is_importable(obj):
             return _load_by_value, (_dump_by_value(obj, self._back),)
         return _reduce_object(obj)
@@ -154,11 +154,17 @@ _READERS = (
 )
 
 
+_have_reader: WeakKeyDictionary[type, bool] = WeakKeyDictionary()
+
+
 def _has_reader(cls: type) -> bool:
     """Whether unpickling instances of `cls` runs Python code that is not of the library's own."""
-    names = (*_READERS, "__init__") if issubclass(cls, BaseException) else _READERS
-    found = [getattr(cls, name, None) for name in names] + [copyreg.dispatch_table.get(cls)]
-    return any(isinstance(one, FunctionType) and not _is_standard(one) for one in found)
+    if cls not in _have_reader:
+        names = (*_READERS, "__init__") if issubclass(cls, BaseException) else _READERS
+        found = [getattr(cls, name, None) for name in names] + [copyreg.dispatch_table.get(cls)]
+        functions = [one for one in found if isinstance(one, FunctionType)]
+        _have_reader[cls] = not all(map(_is_standard, functions))
+    return _have_reader[cls]
 
 
 def _is_standard(function: FunctionType) -> bool:
