@@ -43,7 +43,7 @@ PERIOD = 0.5  # mean number of seconds between two kills
 KEEPALIVE = 3  # seconds of silence after which a host is lost
 PATIENCE = 10.0  # seconds until nothing may be left
 PAUSE = 1.0  # longest seconds until a lost host is started again: the monkey needs its prey
-HANG = 120  # seconds after which a run shows where it stands
+HANG = 300  # seconds after which a run shows where it stands
 
 # The monkey does not ask what a worker is at: an item may lose many and be to blame for none. An
 # item of some milliseconds does not lose this many in a row.
@@ -178,14 +178,14 @@ class Result:
     Attributes
     ----------
     merged
-        How often each pair of item and result was merged.
+        How often each item was merged, with its result and the size of its ballast.
     kills
         What the monkey did.
     left
         Processes, files, threads and descriptors that were not there before, but are afterwards.
     """
 
-    merged: Counter[tuple[int, int]]
+    merged: Counter[tuple[int, int, int]]
     report: Report
     kills: Counter[str]
     left: list[str]
@@ -193,7 +193,7 @@ class Result:
     @property
     def problems(self) -> list[str]:
         """Everything that is not as it must be."""
-        wanted = Counter((n, n * n) for n in range(self.report.submitted))
+        wanted = Counter((n, n * n, ballast(n)) for n in range(self.report.submitted))
         found = [f"not merged: {pair}" for pair in wanted - self.merged]
         found += [f"merged more than once, or wrong: {pair}" for pair in self.merged - wanted]
         found += map(str, self.report.failures)
@@ -202,7 +202,7 @@ class Result:
         return found + [f"left: {line}" for line in self.left]
 
     def __str__(self) -> str:
-        total = sum(result * count for (_, result), count in self.merged.items())
+        total = sum(result * count for (_, result, _), count in self.merged.items())
         lost = sum(host.lost for host in self.report.hosts)
         regained = sum(host.lost - (host.state != "up") for host in self.report.hosts)
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(self.kills.items()))
@@ -222,13 +222,16 @@ def play(
     With a seed they are disturbed, and go on until there were so many kills.
     """
 
-    def work(n: int) -> int:  # a closure is sent; a module of ours does not exist on a host
+    def work(item: tuple[int, bytes]) -> tuple[int, bytes]:  # not imported, but sent to the hosts
+        n, ballast = item
         time.sleep((2 + n % 9) / 1000)
-        return n * n
+        return n * n, ballast
 
-    def collect(merged: Counter[tuple[int, int]] | None, result: int, n: int) -> object:
+    def collect(
+        merged: Counter[tuple[int, int, int]] | None, result: tuple[int, bytes], n: int
+    ) -> object:
         merged = Counter() if merged is None else merged
-        merged[n, result] += 1
+        merged[n, result[0], len(result[1])] += 1
         return merged
 
     before = inventory(hosts)
@@ -246,9 +249,18 @@ def play(
             lambda n: n < items or sum(monkey.kills.values()) < kills, itertools.count()
         )
         merged = manager.process(
-            work, numbers, collector=collect, on_error="collect", lost_retries=LOST_RETRIES
+            work,
+            ((n, bytes(ballast(n))) for n in numbers),
+            collector=collect,
+            on_error="collect",
+            lost_retries=LOST_RETRIES,
         )
     return Result(merged, manager.report, monkey.kills, leftovers(hosts, before))
+
+
+def ballast(n: int) -> int:
+    """Return how many bytes item `n` carries there and back: some are killed on their way."""
+    return 1 << 20 if n % 100 == 0 else 0
 
 
 def leftovers(hosts: Hosts, before: Counter[str]) -> list[str]:
