@@ -115,6 +115,12 @@ def hang_in_reading(item):
     return ResultThat("hang")
 
 
+def hang_in_reading_by_dill(item):
+    result = ResultThat("hang")
+    result.lock = threading.Lock()  # pickle refuses it, dill does not
+    return result
+
+
 def hang_in_an_error(item):
     raise ErrorThat("hang")
 

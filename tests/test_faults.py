@@ -188,6 +188,7 @@ class TestTimeout:
     HANGS = (
         faults.hang_in_python,
         faults.hang_in_reading,
+        faults.hang_in_reading_by_dill,
         faults.hang_in_an_error,
         faults.hang_in_c,
         faults.swallow,

@@ -65,13 +65,13 @@ def dumps(obj: object, *, back: bool = False, cache: dict[type, bytes] | None = 
     pickler = _Pickler(buffer, back, cache)
     try:
         pickler.dump(obj)
+        data, has_reader = buffer.getvalue(), any(map(_has_reader, pickler.types))
     except (pickle.PicklingError, TypeError, AttributeError, NotImplementedError) as refusal:
         try:
-            return pickle.dumps(_ByValue(_dump_by_value(obj, back)), PROTOCOL)
+            data, has_reader = pickle.dumps(_ByValue(_dump_by_value(obj, back)), PROTOCOL), True
         except Exception:
             raise refusal from None
-    data = buffer.getvalue()
-    if back and any(map(_has_reader, pickler.types)):
+    if back and has_reader:
         loads(data)
     return data
 
