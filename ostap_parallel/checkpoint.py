@@ -172,12 +172,10 @@ class Journal:
             text = f"the result of item {index} cannot be read ({reason}): define its class first"
             raise CheckpointError(str(self._path), text) from exc
 
-    def record(self, outcomes: Iterator[Outcome]) -> Iterator[Outcome]:
-        """Keep those of the outcomes that `find` did not return; yield all."""
-        for outcome in outcomes:
-            if outcome.index in self._digests:
-                self._keep(outcome, self._digests.pop(outcome.index))
-            yield outcome
+    def keep(self, outcome: Outcome) -> None:
+        """Keep an outcome, unless it is one that `find` has returned."""
+        if outcome.index in self._digests:
+            self._keep(outcome, self._digests.pop(outcome.index))
 
     def _keep(self, outcome: Outcome, of_item: bytes) -> None:
         value = error = None

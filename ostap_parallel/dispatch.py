@@ -6,13 +6,14 @@ Works on every executor of PEP 3148; on ours a function travels once per worker.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import os
 import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sized
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Sized
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, wait
 from dataclasses import dataclass, field
 from numbers import Real
@@ -27,6 +28,9 @@ from ostap_parallel.worker.execute import Call, ChunkOutcome, Lost
 CHUNK_SECONDS = 0.3
 MAX_CHUNK = 1 << 14
 MAX_CHUNK_BYTES = 1 << 22
+
+_SMALL = frozenset(execute.PLAIN) - {str}
+_NOT_SENT = object()
 
 # How often an item is run again that is not to blame, as its host was lost or another item of its
 # chunk has ended the worker; one that takes every host along must end.
@@ -65,14 +69,47 @@ class Outcome:
     attempts: int = 0
 
 
+@dataclass(frozen=True)
+class Batch:
+    """Items that succeeded and came back together; iterating yields an `Outcome` for each.
+
+    All lists have one entry per item, in the order of the items.
+    """
+
+    indices: Sequence[int]
+    items: list[Any]
+    values: list[Any]
+    seconds: list[float]
+    host: str
+    pid: int
+
+    @property
+    def index(self) -> int:
+        """Index of the first item."""
+        return self.indices[0]
+
+    @property
+    def has_gaps(self) -> bool:
+        """Whether items are missing between the first and the last."""
+        return self.indices[-1] - self.indices[0] >= len(self)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __iter__(self) -> Iterator[Outcome]:
+        columns = self.indices, self.items, self.values, self.seconds
+        for index, item, value, seconds in zip(*columns, strict=True):
+            yield Outcome(index, item, value, None, "", self.host, self.pid, seconds, 1)
+
+
 class Journal(Protocol):
     """Keeps the outcomes of a run, so that a later run can go on with them."""
 
     def find(self, index: int, item: Any) -> Outcome | None:
         """Return the outcome of an item if an earlier run has got it."""
 
-    def record(self, outcomes: Iterator[Outcome]) -> Iterator[Outcome]:
-        """Keep those of the outcomes that `find` did not return; yield all."""
+    def keep(self, outcome: Outcome) -> None:
+        """Keep an outcome, unless it is one that `find` has returned."""
 
 
 class Checkpoint(Protocol):
@@ -80,6 +117,19 @@ class Checkpoint(Protocol):
 
     def open(self, call: Call, total: int | None) -> contextlib.AbstractContextManager[Journal]:
         """Open the journal of runs of `call` on `total` items."""
+
+
+@dataclass
+class _Chunk:
+    """Items that are sent together for the first time."""
+
+    indices: list[int] = field(default_factory=list)
+    items: list[Any] = field(default_factory=list)
+    packed: list[Any] = field(default_factory=list)
+
+    def split(self) -> list[_Item]:
+        """Return the items one by one, as each may get a history of its own."""
+        return list(map(_Item, self.indices, self.items, self.packed))
 
 
 @dataclass
@@ -98,7 +148,7 @@ class _Item:
 
 @dataclass
 class Run:
-    """The items of one run on one executor; iterate over `outcomes`.
+    """The items of one run on one executor; iterate over `arrivals`.
 
     Parameters
     ----------
@@ -131,10 +181,11 @@ class Run:
 
     _again: deque[list[_Item]] = field(default_factory=deque)  # chunks to be run again
     _unsent: deque[Outcome] = field(default_factory=deque)  # known without being sent
-    _running: dict[Future[Any], list[_Item]] = field(default_factory=dict)
+    _running: dict[Future[Any], _Chunk | list[_Item]] = field(default_factory=dict)
     _news: queue.SimpleQueue[Future[Any] | None] = field(default_factory=queue.SimpleQueue)
     _cache: dict[type, bytes] = field(default_factory=dict)
     _journal: Journal | None = None
+    _first: int = 0  # the oldest item that is not yet yielded in order
     _next: int = 0  # index of the next item to be read
     _exhausted: bool = False
     _seconds: float | None = None  # mean time per item
@@ -153,8 +204,8 @@ class Run:
         """Number of items read from the input."""
         return self._next
 
-    def outcomes(self) -> Generator[Outcome, None, None]:
-        """Yield one outcome per item, as they come or in order; input is read as needed.
+    def arrivals(self) -> Generator[Batch | Outcome, None, None]:
+        """Yield what becomes of the items, as they come or in order; input is read as needed.
 
         Leaving the iteration early stops the run: what is queued is dropped and what runs is
         interrupted.
@@ -168,6 +219,8 @@ class Run:
         """
         self._total = len(self.items) if isinstance(self.items, Sized) else None
         self._input = iter(self.items)
+        # items that are sent as they are; a journal wants to see them all
+        self._as_it_is = _SMALL if self.checkpoint is None else frozenset[type]()
         name = getattr(self.call.function, "__qualname__", repr(self.call.function))
         packed = serialize.pack(self.call, f"the function {name}", cache=self._cache)
         self._submit = self._submitter(packed)
@@ -179,7 +232,7 @@ class Run:
             if self.checkpoint is not None:
                 opened = self.checkpoint.open(self.call, self._total)
                 self._journal = leaving.enter_context(opened)
-                arriving = self._journal.record(arriving)
+                arriving = _keep(self._journal, arriving)
             yield from self._in_order(arriving) if self.ordered else arriving
 
     def _submitter(self, call: bytes) -> Callable[[bytes], Future[ChunkOutcome | Lost]]:
@@ -195,7 +248,7 @@ class Run:
             return sum(self.executor.workers.values())
         return getattr(self.executor, "_max_workers", None) or os.cpu_count() or 1
 
-    def _as_they_come(self) -> Iterator[Outcome]:
+    def _as_they_come(self) -> Iterator[Batch | Outcome]:
         while True:
             self._feed()
             if self._unsent:
@@ -209,16 +262,19 @@ class Run:
                     continue
             done = self._news.get()
             if done is not None:
-                yield from self._outcomes_of(done, self._running.pop(done))
+                yield from self._arrivals_of(done, self._running.pop(done))
 
-    def _in_order(self, arriving: Iterator[Outcome]) -> Iterator[Outcome]:
-        held: dict[int, Outcome] = {}
-        self._first = 0  # the oldest item that is not yet yielded
-        for outcome in arriving:
-            held[outcome.index] = outcome
+    def _in_order(self, arriving: Iterator[Batch | Outcome]) -> Iterator[Batch | Outcome]:
+        held: dict[int, Batch | Outcome] = {}  # by the index of the first item
+        for arrival in arriving:
+            if isinstance(arrival, Batch) and arrival.has_gaps:
+                held.update((outcome.index, outcome) for outcome in arrival)
+            else:
+                held[arrival.index] = arrival
             while self._first in held:
-                self._first += 1
-                yield held.pop(self._first - 1)
+                arrival = held.pop(self._first)
+                self._first += len(arrival) if isinstance(arrival, Batch) else 1
+                yield arrival
 
     def _feed(self) -> None:
         """Keep about two chunks per worker under way, and never more."""
@@ -227,9 +283,7 @@ class Run:
             chunk = self._again.popleft() if self._again else self._read_chunk(workers)
             if not chunk:
                 return
-            packed = execute.pack_chunk(
-                [item.index for item in chunk], [item.packed for item in chunk]
-            )
+            packed = _pack(chunk)
             try:
                 future = self._submit(packed)
             except BrokenExecutor as exc:  # a foreign one that a worker's death has ended
@@ -238,34 +292,39 @@ class Run:
             self._running[future] = chunk
             future.add_done_callback(self._news.put)
 
-    def _read_chunk(self, workers: int) -> list[_Item]:
-        chunk: list[_Item] = []
+    def _read_chunk(self, workers: int) -> _Chunk | None:
+        """Read and pack some items; ``None`` if there are none to be sent now."""
         size, room = self._chunk_size(workers), MAX_CHUNK_BYTES
+        if self.ordered:  # what is held back for one slow item must not grow without limit
+            size = min(size, 8 * size * workers + 64 - (self._next - self._first))
         enough = time.monotonic() + CHUNK_SECONDS  # input may come slowly: workers must not wait
-        while len(chunk) < size and room > 0 and not self._exhausted and len(self._unsent) < size:
-            # in order: what is held back for one slow item must not grow without limit
-            if self.ordered and self._next - self._first > 8 * size * workers + 64:
-                break
-            if chunk and time.monotonic() > enough:
-                break
-            try:
-                value = next(self._input)
-            except StopIteration:
-                self._exhausted = True
-                break
+        chunk, last = _Chunk(), self._next + size
+        for value in itertools.islice(self._input, max(0, size)):
             index, self._next = self._next, self._next + 1
-            if self._journal is not None and (known := self._journal.find(index, value)):
-                self._unsent.append(known)
-                continue
-            try:
-                what = f"item {index} (a {type(value).__name__})"
-                packed = execute.pack_value(value, what, cache=self._cache)
-            except SerializeError as exc:
-                self._unsent.append(Outcome(index, value, error=exc, traceback=str(exc)))
-                continue
-            room -= len(packed) if isinstance(packed, bytes | str) else 16
-            chunk.append(_Item(index, value, packed))
-        return chunk
+            packed = value if type(value) in self._as_it_is else self._prepare(index, value)
+            if packed is not _NOT_SENT:
+                chunk.indices.append(index)
+                chunk.items.append(value)
+                chunk.packed.append(packed)
+            if type(packed) in (bytes, str):
+                room -= len(packed)
+            if room <= 0 or time.monotonic() > enough:
+                break
+        else:
+            self._exhausted = self._next < last
+        return chunk if chunk.items else None
+
+    def _prepare(self, index: int, value: Any) -> Any:
+        """Return a packed item; if there is an outcome without sending it, queue that."""
+        if self._journal is not None and (known := self._journal.find(index, value)):
+            self._unsent.append(known)
+            return _NOT_SENT
+        try:
+            what = f"item {index} (a {type(value).__name__})"
+            return execute.pack_value(value, what, cache=self._cache)
+        except SerializeError as exc:
+            self._unsent.append(Outcome(index, value, error=exc, traceback=str(exc)))
+            return _NOT_SENT
 
     def _chunk_size(self, workers: int) -> int:
         if self.chunk_size is not None:
@@ -285,21 +344,34 @@ class Run:
         # came back, not with each of those that are under way
         self._size = max(1, min(int(fitting), max(self._size, 4 * count), MAX_CHUNK))
 
-    def _outcomes_of(self, done: Future[Any], chunk: list[_Item]) -> Iterator[Outcome]:
+    def _arrivals_of(
+        self, done: Future[Any], chunk: _Chunk | list[_Item]
+    ) -> Iterator[Batch | Outcome]:
         try:
             result = done.result()
         except (Exception, CancelledError) as exc:  # a foreign executor's way to lose a chunk
             result = Lost(type(self.executor).__name__, 0, f"{type(exc).__name__}: {exc}", True)
+        if isinstance(result, ChunkOutcome) and result.answers:
+            self._adapt(sum(result.seconds), len(result.seconds))
+            values = result.values(len(chunk.items)) if isinstance(chunk, _Chunk) else None
+            if isinstance(chunk, _Chunk) and values is not None:
+                columns = chunk.indices, chunk.items, values, result.seconds
+                yield Batch(*columns, result.host, result.pid)
+                return
+        items = chunk.split() if isinstance(chunk, _Chunk) else chunk
         if isinstance(result, Lost):
-            yield from self._lost(result, chunk)
-            return
-        if result.entries:
-            self._adapt(sum(seconds for _, _, seconds in result.entries), len(result.entries))
-        for item, (ok, packed, seconds) in zip(chunk, result.entries, strict=False):
+            yield from self._lost(result, items)
+        else:
+            yield from self._outcomes_of(result, items)
+
+    def _outcomes_of(self, result: ChunkOutcome, items: list[_Item]) -> Iterator[Outcome]:
+        answers = zip(result.answers, result.seconds, strict=True)
+        for position, (item, (packed, seconds)) in enumerate(zip(items, answers, strict=False)):
+            ok = position not in result.failed
             outcome = self._outcome(item, ok, packed, seconds, result)
             if outcome is not None:
                 yield outcome
-        rest = chunk[len(result.entries) :]  # interrupted before they ran
+        rest = items[len(result.answers) :]  # interrupted before they ran
         yield from self._lost(Lost(result.host, result.pid, "it was interrupted"), rest)
 
     def _outcome(
@@ -383,6 +455,19 @@ class Run:
                 future.cancel()
         wait(list(self._running), timeout=STOP_PATIENCE)
         self._running.clear()
+
+
+def _keep(journal: Journal, arriving: Iterator[Batch | Outcome]) -> Iterator[Batch | Outcome]:
+    for arrival in arriving:
+        for outcome in arrival if isinstance(arrival, Batch) else [arrival]:
+            journal.keep(outcome)
+        yield arrival
+
+
+def _pack(chunk: _Chunk | list[_Item]) -> bytes:
+    if isinstance(chunk, _Chunk):
+        return execute.pack_chunk(chunk.indices, chunk.packed)
+    return execute.pack_chunk([item.index for item in chunk], [item.packed for item in chunk])
 
 
 def _unpack(item: _Item, ok: bool, packed: Any) -> tuple[Any, BaseException | None, str]:

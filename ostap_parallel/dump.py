@@ -49,6 +49,9 @@ class Dump:
         if jobs or freq:
             self._write({})  # it must not turn out after hours that this is impossible
 
+    def __bool__(self) -> bool:
+        return bool(self._jobs or self._freq)
+
     def write_result(self, count: int, jobid: int, result: Any) -> None:
         """Write a result that is about to be merged after `count` others."""
         if self._jobs < 0 or count < self._jobs:

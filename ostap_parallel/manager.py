@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from ostap_parallel.checkpoint import Checkpoint
 from ostap_parallel.config import HostConfig, find_secret, load_settings
-from ostap_parallel.dispatch import Outcome, Run
+from ostap_parallel.dispatch import Batch, Outcome, Run
 from ostap_parallel.dump import Database, Dump
 from ostap_parallel.errors import ConfigError, RemoteTraceback, WorkerLost
 from ostap_parallel.executors.parallel import LOST_RETRIES, PATIENCE, ParallelExecutor
@@ -307,9 +307,10 @@ class WorkManager:
 
     def _iterate(self, run: Run, progress: bool | None, title: str) -> Iterator[Any]:
         with self._record(run, progress, title) as recorder:
-            for outcome in recorder.outcomes("raise"):
-                recorder.report.merged += 1
-                yield outcome.value
+            for arrival in recorder.arrivals("raise"):
+                for value in arrival.values if isinstance(arrival, Batch) else [arrival.value]:
+                    recorder.report.merged += 1
+                    yield value
             recorder.report.complete = True
 
     @contextmanager
@@ -347,9 +348,11 @@ class _Recorder:
         """Merge the results of the whole run by a task's own way of merging."""
         task.initialize_local()
         try:
-            for outcome in self.outcomes(on_error):
-                if outcome.error is None:
-                    self._merge_one(task, outcome, dump)
+            for arrival in self.arrivals(on_error):
+                if isinstance(arrival, Batch):
+                    self._merge_batch(task, arrival, dump)
+                elif arrival.error is None:
+                    self._merge_one(task, arrival.index, arrival.value, dump)
                 elif isinstance(task, _ListTask):
                     task.merge_results(self.report.failures[-1])
             task.finalize()
@@ -358,34 +361,49 @@ class _Recorder:
         dump.write_final(self.report.merged, self.report.result)
         self.report.complete = True
 
-    def _merge_one(self, task: Task, outcome: Outcome, dump: Dump) -> None:
-        dump.write_result(self.report.merged, outcome.index, outcome.value)
+    def _merge_batch(self, task: Task, batch: Batch, dump: Dump) -> None:
+        if isinstance(task, _ListTask) and not dump:
+            task.results().extend(batch.values)
+            self.report.merged += len(batch)
+            return
+        for index, value in zip(batch.indices, batch.values, strict=True):
+            self._merge_one(task, index, value, dump)
+
+    def _merge_one(self, task: Task, index: int, value: Any, dump: Dump) -> None:
+        dump.write_result(self.report.merged, index, value)
         try:
-            task.merge_results(outcome.value, outcome.index)
+            task.merge_results(value, index)
         except Exception as exc:
-            _add_note(exc, f"while the result of item {outcome.index} was merged")
+            _add_note(exc, f"while the result of item {index} was merged")
             raise
         self.report.merged += 1
         dump.write_merged(self.report.merged, task.results)
 
-    def outcomes(self, on_error: OnError) -> Iterator[Outcome]:
-        """Yield the outcomes; raise the first error, or record it and go on."""
+    def arrivals(self, on_error: OnError) -> Iterator[Batch | Outcome]:
+        """Yield what arrives; raise the first error, or record it and go on."""
         report = self.report
-        with closing(self._run.outcomes()) as outcomes:
+        with closing(self._run.arrivals()) as arrivals:
             try:
-                for outcome in outcomes:
+                for arrival in arrivals:
                     report.submitted = self._run.submitted
-                    report.resumed += outcome.error is None and not outcome.attempts
-                    if outcome.host and not isinstance(outcome.error, WorkerLost):
-                        report.stats.add(outcome.host, outcome.seconds)
-                    if outcome.error is not None:
-                        self._fail(outcome, on_error)
-                    yield outcome
-                    self._reporter.advance(1, int(outcome.error is not None))
+                    if isinstance(arrival, Batch):
+                        report.stats.add(arrival.host, sum(arrival.seconds), len(arrival))
+                        self._reporter.advance(len(arrival))
+                    else:
+                        self._count(arrival, on_error)
+                    yield arrival
             finally:
                 report.submitted = self._run.submitted
                 report.retried = self._run.retried
                 report.wall = time.monotonic() - self._start
+
+    def _count(self, outcome: Outcome, on_error: OnError) -> None:
+        self.report.resumed += outcome.error is None and not outcome.attempts
+        if outcome.host and not isinstance(outcome.error, WorkerLost):
+            self.report.stats.add(outcome.host, outcome.seconds)
+        self._reporter.advance(1, int(outcome.error is not None))
+        if outcome.error is not None:
+            self._fail(outcome, on_error)
 
     def _fail(self, outcome: Outcome, on_error: OnError) -> None:
         assert outcome.error is not None

@@ -96,7 +96,9 @@ class StatMerger:
 
     def add(self, host: str, seconds: float, njobs: int = 1) -> None:
         """Add jobs that `host` did in `seconds` together."""
-        self.merged.setdefault(host, Statistics(host)).add(seconds, njobs)
+        if host not in self.merged:
+            self.merged[host] = Statistics(host)
+        self.merged[host].add(seconds, njobs)
 
     @property
     def njobs(self) -> int:

@@ -21,7 +21,7 @@ import functions
 import pytest
 
 from ostap_parallel import SerializeError, Task, TaskMerger, WorkerLost, WorkManager
-from ostap_parallel.dispatch import Run
+from ostap_parallel.dispatch import Batch, Run
 from ostap_parallel.executors.parallel import ParallelExecutor
 from ostap_parallel.worker.execute import Call
 
@@ -124,7 +124,13 @@ class TestAnyExecutor:
 
 
 def run_items(executor, function, items, **settings):
-    return Run(executor, Call(function), items, **settings).outcomes()
+    return outcomes(Run(executor, Call(function), items, **settings))
+
+
+def outcomes(run):
+    """Yield what arrives one by one."""
+    for arrival in run.arrivals():
+        yield from arrival if isinstance(arrival, Batch) else [arrival]
 
 
 class Deadly:
@@ -235,7 +241,7 @@ class Manual(Executor):
     def run(self, position):
         future, call = self.waiting.pop(position)
         result = call()
-        self.sizes.append(len(result.entries))
+        self.sizes.append(len(result.answers))
         future.set_result(result)
 
 
@@ -330,7 +336,7 @@ class TestOutcomes:
             return item
 
         run = Run(ours, Call(work), range(4), retries=5)
-        assert [one.attempts for one in run.outcomes()] == [3] * 4
+        assert [one.attempts for one in outcomes(run)] == [3] * 4
         assert (run.retried, run.submitted) == (8, 4)
 
     def test_retries_keep_the_order(self, ours, tmp_path):

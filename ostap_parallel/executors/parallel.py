@@ -324,7 +324,7 @@ class ParallelExecutor(Executor):
     def _try(self, future: Future[Any], chunk: bytes, retries: int) -> None:
         def settle(done: Future[ChunkOutcome | Lost]) -> None:
             result = done.result()
-            if isinstance(result, ChunkOutcome) and not result.entries:
+            if isinstance(result, ChunkOutcome) and not result.answers:
                 result = Lost(result.host, result.pid, "it was interrupted")
             try:
                 if isinstance(result, ChunkOutcome):
@@ -371,8 +371,8 @@ def _ignore() -> None:
 
 
 def _settle(future: Future[Any], result: ChunkOutcome) -> None:
-    ok, packed, _ = result.entries[0]
-    if ok:
+    packed = result.answers[0]
+    if not result.failed:
         future.set_result(execute.unpack_value(packed))
         return
     error, text = execute.unpack_error(packed)

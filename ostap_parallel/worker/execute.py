@@ -24,7 +24,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, MutableSequence, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import Any, ClassVar
 
@@ -34,7 +34,7 @@ from ostap_parallel.worker.restore import Baseline
 
 # Sent as they are inside a chunk's own list; everything else is serialised item by item, so that
 # one bad item or result harms no other. (bytes stand for something serialised.)
-_PLAIN = (int, float, str, bool, type(None), complex)
+PLAIN = (int, float, str, bool, type(None), complex)
 
 # Seconds that an item gets to come back after its time is over, before the process is ended; and
 # by how much this end may be late.
@@ -81,12 +81,14 @@ class Call:
 
     def run(self, index: int, item: Any) -> Any:
         """Run one item, with everything that goes before it."""
-        with surroundings_of(self.surroundings):
-            if self.seed is not None:
-                seed_item(self.seed, index)
-            if self.before_item is not None:
-                self.before_item(index)
-            return self.function(index, item) if self.with_index else self.function(item)
+        if self.surroundings:
+            with surroundings_of(self.surroundings):
+                return replace(self, surroundings={}).run(index, item)
+        if self.seed is not None:
+            seed_item(self.seed, index)
+        if self.before_item is not None:
+            self.before_item(index)
+        return self.function(index, item) if self.with_index else self.function(item)
 
 
 def apply(item: tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]) -> Any:
@@ -95,21 +97,41 @@ def apply(item: tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]) -> A
     return function(*args, **kwargs)
 
 
-# One item's outcome inside a chunk's: whether it succeeded, the value or what `unpack_error`
-# reads, and the seconds that it took.
-Entry = tuple[bool, Any, float]
-
-
 @dataclass(frozen=True)
 class ChunkOutcome:
-    """What became of a chunk: one entry per item that ran, in the chunk's order.
+    """What became of a chunk.
 
     A worker gives the name of its machine as `host`; the caller puts in its own name for it.
+
+    Attributes
+    ----------
+    answers
+        For each item that ran, in the order of the chunk, its packed value, or, if it has failed,
+        what `unpack_error` reads.
+    seconds
+        The time that each took.
+    failed
+        The positions of those that have failed.
     """
 
     host: str
     pid: int
-    entries: list[Entry]
+    answers: list[Any] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    failed: set[int] = field(default_factory=set)
+
+    def values(self, count: int) -> list[Any] | None:
+        """Return the values of all items; ``None`` unless `count` of them have succeeded."""
+        if self.failed or len(self.answers) != count:
+            return None
+        if bytes not in set(map(type, self.answers)):
+            return self.answers
+        try:
+            return list(map(unpack_value, self.answers))
+        except KeyboardInterrupt:
+            raise
+        except BaseException:  # user code
+            return None
 
 
 @dataclass(frozen=True)
@@ -152,7 +174,7 @@ def pack_chunk(indices: Sequence[int], items: Sequence[Any]) -> bytes:
 
 def pack_value(value: Any, what: str, **how: Any) -> Any:
     """Return `value` itself if it is plain, else its bytes; raises `SerializeError`."""
-    return value if type(value) in _PLAIN else serialize.pack(value, what, **how)
+    return value if type(value) in PLAIN else serialize.pack(value, what, **how)
 
 
 def unpack_value(packed: Any) -> Any:
@@ -189,6 +211,8 @@ class Executing:
         them with its server, for which they survive the worker.
     baseline
         What is brought back after each item; ``None`` in processes that are not ours.
+    system_call
+        Seconds: an item that took less has made no system call, and can have changed but little.
     """
 
     now = False
@@ -196,6 +220,7 @@ class Executing:
     timed_out = False
     position: ClassVar[MutableSequence[int] | memoryview] = [-1, 0]
     baseline: Baseline | None = None
+    system_call = 0.0
     armed = -math.inf  # when the end of a process that does not come back was put off last
 
 
@@ -212,10 +237,10 @@ def bind(text: str) -> Callable[[bytes], bytes]:
             if not state:
                 Executing.position[0] = indices[0]
                 state.update(_prepare(base64.b64decode(text)))
-        entries = list(_run_items(state, indices, items))
+        result = ChunkOutcome(socket.gethostname(), os.getpid())
+        _run_items(state, indices, items, result)
         _disarm()
         _flush()
-        result = ChunkOutcome(socket.gethostname(), os.getpid(), entries)
         return pickle.dumps(result, serialize.PROTOCOL)
 
     return run
@@ -258,47 +283,59 @@ def _prepare(data: bytes) -> dict[str, Any]:
     return {"call": call}
 
 
-def _run_items(state: dict[str, Any], indices: list[int], items: list[Any]) -> Iterator[Entry]:
-    pid = os.getpid()
-    for index, packed in zip(indices, items, strict=True):
-        if "error" in state:
-            yield False, state["error"], 0.0
-            continue
-        start = time.perf_counter()
-        ok, answer = _run_item(state["call"], index, packed)
-        if os.getpid() != pid:  # a fork that came back from the task: this is not its work
-            _flush()
+def _run_items(
+    state: dict[str, Any], indices: Sequence[int], items: list[Any], result: ChunkOutcome
+) -> None:
+    if "error" in state:
+        result.answers[:] = [state["error"]] * len(items)
+        result.seconds[:] = [0.0] * len(items)
+        result.failed.update(range(len(items)))
+        return
+    for position, (index, packed) in enumerate(zip(indices, items, strict=True)):
+        ok, answer, seconds = _run_item(state["call"], index, packed)
+        if seconds > Executing.system_call and os.getpid() != result.pid:
+            _flush()  # a fork that came back from the task: this is not its work
             os._exit(0)
         if Executing.interrupted:  # the run is over: no outcome for this item, none for the rest
             Executing.interrupted = False
             return
-        yield ok, answer, time.perf_counter() - start
+        result.answers.append(answer)
+        result.seconds.append(seconds)
+        if not ok:
+            result.failed.add(position)
 
 
-def _run_item(call: Call, index: int, packed: Any) -> tuple[bool, Any]:
+def _run_item(call: Call, index: int, packed: Any) -> tuple[bool, Any, float]:
     """Run one item and return its outcome; leave the process as it was before."""
     Executing.position[0] = index
     Executing.timed_out = False
+    start = time.perf_counter()
     try:
         Executing.now = True
         if call.timeout is not None:
             _arm(call.timeout)
-        outcome = _attempt(call, index, packed)
+        ok, answer = _attempt(call, index, packed)
         Executing.now = False
     except BaseException as exc:  # interrupted while it packed an error
         Executing.now = False
-        outcome = False, _pack_error(exc)
-    if Executing.timed_out and outcome[0]:
-        outcome = False, _pack_error(TimeoutError("it went on when it was interrupted"))
-    _restore()
+        ok, answer = False, _pack_error(exc)
+    seconds = time.perf_counter() - start
+    if ok and Executing.timed_out:
+        ok, answer = False, _pack_error(TimeoutError("it went on when it was interrupted"))
+    _restore(quick=seconds < Executing.system_call)
     Executing.position[0] = -1
-    return outcome
+    return ok, answer, seconds
+
+
+def measure_system_call() -> None:
+    """Find out what time an item takes at least that makes a system call."""
+    Executing.system_call = min(_run_item(Call(os.getpgid), -1, 0)[2] for _ in range(100))
 
 
 def _attempt(call: Call, index: int, packed: Any) -> tuple[bool, Any]:
     try:
         value = call.run(index, unpack_value(packed))
-        if type(value) in _PLAIN:
+        if type(value) in PLAIN:
             return True, value
         what = f"the result of item {index} (a {type(value).__name__})"
         return True, serialize.pack(value, what, back=True)
@@ -306,12 +343,12 @@ def _attempt(call: Call, index: int, packed: Any) -> tuple[bool, Any]:
         return False, _pack_error(exc)
 
 
-def _restore() -> None:
+def _restore(quick: bool = False) -> None:
     if Executing.baseline is None:
         return
     for _ in range(3):
         try:
-            Executing.baseline.restore()
+            Executing.baseline.restore(quick)
             break
         except BaseException:  # a signal handler that the task has left may raise here
             continue

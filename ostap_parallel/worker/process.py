@@ -25,7 +25,7 @@ from typing import Any
 import ppft.__main__
 from ppft.transport import CPipeTransport, CTransport
 
-from ostap_parallel.worker.execute import Executing, take_signals
+from ostap_parallel.worker.execute import Executing, measure_system_call, take_signals
 from ostap_parallel.worker.restore import Baseline
 
 # Functions that a worker keeps; those of past runs may hold much data.
@@ -81,6 +81,7 @@ def main(descriptors: tuple[int, int, int, int, int]) -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(line_buffering=True, errors="backslashreplace")
     _buffer_c_output_by_line()
+    measure_system_call()
     Executing.baseline = Baseline()
     _Worker(_Protocol(os.fdopen(read, "rb"), os.fdopen(write, "wb"))).run()
 
