@@ -145,8 +145,7 @@ def test_its_disk_is_full(make_hosts):
     full, _ = hosts = make_hosts(each=[HostOptions(tmp_size="8M"), HostOptions()])
 
     def fill(n):
-        with open(f"/tmp/fill.{n}", "wb") as file:
-            file.write(bytes(64 << 20))
+        Path(f"/tmp/fill.{n}").write_bytes(bytes(64 << 20))
 
     with open_manager(hosts, "h1*1") as manager:
         with pytest.raises(OSError, match="No space left on device"):
