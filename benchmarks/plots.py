@@ -1,0 +1,47 @@
+"""Plots of what was measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from benchmarks.harness import Results
+
+
+def plot_cost(results: Results, folder: Path) -> None:
+    """Draw the cost of a task against the number of tasks."""
+    curves = {
+        name: [(int(column.split()[0]), results.median(name, column)) for column in rounds[0]]
+        for name, rounds in results.rounds.items()
+    }
+    draw(curves, folder / "cost.svg", "tasks", "microseconds per task", "Trivial tasks, 2 workers")
+
+
+def plot_start(results: Results, folder: Path) -> None:
+    """Draw the time until hosts compute against their number."""
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for name in results.rounds:
+        way, _, count = name.rpartition(", ")
+        curves.setdefault(way, []).append((int(count.split()[0]), results.median(name, "seconds")))
+    title = "Until each of the hosts has given a result"
+    draw(curves, folder / "start.svg", "hosts", "seconds", title)
+
+
+def draw(
+    curves: dict[str, list[tuple[int, float]]], file: Path, x: str, y: str, title: str
+) -> None:
+    """Draw curves with logarithmic axes into an SVG file; the first one stands out."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "benchmarks"  # the same figures give the same file
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    for name, points in curves.items():
+        width = 1.2 if axes.lines else 2.5
+        axes.loglog(*zip(*points, strict=True), "o-", label=name, linewidth=width, markersize=4)
+    axes.set(xlabel=x, ylabel=y, title=title)
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", fontsize="small")
+    figure.savefig(file, metadata={"Date": None})
+    pyplot.close(figure)

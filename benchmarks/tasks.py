@@ -1,0 +1,57 @@
+"""What the benchmarks have computed; it imports what it needs, as pathos sends source text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def square(x: int) -> int:
+    return x * x
+
+
+def nap(seconds: float) -> int:
+    import time
+
+    time.sleep(seconds)
+    return 1
+
+
+def burn(loops: int) -> float:
+    """Use the processor; return the seconds that it took."""
+    import time
+
+    begin = time.perf_counter()
+    for _ in range(loops):
+        pass
+    return time.perf_counter() - begin
+
+
+def burn_unevenly(loops: int) -> float:
+    """Use the processor, on the host h2 four times as long; return the seconds per loop."""
+    import socket
+
+    from benchmarks.tasks import burn
+
+    factor = 4 if socket.gethostname() == "h2" else 1
+    return burn(factor * loops) / factor
+
+
+def make_bytes(size: int) -> bytes:
+    return bytes(size)
+
+
+def who_and_where(seconds: float) -> tuple[str, int, int]:
+    """Sleep; return the host's name, the worker's and the server's process."""
+    import os
+    import socket
+    import time
+
+    time.sleep(seconds)
+    return socket.gethostname(), os.getpid(), os.getppid()
+
+
+def look_up(index: int, table: Any) -> tuple[float, int, int]:
+    """Read a bit of an array that all share; return its value and who has read it."""
+    import os
+
+    return float(table[index]), os.getpid(), os.getppid()
