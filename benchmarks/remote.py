@@ -162,7 +162,7 @@ def start_pathos(count: int, ssh_config: str) -> Figures:
             port = 20_000 + os.getpid() % 20_000 + len(tunnels)  # they share one loopback
             pipe = Pipe(name, verbose=False)
             command = (
-                f"{SITE}; exec python3 -m ppft.server -i 127.0.0.1 -p {port} -w 1 -s secret -t 9"
+                f"{SITE}; exec python3 -m ppft.server -i 127.0.0.1 -p {port} -w 1 -s secret -t 99"
             )
             pipe(host=name, command=command, background=True)
             pipe.launch()
@@ -173,7 +173,7 @@ def start_pathos(count: int, ssh_config: str) -> Figures:
         servers = tuple(f"127.0.0.1:{port}" for port in ports)
         server = ppft.Server(0, ppservers=servers, secret="secret")
         try:
-            meet(endless(server, count), count)
+            meet(endless(server, 4 * count), count)
             return {"seconds": time.perf_counter() - begin}
         finally:
             server.destroy()

@@ -10,6 +10,7 @@ import functools
 import importlib.util
 import io
 import marshal
+import threading
 import zipfile
 from pathlib import Path
 
@@ -37,9 +38,17 @@ sys.exit(main())
 """
 
 
-@functools.cache
+_making = threading.Lock()
+
+
 def bundle(version: tuple[int, int]) -> bytes:
     """Return the zip file for hosts of callers that run Python `version` (major, minor)."""
+    with _making:  # hosts start at the same time, and a cache would make one for each of them
+        return _make(version)
+
+
+@functools.cache
+def _make(version: tuple[int, int]) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=3) as archive:
         archive.writestr("__main__.py", _MAIN.format(version=version, mark=MARK))
