@@ -56,7 +56,12 @@ def wm(request):
             yield manager
         return
     hosts = request.getfixturevalue("one_host")
-    path = f"export PYTHONPATH='{TESTS}'"  # the tests' own functions are not installed there
+    # the tests' own functions are not installed there
+    library = hosts["h1"].home / "library"
+    library.mkdir()
+    for name in "functions.py", "faults.py":
+        shutil.copy(TESTS / name, library)
+    path = f"export PYTHONPATH='{hosts['h1'].inside(library)}'"
     with WorkManager(
         0, "h1*1", ssh_config=hosts.ssh_config, config=(), environment=path, silent=True
     ) as manager:
