@@ -42,7 +42,8 @@ HEADER = """\
 Written by `python -m benchmarks`. Each measurement is a process of its own; the rows of a table
 do the same work, in turn, several times. Given are medians and, in brackets, ranges. Hosts are
 real ssh servers, on the same machine: what they compute shares its cores. Where tasks sleep, they
-do so to leave the cores to what is measured.
+do so to leave the cores to what is measured. What is measured beside what is wanted is the median
+of the ratios of each round. The load is that of the last five minutes, at the end of a benchmark.\
 """
 
 
@@ -62,31 +63,38 @@ def main() -> None:
         section = harness.table(benchmark, results)
         print(f"## {benchmark.title}\n\n{section}")
         if not options.dry:
-            write(benchmark.title, f"{section}\n{machine()}\n")
+            write(benchmark.title, f"{section}\n{occasion()}\n")
             if benchmark.plot:
                 benchmark.plot(results, FILE.parent)
 
 
 def write(title: str, section: str) -> None:
-    """Put a section into the file, in the order of the benchmarks."""
+    """Put a section into the file, in the order of the benchmarks, and sum all up at its top."""
     text = FILE.read_text() if FILE.exists() else ""
     sections = dict(re.findall(r"^## (.+)\n\n((?:(?!^## ).*\n)*)", text, re.MULTILINE))
     sections[title] = section
     titles = [one.title for one in BENCHMARKS.values() if one.title in sections]
-    FILE.write_text(HEADER + "".join(f"\n## {one}\n\n{sections[one].strip()}\n" for one in titles))
+    rows = ["| | wanted | measured |", "|---|---|---|"]
+    for one in titles:
+        found = re.search(r"^Wanted: (.*)\. Measured: (.*)\.$", sections[one], re.MULTILINE)
+        rows += [f"| {one} | {found.group(1)} | {found.group(2)} |"] if found else []
+    parts = [HEADER, machine(), "\n".join(rows)]
+    parts += [f"## {one}\n\n{sections[one].strip()}" for one in titles]
+    FILE.write_text("\n\n".join(parts) + "\n")
 
 
 def machine() -> str:
-    """Return one sentence on where and when this ran, with which versions."""
+    """Return one sentence on where this runs, with which versions."""
     needs = sorted({peer.needs for peer in PEERS.values()} | {"pathos", "ppft", "dill", "numpy"})
     cpu = re.search("model name.*: (.*)", Path("/proc/cpuinfo").read_text())
     where = f"{os.cpu_count()} x {cpu.group(1) if cpu else platform.machine()}"
-    load, day = os.getloadavg()[2], time.strftime("%Y-%m-%d")
     packages = ", ".join(f"{name} {installed(name)}" for name in needs)
-    return (
-        f"{day}, {where}, load of the last 15 minutes {load:.1f}, Linux {platform.release()}, "
-        f"Python {platform.python_version()}; {packages}."
-    )
+    return f"{where}, Linux {platform.release()}, Python {platform.python_version()}; {packages}."
+
+
+def occasion() -> str:
+    """Return when this was, and how busy the machine is: one's own processes are part of that."""
+    return f"*{time.strftime('%Y-%m-%d')}, load {os.getloadavg()[1]:.1f}.*"
 
 
 def installed(package: str) -> str:

@@ -97,10 +97,6 @@ class Results:
         found = [a[column] / b[column] for a, b in pairs if column in a and column in b]
         return statistics.median(found) if found else float("nan")
 
-    def best(self, column: str, names: Sequence[str]) -> float:
-        """Return the lowest median of several cases."""
-        return min((m for name in names if (m := self.median(name, column)) > 0), default=0.0)
-
     def columns(self) -> list[str]:
         """Return the names of all figures."""
         every = (column for ones in self.rounds.values() for one in ones for column in one)

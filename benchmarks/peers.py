@@ -188,7 +188,7 @@ PEERS = {
     "pathos ProcessPool": Peer(pathos_process_pool),
     "pathos ParallelPool": Peer(pathos_parallel_pool, most=5000),
     "ppft": Peer(ppft_server, most=5000),
-    "dask.distributed": Peer(dask, "distributed", most=5000),
+    "dask.distributed": Peer(dask, "distributed", most=1000),
     "Ray": Peer(ray, "ray", most=5000),
     "SCOOP": Peer(scoop, "scoop", most=5000),
     "ipyparallel, direct": Peer(functools.partial(ipyparallel, balanced=False), "ipyparallel"),

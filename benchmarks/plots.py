@@ -6,6 +6,8 @@ from pathlib import Path
 
 from benchmarks.harness import Results
 
+MARKERS = "o^s"  # colours come again after ten curves
+
 
 def plot_cost(results: Results, folder: Path) -> None:
     """Draw the cost of a task against the number of tasks."""
@@ -37,9 +39,13 @@ def draw(
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
-    for name, points in curves.items():
-        width = 1.2 if axes.lines else 2.5
-        axes.loglog(*zip(*points, strict=True), "o-", label=name, linewidth=width, markersize=4)
+    for number, (name, points) in enumerate(curves.items()):
+        style = {
+            "linewidth": 1.2 if number else 3,
+            "marker": MARKERS[number // 10],
+            "markersize": 5,
+        }
+        axes.loglog(*zip(*points, strict=True), label=name, **style)
     axes.set(xlabel=x, ylabel=y, title=title)
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", fontsize="small")
