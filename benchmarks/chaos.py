@@ -205,7 +205,7 @@ class Result:
         total = sum(result * count for (_, result, _), count in self.merged.items())
         lost = sum(host.lost for host in self.report.hosts)
         regained = sum(host.lost - (host.state != "up") for host in self.report.hosts)
-        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(self.kills.items()))
+        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted((+self.kills).items()))
         return (
             f"{self.report.merged} of {self.report.submitted} items merged, sum {total}, "
             f"in {self.report.wall:.1f} s\n"

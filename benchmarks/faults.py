@@ -31,7 +31,7 @@ from sshd import kill_if, live_pids
 DEADLINE = 30.0  # seconds that a case gets
 PATIENCE = 5.0  # seconds that processes get to end after their caller
 COLLECT = 10.0  # seconds that results of other items get
-AT_ONCE = 3  # cases; those that hang cost nothing
+AT_ONCE = 2  # cases; those that hang cost nothing
 
 HEADER = """\
 # Faults
@@ -41,7 +41,8 @@ its own with an engine as it is by default, and two workers: it maps a task over
 does other work with the same pool, closes it and ends. Judged is what the caller gets: *right* are
 the results that the task without the fault has, else there is the class of the error, or the wrong
 result; what has not ended after {deadline:g} s is a *hang*. "Then" tells of the other work; what
-still runs {patience:g} s after the caller has ended is left behind. Bold is what should not be.
+still runs {patience:g} s after the caller should have ended is left behind. Bold is what should
+not be.
 
 {machine}
 
@@ -464,19 +465,17 @@ FAULTS: dict[str, Fault] = {
 def run_case(engine: str, fault: str, folder: str) -> None:
     """Play a fault; tell step by step what happens, in a file of the directory."""
     what = FAULTS[fault]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background
     with (Path(folder) / "steps").open("w") as steps:
 
         def tell(step: str, call: Callable[[], Any], wanted: Any) -> None:
             try:
                 value = call()
                 told = (step, "right" if value == wanted else "wrong", repr(value))
-            except BaseException as exc:  # SystemExit of a task, too
+            except (Exception, SystemExit) as exc:
                 traceback.print_exc()
-                told = (
-                    step,
-                    "unsupported" if isinstance(exc, Unsupported) else "error",
-                    name(exc),
-                )
+                kind = "unsupported" if isinstance(exc, Unsupported) else "error"
+                told = (step, kind, name(exc))
             print(json.dumps(told), file=steps, flush=True)
 
         pool = ENGINES[engine](what.workers)
