@@ -12,6 +12,8 @@ import argparse
 import os
 import platform
 import re
+import signal
+import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -57,6 +59,7 @@ def main() -> None:
     options = parser.parse_args()
     if unknown := set(options.names) - set(BENCHMARKS):
         parser.error(f"no benchmark {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # what has been started is ended then
     for name in options.names or BENCHMARKS:
         benchmark = BENCHMARKS[name]
         results = harness.run(benchmark, options.case, options.rounds)

@@ -112,7 +112,7 @@ def joblib(workers: int) -> Iterator[Pool]:
         def run(function: Callable[[Any], Any], items: Iterable[Any]) -> Any:
             return parallel(delayed(function)(item) for item in items)
 
-        yield Pool(run, lambda f, x: run(f, [x]))
+        yield Pool(run, lambda f, x: run(f, [x])[0])
 
 
 @contextmanager

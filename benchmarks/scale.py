@@ -82,14 +82,14 @@ HOSTS = Benchmark(
     "Hosts",
     "Hosts with one worker each.",
     [Case(f"{n} hosts", cost, {"hosts": n, "workers": 1}) for n in COUNTS],
-    rounds=2,
+    rounds=1,
     hosts=[HostOptions()] * max(COUNTS),
 )
 WORKERS = Benchmark(
     "Workers",
     "One host with many workers.",
     [Case(f"{n} workers", cost, {"hosts": 1, "workers": n}) for n in COUNTS],
-    rounds=2,
+    rounds=1,
     hosts=[HostOptions()] * 2,
 )
 
