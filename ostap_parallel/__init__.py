@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ostap_parallel.task import GenericTask as GenericTask
     from ostap_parallel.task import Task as Task
     from ostap_parallel.task import TaskMerger as TaskMerger
+    from ostap_parallel.worker.shared import shared as shared
 
 _MODULES = {
     "checkpoint": "Checkpoint",
@@ -37,6 +38,7 @@ _MODULES = {
     "manager": "WorkManager",
     "report": "Failure Report Statistics StatMerger",
     "task": "FuncTask GenericTask Task TaskMerger",
+    "worker.shared": "shared",
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names.split()}
 

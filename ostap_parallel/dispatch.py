@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Sized
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from numbers import Real
 from typing import Any, Protocol
 
@@ -23,6 +23,7 @@ from ostap_parallel.errors import RemoteTraceback, SerializeError, TaskTimeout, 
 from ostap_parallel.executors.parallel import LOST_RETRIES, ParallelExecutor
 from ostap_parallel.worker import execute, serialize
 from ostap_parallel.worker.execute import Call, ChunkOutcome, Lost
+from ostap_parallel.worker.shared import SMALL, Blob, Inline, Packed, Stored
 
 # A chunk should take about this long: many times a round trip, yet short beside a user's patience.
 CHUNK_SECONDS = 0.3
@@ -213,7 +214,7 @@ class Run:
         Raises
         ------
         SerializeError
-            The function cannot be sent.
+            The function, or the shared object, cannot be sent.
         ServersUnavailable
             No worker is left and none is about to come.
         """
@@ -221,9 +222,7 @@ class Run:
         self._input = iter(self.items)
         # items that are sent as they are; a journal wants to see them all
         self._as_it_is = _SMALL if self.checkpoint is None else frozenset[type]()
-        name = getattr(self.call.function, "__qualname__", repr(self.call.function))
-        packed = serialize.pack(self.call, f"the function {name}", cache=self._cache)
-        self._submit = self._submitter(packed)
+        self._submit = self._submitter()
         with contextlib.ExitStack() as leaving:
             leaving.callback(self._stop)
             if isinstance(self.executor, ParallelExecutor):
@@ -235,12 +234,30 @@ class Run:
                 arriving = _keep(self._journal, arriving)
             yield from self._in_order(arriving) if self.ordered else arriving
 
-    def _submitter(self, call: bytes) -> Callable[[bytes], Future[ChunkOutcome | Lost]]:
+    def _submitter(self) -> Callable[[bytes], Future[ChunkOutcome | Lost]]:
+        """Pack the function and what is shared; return what submits a chunk for them."""
+        where, blob = self._share()
+        name = getattr(self.call.function, "__qualname__", repr(self.call.function))
+        call = replace(self.call, shared=where)
+        packed = serialize.pack(call, f"the function {name}", cache=self._cache)
         if isinstance(self.executor, ParallelExecutor):
-            message, submit_chunk = execute.shim(call), self.executor.submit_chunk
-            return lambda chunk: submit_chunk(message, chunk)
+            message, submit_chunk = execute.shim(packed), self.executor.submit_chunk
+            return lambda chunk: submit_chunk(message, chunk, blob)
         executor = self.executor
-        return lambda chunk: executor.submit(execute.run_foreign, call, chunk)
+        return lambda chunk: executor.submit(execute.run_foreign, packed, chunk)
+
+    def _share(self) -> tuple[Inline | Stored | None, Blob | None]:
+        """Pack the shared object; return where workers find it, and the blob, if it is in one."""
+        if self.call.shared is None:
+            return None, None
+        packed = Packed(self.call.shared)
+        if packed.size <= SMALL or not isinstance(self.executor, ParallelExecutor):
+            return Inline(b"".join(packed)), None
+        try:
+            blob = self.executor.server.store.add(packed)
+        except OSError as exc:
+            raise SerializeError("the shared object", f"{exc.strerror}; set TMPDIR") from exc
+        return Stored(blob.digest), blob
 
     def _workers(self) -> int:
         if isinstance(self.executor, ParallelExecutor):

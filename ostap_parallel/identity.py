@@ -47,6 +47,7 @@ def identity_of(call: Call) -> dict[str, str]:
         "jobid": call.with_index,
         "seed": call.seed,
         **dict(_parts_of(call.function)),
+        **_shared_parts(call),
     }
     digests = {name: walk.start(part) for name, part in parts.items()}
     return {name: data.hex() for name, data in {**digests, **walk.follow()}.items()}
@@ -104,6 +105,12 @@ def _parts_of(function: Any) -> Iterator[tuple[str, Any]]:
         yield from ((f"global {name}", value) for name, value in _globals_of(function))
     else:
         yield f"object {name_of(function)}", function
+
+
+def _shared_parts(call: Call) -> dict[str, Any]:
+    if call.with_keywords:
+        return {f"argument {name}": value for name, value in call.shared.items()}
+    return {} if call.shared is None else {"shared object": call.shared}
 
 
 def _parts_of_task(task: Task) -> Iterator[tuple[str, Any]]:

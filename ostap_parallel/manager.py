@@ -207,7 +207,7 @@ class WorkManager:
         lost_retries: int = LOST_RETRIES,
         timeout: float | None = None,
         progress: bool | None = None,
-        shared: Mapping[str, Any] | None = None,
+        shared: Any = None,
         seed: int | str | None = None,
         description: str | None = None,
         checkpoint: Checkpoint | str | os.PathLike[str] | None = None,
@@ -231,8 +231,6 @@ class WorkManager:
         For the others see `iexecute`.
         """
         merging = _merging(task, merger, collector, init)
-        if isinstance(task, Task) and shared:
-            raise TypeError("a Task brings its own data: shared= is for functions")
         if on_error not in ("raise", "collect"):
             raise ValueError(f"on_error must be 'raise' or 'collect', not {on_error!r}")
         if ordered is None:
@@ -263,7 +261,7 @@ class WorkManager:
         lost_retries: int = LOST_RETRIES,
         timeout: float | None = None,
         progress: bool | None = None,
-        shared: Mapping[str, Any] | None = None,
+        shared: Any = None,
         seed: int | str | None = None,
         description: str | None = None,
         checkpoint: Checkpoint | str | os.PathLike[str] | None = None,
@@ -286,7 +284,9 @@ class WorkManager:
             Seconds that an item may take on a worker. Then it is interrupted, as by Ctrl-C, or
             ended with its worker if it does not heed that, and fails with `TaskTimeout`.
         shared
-            Keyword arguments for the function, the same for all items; sent once per worker.
+            What all items need, sent once to each host: a mapping holds keyword arguments for
+            the function; anything else, and all that is for a `Task`, is what
+            `ostap_parallel.shared` returns there. Large arrays are read-only.
         seed
             ``random``, and numpy and ROOT where they are used, are seeded from it and the
             item's index before each item, whatever worker that is on.
@@ -452,7 +452,7 @@ def _merging(
 def _call(
     task: Task | Callable[..., Any],
     jobid: bool,
-    shared: Mapping[str, Any] | None,
+    shared: Any,
     seed: int | str | None,
     timeout: float | None,
 ) -> Call:
@@ -467,11 +467,24 @@ def _call(
             seed=seed,
             log_level=level,
             timeout=timeout,
+            shared=shared,
         )
     if not callable(task):
         raise TypeError(f"task must be a function or a Task, not {type(task).__name__}")
-    function = functools.partial(task, **shared) if shared else task
-    return Call(function, with_index=jobid, seed=seed, log_level=level, timeout=timeout)
+    with_keywords = isinstance(shared, Mapping)
+    for name in shared if with_keywords else ():
+        if not isinstance(name, str):
+            remedy = "give a mapping that is one argument as shared={'its name': mapping}"
+            raise TypeError(f"shared: {name!r} is not the name of an argument; {remedy}")
+    return Call(
+        task,
+        with_index=jobid,
+        seed=seed,
+        log_level=level,
+        timeout=timeout,
+        shared=shared,
+        with_keywords=with_keywords,
+    )
 
 
 def _checkpoint(given: Checkpoint | str | os.PathLike[str] | None) -> Checkpoint | None:

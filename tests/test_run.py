@@ -403,7 +403,7 @@ class TestBadArguments:
             wm.process(functions.square, [1], merger=TaskMerger(init=[]), init=[])
 
     @pytest.mark.parametrize(
-        "arguments", [{"merger": max}, {"init": 1}, {"collector": max}, {"shared": {"a": 1}}]
+        "arguments", [{"merger": max}, {"init": 1}, {"collector": max}]
     )
     def test_a_task_brings_its_own(self, wm, arguments):
         with pytest.raises(TypeError, match="Task"):

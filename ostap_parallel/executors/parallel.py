@@ -28,11 +28,13 @@ from ostap_parallel.errors import (
     ServersUnavailable,
     WorkerLost,
 )
+from ostap_parallel.executors.sharing import STEP, Abandoned, Deliveries
 from ostap_parallel.executors.supervisor import EventHandler, Supervisor
 from ostap_parallel.worker import execute, handshake, serialize
-from ostap_parallel.worker.engine import Server, Task
+from ostap_parallel.worker.engine import Server, Task, Worker
 from ostap_parallel.worker.execute import ChunkOutcome, Lost
 from ostap_parallel.worker.process import Remembering
+from ostap_parallel.worker.shared import Blob, Store
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +81,9 @@ class ClientServer(Server):
     def __init__(self, ncpus: int | str, secret: str, on_event: EventHandler) -> None:
         self.sink = lambda event: on_event(LOCAL, event)
         self.on_lost: Callable[[HostError], None] = lambda error: None
+        self.on_useless: Callable[[HostError], None] = lambda error: None
+        self.store = Store()
+        self._deliveries = Deliveries(self._connect_to_store)
         self._last_work = time.monotonic()
         self._connections: dict[str, list[Connection]] = {}
         super().__init__(ncpus, secret=secret)
@@ -114,6 +119,7 @@ class ClientServer(Server):
             gone = self._connections.pop(label, [])
             workers: list[Connection] = self._Server__rworkers
             workers[:] = [worker for worker in workers if worker not in gone]
+        self._deliveries.forget(label)
         for connection in gone:
             connection.is_free = False
             with contextlib.suppress(OSError):  # wakes the thread that waits for a result
@@ -141,31 +147,66 @@ class ClientServer(Server):
                 self._last_work = time.monotonic()
         return time.monotonic() - self._last_work
 
+    def interrupt(self, grace: float = 2.0) -> None:
+        """Give up all jobs here, and those that wait for a shared object to be sent."""
+        super().interrupt(grace)
+        self._deliveries.interrupt()
+
     def destroy(self) -> None:
         """End all workers, close all connections and give up all jobs."""
         self._exiting = True
         for label in list(self._connections):
             self.drop_host(label)
         super().destroy()
+        self.store.clear()
+
+    def _connect_to_store(self, label: str) -> Connection:
+        with self._Server__queue_lock:
+            known = self._connections.get(label)
+        if not known:
+            raise HostError(label, "run", "it was lost")
+        return Connection(self, label, known[0].port, "STORE")
+
+    def _run_local(self, job: Task, sfunc: bytes, sargs: bytes, worker: Worker) -> None:
+        if job.blob is not None:
+            sargs = execute.locate(sargs, job.blob.location)
+        super()._run_local(job, sfunc, sargs, worker)
 
     def _run_remote(self, job: Task, sfunc: bytes, sargs: bytes, rworker: Connection) -> None:
         job.host = rworker.label
         try:
+            if job.blob is not None:
+                sargs = execute.locate(sargs, self._deliveries.locate(job.blob, rworker.label))
             rworker.csend(sfunc)
             rworker.send(sargs)
             sresult = rworker.receive()
+        except Abandoned as exc:  # nothing was sent on this connection
+            sresult = execute.pack_result(Lost(rworker.label, 0, str(exc)))
+            rworker.is_free = rworker in self._connections.get(rworker.label, ())
         except Exception as exc:
             rworker.close()
+            error = exc if isinstance(exc, HostError) else None
             reason = f"the connection to {rworker.label} was lost: {exc}"
-            sresult = execute.pack_result(Lost(rworker.label, 0, reason))
+            self._failed(rworker, error or HostError(rworker.label, "run", reason), job)
+            return
         else:
-            reason = ""
             rworker.is_free = True
+        self._settle(job, sresult)
+
+    def _settle(self, job: Task, sresult: bytes) -> None:
         self._forget(job)
         job.finalize(sresult)
         self._Server__scheduler()
-        if reason and rworker in self._connections.get(rworker.label, ()):  # else on purpose
-            self.on_lost(HostError(rworker.label, "run", reason))
+
+    def _failed(self, rworker: Connection, error: HostError, job: Task) -> None:
+        """Give up a job with its connection, and tell of that unless it was closed on purpose."""
+        is_news = rworker in self._connections.get(rworker.label, ())
+        useless = error.step == STEP
+        if useless:  # the job must not come back to this host
+            self.drop_host(rworker.label)
+        self._settle(job, execute.pack_result(Lost(rworker.label, 0, error.reason)))
+        if is_news:
+            (self.on_useless if useless else self.on_lost)(error)
 
 
 class ParallelExecutor(Executor):
@@ -222,6 +263,7 @@ class ParallelExecutor(Executor):
             self.server, hosts, secret, timeout, on_event, lambda: (changed() or _ignore)()
         )
         self.server.on_lost = self._supervisor.connection_lost
+        self.server.on_useless = self._supervisor.give_up
         self.hosts = self._supervisor.statuses
         self._finalizer = weakref.finalize(
             self, _close, os.getpid(), self.server, self._supervisor
@@ -272,8 +314,13 @@ class ParallelExecutor(Executor):
         self._try(future, execute.pack_chunk([0], [item]), LOST_RETRIES)
         return future
 
-    def submit_chunk(self, call: bytes, chunk: bytes) -> Future[ChunkOutcome | Lost]:
-        """Run a chunk: `execute.shim` and `execute.pack_chunk` make its two messages."""
+    def submit_chunk(
+        self, call: bytes, chunk: bytes, blob: Blob | None = None
+    ) -> Future[ChunkOutcome | Lost]:
+        """Run a chunk: `execute.shim` and `execute.pack_chunk` make its two messages.
+
+        A `blob`, of `server.store`, is on its host by then.
+        """
         future = self._new_future()
 
         def deliver(message: bytes) -> None:
@@ -286,7 +333,7 @@ class ParallelExecutor(Executor):
                 future.set_result(replace(result, host=task.host or LOCAL))
 
         self.check()
-        task = Task(self.server, deliver)
+        task = Task(self.server, deliver, blob)
         self.server.insert(call, chunk, task)
         return future
 

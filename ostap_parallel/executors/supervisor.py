@@ -126,6 +126,13 @@ class Supervisor:
         if not ended and self._servers.get(error.host) is server:
             self._lose(error)
 
+    def give_up(self, error: HostError) -> None:
+        """Do without a host from now on, as it would fail in the same way again."""
+        status = next(status for status in self.statuses if status.name == error.host)
+        if self._set_state(status, "failed", of="up", error=error):
+            logger.warning("not available any more: %s", error)
+            self._drop(status)
+
     def hang_up(self) -> None:
         """Have all servers end, without waiting until they have; nothing is started any more."""
         self._closed.set()

@@ -5,8 +5,27 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+
+# How many threads a library takes; by itself as many as the machine has cores, in each process.
+_THREADS = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "BLIS_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "NUMBA_NUM_THREADS",
+)
+
+
+def thread_limits(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return variables by which libraries of a worker take one thread, but for what is set.
+
+    ``OMP_NUM_THREADS`` holds for all of them, as it does for most by themselves.
+    """
+    count = environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip() or "1"
+    return {name: count for name in _THREADS if name not in environ}
 
 
 def usable_cpus(root: Path = Path("/")) -> int:

@@ -24,9 +24,10 @@ from typing import Any
 
 import ppft
 
-from ostap_parallel.worker.cpus import usable_cpus
+from ostap_parallel.worker.cpus import thread_limits, usable_cpus
 from ostap_parallel.worker.execute import Lost, pack_result
 from ostap_parallel.worker.process import POSITION, Channel, command, disconnect, open_position
+from ostap_parallel.worker.shared import Blob
 
 logger = logging.getLogger(__name__)
 
@@ -48,15 +49,23 @@ Sink = Callable[[dict[str, Any]], None]
 class Task(ppft._pp._Task):  # type: ignore[misc]
     """A job whose raw result goes to a function as soon as it is there.
 
-    `deliver` must not raise. `host` is set by the server to where the job ran.
+    `deliver` must not raise. `host` is set by the server to where the job ran. `blob` is what the
+    job needs there.
     """
 
-    def __init__(self, server: Server, deliver: Callable[[bytes], None] | None = None) -> None:
+    def __init__(
+        self,
+        server: Server,
+        deliver: Callable[[bytes], None] | None = None,
+        blob: Blob | None = None,
+    ) -> None:
         super().__init__(server, server._Server__gentid())
         self.deliver = deliver
+        self.blob = blob
         self.host = ""
 
     def finalize(self, sresult: bytes) -> None:
+        self.blob = None  # not to wait for the garbage collector: who delivers refers to this
         super().finalize(sresult)
         if self.deliver is not None:
             self.deliver(sresult)
@@ -90,6 +99,7 @@ class Worker(ppft._pp._Worker):  # type: ignore[misc]
                 stdin=subprocess.DEVNULL,
                 stdout=out_w,
                 stderr=err_w,
+                env={**os.environ, **thread_limits(os.environ)},
                 pass_fds=passed,
                 start_new_session=True,  # Ctrl-C in the terminal is for the caller to handle
             )

@@ -29,7 +29,7 @@ from types import FrameType
 from typing import Any, ClassVar
 
 from ostap_parallel.errors import RemoteError
-from ostap_parallel.worker import serialize
+from ostap_parallel.worker import serialize, shared
 from ostap_parallel.worker.restore import Baseline
 
 # Sent as they are inside a chunk's own list; everything else is serialised item by item, so that
@@ -68,6 +68,10 @@ class Call:
         Level of the root logger of workers.
     timeout
         Seconds that an item may take; ``None`` for no limit. Workers of ours only.
+    shared
+        The object that all items share; for a worker, where it is: see `with_shared`.
+    with_keywords
+        The shared object is a mapping, of keyword arguments for the function.
     """
 
     function: Callable[..., Any]
@@ -78,6 +82,15 @@ class Call:
     seed: int | str | None = None
     log_level: int = logging.WARNING
     timeout: float | None = None
+    shared: Any = None
+    with_keywords: bool = False
+
+    def with_shared(self, location: str) -> Call:
+        """Return the call for a chunk, and have `shared.shared` find the object from now on."""
+        value = shared.use(self.shared, location)
+        if not self.with_keywords:
+            return self
+        return replace(self, function=functools.partial(self.function, **value))
 
     def run(self, index: int, item: Any) -> Any:
         """Run one item, with everything that goes before it."""
@@ -172,6 +185,11 @@ def pack_chunk(indices: Sequence[int], items: Sequence[Any]) -> bytes:
     return pickle.dumps((chunk,), serialize.PROTOCOL)
 
 
+def locate(chunk: bytes, location: str) -> bytes:
+    """Return the message for a chunk with the place of the shared object there."""
+    return pickle.dumps((*pickle.loads(chunk), location), serialize.PROTOCOL)
+
+
 def pack_value(value: Any, what: str, **how: Any) -> Any:
     """Return `value` itself if it is plain, else its bytes; raises `SerializeError`."""
     return value if type(value) in PLAIN else serialize.pack(value, what, **how)
@@ -225,20 +243,20 @@ class Executing:
 
 
 @functools.lru_cache(maxsize=8)
-def bind(text: str) -> Callable[[bytes], bytes]:
+def bind(text: str) -> Callable[..., bytes]:
     """Return the function that runs chunks of the `Call` in `text`; cached, as jobs repeat it."""
     state: dict[str, Any] = {}
 
     preparing = threading.Lock()  # a foreign executor may run chunks in threads
 
-    def run(chunk: bytes) -> bytes:
+    def run(chunk: bytes, location: str = "") -> bytes:
         indices, items = pickle.loads(chunk)
         with preparing:
             if not state:
                 Executing.position[0] = indices[0]
-                state.update(_prepare(base64.b64decode(text)))
+                state.update(_prepare(base64.b64decode(text), location))
         result = ChunkOutcome(socket.gethostname(), os.getpid())
-        _run_items(state, indices, items, result)
+        _run_items(_with_shared(state, location), indices, items, result)
         _disarm()
         _flush()
         return pickle.dumps(result, serialize.PROTOCOL)
@@ -247,7 +265,7 @@ def bind(text: str) -> Callable[[bytes], bytes]:
 
 
 @functools.lru_cache(maxsize=8)
-def _bind_bytes(call: bytes) -> Callable[[bytes], bytes]:
+def _bind_bytes(call: bytes) -> Callable[..., bytes]:
     return bind(base64.b64encode(call).decode("ascii"))
 
 
@@ -262,7 +280,7 @@ def run_foreign(call: bytes, chunk: bytes) -> ChunkOutcome:
 _binding = threading.Lock()  # a cache may compute twice what two threads ask for at once
 
 
-def _prepare(data: bytes) -> dict[str, Any]:
+def _prepare(data: bytes, location: str) -> dict[str, Any]:
     """Load the call and start the worker's part of it; an error is every item's outcome."""
     try:
         call: Call = serialize.loads(data)
@@ -272,6 +290,7 @@ def _prepare(data: bytes) -> dict[str, Any]:
             with contextlib.suppress(ImportError):
                 import numpy.random  # type: ignore[import-not-found,unused-ignore] # noqa: F401
         if call.worker_init is not None:
+            call.with_shared(location)
             call.worker_init()
         if Executing.baseline is not None:  # what this has set up is for all items
             take_signals()
@@ -281,6 +300,14 @@ def _prepare(data: bytes) -> dict[str, Any]:
         _restore()
         return {"error": _pack_error(exc)}
     return {"call": call}
+
+
+def _with_shared(state: dict[str, Any], location: str) -> dict[str, Any]:
+    """Return what to run a chunk with; that the object cannot be had is every item's outcome."""
+    try:
+        return state if "error" in state else {"call": state["call"].with_shared(location)}
+    except BaseException as exc:
+        return {"error": _pack_error(exc)}
 
 
 def _run_items(

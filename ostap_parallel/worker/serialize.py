@@ -43,7 +43,13 @@ _classes: WeakValueDictionary[str, type] = WeakValueDictionary()
 _received: WeakSet[type] = WeakSet()
 
 
-def dumps(obj: object, *, back: bool = False, cache: dict[type, bytes] | None = None) -> bytes:
+def dumps(
+    obj: object,
+    *,
+    back: bool = False,
+    cache: dict[type, bytes] | None = None,
+    buffers: list[pickle.PickleBuffer] | None = None,
+) -> bytes:
     """Serialise an object.
 
     Parameters
@@ -55,6 +61,8 @@ def dumps(obj: object, *, back: bool = False, cache: dict[type, bytes] | None = 
     cache
         Keeps what classes became, for callers that serialise many of their instances; valid
         as long as the classes do not change.
+    buffers
+        Takes buffers that are not copied into the bytes, see PEP 574.
 
     Raises
     ------
@@ -62,11 +70,13 @@ def dumps(obj: object, *, back: bool = False, cache: dict[type, bytes] | None = 
         Whatever pickle, dill or the object's own ``__reduce__`` raise; see `pack`.
     """
     buffer = io.BytesIO()
-    pickler = _Pickler(buffer, back, cache)
+    pickler = _Pickler(buffer, back, cache, buffers)
     try:
         pickler.dump(obj)
         data, has_reader = buffer.getvalue(), any(map(_has_reader, pickler.types))
     except (pickle.PicklingError, TypeError, AttributeError, NotImplementedError) as refusal:
+        if buffers is not None:
+            buffers.clear()
         try:
             data, has_reader = pickle.dumps(_ByValue(_dump_by_value(obj, back)), PROTOCOL), True
         except Exception:
@@ -76,12 +86,10 @@ def dumps(obj: object, *, back: bool = False, cache: dict[type, bytes] | None = 
     return data
 
 
-def pack(
-    obj: object, what: str, *, back: bool = False, cache: dict[type, bytes] | None = None
-) -> bytes:
+def pack(obj: object, what: str, **how: Any) -> bytes:
     """Serialise as `dumps` does; whatever goes wrong becomes a `SerializeError` about `what`."""
     try:
-        return dumps(obj, back=back, cache=cache)
+        return dumps(obj, **how)
     except Exception as exc:
         raise SerializeError(what, name_and_text(exc)) from exc
 
@@ -115,8 +123,16 @@ class _ByValue:
 
 
 class _Pickler(pickle.Pickler):
-    def __init__(self, file: io.BytesIO, back: bool, cache: dict[type, bytes] | None) -> None:
-        super().__init__(file, PROTOCOL)
+    def __init__(
+        self,
+        file: io.BytesIO,
+        back: bool,
+        cache: dict[type, bytes] | None,
+        buffers: list[pickle.PickleBuffer] | None,
+    ) -> None:
+        super().__init__(
+            file, PROTOCOL, buffer_callback=None if buffers is None else buffers.append
+        )
         self._back = back
         self._cache = cache
         self.types: set[type] = set()

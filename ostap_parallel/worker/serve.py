@@ -21,6 +21,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from ostap_parallel.worker import engine
 from ostap_parallel.worker.cpus import usable_cpus
 from ostap_parallel.worker.handshake import greet_client
 from ostap_parallel.worker.process import Remembering
+from ostap_parallel.worker.shared import Store
 
 # Begins each line that is meant for the client; anything else is what a script has printed.
 MARK = "\x1eostap-parallel "
@@ -64,11 +66,13 @@ class Client(Remembering, CSocketTransport):  # type: ignore[misc]
 class NetworkServer(engine.Server):
     """A server for clients, as ppft's ``ppserver`` is, that lets in only who knows its key.
 
-    It listens on a port of 127.0.0.1 that the system chooses. Until `admit`, clients wait.
+    It listens on a port of 127.0.0.1 that the system chooses. Until `admit`, clients wait. In
+    `directory` are the objects that clients share with their functions.
     """
 
-    def __init__(self, sink: engine.Sink, ncpus: int) -> None:
+    def __init__(self, sink: engine.Sink, ncpus: int, directory: str | None = None) -> None:
         self.sink = sink
+        self._store = Store(directory)
         self._socket = socket.create_server(("127.0.0.1", 0), backlog=128)
         self.port: int = self._socket.getsockname()[1]
         self._strangers: dict[socket.socket, None] = {}  # who has proved nothing yet
@@ -114,6 +118,34 @@ class NetworkServer(engine.Server):
             while purpose == b"EXEC":
                 sfunc, sargs = client.creceive(), client.receive()
                 client.send(self.insert(sfunc, sargs)(True))
+            if purpose == b"STORE":
+                self._keep(client)
+
+    def _keep(self, client: Client) -> None:
+        """Tell where a client's blob is, which it sends if it is new; keep it until it leaves."""
+        digest, size = client.receive().decode().split()
+        blob = self._store.find(digest)
+        if blob is None:
+            try:
+                blob = self._store.make_room(digest, int(size))
+            except OSError as exc:
+                client.send(f"refused {exc.strerror}")
+                return
+            client.send("send")
+            self._store.fill(blob, _receive(client.socket, blob.size))
+        client.send(f"at {blob.location}")
+        client.receive()
+
+
+def _receive(connection: socket.socket, size: int) -> Iterator[memoryview]:
+    """Yield so many bytes, piece by piece, all in the same memory."""
+    buffer = memoryview(bytearray(1 << 20))
+    while size:
+        count = connection.recv_into(buffer, min(size, len(buffer)))
+        if not count:
+            raise ConnectionError("the connection was closed")
+        size -= count
+        yield buffer[:count]
 
 
 def main() -> int:
@@ -130,7 +162,7 @@ def main() -> int:
     try:
         ncpus = settings.get("ncpus") or usable_cpus()
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-        server = NetworkServer(events.send, ncpus)
+        server = NetworkServer(events.send, ncpus, directory)
         server.on_empty = _give_up
         about = {
             "port": server.port,
