@@ -47,6 +47,9 @@ def draw(
         }
         axes.loglog(*zip(*points, strict=True), label=name, **style)
     axes.set(xlabel=x, ylabel=y, title=title)
+    measured = sorted({number for points in curves.values() for number, _ in points})
+    axes.set_xticks(measured, [str(number) for number in measured])
+    axes.minorticks_off()
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", fontsize="small")
     figure.savefig(file, metadata={"Date": None})

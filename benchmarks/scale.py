@@ -168,4 +168,6 @@ DESIGN = "## What the design does about it\n"
 
 
 if __name__ == "__main__":
-    main()
+    from benchmarks import scale  # by this name a case's own process finds it
+
+    scale.main()

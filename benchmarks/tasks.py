@@ -51,7 +51,7 @@ def who_and_where(seconds: float) -> tuple[str, int, int]:
 
 
 def look_up(index: int, table: Any) -> tuple[float, int, int]:
-    """Read a bit of an array that all share; return its value and who has read it."""
+    """Add up a thousandth of an array that all share, from all over it; return who has done so."""
     import os
 
-    return float(table[index]), os.getpid(), os.getppid()
+    return float(table[index::1000].sum()), os.getpid(), os.getppid()
