@@ -241,8 +241,8 @@ class Run:
         call = replace(self.call, shared=where)
         packed = serialize.pack(call, f"the function {name}", cache=self._cache)
         if isinstance(self.executor, ParallelExecutor):
-            message, submit_chunk = execute.shim(packed), self.executor.submit_chunk
-            return lambda chunk: submit_chunk(message, chunk, blob)
+            submit_chunk = self.executor.submit_chunk
+            return lambda chunk: submit_chunk(packed, chunk, blob)
         executor = self.executor
         return lambda chunk: executor.submit(execute.run_foreign, packed, chunk)
 

@@ -279,7 +279,7 @@ def _one_line(obj: Any, to_text: Any) -> str:
 def relay(host: str, event: Mapping[str, Any], out: TextIO | None = None) -> None:
     """Print what a worker printed, log what it logged; a host's name goes before it.
 
-    `event` is what `engine.Sink` describes; `out` takes the place of standard output.
+    `event` is what `output.Sink` describes; `out` takes the place of standard output.
     """
     if event["kind"] == "log":
         record = logging.makeLogRecord(dict(event["record"]))

@@ -36,7 +36,7 @@ from ostap_parallel import (
     WorkManager,
 )
 from ostap_parallel.errors import RemoteTraceback
-from ostap_parallel.worker import engine, execute, serialize
+from ostap_parallel.worker import engine, execute, output, serialize
 
 TESTS = Path(__file__).parent
 
@@ -501,14 +501,14 @@ class TestOutput:
     def test_more_than_a_chunk_may_print(self, wm, capfd):
         def work(item):
             if item == 0:
-                for _ in range(engine.MAX_OUTPUT // 2**20 + 8):
+                for _ in range(output.MAX_OUTPUT // 2**20 + 8):
                     os.write(item + 1, (b"x" * 1023 + b"\n") * 1024)
             print("item", item)
 
         wm.process(work, range(2), chunk_size=1)
         out, err = capfd.readouterr()
-        assert out.count("x") == engine.MAX_OUTPUT // 1024 * 1023
-        assert f"{8 * 2**20 + 7} bytes more than the {engine.MAX_OUTPUT}" in err
+        assert out.count("x") == output.MAX_OUTPUT // 1024 * 1023
+        assert f"{8 * 2**20 + 7} bytes more than the {output.MAX_OUTPUT}" in err
         assert "item 0" not in out  # it came behind
         assert "item 1" in out
 
@@ -758,7 +758,7 @@ class TestServers:
         told = threading.Event()
         server.on_empty = told.set
         monkeypatch.setattr(sys, "executable", "/nowhere/python")
-        call = execute.shim(serialize.dumps(execute.Call(functions.die)))
+        call = serialize.dumps(execute.Call(functions.die))
         chunk = execute.pack_chunk([0], [serialize.dumps("exit")])
         lost = execute.unpack_result(server.insert(call, chunk)(raw_result=True))
         assert (lost.index, lost.by_worker) == (0, True)

@@ -562,7 +562,7 @@ class TestSockets:
 
     def test_both_ends_forget_functions(self, server):
         """The same ones, or they would not understand each other."""
-        from ostap_parallel.worker.process import REMEMBERED
+        from ostap_parallel.worker.transport import REMEMBERED
 
         with connect(server) as manager:
             assert manager.wait_for_hosts(PATIENCE)

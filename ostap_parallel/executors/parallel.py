@@ -6,6 +6,7 @@ import concurrent.futures
 import contextlib
 import logging
 import os
+import queue
 import secrets
 import select
 import socket
@@ -30,10 +31,9 @@ from ostap_parallel.errors import (
 )
 from ostap_parallel.executors.sharing import STEP, Abandoned, Deliveries
 from ostap_parallel.executors.supervisor import EventHandler, Supervisor
-from ostap_parallel.worker import execute, handshake, serialize
-from ostap_parallel.worker.engine import Server, Task, Worker
+from ostap_parallel.worker import execute, handshake, serialize, transport
+from ostap_parallel.worker.engine import Server, Task
 from ostap_parallel.worker.execute import ChunkOutcome, Lost
-from ostap_parallel.worker.process import Remembering
 from ostap_parallel.worker.shared import Blob, Store
 
 logger = logging.getLogger(__name__)
@@ -47,14 +47,16 @@ LOST_RETRIES = 2
 LOCAL = "local"
 
 
-class Connection(Remembering, ppft._pp._RWorker):  # type: ignore[misc]
+class Connection(transport.Connection, ppft._pp._RWorker):  # type: ignore[misc]
     """One connection to a server; unlike ppft's it says what is wrong, and it has no time-out."""
 
     def __init__(self, server: ClientServer, label: str, port: int, purpose: str) -> None:
         self.label = label
+        self.calls: queue.SimpleQueue[bool] = queue.SimpleQueue()  # to its thread: go on, or end
+        self.t = self  # a worker of ours has a transport, a remote one of ppft's is one
         super().__init__("127.0.0.1", port, server.secret, server, purpose, False, None)
 
-    def connect(self, message: str | None = None) -> bool:
+    def connect(self, message: str = "") -> bool:
         """Connect, and go on only with a server that knows the secret; raises HostError."""
         SocketTransport.__init__(self, None, handshake.TIMEOUT)
         try:
@@ -110,7 +112,8 @@ class ClientServer(Server):
         if self._exiting:  # `destroy` has not seen these
             self.drop_host(label)
             raise HostError(label, "server", "closed while it was starting")
-        self._Server__scheduler()
+        for connection in found:
+            self._employ(connection)
         return count
 
     def drop_host(self, label: str) -> None:
@@ -121,7 +124,7 @@ class ClientServer(Server):
             workers[:] = [worker for worker in workers if worker not in gone]
         self._deliveries.forget(label)
         for connection in gone:
-            connection.is_free = False
+            connection.calls.put(False)
             with contextlib.suppress(OSError):  # wakes the thread that waits for a result
                 connection.socket.shutdown(socket.SHUT_RDWR)
 
@@ -167,46 +170,42 @@ class ClientServer(Server):
             raise HostError(label, "run", "it was lost")
         return Connection(self, label, known[0].port, "STORE")
 
-    def _run_local(self, job: Task, sfunc: bytes, sargs: bytes, worker: Worker) -> None:
-        if job.blob is not None:
-            sargs = execute.locate(sargs, job.blob.location)
-        super()._run_local(job, sfunc, sargs, worker)
+    def _place(self, worker: Any, job: Task, sargs: bytes) -> bytes:
+        if job.blob is None:
+            return sargs
+        if not isinstance(worker, Connection):
+            return execute.locate(sargs, job.blob.location)
+        return execute.locate(sargs, self._deliveries.locate(job.blob, worker.label))
 
-    def _run_remote(self, job: Task, sfunc: bytes, sargs: bytes, rworker: Connection) -> None:
-        job.host = rworker.label
+    def _finish(self, worker: Any, job: Task, error: Exception | None) -> bytes:
+        if not isinstance(worker, Connection):
+            return super()._finish(worker, job, error)
+        job.host = worker.label
         try:
-            if job.blob is not None:
-                sargs = execute.locate(sargs, self._deliveries.locate(job.blob, rworker.label))
-            rworker.csend(sfunc)
-            rworker.send(sargs)
-            sresult = rworker.receive()
+            if error is not None:
+                raise error
+            return worker.receive()
         except Abandoned as exc:  # nothing was sent on this connection
-            sresult = execute.pack_result(Lost(rworker.label, 0, str(exc)))
-            rworker.is_free = rworker in self._connections.get(rworker.label, ())
+            return execute.pack_result(Lost(worker.label, 0, str(exc)))
         except Exception as exc:
-            rworker.close()
-            error = exc if isinstance(exc, HostError) else None
-            reason = f"the connection to {rworker.label} was lost: {exc}"
-            self._failed(rworker, error or HostError(rworker.label, "run", reason), job)
-            return
-        else:
-            rworker.is_free = True
-        self._settle(job, sresult)
+            worker.close()
+            if not isinstance(exc, HostError):
+                reason = f"the connection to {worker.label} was lost: {exc}"
+                exc = HostError(worker.label, "run", reason)
+            self._break(worker, exc)
+            return execute.pack_result(Lost(worker.label, 0, exc.reason))
 
-    def _settle(self, job: Task, sresult: bytes) -> None:
-        self._forget(job)
-        job.finalize(sresult)
-        self._Server__scheduler()
-
-    def _failed(self, rworker: Connection, error: HostError, job: Task) -> None:
-        """Give up a job with its connection, and tell of that unless it was closed on purpose."""
-        is_news = rworker in self._connections.get(rworker.label, ())
-        useless = error.step == STEP
-        if useless:  # the job must not come back to this host
-            self.drop_host(rworker.label)
-        self._settle(job, execute.pack_result(Lost(rworker.label, 0, error.reason)))
-        if is_news:
-            (self.on_useless if useless else self.on_lost)(error)
+    def _break(self, connection: Connection, error: HostError) -> None:
+        """Use a connection no more, and tell of that unless it was closed on purpose."""
+        with self._Server__queue_lock:
+            if connection not in self._Server__rworkers:
+                return
+            self._Server__rworkers.remove(connection)
+        tell = self.on_lost
+        if error.step == STEP:  # the job must not come back to this host
+            self.drop_host(connection.label)
+            tell = self.on_useless
+        threading.Thread(target=tell, args=[error], name="lost", daemon=True).start()
 
 
 class ParallelExecutor(Executor):
@@ -255,7 +254,7 @@ class ParallelExecutor(Executor):
         self._closed = threading.Event()
         self._alone_since: float | None = None  # when the last worker was lost
         self._alarm = threading.Timer(0, _ignore)  # rings when that is too long ago
-        self._apply = execute.shim(serialize.dumps(execute.Call(execute.apply)))
+        self._apply = serialize.dumps(execute.Call(execute.apply))
         self.server = ClientServer(ncpus, secret, on_event)
         # Neither it nor its threads keep a forgotten executor alive.
         changed = weakref.WeakMethod(self._changed)
@@ -317,7 +316,7 @@ class ParallelExecutor(Executor):
     def submit_chunk(
         self, call: bytes, chunk: bytes, blob: Blob | None = None
     ) -> Future[ChunkOutcome | Lost]:
-        """Run a chunk: `execute.shim` and `execute.pack_chunk` make its two messages.
+        """Run a chunk of a serialised `Call`; `execute.pack_chunk` makes the second message.
 
         A `blob`, of `server.store`, is on its host by then.
         """

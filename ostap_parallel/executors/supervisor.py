@@ -33,7 +33,7 @@ LONGEST_PAUSE = 60.0
 # Seconds that hosts get to answer.
 PATIENCE = 5.0
 
-# Receives the name of a host and what one of its workers printed or logged, see `engine.Sink`.
+# Receives the name of a host and what one of its workers printed or logged, see `output.Sink`.
 EventHandler = Callable[[str, dict[str, Any]], None]
 
 

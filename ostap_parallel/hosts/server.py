@@ -87,7 +87,7 @@ class HostServer:
     control
         Path for the connection's control socket, in a private directory.
     on_event
-        Called, from a thread, with what the workers print and log, see `worker.engine.Sink`.
+        Called, from a thread, with what the workers print and log, see `worker.output.Sink`.
     on_lost
         Called, from a thread, with this object and the error when the server ends before it is
         closed, or has not answered for ``host.keepalive`` seconds.

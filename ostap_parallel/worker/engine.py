@@ -7,43 +7,32 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import json
 import logging
 import os
 import queue
 import secrets
-import selectors
 import signal
 import socket
 import subprocess
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import ppft
 
 from ostap_parallel.worker.cpus import thread_limits, usable_cpus
 from ostap_parallel.worker.execute import Lost, pack_result
-from ostap_parallel.worker.process import POSITION, Channel, command, disconnect, open_position
+from ostap_parallel.worker.output import OutputReader, Sink
+from ostap_parallel.worker.process import POSITION, command, disconnect, open_position
 from ostap_parallel.worker.shared import Blob
+from ostap_parallel.worker.transport import Pipe
 
 logger = logging.getLogger(__name__)
 
-# A line longer than this is passed on in pieces: a task may print anything.
-MAX_LINE = 64 * 1024
-
-# Of what a worker prints while it runs one chunk, bytes beyond this are dropped, for each of
-# standard output, standard error and log: an endless loop must not fill a disk, or a night.
-MAX_OUTPUT = 16 * 1024 * 1024
-
 # How often a worker that dies as it starts is started: it may be killed just then, too.
 STARTS = 3
-
-# Receives what workers say: {"kind": "stdout" | "stderr", "text": str, "pid": int}, one line a
-# call, or {"kind": "log", "record": dict, "pid": int}.
-Sink = Callable[[dict[str, Any]], None]
 
 
 class Task(ppft._pp._Task):  # type: ignore[misc]
@@ -79,9 +68,9 @@ os.register_at_fork(after_in_child=lambda: disconnect(*_lifelines))
 class Worker(ppft._pp._Worker):  # type: ignore[misc]
     """A worker process as its server sees it."""
 
-    def __init__(self, proto: int, output: OutputReader) -> None:
+    def __init__(self, output: OutputReader) -> None:
         # not ppft's own, which starts the process and waits for it
-        self.pickle_proto = proto
+        self.calls: queue.SimpleQueue[bool] = queue.SimpleQueue()  # to its thread: go on, or end
         self.is_free = False
         self._output = output
         self.launch()
@@ -106,7 +95,7 @@ class Worker(ppft._pp._Worker):  # type: ignore[misc]
             ours.pop_all()
         self.pid = self.process.pid
         self._stopped = False
-        self.t = Channel(os.fdopen(results, "rb"), os.fdopen(jobs, "wb"))
+        self.t = Pipe(os.fdopen(results, "rb"), os.fdopen(jobs, "wb"))
         self._position = position
         self._lifeline = life
         _lifelines.add(life)
@@ -117,8 +106,6 @@ class Worker(ppft._pp._Worker):  # type: ignore[misc]
     def start(self) -> None:
         """Wait until the process is ready; raises RuntimeError if it ended instead."""
         self.t.receive()
-        self.t.send(str(self.pickle_proto))
-        self.is_free = True
 
     def stop(self, patience: float = 0.0) -> Lost:
         """End the process and all it started; return how it ended, and at which item.
@@ -188,122 +175,6 @@ def _ending(pid: int, status: int) -> str:
     return f"worker {pid} was killed by {names.get(-status, f'signal {-status}')}"
 
 
-@dataclass
-class _Source:
-    """A descriptor that is read: what of a line is there, and bytes since the last chunk."""
-
-    kind: str
-    pid: int
-    pending: bytearray = field(default_factory=bytearray)
-    size: int = 0
-
-    def take(self, data: bytes) -> None:
-        self.pending += data[: max(0, MAX_OUTPUT - self.size)]
-        self.size += len(data)
-
-    def end_chunk(self) -> int:
-        """End the last line; return how many bytes were dropped."""
-        if self.pending:
-            self.pending += b"\n"
-        dropped, self.size = max(0, self.size - MAX_OUTPUT), 0
-        return dropped
-
-
-class OutputReader:
-    """Reads the output of all workers of a server, in one thread, and hands it to a sink."""
-
-    def __init__(self, sink: Sink) -> None:
-        self._sink = sink
-        self._selector = selectors.DefaultSelector()
-        self._lock = threading.RLock()
-        self._sources: dict[int, _Source] = {}
-        self._wake_r, self._wake_w = os.pipe()
-        self._selector.register(self._wake_r, selectors.EVENT_READ)
-        self._thread = threading.Thread(target=self._run, name="worker-output", daemon=True)
-        self._thread.start()
-
-    def add(self, descriptor: int, kind: str, pid: int) -> None:
-        """Own and read a descriptor."""
-        os.set_blocking(descriptor, False)
-        with self._lock:
-            self._sources[descriptor] = _Source(kind, pid)
-            self._selector.register(descriptor, selectors.EVENT_READ)
-        os.write(self._wake_w, b".")
-
-    def remove(self, descriptor: int) -> None:
-        """Stop reading a descriptor and close it."""
-        with self._lock:
-            if self._sources.pop(descriptor, None):
-                with contextlib.suppress(KeyError):
-                    self._selector.unregister(descriptor)
-                os.close(descriptor)
-
-    def read(self, descriptor: int, final: bool = False) -> None:
-        """Pass on what is there now; `final` also a last line that has no end yet."""
-        with self._lock:
-            source = self._sources.get(descriptor)
-            if source is None:
-                return
-            for _ in range(256):  # bounded: a task that prints for ever must not keep us here
-                try:
-                    data = os.read(descriptor, 65536)
-                except BlockingIOError:
-                    break
-                if not data:
-                    with contextlib.suppress(KeyError):
-                        self._selector.unregister(descriptor)
-                    break
-                source.take(data)
-                self._pass_on(source)
-            if final:
-                dropped = source.end_chunk()
-                self._pass_on(source)
-                if dropped:
-                    text = f"[{source.kind} of worker {source.pid}: {dropped} bytes more than the "
-                    text += f"{MAX_OUTPUT} that a chunk may print were dropped]"
-                    self._send({"kind": "stderr", "text": text, "pid": source.pid})
-
-    def close(self) -> None:
-        """End the thread; the descriptors have been removed before."""
-        os.write(self._wake_w, b"q")
-        if threading.current_thread() is not self._thread:
-            self._thread.join()
-        os.close(self._wake_w)
-
-    def _pass_on(self, source: _Source) -> None:
-        *lines, rest = source.pending.split(b"\n")
-        limit = MAX_LINE if source.kind != "log" else 16 * MAX_LINE
-        while len(rest) > limit:
-            lines.append(rest[:limit])
-            rest = rest[limit:]
-        source.pending = rest
-        for line in lines:
-            if source.kind == "log":
-                event = {"kind": "log", "record": line, "pid": source.pid}
-            else:
-                text = line.decode("utf-8", "backslashreplace")
-                event = {"kind": source.kind, "text": text, "pid": source.pid}
-            self._send(event)
-
-    def _send(self, event: dict[str, Any]) -> None:
-        try:
-            if event["kind"] == "log":
-                event["record"] = json.loads(event["record"])
-            self._sink(event)
-        except Exception:
-            logger.exception("could not pass on a line that worker %d printed", event["pid"])
-
-    def _run(self) -> None:
-        while True:
-            for key, _ in self._selector.select():
-                if key.fd != self._wake_r:
-                    self.read(key.fd)
-                elif b"q" in os.read(self._wake_r, 4096):
-                    self._selector.close()
-                    os.close(self._wake_r)
-                    return
-
-
 class Server(ppft.Server):  # type: ignore[misc]
     """ppft's server with workers that may print, crash and be interrupted without loss.
 
@@ -333,7 +204,6 @@ class Server(ppft.Server):  # type: ignore[misc]
         self._pid = os.getpid()
         self._is_empty = False  # the last worker was lost, and no other could be started
         self._output = OutputReader(lambda event: self.sink(event))
-        self._news: queue.SimpleQueue[bool] = queue.SimpleQueue()  # whether to go on
         self._running: dict[Worker, Task] = {}
         self._running_lock = threading.Lock()
         self._replace_lock = threading.Lock()
@@ -342,7 +212,6 @@ class Server(ppft.Server):  # type: ignore[misc]
         secret = secrets.token_hex(32) if secret is None else secret
         try:
             super().__init__(0, ppservers, secret, restart, proto, socket_timeout)
-            threading.Thread(target=self._schedule, name="scheduler", daemon=True).start()
             # ppft has written sys.path into it; our workers get that path in another way
             del os.environ["PYTHONPATH"]
             os.environ.update({} if path is None else {"PYTHONPATH": path})
@@ -357,23 +226,26 @@ class Server(ppft.Server):  # type: ignore[misc]
         if wanted < 0:
             raise ValueError(f"ncpus must be 'autodetect' or an integer from 0 on, not {ncpus!r}")
         workers: list[Worker] = self._Server__workers
-        proto = self._Server__pickle_proto
         started: list[Worker] = []
         try:
             for _ in range(wanted - len(workers)):
-                started.append(Worker(proto, self._output))
+                started.append(Worker(self._output))
             for worker in started:
                 worker.start()
         except BaseException:
             for worker in started:
                 worker.stop()
             raise
-        workers.extend(started)
-        self._Server__ncpus = wanted
-        self._is_empty = False
         with self._Server__queue_lock:
+            workers.extend(started)
+            self._Server__ncpus = wanted
+            self._is_empty = False
             while len(workers) > wanted and workers[-1].is_free:
-                workers.pop().stop()
+                worker = workers.pop()
+                worker.calls.put(False)
+                worker.stop()
+        for worker in started:
+            self._employ(worker)
 
     def insert(self, sfunc: bytes, sargs: bytes, task: Task | None = None) -> Task:
         """Queue a serialised job; raises DestroyedServerError once the server is closed."""
@@ -390,30 +262,80 @@ class Server(ppft.Server):  # type: ignore[misc]
         return task
 
     def _Server__scheduler(self) -> None:
-        # ppft's own runs in the caller's thread, where Ctrl-C leaves its lock held, loses a job
-        # that was about to start, or is swallowed.
-        self._news.put(True)
+        """Wake one worker that is free, a local one if there is one; it wakes the next.
 
-    def _schedule(self) -> None:
-        """Give jobs to free workers, the local ones first, until the server is closed."""
-        while self._news.get():
-            while found := self._next():
-                run = self._run_local if isinstance(found[3], Worker) else self._run_remote
-                try:
-                    threading.Thread(target=run, args=found, daemon=True).start()
-                except RuntimeError as exc:  # the limit of threads, or the interpreter exits
-                    found[3].is_free = True
-                    self._give_up(found[0], str(exc))
+        ppft's own runs in the caller's thread, where Ctrl-C leaves its lock held, loses a job that
+        was about to start, or is swallowed. Here a worker's own thread takes the job.
+        """
+        for worker in (*self._Server__workers[: self._Server__ncpus], *self._Server__rworkers):
+            if worker.is_free:
+                worker.calls.put(True)
+                return
 
-    def _next(self) -> tuple[Task, bytes, bytes, Any] | None:
-        """Take a job and a free worker for it, if there are both."""
+    def _employ(self, worker: Any) -> None:
+        """Give a worker, or a connection to one, a thread that has it do jobs."""
+        threading.Thread(target=self._work, args=[worker], daemon=True).start()
+
+    def _work(self, worker: Any) -> None:
+        """Have a worker do jobs, one after another, until it is dismissed."""
+        going_on = True
+        while going_on:
+            begun = self._begin(worker)
+            while begun:
+                job, error = begun
+                result = self._finish(worker, job, error)
+                begun = self._begin(worker)  # it need not wait while its last result is read
+                self._forget(job)
+                job.finalize(result)
+            going_on = worker.calls.get()
+
+    def _begin(self, worker: Any) -> tuple[Task, Exception | None] | None:
+        """Send the next job to a worker; return it, and why it could not be sent."""
+        found = self._next(worker)
+        if found is None:
+            return None
+        job, sfunc, sargs = found
+        if isinstance(worker, Worker):
+            with self._running_lock:
+                self._running[worker] = job
+        try:
+            sargs = self._place(worker, job, sargs)
+            worker.t.csend(sfunc)
+            worker.t.send(sargs)
+        except Exception as exc:  # it is dead or dying
+            return job, exc
+        return job, None
+
+    def _place(self, worker: Any, job: Task, sargs: bytes) -> bytes:
+        """Return the arguments of a job as this worker needs them."""
+        return sargs
+
+    def _finish(self, worker: Worker, job: Task, error: Exception | None) -> bytes:
+        """Return the result of a job that was begun."""
+        try:
+            if error is not None:
+                raise error
+            result: bytes = worker.t.receive()
+            worker.drain()
+        except Exception:  # the pipe broke: the worker is dead or dying
+            result = self._replace(worker)
+        finally:
+            with self._running_lock:
+                self._running.pop(worker, None)
+        return result
+
+    def _next(self, worker: Any) -> tuple[Task, bytes, bytes] | None:
+        """Take a job for a worker; without one, or if it is dismissed, it becomes free."""
         with self._Server__queue_lock:
             local = self._Server__workers[: self._Server__ncpus]
-            free = [worker for worker in (*local, *self._Server__rworkers) if worker.is_free]
-            if not free or not self._Server__queue:
+            employed = worker in local or worker in self._Server__rworkers
+            worker.is_free = not (employed and self._Server__queue)
+            if worker.is_free:
                 return None
-            free[0].is_free = False
-            return (*self._Server__queue.pop(0), free[0])
+            found = self._Server__queue.pop(0)
+            if self._Server__queue:
+                self._Server__scheduler()
+            return found
 
     def pids(self) -> list[int]:
         """Return the process ids of the workers."""
@@ -449,12 +371,12 @@ class Server(ppft.Server):  # type: ignore[misc]
         if self._destroyed or self._pid != os.getpid():  # a fork that exits: they are not its
             return
         self._destroyed = True
-        self._news.put(False)
-        with self._Server__queue_lock:  # the scheduler must not see half of this
+        with self._Server__queue_lock:  # nobody must see half of this
             workers, self._Server__workers = self._Server__workers, []
             self._Server__ncpus = 0
         self.drop_waiting("the server was closed")
         for worker in workers:
+            worker.calls.put(False)
             worker.signal(signal.SIGKILL)
         with self._replace_lock:
             for worker in workers:
@@ -474,24 +396,6 @@ class Server(ppft.Server):  # type: ignore[misc]
             stubborn = [worker for worker, job in jobs.items() if self._running.get(worker) is job]
         for worker in stubborn:
             worker.signal(signal.SIGKILL)
-
-    def _run_local(self, job: Task, sfunc: bytes, sargs: bytes, worker: Worker) -> None:
-        with self._running_lock:
-            self._running[worker] = job
-        try:
-            worker.t.csend(sfunc)
-            worker.t.send(sargs)
-            sresult = worker.t.receive()
-            worker.drain()
-        except Exception:  # the pipe broke: the worker is dead or dying
-            sresult = self._replace(worker)
-        finally:
-            with self._running_lock:
-                self._running.pop(worker, None)
-        self._forget(job)
-        worker.is_free = not self._exiting and worker in self._Server__workers
-        job.finalize(sresult)
-        self._Server__scheduler()
 
     def _replace(self, worker: Worker) -> bytes:
         """Put a new process in the place of a dead one; return its job's result."""
@@ -515,8 +419,10 @@ class Server(ppft.Server):  # type: ignore[misc]
             if self._exiting:
                 return
         logger.error("no worker can be started, going on with fewer: %s", reason)
-        self._Server__workers.remove(worker)
-        self._Server__ncpus -= 1
+        with self._Server__queue_lock:
+            self._Server__workers.remove(worker)
+            self._Server__ncpus -= 1
+        worker.calls.put(False)
         if not self._Server__ncpus:
             self._is_empty = True
             if not self._Server__rworkers:

@@ -1,13 +1,11 @@
 """Running a chunk of items in a worker; its outcomes are data, never ``None`` for an error.
 
-A chunk is an ordinary ppft job. Its function is `shim(call)`: two lines of constant text around
-the serialised `Call`, so that ppft's cache sends a function once per worker and any ppft worker
-on which this package can be imported understands it. Its argument is the serialised chunk.
+A chunk is a job of ppft's. Its function is the serialised `Call`, which ppft's cache sends once
+per worker, and its argument is the serialised chunk.
 """
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import faulthandler
 import functools
@@ -43,8 +41,6 @@ SLACK = 0.2
 
 # Characters that are kept of an exception's text and of its traceback.
 MAX_TEXT = 100_000
-
-_SHIM = "from ostap_parallel.worker.execute import bind\nrun_chunk = bind({text!r})\n"
 
 
 @dataclass(frozen=True)
@@ -173,21 +169,14 @@ class Lost:
     timed_out: bool = False
 
 
-def shim(call: bytes) -> bytes:
-    """Return the ppft function message for a serialised `Call`."""
-    text = _SHIM.format(text=base64.b64encode(call).decode("ascii"))
-    return pickle.dumps(("run_chunk", [text], ()), serialize.PROTOCOL)
-
-
 def pack_chunk(indices: Sequence[int], items: Sequence[Any]) -> bytes:
-    """Return the ppft argument message for a chunk of items, packed by `pack_value`."""
-    chunk = pickle.dumps((list(indices), list(items)), serialize.PROTOCOL)
-    return pickle.dumps((chunk,), serialize.PROTOCOL)
+    """Return the argument message for a chunk of items, packed by `pack_value`."""
+    return b"\0" + pickle.dumps((indices, items), serialize.PROTOCOL)
 
 
 def locate(chunk: bytes, location: str) -> bytes:
     """Return the message for a chunk with the place of the shared object there."""
-    return pickle.dumps((*pickle.loads(chunk), location), serialize.PROTOCOL)
+    return os.fsencode(location) + chunk
 
 
 def pack_value(value: Any, what: str, **how: Any) -> Any:
@@ -201,19 +190,14 @@ def unpack_value(packed: Any) -> Any:
 
 
 def pack_result(result: ChunkOutcome | Lost) -> bytes:
-    """Return what a ppft worker sends for `result`: it and an empty captured output."""
-    return pickle.dumps((pickle.dumps(result, serialize.PROTOCOL), ""), serialize.PROTOCOL)
+    """Return what a worker sends for `result`."""
+    return pickle.dumps(result, serialize.PROTOCOL)
 
 
 def unpack_result(message: bytes) -> ChunkOutcome | Lost:
-    """Undo `pack_result`; an answer of another shape is `Lost`, with what was printed."""
-    result, printed = pickle.loads(message)
-    if isinstance(result, bytes):
-        outcome: ChunkOutcome | Lost = pickle.loads(result)
-        return outcome
-    # A stock ppft worker answers (None, text) when it cannot even start the function.
-    last = printed.strip().splitlines()[-1:] or ["no output"]
-    return Lost("", 0, f"the worker could not run the chunk: {last[0]}", by_worker=True)
+    """Undo `pack_result`."""
+    outcome: ChunkOutcome | Lost = pickle.loads(message)
+    return outcome
 
 
 class Executing:
@@ -242,42 +226,37 @@ class Executing:
     armed = -math.inf  # when the end of a process that does not come back was put off last
 
 
-@functools.lru_cache(maxsize=8)
-def bind(text: str) -> Callable[..., bytes]:
-    """Return the function that runs chunks of the `Call` in `text`; cached, as jobs repeat it."""
+def bind(call: bytes) -> Callable[[bytes], bytes]:
+    """Return the function that runs chunks of a serialised `Call`."""
     state: dict[str, Any] = {}
-
     preparing = threading.Lock()  # a foreign executor may run chunks in threads
 
-    def run(chunk: bytes, location: str = "") -> bytes:
-        indices, items = pickle.loads(chunk)
+    def run(chunk: bytes) -> bytes:
+        end = chunk.index(b"\0")
+        location = os.fsdecode(chunk[:end])
+        indices, items = pickle.loads(memoryview(chunk)[end + 1 :])
         with preparing:
             if not state:
                 Executing.position[0] = indices[0]
-                state.update(_prepare(base64.b64decode(text), location))
+                state.update(_prepare(call, location))
         result = ChunkOutcome(socket.gethostname(), os.getpid())
         _run_items(_with_shared(state, location), indices, items, result)
         _disarm()
         _flush()
-        return pickle.dumps(result, serialize.PROTOCOL)
+        return pack_result(result)
 
     return run
 
 
-@functools.lru_cache(maxsize=8)
-def _bind_bytes(call: bytes) -> Callable[..., bytes]:
-    return bind(base64.b64encode(call).decode("ascii"))
+_bind_once = functools.lru_cache(maxsize=8)(bind)
+_binding = threading.Lock()  # a cache may compute twice what two threads ask for at once
 
 
-def run_foreign(call: bytes, chunk: bytes) -> ChunkOutcome:
+def run_foreign(call: bytes, chunk: bytes) -> ChunkOutcome | Lost:
     """Run a chunk in a worker of somebody else's executor."""
     with _binding:
-        run = _bind_bytes(call)
-    outcome: ChunkOutcome = pickle.loads(run(pickle.loads(chunk)[0]))
-    return outcome
-
-
-_binding = threading.Lock()  # a cache may compute twice what two threads ask for at once
+        run = _bind_once(call)
+    return unpack_result(run(chunk))
 
 
 def _prepare(data: bytes, location: str) -> dict[str, Any]:

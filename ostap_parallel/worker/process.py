@@ -1,4 +1,4 @@
-"""A ppft worker that owns its protocol descriptors: what a task prints cannot break it.
+"""A worker of ppft's that owns its protocol descriptors: what a task prints cannot break it.
 
 In ppft's own worker, standard output is the protocol. Here the protocol runs on descriptors of
 its own; standard output and error are ordinary pipes that the server reads; a third pipe brings
@@ -22,14 +22,9 @@ import struct
 import sys
 from typing import Any
 
-import ppft.__main__
-from ppft.transport import CPipeTransport, CTransport
-
-from ostap_parallel.worker.execute import Executing, measure_system_call, take_signals
+from ostap_parallel.worker.execute import Executing, bind, measure_system_call, take_signals
 from ostap_parallel.worker.restore import Baseline
-
-# Functions that a worker keeps; those of past runs may hold much data.
-REMEMBERED = 8
+from ostap_parallel.worker.transport import Pipe
 
 _START = (
     "import sys; sys.path[:] = {path!r}; "
@@ -83,7 +78,11 @@ def main(descriptors: tuple[int, int, int, int, int]) -> None:
     _buffer_c_output_by_line()
     measure_system_call()
     Executing.baseline = Baseline()
-    _Worker(_Protocol(os.fdopen(read, "rb"), os.fdopen(write, "wb"))).run()
+    protocol = _Protocol(os.fdopen(read, "rb"), os.fdopen(write, "wb"))
+    protocol.send(b"ready")
+    while True:
+        run_chunk = protocol.creceive(bind)
+        protocol.send(run_chunk(protocol.receive()))
 
 
 def disconnect(*descriptors: int) -> None:
@@ -94,66 +93,12 @@ def disconnect(*descriptors: int) -> None:
     os.close(null)
 
 
-class Remembering(CTransport):  # type: ignore[misc]
-    """A transport whose two ends remember the same last few functions; ppft's remember all.
-
-    One that receives them needs an `rcache` of its own.
-    """
-
-    scache: dict[str, bool]
-    rcache: dict[str, Any]
-
-    def csend(self, msg: bytes) -> None:
-        """Send a message, or only its hash if the other end remembers it."""
-        key = self.hash(msg)
-        self.send(b"H" + key.encode() if key in self.scache else b"N" + msg)
-        _remember(self.scache, key, True)
-
-    def creceive(self, preprocess: Any = None) -> Any:
-        """Receive what `csend` sent."""
-        msg = self.receive()
-        kind, content = msg[:1], msg[1:]
-        if kind == b"H":
-            key = content.decode()
-            value = self.rcache[key]
-        else:
-            key = self.hash(content)
-            value = preprocess(content) if preprocess else content
-        _remember(self.rcache, key, value)
-        return value
-
-
-def _remember(cache: dict[str, Any], key: str, value: Any) -> None:
-    cache.pop(key, None)
-    cache[key] = value
-    while len(cache) > REMEMBERED:
-        del cache[next(iter(cache))]
-
-
-class Channel(Remembering, CPipeTransport):  # type: ignore[misc]
-    """A pipe between a server and a worker."""
-
-    def __init__(self, r: Any, w: Any) -> None:
-        super().__init__(r, w)
-        self.rcache = {}
-
-
-class _Protocol(Channel):
+class _Protocol(Pipe):
     def receive(self, preprocess: Any = None) -> Any:
         try:
             return super().receive(preprocess)
         except RuntimeError:
             os._exit(0)  # the server closed the pipe
-
-
-class _Worker(ppft.__main__._WorkerProcess):  # type: ignore[misc]
-    """ppft's worker; what it prints goes out as it comes, not with the result."""
-
-    def __init__(self, transport: _Protocol) -> None:
-        self.sout = io.StringIO()  # stays empty
-        self.t = transport
-        self.t.send(str(os.getpid()))
-        self.pickle_proto = int(self.t.receive())
 
 
 class _LogToServer(logging.Handler):

@@ -26,13 +26,13 @@ from pathlib import Path
 from typing import Any
 
 import ppft
-from ppft.transport import CSocketTransport
 
 from ostap_parallel.worker import engine
 from ostap_parallel.worker.cpus import usable_cpus
 from ostap_parallel.worker.handshake import greet_client
-from ostap_parallel.worker.process import Remembering
+from ostap_parallel.worker.output import Sink
 from ostap_parallel.worker.shared import Store
+from ostap_parallel.worker.transport import Connection
 
 # Begins each line that is meant for the client; anything else is what a script has printed.
 MARK = "\x1eostap-parallel "
@@ -55,7 +55,7 @@ class Events:
             self._file.flush()
 
 
-class Client(Remembering, CSocketTransport):  # type: ignore[misc]
+class Client(Connection):
     """A connection of a client that has proved to be one."""
 
     def __init__(self, connection: socket.socket) -> None:
@@ -70,7 +70,7 @@ class NetworkServer(engine.Server):
     `directory` are the objects that clients share with their functions.
     """
 
-    def __init__(self, sink: engine.Sink, ncpus: int, directory: str | None = None) -> None:
+    def __init__(self, sink: Sink, ncpus: int, directory: str | None = None) -> None:
         self.sink = sink
         self._store = Store(directory)
         self._socket = socket.create_server(("127.0.0.1", 0), backlog=128)
