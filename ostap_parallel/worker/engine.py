@@ -277,17 +277,21 @@ class Server(ppft.Server):  # type: ignore[misc]
         threading.Thread(target=self._work, args=[worker], daemon=True).start()
 
     def _work(self, worker: Any) -> None:
-        """Have a worker do jobs, one after another, until it is dismissed."""
+        """Have a worker do jobs until it is dismissed."""
         going_on = True
         while going_on:
-            begun = self._begin(worker)
-            while begun:
-                job, error = begun
-                result = self._finish(worker, job, error)
-                begun = self._begin(worker)  # it need not wait while its last result is read
-                self._forget(job)
-                job.finalize(result)
+            self._work_off(worker)  # which holds nothing of its jobs when it is done
             going_on = worker.calls.get()
+
+    def _work_off(self, worker: Any) -> None:
+        """Have a worker do jobs, one after another, as long as there are some."""
+        begun = self._begin(worker)
+        while begun:
+            job, error = begun
+            result = self._finish(worker, job, error)
+            begun = self._begin(worker)  # it need not wait while its last result is read
+            self._forget(job)
+            job.finalize(result)
 
     def _begin(self, worker: Any) -> tuple[Task, Exception | None] | None:
         """Send the next job to a worker; return it, and why it could not be sent."""
