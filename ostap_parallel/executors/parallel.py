@@ -53,8 +53,12 @@ class Connection(transport.Connection, ppft._pp._RWorker):  # type: ignore[misc]
     def __init__(self, server: ClientServer, label: str, port: int, purpose: str) -> None:
         self.label = label
         self.calls: queue.SimpleQueue[bool] = queue.SimpleQueue()  # to its thread: go on, or end
-        self.t = self  # a worker of ours has a transport, a remote one of ppft's is one
         super().__init__("127.0.0.1", port, server.secret, server, purpose, False, None)
+
+    @property
+    def t(self) -> Connection:
+        """A worker of ours has a transport, a remote one of ppft's is one."""
+        return self
 
     def connect(self, message: str = "") -> bool:
         """Connect, and go on only with a server that knows the secret; raises HostError."""
