@@ -19,7 +19,13 @@ from dataclasses import dataclass, field, replace
 from numbers import Real
 from typing import Any, Protocol
 
-from ostap_parallel.errors import RemoteTraceback, SerializeError, TaskTimeout, WorkerLost
+from ostap_parallel.errors import (
+    RemoteTraceback,
+    SerializeError,
+    TaskTimeout,
+    WorkerLost,
+    add_note,
+)
 from ostap_parallel.executors.parallel import LOST_RETRIES, ParallelExecutor
 from ostap_parallel.worker import execute, serialize
 from ostap_parallel.worker.execute import Call, ChunkOutcome, Lost
@@ -101,6 +107,13 @@ class Batch:
         columns = self.indices, self.items, self.values, self.seconds
         for index, item, value, seconds in zip(*columns, strict=True):
             yield Outcome(index, item, value, None, "", self.host, self.pid, seconds, 1)
+
+
+class Combined(Batch):
+    """Items that follow one another and whose results were merged on their worker.
+
+    `values` has one entry, for all of them; there is no `Outcome` of each.
+    """
 
 
 class Journal(Protocol):
@@ -378,12 +391,19 @@ class Run:
         items = chunk.split() if isinstance(chunk, _Chunk) else chunk
         if isinstance(result, Lost):
             yield from self._lost(result, items)
-        else:
-            yield from self._outcomes_of(result, items)
+            return
+        if result.merge_failure is not None:
+            raise _merge_error(result, items)
+        for start, stop in result.merged:
+            yield _combined(result, items, start, stop)
+        yield from self._outcomes_of(result, items)
 
     def _outcomes_of(self, result: ChunkOutcome, items: list[_Item]) -> Iterator[Outcome]:
         answers = zip(result.answers, result.seconds, strict=True)
+        done = {n for bounds in result.merged for n in range(*bounds)}
         for position, (item, (packed, seconds)) in enumerate(zip(items, answers, strict=False)):
+            if position in done:
+                continue
             ok = position not in result.failed
             outcome = self._outcome(item, ok, packed, seconds, result)
             if outcome is not None:
@@ -479,6 +499,32 @@ def _keep(journal: Journal, arriving: Iterator[Batch | Outcome]) -> Iterator[Bat
         for outcome in arrival if isinstance(arrival, Batch) else [arrival]:
             journal.keep(outcome)
         yield arrival
+
+
+def _combined(result: ChunkOutcome, items: list[_Item], start: int, stop: int) -> Combined:
+    """Return items that were merged on the worker; raises what their value does in reading."""
+    merged = items[start:stop]
+    indices = [item.index for item in merged]
+    try:
+        value = execute.unpack_value(result.answers[start])
+    except Exception as exc:  # user code
+        add_note(exc, f"while what items {indices[0]} to {indices[-1]} were merged to was read")
+        raise
+    rest = (result.seconds[start:stop], result.host, result.pid)
+    return Combined(indices, [item.item for item in merged], [value], *rest)
+
+
+def _merge_error(result: ChunkOutcome, items: list[_Item]) -> BaseException:
+    assert result.merge_failure is not None
+    start, stop, packed = result.merge_failure
+    error, text = execute.unpack_error(packed)
+    assert error is not None  # it has no time limit
+    what = f"while the results of items {items[start].index} to {items[stop - 1].index}"
+    what += f" were merged on {result.host}, process {result.pid}"
+    if error.__cause__ is None:
+        error.__cause__ = RemoteTraceback(f"{what}:\n{text}")
+    add_note(error, what)
+    return error
 
 
 def _pack(chunk: _Chunk | list[_Item]) -> bytes:

@@ -6,6 +6,7 @@ All of them pickle: an error may travel from a worker, through a server, to the 
 from __future__ import annotations
 
 import pickle
+import sys
 from concurrent.futures import BrokenExecutor
 
 
@@ -26,7 +27,8 @@ class HostError(OstapParallelError, ConnectionError):
         The host as the user named it.
     step
         What was being done: ``connect``, ``tmpdir``, ``copy``, ``profile``, ``environment``,
-        ``script``, ``python``, ``server``, ``tunnel``, ``start`` (all of it) or ``run``.
+        ``script``, ``python``, ``server``, ``tunnel``, ``start`` (all of it), ``shared`` or
+        ``run``.
     reason
         The last words of ssh, of the script or of the server.
     """
@@ -166,3 +168,12 @@ class RemoteTraceback(Exception):
 
     def __str__(self) -> str:
         return f"\n{self.text}"
+
+
+def add_note(error: BaseException, note: str) -> None:
+    """Have the traceback of an error end with a note, or show it above where Python has none."""
+    if sys.version_info >= (3, 11):
+        error.add_note(note)
+    elif not isinstance(error.__cause__, RemoteTraceback):  # which tells the item already
+        cause = RemoteTraceback(note)
+        cause.__cause__, error.__cause__ = error.__cause__, cause

@@ -6,25 +6,25 @@ import copy
 import functools
 import logging
 import os
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import Executor
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal
 
 from ostap_parallel.checkpoint import Checkpoint
 from ostap_parallel.config import HostConfig, find_secret, load_settings
-from ostap_parallel.dispatch import Batch, Outcome, Run
+from ostap_parallel.dispatch import Batch, Combined, Outcome, Run
 from ostap_parallel.dump import Database, Dump
-from ostap_parallel.errors import ConfigError, RemoteTraceback, WorkerLost
+from ostap_parallel.errors import ConfigError, WorkerLost, add_note
 from ostap_parallel.executors.parallel import LOST_RETRIES, PATIENCE, ParallelExecutor
 from ostap_parallel.executors.pool import ParallelPool
 from ostap_parallel.progress import ProgressReporter, open_progress
 from ostap_parallel.report import Failure, Report, relay
-from ostap_parallel.task import Collector, FuncTask, Merger, Task, TaskMerger
+from ostap_parallel.task import Collector, FuncTask, GenericTask, Merger, Task, TaskMerger
 from ostap_parallel.worker.execute import Call
 
 logger = logging.getLogger(__name__)
@@ -235,9 +235,11 @@ class WorkManager:
             raise ValueError(f"on_error must be 'raise' or 'collect', not {on_error!r}")
         if ordered is None:
             ordered = isinstance(merging, _ListTask)
+        call = _call(task, jobid, shared, seed, timeout)
+        combine = _combiner(merging, checkpoint is not None, self._dump)
         run = Run(
             self.executor,
-            _call(task, jobid, shared, seed, timeout),
+            replace(call, combine=combine),
             items,
             chunk_size,
             ordered,
@@ -366,17 +368,21 @@ class _Recorder:
             task.results().extend(batch.values)
             self.report.merged += len(batch)
             return
+        if isinstance(batch, Combined):
+            self._merge_one(task, batch.index, batch.values[0], dump, len(batch))
+            return
         for index, value in zip(batch.indices, batch.values, strict=True):
             self._merge_one(task, index, value, dump)
 
-    def _merge_one(self, task: Task, index: int, value: Any, dump: Dump) -> None:
+    def _merge_one(self, task: Task, index: int, value: Any, dump: Dump, count: int = 1) -> None:
         dump.write_result(self.report.merged, index, value)
         try:
             task.merge_results(value, index)
         except Exception as exc:
-            _add_note(exc, f"while the result of item {index} was merged")
+            others = f" and of the next {count - 1}" if count > 1 else ""
+            add_note(exc, f"while the result of item {index}{others} was merged")
             raise
-        self.report.merged += 1
+        self.report.merged += count
         dump.write_merged(self.report.merged, task.results)
 
     def arrivals(self, on_error: OnError) -> Iterator[Batch | Outcome]:
@@ -411,7 +417,7 @@ class _Recorder:
         self.report.failures.append(failure)
         if on_error == "raise":
             where = f"on {failure.host}, process {failure.pid}"
-            _add_note(outcome.error, f"item {failure.index} ({failure.item}) {where}")
+            add_note(outcome.error, f"item {failure.index} ({failure.item}) {where}")
             raise outcome.error
 
 
@@ -447,6 +453,19 @@ def _merging(
         raise TypeError("this TaskMerger brings its own initial value: do not give init too")
     initializer = None if init is None else functools.partial(copy.deepcopy, init)
     return FuncTask(task, merger, collector, initializer)
+
+
+def _combiner(merging: Task, checkpoint: bool, dump: Dump) -> Merger | None:
+    """Return what merges results on the workers, if that is wanted."""
+    combiner = merging.combiner if isinstance(merging, GenericTask) else None
+    if combiner is None:
+        return None
+    own = type(merging).merge_results is not GenericTask.merge_results
+    needs = {"checkpoint=": checkpoint, "dump_dbase=": bool(dump), "merge_results()": own}
+    for name, needed in needs.items():
+        if needed:
+            raise TypeError(f"{name} needs each result by itself: merge without combine=True")
+    return combiner
 
 
 def _call(
@@ -493,14 +512,6 @@ def _checkpoint(given: Checkpoint | str | os.PathLike[str] | None) -> Checkpoint
 
 def _title(task: Task | Callable[..., Any]) -> str:
     return str(getattr(task, "__name__", type(task).__name__))
-
-
-def _add_note(error: BaseException, note: str) -> None:
-    if sys.version_info >= (3, 11):
-        error.add_note(note)
-    elif not isinstance(error.__cause__, RemoteTraceback):  # which tells the item already
-        cause = RemoteTraceback(note)
-        cause.__cause__, error.__cause__ = error.__cause__, cause
 
 
 def _one_of(servers: Any, ppservers: Any) -> Any:

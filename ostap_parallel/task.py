@@ -32,18 +32,29 @@ class TaskMerger:
     init
         What to start from, copied deeply for every start. ``None`` means that the first result
         is taken as it is; `merger` is not called for it.
+    combine
+        Merge the results of items that travel together on their worker, so that they travel as
+        one. `merger` must be associative then, `init` must be of the kind of the results, and
+        neither may be left to the values.
 
     Attributes
     ----------
+    combiner
+        What merges on workers: `merger`, or ``None`` without `combine`.
     result
         What is merged so far; a copy of the initial value when nothing is.
     nmerged
         Number of merged results.
     """
 
-    def __init__(self, merger: Merger | None = operator.add, init: Any = None) -> None:
+    def __init__(
+        self, merger: Merger | None = operator.add, init: Any = None, *, combine: bool = False
+    ) -> None:
         _check_callable("merger", merger, optional=True)
+        if combine and merger is None:
+            raise ValueError("combine=True needs a merger, such as operator.iadd")
         self._merger = merger
+        self.combiner = merger if combine else None
         self._init = copy.deepcopy(init)  # the caller may go on filling its own
         self.result: Any = copy.deepcopy(init)
         self.nmerged = 0
@@ -82,7 +93,7 @@ class TaskMerger:
 
     def fresh(self) -> TaskMerger:
         """Return a new merger of the same kind that has merged nothing yet."""
-        return TaskMerger(self._merger, self._init)
+        return TaskMerger(self._merger, self._init, combine=self.combiner is not None)
 
 
 class _Variables:
@@ -220,6 +231,11 @@ class GenericTask(Task):
         self.directory = None if directory is None else os.fspath(directory)
         self.environment, self.append_to = environment or {}, append_to or {}
         self.prepend_to, self.dot_in_path = prepend_to or {}, dot_in_path
+
+    @property
+    def combiner(self) -> Merger | None:
+        """What merges results on workers; ``None``: nothing does."""
+        return None if self._collector is not None else self._merger.combiner
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_output": None, "_nmerged": 0}  # workers need no results

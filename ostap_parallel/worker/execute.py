@@ -26,8 +26,9 @@ from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import Any, ClassVar
 
-from ostap_parallel.errors import RemoteError
+from ostap_parallel.errors import RemoteError, SerializeError
 from ostap_parallel.worker import serialize, shared
+from ostap_parallel.worker.combine import Combiner
 from ostap_parallel.worker.restore import Baseline
 
 # Sent as they are inside a chunk's own list; everything else is serialised item by item, so that
@@ -68,6 +69,8 @@ class Call:
         The object that all items share; for a worker, where it is: see `with_shared`.
     with_keywords
         The shared object is a mapping, of keyword arguments for the function.
+    combine
+        ``combine(merged, value)`` merges the values of a chunk's items before they travel.
     """
 
     function: Callable[..., Any]
@@ -80,6 +83,7 @@ class Call:
     timeout: float | None = None
     shared: Any = None
     with_keywords: bool = False
+    combine: Callable[[Any, Any], Any] | None = None
 
     def with_shared(self, location: str) -> Call:
         """Return the call for a chunk, and have `shared.shared` find the object from now on."""
@@ -106,7 +110,7 @@ def apply(item: tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]) -> A
     return function(*args, **kwargs)
 
 
-@dataclass(frozen=True)
+@dataclass
 class ChunkOutcome:
     """What became of a chunk.
 
@@ -121,6 +125,10 @@ class ChunkOutcome:
         The time that each took.
     failed
         The positions of those that have failed.
+    merged
+        Ranges of positions whose values were merged: the answer of the first stands for all.
+    merge_failure
+        The range whose merging has failed, and what `unpack_error` reads.
     """
 
     host: str
@@ -128,10 +136,12 @@ class ChunkOutcome:
     answers: list[Any] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     failed: set[int] = field(default_factory=set)
+    merged: list[tuple[int, int]] = field(default_factory=list)
+    merge_failure: tuple[int, int, bytes] | None = None
 
     def values(self, count: int) -> list[Any] | None:
-        """Return the values of all items; ``None`` unless `count` of them have succeeded."""
-        if self.failed or len(self.answers) != count:
+        """Return the values of all items; ``None`` unless `count` of them have come singly."""
+        if self.failed or self.merged or self.merge_failure or len(self.answers) != count:
             return None
         if bytes not in set(map(type, self.answers)):
             return self.answers
@@ -203,7 +213,8 @@ def unpack_result(message: bytes) -> ChunkOutcome | Lost:
 class Executing:
     """What this process does now, as far as signals and its server need to know.
 
-    An interrupt between items is ignored: it was meant for an item that has just ended.
+    An interrupt between items is ignored: it was meant for an item that has just ended. While
+    values are merged, it ends the chunk afterwards.
 
     Attributes
     ----------
@@ -218,6 +229,7 @@ class Executing:
     """
 
     now = False
+    merging = False
     interrupted = False  # from outside
     timed_out = False
     position: ClassVar[MutableSequence[int] | memoryview] = [-1, 0]
@@ -297,18 +309,54 @@ def _run_items(
         result.seconds[:] = [0.0] * len(items)
         result.failed.update(range(len(items)))
         return
+    call: Call = state["call"]
+    merger = call.combine
+    combiner = None if merger is None else Combiner(merger, indices, result.answers)
     for position, (index, packed) in enumerate(zip(indices, items, strict=True)):
-        ok, answer, seconds = _run_item(state["call"], index, packed)
+        ok, answer, seconds = _run_item(call, index, packed)
         if seconds > Executing.system_call and os.getpid() != result.pid:
             _flush()  # a fork that came back from the task: this is not its work
             os._exit(0)
         if Executing.interrupted:  # the run is over: no outcome for this item, none for the rest
-            Executing.interrupted = False
-            return
+            break
         result.answers.append(answer)
         result.seconds.append(seconds)
         if not ok:
             result.failed.add(position)
+        elif combiner:
+            _combine(combiner, result, answer)
+            if Executing.interrupted or result.merge_failure:
+                break
+    Executing.interrupted = False
+    if combiner:
+        _end(combiner, result)
+
+
+def _combine(combiner: Combiner, result: ChunkOutcome, answer: Any) -> None:
+    """Merge an item's value, read back from what would travel, as the task may change its own."""
+    _disarm()  # the time is not the item's
+    begin = time.perf_counter()
+    try:
+        value = unpack_value(answer)
+    except BaseException:  # the caller will find out, too
+        return
+    Executing.merging = True
+    try:
+        combiner.add(value)
+    except BaseException as exc:  # user code
+        result.merge_failure = (combiner.start, len(result.answers), _pack_error(exc))
+    finally:
+        Executing.merging = False
+    result.seconds[-1] += time.perf_counter() - begin
+
+
+def _end(combiner: Combiner, result: ChunkOutcome) -> None:
+    try:
+        if result.merge_failure is None:
+            combiner.end()
+    except SerializeError as exc:
+        result.merge_failure = (combiner.start, len(result.answers), _pack_error(exc))
+    result.merged = combiner.ranges
 
 
 def _run_item(call: Call, index: int, packed: Any) -> tuple[bool, Any, float]:
@@ -375,6 +423,8 @@ def _on_signal(signum: int, frame: FrameType | None) -> None:
         Executing.interrupted = signum == signal.SIGINT
         Executing.timed_out = signum == signal.SIGALRM
         raise KeyboardInterrupt
+    if Executing.merging and signum == signal.SIGINT:
+        Executing.interrupted = True
 
 
 def _arm(timeout: float) -> None:
@@ -395,6 +445,7 @@ def _arm(timeout: float) -> None:
 def _disarm() -> None:
     if Executing.armed > 0:
         faulthandler.cancel_dump_traceback_later()
+        signal.setitimer(signal.ITIMER_REAL, 0)
         Executing.armed, Executing.position[1] = -math.inf, 0
 
 
