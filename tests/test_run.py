@@ -402,9 +402,7 @@ class TestBadArguments:
         with pytest.raises(TypeError, match="initial value"):
             wm.process(functions.square, [1], merger=TaskMerger(init=[]), init=[])
 
-    @pytest.mark.parametrize(
-        "arguments", [{"merger": max}, {"init": 1}, {"collector": max}]
-    )
+    @pytest.mark.parametrize("arguments", [{"merger": max}, {"init": 1}, {"collector": max}])
     def test_a_task_brings_its_own(self, wm, arguments):
         with pytest.raises(TypeError, match="Task"):
             wm.process(FuncTask(functions.square), [1], **arguments)
