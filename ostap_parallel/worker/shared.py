@@ -169,7 +169,9 @@ class Blob:
         self.digest, self.size = digest, size
         file = tempfile.TemporaryFile(dir=directory, buffering=0)  # noqa: SIM115
         weakref.finalize(self, file.close)
-        self.location = f"/proc/{os.getpid()}/fd/{file.fileno()}"
+        # our number there, which in a name space of processes need not be os.getpid()
+        own = Path("/proc/self").readlink()
+        self.location = f"/proc/{own}/fd/{file.fileno()}"
         os.posix_fallocate(file.fileno(), 0, _padded(_DIGEST_SIZE) + size)
 
     def fill(self, parts: Iterable[bytes | memoryview]) -> None:
