@@ -9,6 +9,7 @@ import signal
 import tempfile
 import threading
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import functions
@@ -164,8 +165,8 @@ class TestOnceForEachHost:
             for _ in range(2):
                 found = manager.process(sharers.digest, range(8), shared=buffer(), chunk_size=1)
                 assert {digest for _, digest in found} == {digest_of(buffer())}
-            array = numpy.frombuffer(buffer(), dtype=numpy.uint8)
-            assert len(manager.process(lambda n, data: 0, range(4), shared={"data": array})) == 4
+            given = {"data": buffer()}
+            assert manager.process(lambda n, data: len(data), [0, 1], shared=given) == 2 * [SIZE]
             assert SIZE < sent() - before < 2.2 * SIZE  # two objects, thrice used by two workers
 
     def test_old_ones_are_dropped(self, hosts):
@@ -259,11 +260,11 @@ class TestTrouble:
 
     def test_nowhere_is_room(self, make_hosts):
         hosts = make_hosts(tmp_size="8M")
-        with (
-            open_manager(hosts, "h1*2", environment=IMPORTABLE) as manager,
-            pytest.raises(ServersUnavailable, match="shared: No space left"),
-        ):
-            manager.process(sharers.digest, range(4), shared=buffer(size=2 * SIZE))
+        with open_manager(hosts, "h1*2", environment=IMPORTABLE) as manager:
+            with pytest.raises(ServersUnavailable, match="shared: No space left"):  # as it joins
+                manager.process(sharers.digest, range(4), shared=buffer(size=2 * SIZE))
+            (status,) = manager.executor.hosts
+            assert (status.state, status.workers) == ("failed", 0)
 
     def test_no_room_here(self, tmp_path):
         script = tmp_path / "script.py"
@@ -310,8 +311,13 @@ class TestTrouble:
             assert manager.report.retried > 0
 
 
+def spawning(count):
+    """Return an executor of processes; one that forks would, with threads, not be safe."""
+    return ProcessPoolExecutor(count, mp_context=get_context("spawn"))
+
+
 class TestOtherWays:
-    @pytest.mark.parametrize("executor", [ThreadPoolExecutor, ProcessPoolExecutor])
+    @pytest.mark.parametrize("executor", [ThreadPoolExecutor, spawning])
     def test_an_executor_of_somebody_else(self, executor):
         data = buffer()
         with executor(2) as workers, WorkManager(executor=workers, silent=True) as manager:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ostap_parallel.config import HostConfig
 from ostap_parallel.errors import HostError
+from ostap_parallel.executors.sharing import STEP
 from ostap_parallel.hosts.server import HostServer, HostStatus
 from ostap_parallel.hosts.ssh import BEATS, control_directory
 
@@ -129,6 +130,7 @@ class Supervisor:
     def give_up(self, error: HostError) -> None:
         """Do without a host from now on, as it would fail in the same way again."""
         status = next(status for status in self.statuses if status.name == error.host)
+        self._errors[status.name] = error  # if it is only about to be up
         if self._set_state(status, "failed", of="up", error=error):
             logger.warning("not available any more: %s", error)
             self._drop(status)
@@ -196,7 +198,7 @@ class Supervisor:
         up = {"workers": workers, "port": port, "about": about, "seconds": now - begin}
         self._set_state(status, "up", of=state, **up)
         if error := self._errors.pop(status.name, None):
-            self._lose(error)
+            (self.give_up if error.step == STEP else self._lose)(error)
 
     def _open(self, host: HostConfig, port: int | None) -> HostServer:
         label, on_event = host.label, self._on_event
