@@ -233,6 +233,7 @@ class Run:
         """
         self._total = len(self.items) if isinstance(self.items, Sized) else None
         self._input = iter(self.items)
+        self._id = os.urandom(16)  # other programs may use the same servers
         # items that are sent as they are; a journal wants to see them all
         self._as_it_is = _SMALL if self.checkpoint is None else frozenset[type]()
         self._submit = self._submitter()
@@ -313,7 +314,7 @@ class Run:
             chunk = self._again.popleft() if self._again else self._read_chunk(workers)
             if not chunk:
                 return
-            packed = _pack(chunk)
+            packed = self._pack(chunk)
             try:
                 future = self._submit(packed)
             except BrokenExecutor as exc:  # a foreign one that a worker's death has ended
@@ -321,6 +322,12 @@ class Run:
                 future.set_exception(exc)
             self._running[future] = chunk
             future.add_done_callback(self._news.put)
+
+    def _pack(self, chunk: _Chunk | list[_Item]) -> bytes:
+        if isinstance(chunk, _Chunk):
+            return execute.pack_chunk(chunk.indices, chunk.packed, self._id)
+        columns = [item.index for item in chunk], [item.packed for item in chunk]
+        return execute.pack_chunk(*columns, self._id)
 
     def _read_chunk(self, workers: int) -> _Chunk | None:
         """Read and pack some items; ``None`` if there are none to be sent now."""
@@ -525,12 +532,6 @@ def _merge_error(result: ChunkOutcome, items: list[_Item]) -> BaseException:
         error.__cause__ = RemoteTraceback(f"{what}:\n{text}")
     add_note(error, what)
     return error
-
-
-def _pack(chunk: _Chunk | list[_Item]) -> bytes:
-    if isinstance(chunk, _Chunk):
-        return execute.pack_chunk(chunk.indices, chunk.packed)
-    return execute.pack_chunk([item.index for item in chunk], [item.packed for item in chunk])
 
 
 def _unpack(item: _Item, ok: bool, packed: Any) -> tuple[Any, BaseException | None, str]:

@@ -98,6 +98,25 @@ FUNCTIONS = program("""
     assert wm.process(plain, [1]) == [-199]
 """)
 
+RUN_AGAIN = program("""
+    seen = []
+    def count(item): seen.append(item); return len(seen)
+    class Cut:
+        limit = 1
+        def passed(self): return self.limit
+    class Tighter(Cut): pass
+    def limit(item): return Cut.limit
+    # run
+    for _ in range(3):  # each run has the globals as they are here
+        assert wm.process(count, range(4), chunk_size=4) == [1, 2, 3, 4]
+    for Cut.limit in (1, 2, 1, 2, 1):
+        assert wm.process(limit, range(4)) == [Cut.limit] * 4
+        cuts = [Cut(), Tighter()] * 2
+        assert wm.process(Cut.passed, cuts) == wm.pool.map(Cut.passed, cuts) == [Cut.limit] * 4
+        calls = [wm.executor.submit(operator.attrgetter("limit"), cut) for cut in cuts]
+        assert [call.result() for call in calls] == [Cut.limit] * 4
+""")
+
 EACH_OTHER = program("""
     def is_even(n): return n == 0 or is_odd(n - 1)
     def is_odd(n): return n != 0 and is_even(n - 1)
@@ -290,6 +309,7 @@ RESULTS = program("""
 PROGRAMS = {
     "functions": FUNCTIONS,
     "functions that call each other": EACH_OTHER,
+    "what changes between runs": RUN_AGAIN,
     "functions that are objects": CACHED,
     "classes": CLASSES,
     "enums": ENUMS,

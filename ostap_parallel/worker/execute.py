@@ -179,9 +179,12 @@ class Lost:
     timed_out: bool = False
 
 
-def pack_chunk(indices: Sequence[int], items: Sequence[Any]) -> bytes:
-    """Return the argument message for a chunk of items, packed by `pack_value`."""
-    return b"\0" + pickle.dumps((indices, items), serialize.PROTOCOL)
+def pack_chunk(indices: Sequence[int], items: Sequence[Any], run: bytes = b"") -> bytes:
+    """Return the argument message for a chunk of items, packed by `pack_value`.
+
+    `run` is the same for all chunks of a run, and no other run has it.
+    """
+    return b"\0" + pickle.dumps((run, indices, items), serialize.PROTOCOL)
 
 
 def locate(chunk: bytes, location: str) -> bytes:
@@ -240,14 +243,14 @@ class Executing:
 
 def bind(call: bytes) -> Callable[[bytes], bytes]:
     """Return the function that runs chunks of a serialised `Call`."""
-    state: dict[str, Any] = {}
     preparing = threading.Lock()  # a foreign executor may run chunks in threads
 
     def run(chunk: bytes) -> bytes:
         end = chunk.index(b"\0")
         location = os.fsdecode(chunk[:end])
-        indices, items = pickle.loads(memoryview(chunk)[end + 1 :])
+        number, indices, items = pickle.loads(memoryview(chunk)[end + 1 :])
         with preparing:
+            state = _state_of(call, number)
             if not state:
                 Executing.position[0] = indices[0]
                 state.update(_prepare(call, location))
@@ -271,9 +274,17 @@ def run_foreign(call: bytes, chunk: bytes) -> ChunkOutcome | Lost:
     return unpack_result(run(chunk))
 
 
+# A call that comes again in another run starts with its globals as they were sent, not as items
+# of the last run have left them.
+@functools.lru_cache(maxsize=8)
+def _state_of(call: bytes, run: bytes) -> dict[str, Any]:
+    return {}
+
+
 def _prepare(data: bytes, location: str) -> dict[str, Any]:
     """Load the call and start the worker's part of it; an error is every item's outcome."""
     try:
+        serialize.forget_classes()
         call: Call = serialize.loads(data)
         logging.getLogger().setLevel(call.log_level)
         if call.seed is not None:

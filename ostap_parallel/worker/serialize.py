@@ -153,7 +153,7 @@ class _Pickler(pickle.Pickler):
         cache = {} if self._cache is None else self._cache
         if cls not in cache:
             cache[cls] = _dump_by_value(cls, self._back)
-        return _load_class, (cache[cls],)
+        return _load_class, (_token(cls), cache[cls])
 
 
 _READERS = (
@@ -234,10 +234,26 @@ def _load_by_value(data: bytes) -> Any:
     return dill.loads(data, ignore=True)
 
 
-# Every instance brings its class: most of the time the very same bytes.
+# Every instance brings its class: most of the time the very same bytes. Only the last ones count:
+# a class that was changed, and changed back, brings what it has brought before.
 @functools.lru_cache(maxsize=64)
-def _load_class(data: bytes) -> Any:
-    return _load_by_value(data)
+def _last_read(token: str) -> dict[bytes, Any]:
+    return {}
+
+
+def _load_class(token: str, data: bytes) -> Any:
+    last = _last_read(token)
+    found = last.get(data)
+    if found is None:
+        found = _load_by_value(data)
+        last.clear()
+        last[data] = found
+    return found
+
+
+def forget_classes() -> None:
+    """Read classes anew, as what refers to them may have brought other versions meanwhile."""
+    _last_read.cache_clear()
 
 
 def _is_importable(obj: Any) -> bool:
