@@ -188,7 +188,18 @@ class _Walk:
 
 
 def _hash_plain(obj: object) -> bytes:
-    return hashlib.blake2b(f"{type(obj).__name__} {obj!r}".encode(), digest_size=16).digest()
+    hashed = hashlib.blake2b(f"{type(obj).__name__} ".encode(), digest_size=16)
+    # Arrays consist of bytes, whose text would be several times as large.
+    hashed.update(obj if isinstance(obj, bytes) else _text_of(obj).encode())
+    return hashed.digest()
+
+
+def _text_of(obj: Any) -> str:
+    try:
+        return repr(obj)
+    except ValueError:  # an integer with more digits than Python turns into text
+        parts = [hex(obj)] if isinstance(obj, int) else map(_text_of, obj)
+        return f"({', '.join(parts)})"
 
 
 def _take_apart(obj: Any) -> Parts:
@@ -256,11 +267,19 @@ def _globals_of(function: FunctionType) -> Iterator[tuple[str, Any]]:
     """Yield the globals that a function itself names; of the user's modules, what it uses."""
     for name, attributes in _global_names(function.__code__).items():
         if name in function.__globals__:
-            value = function.__globals__[name]
-            yield name, value
-            if isinstance(value, ModuleType) and _is_own(value.__name__):
-                used = sorted(attributes & vars(value).keys())
-                yield from ((f"{name}.{attribute}", vars(value)[attribute]) for attribute in used)
+            yield from _with_attributes(name, function.__globals__[name], attributes, set())
+
+
+def _with_attributes(
+    name: str, value: Any, attributes: set[str], seen: set[str]
+) -> Iterator[tuple[str, Any]]:
+    """Yield what a name stands for and, of modules of the user's below it, their attributes."""
+    yield name, value
+    if isinstance(value, ModuleType) and _is_own(value.__name__) and value.__name__ not in seen:
+        seen.add(value.__name__)
+        for attribute in sorted(attributes & vars(value).keys()):
+            part = vars(value)[attribute]
+            yield from _with_attributes(f"{name}.{attribute}", part, attributes, seen)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -317,5 +336,8 @@ def _is_own(module: str | None) -> bool:
         return True
     if module.partition(".")[0] in _FOREIGN:
         return False
-    file = getattr(sys.modules.get(module), "__file__", None)
-    return file is not None and _INSTALLED.isdisjoint(Path(file).parts)
+    found = sys.modules.get(module)
+    # a directory without __init__.py has a path only
+    places = [getattr(found, "__file__", None), *getattr(found, "__path__", ())]
+    place = next(filter(None, places), None)
+    return place is not None and _INSTALLED.isdisjoint(Path(place).parts)

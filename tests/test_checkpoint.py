@@ -524,6 +524,39 @@ class TestIdentity:
             exec(compile("\n" * number + ORIGINAL, f"<ipython-input-{number}>", "exec"), cell)
         assert identity_of(Call(cells[0]["f"])) == identity_of(Call(cells[1]["f"]))
 
+    @pytest.mark.parametrize("init", [True, False], ids=["package", "directory"])
+    def test_a_module_of_a_package_of_the_users(self, tmp_path, monkeypatch, init):
+        package = tmp_path / "users_package"
+        (package / "inner").mkdir(parents=True)
+        (package / "inner" / "deep.py").write_text("LIMIT = 5\ndef within(x): return x < LIMIT\n")
+        if init:
+            (package / "__init__.py").touch()
+            (package / "inner" / "__init__.py").touch()
+        monkeypatch.syspath_prepend(tmp_path)
+        names = {"__name__": "__main__"}
+        exec("import users_package.inner.deep as deep, users_package", names)
+        exec("def f(x): return users_package.inner.deep.within(x)", names)
+        before = identity_of(Call(names["f"]))
+        monkeypatch.setattr(names["deep"], "LIMIT", 6)
+        after = identity_of(Call(names["f"]))
+        changed = {name for name in before if before[name] != after[name]}
+        assert changed == {"users_package.inner.deep.within"}
+        for name in [name for name in sys.modules if name.startswith("users_package")]:
+            sys.modules.pop(name)
+
+    def test_modules_that_import_each_other(self, tmp_path, monkeypatch):
+        names = [f"ring{i}" for i in range(12)]
+        for name in names:
+            (tmp_path / f"{name}.py").write_text(f"import {', '.join(names)}\n")
+        monkeypatch.syspath_prepend(tmp_path)
+        space = {"__name__": "__main__"}
+        exec(f"import {', '.join(names)}", space)
+        exec(f"def f(x): return {' + '.join(f'{name}.x' for name in names)}", space)
+        identity = identity_of(Call(space["f"]))
+        assert {f"global {name}" for name in names} <= identity.keys()
+        for name in names:
+            sys.modules.pop(name)
+
     def test_a_module_of_the_users(self, tmp_path, monkeypatch):
         (tmp_path / "users_module.py").write_text("LIMIT = 5\ndef within(x): return x < LIMIT\n")
         monkeypatch.syspath_prepend(tmp_path)
@@ -559,6 +592,9 @@ class TestIdentity:
             ([].append, [1].append),
             (functions.square, functions.same),
             (range(3), range(4)),
+            ([10**5000], [10**5000 + 1]),  # more digits than Python turns into text
+            ([10**5000, "a"], [10**5000, "b"]),
+            (b"a", b"b"),
         ],
     )
     def test_different_objects_differ(self, one, two):
