@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from ostap_parallel.config.files import find_danger
 from ostap_parallel.dispatch import Outcome
 from ostap_parallel.errors import CheckpointError, SerializeError
 from ostap_parallel.identity import Digester, identity_of, name_of
@@ -68,7 +69,7 @@ class Checkpoint:
     on_change: OnChange = "refuse"
 
     def __post_init__(self) -> None:
-        os.fspath(self.path)  # raises TypeError
+        Path(self.path)  # raises TypeError
         if self.on_change not in get_args(OnChange):
             raise ValueError(f"on_change must be one of {get_args(OnChange)}: {self.on_change!r}")
 
@@ -79,14 +80,20 @@ class Checkpoint:
         Raises
         ------
         CheckpointError
-            The file cannot be used, another run uses it, or the function has changed.
+            The file cannot be used, others can write it, another run uses it, or the function
+            has changed.
         """
-        path = Path(self.path).expanduser().resolve()
+        try:
+            path = Path(self.path).expanduser().resolve()
+        except (OSError, RuntimeError, ValueError) as exc:  # a loop, no such user, a NUL
+            raise CheckpointError(str(self.path), str(exc)) from exc
         with contextlib.ExitStack() as leaving:
             with _refusing(path):
                 leaving.enter_context(_only_writer(path))
+                _check_trusted(path)
                 database = leaving.enter_context(contextlib.closing(_connect(path)))
                 _prepare(path, database)
+                _check_trusted(path)  # those that were missing have been made: by us?
                 journal = Journal(path, self.on_change, database)
                 leaving.callback(journal.close)
                 journal.begin(call, total)
@@ -323,8 +330,11 @@ def read_summary(path: str | os.PathLike[str], failures: int = 10) -> Summary:
         There is no such file, or it is no checkpoint.
     """
     path = Path(path)
-    if not path.exists():
-        raise CheckpointError(str(path), "there is no such file")
+    try:
+        path.stat()  # sqlite would make it
+    except (OSError, ValueError) as exc:
+        missing = isinstance(exc, FileNotFoundError)
+        raise CheckpointError(str(path), "there is no such file" if missing else str(exc)) from exc
     with (
         _refusing(path),
         contextlib.closing(_connect(path)) as database,
@@ -374,6 +384,15 @@ def _refusing(path: Path) -> Iterator[None]:
     except sqlite3.Error as exc:
         hint = " (is its directory there and writable?)" if "unable to open" in str(exc) else ""
         raise CheckpointError(str(path), f"{exc}{hint}") from exc
+
+
+def _check_trusted(path: Path) -> None:
+    """Refuse a file that others can write: unpickling a result could run their commands."""
+    for suffix in ("", "-wal", "-shm", "-journal"):  # sqlite takes from these what is in the file
+        with contextlib.suppress(OSError):  # not there; else sqlite tells what is wrong
+            if danger := find_danger(os.lstat(f"{path}{suffix}")):
+                reason = f"it is not used, for it could run commands: {danger}"
+                raise CheckpointError(f"{path}{suffix}", reason)
 
 
 @contextlib.contextmanager

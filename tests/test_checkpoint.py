@@ -736,8 +736,9 @@ class TestChanges:
     def test_on_change_is_checked(self):
         with pytest.raises(ValueError, match="on_change"):
             Checkpoint("x", "reruns")
-        with pytest.raises(TypeError):
-            Checkpoint(5)
+        for path in (5, b"bytes"):
+            with pytest.raises(TypeError):
+                Checkpoint(path)
 
 
 class OnlyOnce:
@@ -800,13 +801,74 @@ class TestFiles:
         file.touch()
         assert wm.process(abs, [-1], checkpoint=file) == [1]
 
-    @pytest.mark.parametrize("name", ["no/such/run.db", ".", "/proc/run.db"])
-    def test_a_place_that_cannot_be_written(self, wm, tmp_path, monkeypatch, name):
+    @pytest.mark.parametrize(
+        ("name", "reason"),
+        [
+            ("no/such/run.db", r"unable to open .*writable\?"),
+            ("/proc/run.db", r"unable to open .*writable\?"),
+            (".", "unable to open|no regular file"),
+            ("pipe", "it is no regular file"),
+            ("loop", "(?i)loop|symbolic links"),
+            ("~no-such-user/run.db", "home directory"),
+            ("a\0b", "null byte"),
+            ("x" * 300, "unable to open"),
+        ],
+    )
+    def test_a_place_that_cannot_be_written(self, wm, tmp_path, monkeypatch, name, reason):
         monkeypatch.chdir(tmp_path)
+        os.mkfifo("pipe")
+        Path("loop").symlink_to("loop")
         ran = []
-        with pytest.raises(CheckpointError, match=r"unable to open .*writable\?"):
+        with pytest.raises(CheckpointError, match=reason):
             wm.process(ran.append, [1], checkpoint=name)
         assert ran == []
+
+    @pytest.mark.parametrize("suffix", ["", "-wal", "-shm", "-journal"])
+    def test_what_others_can_write_is_refused(self, wm, file, suffix):
+        """Unpickling what they have written would run it."""
+        wm.process(abs, [-1], checkpoint=file)
+        one = Path(f"{file}{suffix}")
+        one.touch()
+        before = one.read_bytes()
+        one.chmod(0o646)
+        match = f"{re.escape(str(one))}: it is not used, for it could run .*: everybody can write"
+        with pytest.raises(CheckpointError, match=match):
+            wm.process(abs, [-1], checkpoint=file)
+        assert one.read_bytes() == before
+        one.chmod(0o644)
+        assert wm.process(abs, [-1], checkpoint=file) == [1]
+        assert wm.report.resumed == 1
+
+    @pytest.mark.skipif(os.getuid() != 0, reason="only root can give files away")
+    @pytest.mark.parametrize("suffix", ["", "-wal"])
+    def test_what_belongs_to_others_is_refused(self, wm, file, suffix):
+        wm.process(abs, [-1], checkpoint=file)
+        one = Path(f"{file}{suffix}")
+        one.touch()
+        os.chown(one, 12345, -1)
+        with pytest.raises(CheckpointError, match=r"belongs to another user \(uid 12345\)"):
+            wm.process(abs, [-1], checkpoint=file)
+
+    def test_a_link_beside_it_is_refused(self, wm, file, tmp_path):
+        wm.process(abs, [-1], checkpoint=file)
+        Path(f"{file}-wal").symlink_to(tmp_path / "precious")
+        with pytest.raises(CheckpointError, match="no regular file"):
+            wm.process(abs, [-1], checkpoint=file)
+        assert not (tmp_path / "precious").exists()
+
+    def test_a_file_that_is_put_beside_it_meanwhile(self, wm, file, monkeypatch):
+        connect = checkpoint._connect
+
+        def quicker(path, *args, **named):
+            if path == file:
+                Path(f"{file}-wal").touch()
+                Path(f"{file}-wal").chmod(0o666)
+            return connect(path, *args, **named)
+
+        wm.process(abs, [-1], checkpoint=file)
+        monkeypatch.setattr(checkpoint, "_connect", quicker)
+        with pytest.raises(CheckpointError, match="everybody can write it"):
+            wm.process(abs, [-1], checkpoint=file)
 
     def test_a_full_disk(self, wm, file, folder):
         """A limit on the size of files has the same effect."""
@@ -914,4 +976,6 @@ class TestReport:
         ):
             assert main(["report", str(tmp_path / name)]) == 2
             assert text in capsys.readouterr().err
+        assert main(["report", str(tmp_path / "text" / "run.db")]) == 2
+        assert main(["report", "x" * 300]) == 2
         assert not (tmp_path / "nothing").exists()

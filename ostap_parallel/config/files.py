@@ -70,7 +70,7 @@ def _read_trusted(path: Path, asked_by: str) -> str | None:
     try:
         with open(path, encoding="utf-8-sig", opener=_open_at_once) as file:
             # The opened file is what gets read, whatever becomes of its name meanwhile.
-            if danger := _find_danger(os.fstat(file.fileno())):
+            if danger := find_danger(os.fstat(file.fileno())):
                 logger.warning("%s is not read, for it could run commands: %s", path, danger)
                 return None
             return file.read()
@@ -91,7 +91,7 @@ def _open_at_once(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)
 
 
-def _find_danger(status: os.stat_result) -> str:
+def find_danger(status: os.stat_result) -> str:
     """Say why the file must not be trusted; ``""`` if it may."""
     if not stat.S_ISREG(status.st_mode):
         return "it is no regular file"
