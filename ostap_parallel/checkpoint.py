@@ -8,6 +8,7 @@ failure costs more than that half second, and none of them spoils the file.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import logging
 import os
@@ -19,7 +20,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import IO, Any, Literal, get_args
 
 from ostap_parallel.config.files import find_danger
 from ostap_parallel.dispatch import Outcome
@@ -106,6 +107,7 @@ class Journal:
 
     def __init__(self, path: Path, on_change: OnChange, database: sqlite3.Connection) -> None:
         self._path, self._on_change, self._database = path, on_change, database
+        self._process = os.getpid()
         self._stored = -1  # the last item that an earlier run has stored
         self._read = 0  # number of items that were read
         self._digester = Digester()
@@ -237,6 +239,8 @@ class Journal:
 
     def close(self) -> None:
         """Write what waits, if that is possible, and leave one file."""
+        if os.getpid() != self._process:  # a fork that leaves: all of it is another's
+            return
         self._stop_writer()
         try:
             if self._waiting:
@@ -395,30 +399,64 @@ def _check_trusted(path: Path) -> None:
                 raise CheckpointError(f"{path}{suffix}", reason)
 
 
+# Of this process, and of the one that it is a fork of.
+_writers: dict[tuple[int, Path], object] = {}
+
+
 @contextlib.contextmanager
 def _only_writer(path: Path) -> Iterator[None]:
     """Hold the right to write a checkpoint.
 
-    Locks of sqlite end with the process that holds them, and forked processes do not inherit
-    them. The checkpoint's own ones will not do: they must be free between two writes.
+    Locks of this kind end with the process that holds them, forked processes do not inherit them,
+    and runs of one process they do not keep apart. The data base's own ones will not do: they must
+    be free between two writes.
     """
-    lock = Path(f"{path}-lock")
-    with contextlib.closing(_connect(lock, timeout=0)) as holder:
-        try:
-            holder.execute("BEGIN EXCLUSIVE")
-        except sqlite3.OperationalError as exc:
-            if "locked" not in str(exc):
-                raise
-            raise CheckpointError(str(path), "another run is using it") from exc
-        try:
-            yield
-        finally:
-            lock.unlink(missing_ok=True)
+    lock, run = Path(f"{path}-lock"), (os.getpid(), path)
+    this = object()
+    if _writers.setdefault(run, this) is not this:
+        raise CheckpointError(str(path), "another run is using it")
+    try:
+        with _locked(path, lock):
+            try:
+                yield
+            finally:
+                if os.getpid() == run[0]:  # not in a fork that leaves
+                    lock.unlink(missing_ok=True)
+    finally:
+        del _writers[run]
 
 
-def _connect(path: Path, timeout: float = 30.0) -> sqlite3.Connection:
+def _locked(path: Path, lock: Path) -> IO[bytes]:
+    """Return the file `lock`, open and locked."""
+    while True:
+        with contextlib.ExitStack() as closing:
+            try:
+                file = closing.enter_context(open(lock, "ab", opener=_open_own))
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as exc:
+                raise CheckpointError(str(path), "another run is using it") from exc
+            except OSError as exc:
+                hint = "is its directory there and writable?"
+                reason = f"unable to open or lock {lock}: {exc.strerror} ({hint})"
+                raise CheckpointError(str(path), reason) from exc
+            found = os.fstat(file.fileno())
+            if found.st_size:
+                raise CheckpointError(str(path), f"{lock} is not empty: it is another program's")
+            # The run that had it may just have removed it: then it keeps nobody out.
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(found, os.lstat(lock)):
+                    closing.pop_all()
+                    return file
+
+
+def _open_own(path: str, flags: int) -> int:
+    # Without O_NONBLOCK a named pipe would hang here; a link would lead to another file.
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+
+
+def _connect(path: Path) -> sqlite3.Connection:
     # without isolation level: transactions are begun by us alone
-    return sqlite3.connect(path, timeout=timeout, isolation_level=None, check_same_thread=False)
+    return sqlite3.connect(path, timeout=30.0, isolation_level=None, check_same_thread=False)
 
 
 @contextlib.contextmanager

@@ -776,6 +776,59 @@ class TestFiles:
             assert first.result(PATIENCE) == [None]
         assert not Path(f"{file}-lock").exists()
 
+    def test_one_run_at_a_time_whatever_others_do(self, file, tmp_path):
+        """Runs that begin while another one ends, which removes the file that keeps them out."""
+        script = """
+            import os, sys, time
+            from pathlib import Path
+            from ostap_parallel import CheckpointError
+            from ostap_parallel.checkpoint import _only_writer
+
+            end = time.monotonic() + 3
+            times = 0
+            while time.monotonic() < end:
+                try:
+                    with _only_writer(Path(sys.argv[1])):
+                        mine = os.open(sys.argv[1] + "-mine", os.O_CREAT | os.O_EXCL)
+                        os.close(mine)
+                        os.unlink(sys.argv[1] + "-mine")
+                        times += 1
+                except CheckpointError as error:
+                    assert "another run" in str(error), error
+            print(times)
+        """
+        with ThreadPoolExecutor(3) as pool:
+            ran = [pool.submit(run_script, script, file, cwd=tmp_path) for _ in range(3)]
+            assert all(int(one.result()) > 0 for one in ran)
+        assert os.listdir(tmp_path) == []  # noqa: PTH208
+
+    def test_a_fork_does_not_keep_the_lock(self, wm, file):
+        results = wm.iexecute(abs, range(100), checkpoint=file)
+        next(results)
+        pid = os.fork()
+        if pid == 0:
+            signal.pause()
+        try:
+            results.close()
+            assert len(wm.process(abs, range(100), checkpoint=file)) == 100
+        finally:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+    def test_a_fork_that_leaves_takes_nothing_along(self, wm, file):
+        results = wm.iexecute(abs, range(100), checkpoint=file)
+        next(results)
+        names = [f"{file}{suffix}" for suffix in ("", "-lock", "-shm", "-wal")]
+        pid = os.fork()
+        if pid == 0:
+            with contextlib.suppress(BaseException):
+                results.close()
+            os._exit(0)
+        os.waitpid(pid, 0)
+        assert all(Path(name).exists() for name in names)
+        assert len(list(results)) == 99
+        assert stored(file) == set(range(100))
+
     def test_a_foreign_file(self, wm, file):
         file.write_text("not mine " * 1000)
         with pytest.raises(CheckpointError, match="not a database"):
@@ -806,22 +859,28 @@ class TestFiles:
         [
             ("no/such/run.db", r"unable to open .*writable\?"),
             ("/proc/run.db", r"unable to open .*writable\?"),
-            (".", "unable to open|no regular file"),
+            (".", "no regular file"),
             ("pipe", "it is no regular file"),
             ("loop", "(?i)loop|symbolic links"),
             ("~no-such-user/run.db", "home directory"),
             ("a\0b", "null byte"),
             ("x" * 300, "unable to open"),
+            ("in-use", "in-use-lock is not empty"),
+            ("linked", "unable to open"),
         ],
     )
     def test_a_place_that_cannot_be_written(self, wm, tmp_path, monkeypatch, name, reason):
         monkeypatch.chdir(tmp_path)
         os.mkfifo("pipe")
         Path("loop").symlink_to("loop")
+        Path("in-use-lock").write_text("precious")
+        Path("linked-lock").symlink_to("elsewhere")
         ran = []
         with pytest.raises(CheckpointError, match=reason):
             wm.process(ran.append, [1], checkpoint=name)
         assert ran == []
+        assert Path("in-use-lock").read_text() == "precious"
+        assert not Path("elsewhere").exists()
 
     @pytest.mark.parametrize("suffix", ["", "-wal", "-shm", "-journal"])
     def test_what_others_can_write_is_refused(self, wm, file, suffix):
