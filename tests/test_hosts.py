@@ -23,8 +23,11 @@ from servers import PACKAGE_PARENT, open_server
 from sshd import HostOptions, descendants, free_port
 
 from ostap_parallel import WorkManager
+from ostap_parallel.config import HostConfig
 from ostap_parallel.errors import HostError, RemoteTraceback, ServersUnavailable, WorkerLost
+from ostap_parallel.hosts.server import HostServer
 from ostap_parallel.worker.cpus import usable_cpus
+from ostap_parallel.worker.serve import MARK
 
 PATIENCE = 60  # seconds; only a hang takes that long
 VERSION = f"{sys.version_info[0]}.{sys.version_info[1]}"
@@ -250,6 +253,14 @@ class TestPreparation:
         assert manager.process(lambda _: os.environ["ORDER"], [0]) == [
             " profile environment script"
         ]
+
+    def test_a_relative_directory_stays_where_it_is(self, manage, hosts):
+        manager = manage("h1*1", tmpdir=".", environment="cd /")
+        assert manager.process(abs, [-1]) == [1]
+        home = hosts["h1"].home
+        assert len(list(home.glob("ostap-parallel.*"))) == 1
+        manager.close()
+        wait_until(lambda: not list(home.glob("ostap-parallel.*")), PATIENCE, "a clean home")
 
     @pytest.mark.parametrize("form", ["absolute", "relative", "home"])
     def test_a_profile_is_found(self, manage, hosts, form):
@@ -632,6 +643,17 @@ class TestLoginShells:
             (1, "a b"),
             (2, "a b"),
         ]
+
+
+def test_an_event_that_the_end_has_cut_off():
+    events = []
+    server = HostServer(
+        HostConfig(name="h1"), "secret", Path("/no"), on_event=events.append, on_lost=print
+    )
+    server._receive(f'{MARK}{{"kind": "pri')
+    server._receive(None)
+    assert server.has_ended(0)
+    assert events == []
 
 
 class TestLimits:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import shlex
 import socket
@@ -204,6 +205,13 @@ class TestCopier:
         assert arrived == files
         modes = {path.stat().st_mode & 0o077 for path in (folder / name).iterdir()}
         assert modes == {0}
+
+    @pytest.mark.skipif(os.getuid() != 0, reason="only root can give files away")
+    def test_files_belong_to_who_logs_in(self, session, folder, hosts, tmp_path):
+        (tmp_path / "file").write_text("text")
+        os.chown(tmp_path / "file", 12345, 12345)
+        Copier(session).copy(tmp_path, hosts["h1"].inside(folder))
+        assert (folder / "file").stat().st_uid == folder.stat().st_uid
 
     def test_a_failure_is_noticed(self, session, tmp_path):
         (tmp_path / "file").write_text("text")

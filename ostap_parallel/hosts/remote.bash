@@ -75,4 +75,5 @@ op_serve() {
 trap "$op_leave" EXIT
 op_say step tmpdir
 op_dir=$(mktemp -d -- "$op_tmpdir/ostap-parallel.XXXXXXXXXX") || exit
+[[ $op_dir == /* ]] || op_dir=$PWD/$op_dir # a script may go elsewhere
 op_say directory "$op_dir"

@@ -278,7 +278,11 @@ class HostServer:
             if kind == "over" and self._is_up:
                 self._end()
         else:
-            event = json.loads(line.removeprefix(MARK))
+            try:
+                event = json.loads(line.removeprefix(MARK))
+            except ValueError:  # the connection broke in the middle of it
+                logging.getLogger(self.host.name).debug("%s", line)
+                return
             if event["kind"] == "ready":
                 self._news.put(("ready", event))
             elif event["kind"] == "done":

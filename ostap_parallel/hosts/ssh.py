@@ -286,7 +286,7 @@ class Copier(PathosCopier):  # type: ignore[misc]
         buffer = io.BytesIO()
         with tarfile.open(fileobj=buffer, mode="w") as archive:
             for path in sorted(Path(source).iterdir()):
-                archive.add(path, arcname=path.name)
+                archive.add(path, arcname=path.name, filter=_disown)
         script = f"exec tar -x -f - -C {shlex.quote(destination)}\n"
         command.append("exec bash -s")
         data = script.encode() + buffer.getvalue()
@@ -300,6 +300,13 @@ class Copier(PathosCopier):  # type: ignore[misc]
             words = done.stderr.decode("utf-8", "backslashreplace").strip()
             reason = words or f"copying ended with exit status {done.returncode}"
             raise HostError(self._session.host.label, "copy", reason)
+
+
+def _disown(member: tarfile.TarInfo) -> tarfile.TarInfo:
+    # There root would make it ours, or fail where, as in a container, our number is not known.
+    member.uid = member.gid = 0
+    member.uname = member.gname = ""
+    return member
 
 
 class Tunnel(PathosTunnel):  # type: ignore[misc]
