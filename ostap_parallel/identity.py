@@ -16,7 +16,15 @@ import platform
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodType, ModuleType
+from types import (
+    BuiltinFunctionType,
+    CellType,
+    CodeType,
+    FunctionType,
+    MappingProxyType,
+    MethodType,
+    ModuleType,
+)
 from typing import Any
 
 from ostap_parallel.task import Task
@@ -102,6 +110,7 @@ def _parts_of(function: Any) -> Iterator[tuple[str, Any]]:
         yield "defaults", (function.__defaults__, function.__kwdefaults__)
         closure = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
         yield from ((f"variable {name}", cell) for name, cell in closure)
+        yield from ((f"attribute {name}", value) for name, value in vars(function).items())
         yield from ((f"global {name}", value) for name, value in _globals_of(function))
     else:
         yield f"object {name_of(function)}", function
@@ -227,6 +236,8 @@ _WAYS: dict[type, Callable[[Any], tuple[Iterable[Any], Iterable[Any]]]] = {
     list: lambda obj: (obj, ()),
     tuple: lambda obj: (obj, ()),
     dict: lambda obj: ((), obj.items()),
+    MappingProxyType: lambda obj: ((), obj.items()),
+    memoryview: lambda obj: ([obj.tobytes(), obj.format, obj.shape], ()),
     CodeType: lambda obj: (_take_code_apart(obj), ()),
     FunctionType: lambda obj: _take_function_apart(obj),
     CellType: lambda obj: (_contents_of(obj), ()),
@@ -253,14 +264,18 @@ def _take_function_apart(function: FunctionType) -> tuple[Iterable[Any], Iterabl
         return [function.__module__, function.__qualname__], ()
     closure = function.__closure__ or ()
     own = [function.__code__, function.__defaults__, function.__kwdefaults__, *closure]
-    return own, _globals_of(function)
+    return own, [*_globals_of(function), *vars(function).items()]
 
 
 def _take_class_apart(cls: type) -> Parts:
     if not _is_own(cls.__module__):
         return "class", [cls.__module__, cls.__qualname__], ()
     skipped = _INCIDENTAL | _MERGING if issubclass(cls, Task) else _INCIDENTAL
-    return "class", cls.__bases__, [(k, v) for k, v in vars(cls).items() if k not in skipped]
+    return (
+        "class",
+        [type(cls), *cls.__bases__],
+        [(k, v) for k, v in vars(cls).items() if k not in skipped],
+    )
 
 
 def _globals_of(function: FunctionType) -> Iterator[tuple[str, Any]]:

@@ -438,11 +438,18 @@ def identity_in_new_process(folder, source, name="f", seed=0):
 ORIGINAL = """
 import functools
 from pathlib import Path
+from types import MappingProxyType
 
 SCALE = {"a": 1.5, "b": {"x", "y", "z"}}
 FOLDER = Path("/data")
 
-class Base:
+TABLE = MappingProxyType({"t": 21})
+VIEW = memoryview(b"bytes")
+
+class Kind(type):
+    scale = 4
+
+class Base(metaclass=Kind):
     kinds = frozenset("abc")
 
 class Model(Base):
@@ -459,13 +466,17 @@ def helper(x):
     return len(FOLDER.parts) if x in {"one", "two", "three"} else g(x)
 
 def g(x):
-    return helper(x - 1) if x > 0 else Model(3)
+    return helper(x - 1) if x > g.limit else Model(3)
+
+g.limit = 0
 
 def f(x, names={"p", "q", "r"}):
     class Inner:
         value = 7
     numbers = [y * SCALE["a"] for y in range(x)]
-    return sum(numbers), helper(x), Inner.value, (lambda: x)()
+    return sum(numbers), helper(x), Inner.value, (lambda: x)(), TABLE["t"], VIEW[0], f.own
+
+f.own = "own"
 
 made = [lambda x: f(x) for _ in range(3)]
 """
@@ -509,6 +520,11 @@ class TestIdentity:
             ('frozenset("abc")', 'frozenset("ab")'),
             ("return 2 * self.n", "return self.n"),
             ("(lambda: x)", "(lambda: -x)"),
+            ('"t": 21', '"t": 22'),
+            ('b"bytes"', 'b"other"'),
+            ("scale = 4", "scale = 5"),
+            ("g.limit = 0", "g.limit = 1"),
+            ('f.own = "own"', 'f.own = "other"'),
         ],
     )
     def test_changes_are_noticed(self, old, new):
