@@ -106,7 +106,16 @@ RUN_AGAIN = program("""
         def passed(self): return self.limit
     class Tighter(Cut): pass
     def limit(item): return Cut.limit
+    class Prepared(Task):
+        def initialize_local(self): self.seen = []
+        def initialize_remote(self, jobid=-1): pass
+        def worker_init(self): Cut.limit = 7
+        def process(self, jobid, item): return Cut.limit
+        def merge_results(self, result, jobid=-1): self.seen.append(result)
+        def results(self): return self.seen
     # run
+    for _ in range(3):  # an item of the class does not undo what worker_init has done with it
+        assert wm.process(Prepared(), [1, Cut(), Tighter(), 2], chunk_size=4) == [7] * 4
     for _ in range(3):  # each run has the globals as they are here
         assert wm.process(count, range(4), chunk_size=4) == [1, 2, 3, 4]
     for Cut.limit in (1, 2, 1, 2, 1):

@@ -312,7 +312,7 @@ class ParallelExecutor(Executor):
             The executor has been shut down.
         """
         what = f"the call of {getattr(fn, '__qualname__', type(fn).__name__)}"
-        item = execute.pack_value((fn, args, kwargs), what)
+        item = execute.pack_value((serialize.Anew(), fn, args, kwargs), what)
         future = self._new_future()
         self._try(future, execute.pack_chunk([0], [item]), LOST_RETRIES)
         return future

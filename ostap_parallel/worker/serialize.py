@@ -41,6 +41,7 @@ _MAKERS = (_dill._create_type, _dill._create_namedtuple, _dill.new_class)
 _tokens: WeakKeyDictionary[type, str] = WeakKeyDictionary()
 _classes: WeakValueDictionary[str, type] = WeakValueDictionary()
 _received: WeakSet[type] = WeakSet()
+_current: WeakSet[type] = WeakSet()  # those received that are as they were sent for this run
 
 
 def dumps(
@@ -252,8 +253,23 @@ def _load_class(token: str, data: bytes) -> Any:
 
 
 def forget_classes() -> None:
-    """Read classes anew, as what refers to them may have brought other versions meanwhile."""
+    """Begin a run: its classes are to be read anew, each once.
+
+    What refers to them may have brought other versions meanwhile.
+    """
     _last_read.cache_clear()
+    _current.clear()
+
+
+class Anew:
+    """What is read behind this may bring other versions of classes, outside of runs."""
+
+    def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
+        return _read_anew, ()
+
+
+def _read_anew() -> None:
+    _current.clear()
 
 
 def _is_importable(obj: Any) -> bool:
@@ -285,12 +301,18 @@ def _make_class(token: str, make: Callable[..., type], args: tuple[Any, ...]) ->
     _tokens[cls] = token
     _classes[token] = cls
     _received.add(cls)
+    if make is _dill._create_type:  # others get the rest later
+        _current.add(cls)
     return cls
 
 
 def _fill_class(cls: type, attributes: dict[str, Any]) -> None:
-    # Never the caller's own. The sender may have changed its class since it was last sent.
-    for name, value in attributes.items() if cls in _received else ():
+    # Never the caller's own. The sender may have changed its class since the last run; what the
+    # run itself has changed here, as in worker_init, stays.
+    if cls not in _received or cls in _current:
+        return
+    _current.add(cls)
+    for name, value in attributes.items():
         with contextlib.suppress(AttributeError, TypeError):
             setattr(cls, name, value)
 
