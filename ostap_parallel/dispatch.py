@@ -43,8 +43,10 @@ _NOT_SENT = object()
 # chunk has ended the worker; one that takes every host along must end.
 HOST_RETRIES = 8
 
-# Seconds that interrupted workers get to come back before a run that is stopped returns.
+# Seconds that interrupted workers get to come back before a run that is stopped returns; and until
+# what was on its way to a host when that was interrupted is interrupted there, too.
 STOP_PATIENCE = 3.5
+STOP_AGAIN = 0.3
 
 
 @dataclass(frozen=True)
@@ -493,11 +495,14 @@ class Run:
         if not self._running:
             return
         if isinstance(self.executor, ParallelExecutor):
-            self.executor.interrupt()
+            for patience in (STOP_AGAIN, STOP_PATIENCE):
+                self.executor.interrupt()
+                if not wait(self._running, timeout=patience).not_done:
+                    break
         else:
             for future in self._running:
                 future.cancel()
-        wait(list(self._running), timeout=STOP_PATIENCE)
+            wait(self._running, timeout=STOP_PATIENCE)
         self._running.clear()
 
 

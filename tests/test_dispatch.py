@@ -12,6 +12,7 @@ from concurrent.futures import (
     Future,
     ProcessPoolExecutor,
     ThreadPoolExecutor,
+    wait,
 )
 from functools import partial
 from multiprocessing import get_context
@@ -390,6 +391,31 @@ class TestExecutor:
         assert (first.result(0), second.result(0)) == (None, 4)
         with pytest.raises(RuntimeError, match="shut down"):
             executor.submit(functions.square, 2)
+
+    def test_what_is_cancelled_is_not_waited_for_and_not_begun(self, tmp_path):
+        executor = ParallelExecutor(1)
+        first = executor.submit(functions.wait_for, str(tmp_path / "go"))
+        second = executor.submit((tmp_path / "begun").touch)
+        third = executor.submit(functions.square, 3)
+        assert second.cancel()
+        assert wait([second], functions.PATIENCE).done == {second}
+        (tmp_path / "go").touch()
+        assert (first.result(functions.PATIENCE), third.result(functions.PATIENCE)) == (None, 9)
+        closing = threading.Thread(target=executor.shutdown, daemon=True)
+        closing.start()
+        closing.join(functions.PATIENCE)
+        assert not closing.is_alive()
+        assert not (tmp_path / "begun").exists()
+
+    def test_map_that_raises_leaves_nothing_to_wait_for(self):
+        def use():
+            with ParallelExecutor(1) as executor, pytest.raises(ZeroDivisionError):
+                list(executor.map(lambda x: 1 / x, range(10)))
+
+        running = threading.Thread(target=use, daemon=True)
+        running.start()
+        running.join(functions.PATIENCE)
+        assert not running.is_alive()
 
     def test_shutdown_need_not_wait(self, tmp_path):
         executor = ParallelExecutor(1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import queue
 import signal
 import subprocess
 import sys
@@ -15,11 +16,11 @@ from pathlib import Path
 import functions
 import pytest
 from functions import PATIENCE, run_python, script_environ
-from helpers import wait_until
+from helpers import open_manager, wait_until
 from sshd import descendants, stat_of
 
 from ostap_parallel import Failure, WorkerLost, WorkManager
-from ostap_parallel.worker import engine
+from ostap_parallel.worker import engine, execute, serialize
 from ostap_parallel.worker.cpus import usable_cpus
 
 GONE_WITHIN = 5.0  # seconds after which nothing of a killed caller may remain
@@ -286,6 +287,44 @@ class TestInterrupting:
         assert (tmp_path / "seen").exists()
         assert wm.process(functions.square, [2]) == [4]
         assert wm._owned.server.pids() == pids
+
+    @pytest.mark.parametrize("where", ["local", "host"])
+    def test_what_is_about_to_begin_ends_too(self, where, request):
+        """It is neither waiting nor running then, or on its way to a host."""
+
+        def work(item):
+            if item == 0:
+                raise LookupError("stop")
+            time.sleep(60)
+
+        if where == "local":
+            manager = WorkManager(1, silent=True)
+        else:
+            manager = open_manager(request.getfixturevalue("hosts"), "h1*1")
+        with manager:
+            assert manager.wait_for_hosts(PATIENCE)
+            for _ in range(20):
+                with pytest.raises(LookupError):
+                    manager.process(work, [0, 1], chunk_size=1)
+                start = time.monotonic()
+                assert manager.process(abs, [-1]) == [1]
+                assert time.monotonic() - start < 10
+
+    def test_a_job_that_a_worker_has_not_begun_is_interrupted(self, tmp_path):
+        server = engine.Server(1)
+        try:
+            worker = server._Server__workers[0]
+            worker.signal(signal.SIGSTOP)  # so that it cannot begin
+            results = queue.SimpleQueue()
+            call = execute.shim(serialize.dumps(execute.Call(time.sleep)))
+            chunk = execute.pack_chunk([0], [60])
+            server.insert(call, chunk, engine.Task(server, results.put))
+            wait_until(lambda: server._running, PATIENCE, "the job to be sent")
+            server.interrupt(grace=30)
+            worker.signal(signal.SIGCONT)
+            assert execute.unpack_result(results.get(timeout=15)).answers == []
+        finally:
+            server.destroy()
 
     def test_programs_that_tasks_started_end_too(self, wm, tmp_path):
         def work(item):

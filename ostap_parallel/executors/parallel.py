@@ -318,11 +318,16 @@ class ParallelExecutor(Executor):
         return future
 
     def submit_chunk(
-        self, call: bytes, chunk: bytes, blob: Blob | None = None
+        self,
+        call: bytes,
+        chunk: bytes,
+        blob: Blob | None = None,
+        is_wanted: Callable[[], bool] = lambda: True,
     ) -> Future[ChunkOutcome | Lost]:
         """Run a chunk of a serialised `Call`; `execute.pack_chunk` makes the second message.
 
-        A `blob`, of `server.store`, is on its host by then.
+        A `blob`, of `server.store`, is on its host by then. The chunk is not begun if it is no
+        longer wanted when its turn comes.
         """
         future = self._new_future()
 
@@ -336,7 +341,7 @@ class ParallelExecutor(Executor):
                 future.set_result(replace(result, host=task.host or LOCAL))
 
         self.check()
-        task = Task(self.server, deliver, blob)
+        task = Task(self.server, deliver, blob, is_wanted)
         self.server.insert(call, chunk, task)
         return future
 
@@ -367,12 +372,15 @@ class ParallelExecutor(Executor):
 
     def _new_future(self) -> Future[Any]:
         future: Future[Any] = Future()
+        future.add_done_callback(_tell_cancelled)
         with self._lock:
             self._futures.add(future)
         return future
 
     def _try(self, future: Future[Any], chunk: bytes, retries: int) -> None:
         def settle(done: Future[ChunkOutcome | Lost]) -> None:
+            if future.cancelled():
+                return
             result = done.result()
             if isinstance(result, ChunkOutcome) and not result.answers:
                 result = Lost(result.host, result.pid, "it was interrupted")
@@ -387,7 +395,8 @@ class ParallelExecutor(Executor):
                 with contextlib.suppress(InvalidStateError):
                     future.set_exception(exc)
 
-        self.submit_chunk(self._apply, chunk).add_done_callback(settle)
+        running = self.submit_chunk(self._apply, chunk, is_wanted=lambda: not future.cancelled())
+        running.add_done_callback(settle)
 
     def _is_hopeless(self) -> bool:
         """Return whether there is no worker and none is about to come (back)."""
@@ -418,6 +427,12 @@ class ParallelExecutor(Executor):
 
 def _ignore() -> None:
     """Do nothing."""
+
+
+def _tell_cancelled(future: Future[Any]) -> None:
+    """Wake who waits for a future that was cancelled: `Future.cancel` itself does not."""
+    if future.cancelled():
+        future.set_running_or_notify_cancel()
 
 
 def _settle(future: Future[Any], result: ChunkOutcome) -> None:

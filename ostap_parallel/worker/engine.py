@@ -13,6 +13,7 @@ import queue
 import secrets
 import signal
 import socket
+import struct
 import subprocess
 import threading
 import time
@@ -34,12 +35,15 @@ logger = logging.getLogger(__name__)
 # How often a worker that dies as it starts is started: it may be killed just then, too.
 STARTS = 3
 
+# Seconds until a worker is interrupted again that had not begun an item when it was interrupted.
+AGAIN = 0.2
+
 
 class Task(ppft._pp._Task):  # type: ignore[misc]
     """A job whose raw result goes to a function as soon as it is there.
 
-    `deliver` must not raise. `host` is set by the server to where the job ran. `blob` is what the
-    job needs there.
+    `deliver` must not raise. A job that is no longer wanted when its turn comes is given up.
+    `host` is set by the server to where the job ran. `blob` is what the job needs there.
     """
 
     def __init__(
@@ -47,11 +51,14 @@ class Task(ppft._pp._Task):  # type: ignore[misc]
         server: Server,
         deliver: Callable[[bytes], None] | None = None,
         blob: Blob | None = None,
+        is_wanted: Callable[[], bool] = lambda: True,
     ) -> None:
         super().__init__(server, server._Server__gentid())
         self.deliver = deliver
         self.blob = blob
+        self.is_wanted = is_wanted
         self.host = ""
+        self.is_interrupted = False
 
     def finalize(self, sresult: bytes) -> None:
         self.blob = None  # not to wait for the garbage collector: who delivers refers to this
@@ -130,8 +137,19 @@ class Worker(ppft._pp._Worker):  # type: ignore[misc]
             os.close(self._position)
         return self._lost
 
-    def _describe(self, status: int) -> Lost:
+    def is_between_items(self) -> bool:
+        """Return whether it runs no item; as it may end meanwhile, this is no more than likely."""
+        try:
+            return self._read_position()[0] < 0
+        except (OSError, struct.error):
+            return False
+
+    def _read_position(self) -> tuple[int, int]:
         index, deadline = POSITION.unpack(os.pread(self._position, POSITION.size, 0))
+        return index, deadline
+
+    def _describe(self, status: int) -> Lost:
+        index, deadline = self._read_position()
         lost = Lost(socket.gethostname(), self.pid, _ending(self.pid, status))
         if index < 0:  # between items: none of them is to blame
             return lost
@@ -249,12 +267,12 @@ class Server(ppft.Server):  # type: ignore[misc]
 
     def insert(self, sfunc: bytes, sargs: bytes, task: Task | None = None) -> Task:
         """Queue a serialised job; raises DestroyedServerError once the server is closed."""
-        if self._exiting:
-            raise ppft.DestroyedServerError("the server was closed")
         if self._pid != os.getpid():
             raise RuntimeError("workers serve the process that started them, not its forks")
         task = task or Task(self)
         with self._Server__queue_lock:
+            if self._exiting:  # set before `destroy` drops, with this lock, what waits
+                raise ppft.DestroyedServerError("the server was closed")
             self._Server__queue.append((task, sfunc, sargs))
         if self._is_empty and not self._Server__rworkers:
             self.drop_waiting("no worker is left")
@@ -295,13 +313,12 @@ class Server(ppft.Server):  # type: ignore[misc]
 
     def _begin(self, worker: Any) -> tuple[Task, Exception | None] | None:
         """Send the next job to a worker; return it, and why it could not be sent."""
-        found = self._next(worker)
+        while (found := self._next(worker)) and not found[0].is_wanted():
+            self._has_ended(worker)
+            self._give_up(found[0], "it was cancelled")
         if found is None:
             return None
         job, sfunc, sargs = found
-        if isinstance(worker, Worker):
-            with self._running_lock:
-                self._running[worker] = job
         try:
             sargs = self._place(worker, job, sargs)
             worker.t.csend(sfunc)
@@ -324,9 +341,12 @@ class Server(ppft.Server):  # type: ignore[misc]
         except Exception:  # the pipe broke: the worker is dead or dying
             result = self._replace(worker)
         finally:
-            with self._running_lock:
-                self._running.pop(worker, None)
+            self._has_ended(worker)
         return result
+
+    def _has_ended(self, worker: Any) -> None:
+        with self._running_lock:
+            self._running.pop(worker, None)
 
     def _next(self, worker: Any) -> tuple[Task, bytes, bytes] | None:
         """Take a job for a worker; without one, or if it is dismissed, it becomes free."""
@@ -337,6 +357,9 @@ class Server(ppft.Server):  # type: ignore[misc]
             if worker.is_free:
                 return None
             found = self._Server__queue.pop(0)
+            if isinstance(worker, Worker):  # `interrupt` finds it here, once it is not waiting
+                with self._running_lock:
+                    self._running[worker] = found[0]
             if self._Server__queue:
                 self._Server__scheduler()
             return found
@@ -353,13 +376,15 @@ class Server(ppft.Server):  # type: ignore[misc]
         """
         self.drop_waiting("the run was stopped")
         with self._running_lock:
-            running = dict(self._running)
+            running = {w: job for w, job in self._running.items() if not job.is_interrupted}
+        for job in running.values():  # a second call is for jobs that have come since
+            job.is_interrupted = True
+        # between items it ignores the signal
+        early = {worker: job for worker, job in running.items() if worker.is_between_items()}
         for worker in running:
             worker.signal(signal.SIGINT)
-        if running:
-            timer = threading.Timer(grace, self._kill_if_still_running, [running])
-            timer.daemon = True
-            timer.start()
+        self._signal_later(AGAIN, early, signal.SIGINT)
+        self._signal_later(grace, running, signal.SIGKILL)
 
     def drop_waiting(self, reason: str) -> None:
         """Give up the jobs that no worker has begun."""
@@ -395,11 +420,19 @@ class Server(ppft.Server):  # type: ignore[misc]
         with self._Server__waittasks_lock, contextlib.suppress(ValueError):
             self._Server__waittasks.remove(job)
 
-    def _kill_if_still_running(self, jobs: dict[Worker, Task]) -> None:
-        with self._running_lock:
-            stubborn = [worker for worker, job in jobs.items() if self._running.get(worker) is job]
-        for worker in stubborn:
-            worker.signal(signal.SIGKILL)
+    def _signal_later(self, seconds: float, jobs: dict[Worker, Task], number: int) -> None:
+        """Send a signal to the workers that still run these jobs then."""
+
+        def send() -> None:
+            with self._running_lock:
+                found = [w for w, job in jobs.items() if self._running.get(w) is job]
+            for worker in found:
+                worker.signal(number)
+
+        if jobs:
+            timer = threading.Timer(seconds, send)
+            timer.daemon = True
+            timer.start()
 
     def _replace(self, worker: Worker) -> bytes:
         """Put a new process in the place of a dead one; return its job's result."""
@@ -424,6 +457,8 @@ class Server(ppft.Server):  # type: ignore[misc]
                 return
         logger.error("no worker can be started, going on with fewer: %s", reason)
         with self._Server__queue_lock:
+            if worker not in self._Server__workers:  # the server was closed meanwhile
+                return
             self._Server__workers.remove(worker)
             self._Server__ncpus -= 1
         worker.calls.put(False)
