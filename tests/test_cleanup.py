@@ -245,6 +245,17 @@ class TestClosing:
                 closing.join(20)
                 assert not closing.is_alive()
 
+    def test_while_a_proxy_hangs_that_outlives_ssh(self, tmp_path):
+        path, pids = tmp_path / "ssh_config", tmp_path / "pids"
+        path.write_text(f"Host h\n ProxyCommand sh -c 'echo $$ >{pids}; exec sleep 60'\n")
+        manager = WorkManager(0, "h", ssh_config=path, config=(), silent=True)
+        wait_until(lambda: pids.exists() and pids.read_text(), PATIENCE, "the proxy runs")
+        closing = threading.Thread(target=manager.close, daemon=True)
+        closing.start()
+        closing.join(20)
+        os.kill(int(pids.read_text()), signal.SIGKILL)  # it is the user's
+        assert not closing.is_alive()
+
     def test_an_iteration_that_is_left_stops_its_tasks(self, hosts):
         with open_manager(hosts) as manager:
             assert manager.wait_for_hosts(PATIENCE)

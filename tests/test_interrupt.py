@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import select
 import signal
 import subprocess
 import sys
@@ -40,6 +42,36 @@ def test_an_interrupt_at_any_moment(seed):
             process.send_signal(signal.SIGINT)
             assert process.communicate(timeout=20)[0] == "interrupted\n"
             assert process.returncode == 0
+        finally:
+            process.kill()
+
+
+STARTING = """
+import signal, sys, time
+from ostap_parallel import WorkManager
+
+signal.signal(signal.SIGINT, lambda *_: None)
+with WorkManager(0, "h1*1", ssh_config=sys.argv[1], config=(), silent=True) as wm:
+    print("starting", flush=True)
+    assert wm.wait_for_hosts(60), wm.executor.hosts
+    print("up", flush=True)
+"""
+
+
+def test_hosts_that_start_do_not_notice(hosts):
+    """Ctrl-C in a terminal is for all processes in the foreground."""
+    with subprocess.Popen(
+        [sys.executable, "-c", STARTING, hosts.ssh_config],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            assert process.stdout.readline() == "starting\n"
+            while not select.select([process.stdout], [], [], 0.02)[0]:
+                os.killpg(process.pid, signal.SIGINT)
+            assert process.stdout.readline() == "up\n"
+            assert process.wait(60) == 0
         finally:
             process.kill()
 

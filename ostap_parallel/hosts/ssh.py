@@ -45,6 +45,10 @@ TRIES = 8
 # In the time that makes a silent host a lost one, each side can be heard this often.
 BEATS = 3
 
+# Seconds until ssh's last words are there, once it has ended. A ProxyCommand that hangs keeps the
+# pipe open; it may also be a master that others share, and is ssh's to end.
+LAST_WORDS = 2.0
+
 _DIRECTORY_PREFIX = "ostap-parallel-"
 
 
@@ -226,8 +230,8 @@ class Session:
         if process is None:
             return
         for thread in self._threads:
-            if thread is not threading.current_thread():
-                thread.join()
+            if thread.is_alive() and thread is not threading.current_thread():
+                thread.join(LAST_WORDS)
         self.control.unlink(missing_ok=True)  # where ssh had no time to
 
     def command(self, *options: str) -> list[str]:
@@ -254,7 +258,7 @@ class Session:
         with process.stdout as lines:
             for raw in lines:
                 self._on_line(raw.decode("utf-8", "backslashreplace").rstrip("\n"))
-        errors.join()  # so that the last words are complete
+        errors.join(LAST_WORDS)  # so that the last words are complete
         process.wait()
         self._on_line(None)
 
@@ -291,7 +295,13 @@ class Copier(PathosCopier):  # type: ignore[misc]
         command.append("exec bash -s")
         data = script.encode() + buffer.getvalue()
         try:
-            done = subprocess.run(command, input=data, capture_output=True, timeout=self._timeout)
+            done = subprocess.run(
+                command,
+                input=data,
+                capture_output=True,
+                timeout=self._timeout,
+                start_new_session=True,  # Ctrl-C, as above
+            )
         except subprocess.TimeoutExpired as exc:
             reason = f"not done after {self._timeout:.0f} s"
             raise HostError(self._session.host.label, "copy", reason) from exc
@@ -362,6 +372,7 @@ class Tunnel(PathosTunnel):  # type: ignore[misc]
             capture_output=True,
             check=False,
             timeout=30,
+            start_new_session=True,
         )
         if done.returncode != 0:
             words = done.stderr.decode("utf-8", "backslashreplace").strip()
