@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from helpers import GONE, matching, open_manager, wait_clean, wait_until
-from sshd import live_pids
+from helpers import GONE, kill, matching, open_manager, wait_clean, wait_until
+from sshd import descendants, describe, live_pids
 
 from ostap_parallel import WorkManager
 
@@ -255,6 +255,21 @@ class TestClosing:
         closing.join(20)
         os.kill(int(pids.read_text()), signal.SIGKILL)  # it is the user's
         assert not closing.is_alive()
+
+    def test_while_a_lost_server_is_ended(self, hosts):
+        manager = open_manager(hosts, "h1*1", keepalive=3)
+        assert manager.wait_for_hosts(PATIENCE)
+        (status,) = manager.executor.hosts
+        frozen = hosts["h1"].processes()
+        kill(frozen, signal.SIGSTOP)
+        try:
+            wait_until(lambda: status.state == "lost", PATIENCE, "h1 is lost")
+            manager.close()
+            ours = [line for line in map(describe, descendants(os.getpid())) if " -- h1 " in line]
+            assert ours == []
+        finally:
+            kill(frozen, signal.SIGCONT)
+        wait_clean(hosts)
 
     def test_an_iteration_that_is_left_stops_its_tasks(self, hosts):
         with open_manager(hosts) as manager:

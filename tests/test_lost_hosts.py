@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,7 @@ from helpers import (
 from sshd import HostOptions, descendants
 
 from ostap_parallel import HostError, ServersUnavailable, WorkManager
+from ostap_parallel.executors import supervisor
 
 PATIENCE = 60  # seconds; only a hang takes that long
 PACKAGE_PARENT = Path(sys.modules["ostap_parallel"].__file__).parents[1]
@@ -377,6 +379,45 @@ class TestResting:
             assert manager.workers == {}
             assert manager.process(slowly, range(10)) == list(range(10))
             assert [status.lost for status in manager.executor.hosts] == [0, 0]
+        wait_clean(hosts)
+
+    def test_work_that_comes_as_they_go(self, hosts, monkeypatch):
+        gone, told = threading.Event(), supervisor.Supervisor._set_state
+
+        def tell(self, status, state, of, **fields):
+            changed = told(self, status, state, of, **fields)
+            if changed and state == "resting":
+                gone.set()
+                time.sleep(0.3)  # they are told to go, and have not gone
+            return changed
+
+        monkeypatch.setattr(supervisor.Supervisor, "_set_state", tell)
+        with open_manager(hosts, keepalive=1, timeout=0.5) as manager:
+            assert manager.wait_for_hosts(PATIENCE)
+            for _ in range(3):
+                gone.clear()
+                assert gone.wait(PATIENCE)
+                assert manager.executor.submit(abs, -1).result(PATIENCE) == 1
+            assert "failed" not in {status.state for status in manager.executor.hosts}
+        wait_clean(hosts)
+
+    def test_work_that_comes_just_before_they_go(self, hosts, monkeypatch):
+        with open_manager(hosts) as manager:
+            assert manager.wait_for_hosts(PATIENCE)
+            executor, check = manager.executor, manager.executor.check
+
+            def check_and_go():
+                check()
+                if executor.workers:
+                    for status in executor.hosts:
+                        server = executor._supervisor._servers[status.name]
+                        executor._supervisor._set_state(status, "resting", of="up")
+                        executor._supervisor._drop(status, server)
+
+            monkeypatch.setattr(executor, "check", check_and_go)
+            future = executor.submit(abs, -1)
+            monkeypatch.undo()
+            assert future.result(PATIENCE) == 1
         wait_clean(hosts)
 
     def test_not_while_there_is(self, hosts):

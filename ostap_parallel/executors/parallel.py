@@ -343,6 +343,9 @@ class ParallelExecutor(Executor):
         self.check()
         task = Task(self.server, deliver, blob, is_wanted)
         self.server.insert(call, chunk, task)
+        self._supervisor.wake()  # the last hosts may just have gone
+        if self._is_hopeless():
+            self.server.drop_waiting("no worker is left")
         return future
 
     def interrupt(self) -> None:

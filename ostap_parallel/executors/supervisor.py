@@ -79,6 +79,7 @@ class Supervisor:
         self._on_change = on_change
         self._hosts = {host.label: host for host in hosts}
         self._servers: dict[str, HostServer] = {}
+        self._leaving: set[HostServer] = set()  # no longer in use, and not ended yet
         self._errors: dict[str, HostError] = {}  # of hosts that were lost before they were up
         self._pauses: dict[str, float] = {}
         self._up_since: dict[str, float] = {}
@@ -145,7 +146,9 @@ class Supervisor:
         """End all servers; nothing of ours remains on any host."""
         self.hang_up()
         deadline = time.monotonic() + PATIENCE
-        for server in self._all_servers():
+        with self._changed:
+            servers = {*self._servers.values(), *self._leaving}
+        for server in servers:
             server.close(max(0.0, deadline - time.monotonic()))
         self._cleanup.close()
         with self._changed:
@@ -213,6 +216,8 @@ class Supervisor:
         with self._changed:
             if self._closed.is_set():
                 raise HostError(label, "start", "closed while it was starting")
+            if label in self._servers:  # it rests, and was woken before it had ended
+                self._leaving.add(self._servers[label])
             self._servers[label] = server
         return server.__enter__()
 
@@ -222,7 +227,7 @@ class Supervisor:
 
     def _fail(self, status: HostStatus, error: HostError) -> None:
         """Take notice that a host could not be started."""
-        self._drop(status)
+        self._drop(status, self._servers.get(status.name))
         if self._set_state(status, "failed", of="starting", error=error):
             logger.warning("not available: %s", error)
         elif self._set_state(status, "lost", of="lost", error=error):
@@ -238,15 +243,27 @@ class Supervisor:
         logger.warning("lost %s; it is being started again", error)
         if time.monotonic() - self._up_since[status.name] > LONGEST_PAUSE:
             self._pauses.pop(status.name, None)
-        self._drop(status)
-        self._start_again(status)
+        server = self._servers.get(status.name)
+        self._client.drop_host(status.name)  # its jobs go elsewhere, however long its end takes
 
-    def _drop(self, status: HostStatus) -> None:
+        def replace() -> None:
+            self._drop(status, server)
+            self._start_again(status)
+
+        # Not here: others may be lost at the same time, which their heartbeat must find out.
+        threading.Thread(target=replace, name="replace-host", daemon=True).start()
+
+    def _drop(self, status: HostStatus, server: HostServer | None) -> None:
         self._client.drop_host(status.name)
-        with self._changed:  # what is left when all is closed is for `close`
-            server = None if self._closed.is_set() else self._servers.pop(status.name, None)
-        if server is not None:
-            server.close()
+        if server is None:
+            return
+        with self._changed:
+            self._leaving.add(server)
+            if self._servers.get(status.name) is server:
+                del self._servers[status.name]
+        server.close()
+        with self._changed:
+            self._leaving.discard(server)
 
     def _start_again(self, status: HostStatus) -> None:
         pause = self._pauses.get(status.name, FIRST_PAUSE)
@@ -263,8 +280,13 @@ class Supervisor:
             for label in self._client.broken_hosts():
                 self.connection_lost(HostError(label, "run", "its connections were closed"))
             if self._client.seconds_idle() > self._rest:
-                for status in self.statuses:
-                    if self._servers.get(status.name) and self._set_state(
-                        status, "resting", of="up"
-                    ):
-                        self._drop(status)
+                self._rest_all()
+
+    def _rest_all(self) -> None:
+        """End the servers until there is work again."""
+        for status in self.statuses:
+            server = self._servers.get(status.name)
+            if server is not None and self._set_state(status, "resting", of="up"):
+                self._drop(status, server)
+        if self._client.seconds_idle() < self._rest:  # there was work before they rested
+            self.wake()
