@@ -198,6 +198,7 @@ class TestTimeout:
         faults.hang_in_c,
         faults.swallow,
         faults.deaf,
+        faults.stop,
     )
 
     @pytest.mark.parametrize("hang", HANGS, ids=lambda hang: hang.__name__)

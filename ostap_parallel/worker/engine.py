@@ -38,6 +38,11 @@ STARTS = 3
 # Seconds until a worker is interrupted again that had not begun an item when it was interrupted.
 AGAIN = 0.2
 
+# Seconds between two looks for workers that have not ended themselves, though the time of their
+# item is over: a process that is stopped cannot. Two must find one, so long after its end is due.
+OVERDUE = 1.0
+
+
 
 class Task(ppft._pp._Task):  # type: ignore[misc]
     """A job whose raw result goes to a function as soon as it is there.
@@ -101,7 +106,7 @@ class Worker(ppft._pp._Worker):  # type: ignore[misc]
             )
             ours.pop_all()
         self.pid = self.process.pid
-        self._stopped = False
+        self._stopped = self._is_too_late = self.is_ready = False
         self.t = Pipe(os.fdopen(results, "rb"), os.fdopen(jobs, "wb"))
         self._position = position
         self._lifeline = life
@@ -113,6 +118,7 @@ class Worker(ppft._pp._Worker):  # type: ignore[misc]
     def start(self) -> None:
         """Wait until the process is ready; raises RuntimeError if it ended instead."""
         self.t.receive()
+        self.is_ready = True  # for signals, too
 
     def stop(self, patience: float = 0.0) -> Lost:
         """End the process and all it started; return how it ended, and at which item.
@@ -144,6 +150,23 @@ class Worker(ppft._pp._Worker):  # type: ignore[misc]
         except (OSError, struct.error):
             return False
 
+    def is_overdue(self) -> bool:
+        """Return whether it should have ended itself by now for an item that took too long."""
+        try:
+            index, deadline = self._read_position()
+        except (OSError, struct.error):
+            return False
+        return index >= 0 and 0 < deadline < time.monotonic_ns() - OVERDUE * 1e9
+
+    def is_dead(self) -> bool:
+        """Return whether the process has ended, whoever holds its pipes open."""
+        return self.is_ready and self.process.poll() is not None
+
+    def end(self) -> None:
+        """Kill what is overdue, or what a dead one has left."""
+        self._is_too_late = not self.is_dead()
+        self.signal(signal.SIGKILL)
+
     def _read_position(self) -> tuple[int, int]:
         index, deadline = POSITION.unpack(os.pread(self._position, POSITION.size, 0))
         return index, deadline
@@ -154,7 +177,7 @@ class Worker(ppft._pp._Worker):  # type: ignore[misc]
         if index < 0:  # between items: none of them is to blame
             return lost
         # `execute._arm` has it ended with this status
-        timed_out = status == 1 and 0 < deadline <= time.monotonic_ns()
+        timed_out = (status == 1 or self._is_too_late) and 0 < deadline <= time.monotonic_ns()
         return replace(lost, by_worker=True, index=index, timed_out=timed_out)
 
     def signal(self, number: int) -> None:
@@ -222,6 +245,7 @@ class Server(ppft.Server):  # type: ignore[misc]
         self._pid = os.getpid()
         self._is_empty = False  # the last worker was lost, and no other could be started
         self._output = OutputReader(lambda event: self.sink(event))
+        self._ends = threading.Event()
         self._running: dict[Worker, Task] = {}
         self._running_lock = threading.Lock()
         self._replace_lock = threading.Lock()
@@ -230,6 +254,7 @@ class Server(ppft.Server):  # type: ignore[misc]
         secret = secrets.token_hex(32) if secret is None else secret
         try:
             super().__init__(0, ppservers, secret, restart, proto, socket_timeout)
+            threading.Thread(target=self._watch, name="watch", daemon=True).start()
             # ppft has written sys.path into it; our workers get that path in another way
             del os.environ["PYTHONPATH"]
             os.environ.update({} if path is None else {"PYTHONPATH": path})
@@ -289,6 +314,21 @@ class Server(ppft.Server):  # type: ignore[misc]
             if worker.is_free:
                 worker.calls.put(True)
                 return
+
+    def _watch(self) -> None:
+        """End workers that are overdue or dead, until the server is closed.
+
+        A child that C code has forked may hold the pipes of a dead one, which then have no end.
+        """
+        suspects: dict[Worker, Task] = {}
+        while not self._ends.wait(OVERDUE):
+            with self._running_lock:
+                running = dict(self._running)
+            found = {w: job for w, job in running.items() if w.is_overdue() or w.is_dead()}
+            for worker, job in found.items():
+                if suspects.get(worker) is job:
+                    worker.end()
+            suspects = found
 
     def _employ(self, worker: Any) -> None:
         """Give a worker, or a connection to one, a thread that has it do jobs."""
@@ -376,7 +416,8 @@ class Server(ppft.Server):  # type: ignore[misc]
         """
         self.drop_waiting("the run was stopped")
         with self._running_lock:
-            running = {w: job for w, job in self._running.items() if not job.is_interrupted}
+            jobs = [(w, job) for w, job in self._running.items() if w.is_ready]
+            running = {worker: job for worker, job in jobs if not job.is_interrupted}
         for job in running.values():  # a second call is for jobs that have come since
             job.is_interrupted = True
         # between items it ignores the signal
@@ -400,7 +441,13 @@ class Server(ppft.Server):  # type: ignore[misc]
         if self._destroyed or self._pid != os.getpid():  # a fork that exits: they are not its
             return
         self._destroyed = True
+<<<<<<< HEAD
         with self._Server__queue_lock:  # nobody must see half of this
+=======
+        self._ends.set()
+        self._news.put(False)
+        with self._Server__queue_lock:  # the scheduler must not see half of this
+>>>>>>> 62c331a (A worker that is stopped keeps to the timeout, too)
             workers, self._Server__workers = self._Server__workers, []
             self._Server__ncpus = 0
         self.drop_waiting("the server was closed")
@@ -427,7 +474,8 @@ class Server(ppft.Server):  # type: ignore[misc]
             with self._running_lock:
                 found = [w for w, job in jobs.items() if self._running.get(w) is job]
             for worker in found:
-                worker.signal(number)
+                if worker.is_ready:  # else it has died, and another process is being started
+                    worker.signal(number)
 
         if jobs:
             timer = threading.Timer(seconds, send)
