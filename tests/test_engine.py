@@ -223,6 +223,20 @@ class TestLostWorkers:
             if stat_of(child):
                 os.kill(child, signal.SIGKILL)
 
+    def test_a_worker_whose_pipes_a_fork_of_c_code_holds(self):
+        def work(item):
+            libc = ctypes.CDLL(None)
+            if libc.fork() == 0:
+                libc.sleep(60)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        with WorkManager(1, silent=True) as manager:
+            start = time.monotonic()
+            with pytest.raises(WorkerLost, match="SIGKILL"):
+                manager.process(work, [1], lost_retries=0)
+            assert time.monotonic() - start < 30
+            assert manager.process(abs, [-1]) == [1]
+
     def test_a_large_item_whose_reader_dies(self, wm):
         class Deadly:
             def __init__(self):
@@ -325,6 +339,21 @@ class TestInterrupting:
             assert execute.unpack_result(results.get(timeout=15)).answers == []
         finally:
             server.destroy()
+
+    def test_a_worker_that_starts_again_is_left_alone(self, capfd):
+        with WorkManager(1, silent=True) as manager:
+            future = manager.executor.submit(time.sleep, 60)
+            server = manager.executor.server
+            wait_until(lambda: server._running, PATIENCE, "the job to be sent")
+            future.cancel()  # it is not tried again
+            (pid,) = server.pids()
+            os.kill(pid, signal.SIGKILL)
+            wait_until(lambda: server.pids() != [pid], PATIENCE, "the next process")
+            while server._running:
+                manager.executor.interrupt()
+            assert manager.process(abs, [-1]) == [1]
+            assert len(server.pids()) == 1
+        assert "KeyboardInterrupt" not in capfd.readouterr().err
 
     def test_programs_that_tasks_started_end_too(self, wm, tmp_path):
         def work(item):

@@ -43,7 +43,6 @@ AGAIN = 0.2
 OVERDUE = 1.0
 
 
-
 class Task(ppft._pp._Task):  # type: ignore[misc]
     """A job whose raw result goes to a function as soon as it is there.
 
@@ -441,13 +440,8 @@ class Server(ppft.Server):  # type: ignore[misc]
         if self._destroyed or self._pid != os.getpid():  # a fork that exits: they are not its
             return
         self._destroyed = True
-<<<<<<< HEAD
-        with self._Server__queue_lock:  # nobody must see half of this
-=======
         self._ends.set()
-        self._news.put(False)
-        with self._Server__queue_lock:  # the scheduler must not see half of this
->>>>>>> 62c331a (A worker that is stopped keeps to the timeout, too)
+        with self._Server__queue_lock:  # nobody must see half of this
             workers, self._Server__workers = self._Server__workers, []
             self._Server__ncpus = 0
         self.drop_waiting("the server was closed")
