@@ -134,7 +134,7 @@ class Supervisor:
         self._errors[status.name] = error  # if it is only about to be up
         if self._set_state(status, "failed", of="up", error=error):
             logger.warning("not available any more: %s", error)
-            self._drop(status)
+            self._drop(status, self._servers.get(status.name))
 
     def hang_up(self) -> None:
         """Have all servers end, without waiting until they have; nothing is started any more."""
