@@ -330,7 +330,7 @@ class TestInterrupting:
             worker = server._Server__workers[0]
             worker.signal(signal.SIGSTOP)  # so that it cannot begin
             results = queue.SimpleQueue()
-            call = execute.shim(serialize.dumps(execute.Call(time.sleep)))
+            call = serialize.dumps(execute.Call(time.sleep))
             chunk = execute.pack_chunk([0], [60])
             server.insert(call, chunk, engine.Task(server, results.put))
             wait_until(lambda: server._running, PATIENCE, "the job to be sent")
