@@ -17,11 +17,12 @@ from typing import Any, Literal
 
 from ostap_parallel.checkpoint import Checkpoint
 from ostap_parallel.config import HostConfig, find_secret, load_settings
-from ostap_parallel.dispatch import Batch, Combined, Outcome, Run
+from ostap_parallel.dispatch import Run
 from ostap_parallel.dump import Database, Dump
 from ostap_parallel.errors import ConfigError, WorkerLost, add_note
 from ostap_parallel.executors.parallel import LOST_RETRIES, PATIENCE, ParallelExecutor
 from ostap_parallel.executors.pool import ParallelPool
+from ostap_parallel.outcome import Batch, Combined, Outcome
 from ostap_parallel.progress import ProgressReporter, open_progress
 from ostap_parallel.report import Failure, Report, relay
 from ostap_parallel.task import Collector, FuncTask, GenericTask, Merger, Task, TaskMerger

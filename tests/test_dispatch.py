@@ -22,8 +22,9 @@ import functions
 import pytest
 
 from ostap_parallel import SerializeError, Task, TaskMerger, WorkerLost, WorkManager
-from ostap_parallel.dispatch import Batch, Run
+from ostap_parallel.dispatch import Run
 from ostap_parallel.executors.parallel import ParallelExecutor
+from ostap_parallel.outcome import Batch
 from ostap_parallel.worker.execute import Call
 
 

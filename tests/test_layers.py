@@ -26,6 +26,7 @@ LAYERS = (
     {"identity"},
     {"task", "report", "progress"},
     {"dispatch"},
+    {"outcome"},
     {"executors"},
     {"hosts"},
     {"config"},

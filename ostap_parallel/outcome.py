@@ -1,0 +1,76 @@
+"""What became of items: one by one, or of many that came back together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one item.
+
+    Attributes
+    ----------
+    index
+        Position in the input, from 0.
+    error
+        ``None``, or the task's own exception, `TaskTimeout`, `WorkerLost`, `SerializeError`.
+    traceback
+        The error's traceback on the worker, as text.
+    seconds
+        Time that the item took on the worker.
+    attempts
+        How often it was run; 0 if it could not be sent, or its value comes from a checkpoint.
+    """
+
+    index: int
+    item: Any
+    value: Any = None
+    error: BaseException | None = None
+    traceback: str = ""
+    host: str = ""
+    pid: int = 0
+    seconds: float = 0.0
+    attempts: int = 0
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Items that succeeded and came back together; iterating yields an `Outcome` for each.
+
+    All lists have one entry per item, in the order of the items.
+    """
+
+    indices: Sequence[int]
+    items: list[Any]
+    values: list[Any]
+    seconds: list[float]
+    host: str
+    pid: int
+
+    @property
+    def index(self) -> int:
+        """Index of the first item."""
+        return self.indices[0]
+
+    @property
+    def has_gaps(self) -> bool:
+        """Whether items are missing between the first and the last."""
+        return self.indices[-1] - self.indices[0] >= len(self)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __iter__(self) -> Iterator[Outcome]:
+        columns = self.indices, self.items, self.values, self.seconds
+        for index, item, value, seconds in zip(*columns, strict=True):
+            yield Outcome(index, item, value, None, "", self.host, self.pid, seconds, 1)
+
+
+class Combined(Batch):
+    """Items that follow one another and whose results were merged on their worker.
+
+    `values` has one entry, for all of them; there is no `Outcome` of each.
+    """
