@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sized
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, wait
 from dataclasses import dataclass, field, replace
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any, Protocol
 
 from ostap_parallel.errors import (
@@ -129,22 +129,23 @@ class Run:
 
     _again: deque[list[_Item]] = field(default_factory=deque)  # chunks to be run again
     _unsent: deque[Outcome] = field(default_factory=deque)  # known without being sent
-    _running: dict[Future[Any], _Chunk | list[_Item]] = field(default_factory=dict)
+    # with the number of interrupts that there had been when it was submitted
+    _running: dict[Future[Any], tuple[_Chunk | list[_Item], int]] = field(default_factory=dict)
     _news: queue.SimpleQueue[Future[Any] | None] = field(default_factory=queue.SimpleQueue)
     _cache: dict[type, bytes] = field(default_factory=dict)
     _journal: Journal | None = None
     _first: int = 0  # the oldest item that is not yet yielded in order
     _next: int = 0  # index of the next item to be read
     _exhausted: bool = False
+    _is_disturbed: bool = False  # whether all was interrupted while the chunk at hand ran
     _seconds: float | None = None  # mean time per item
     _size: int = 1
 
     def __post_init__(self) -> None:
-        for name, value in ("retries", self.retries), ("lost_retries", self.lost_retries):
-            if value < 0:
-                raise ValueError(f"{name} must be 0 or more, not {value}")
-        if self.chunk_size is not None and self.chunk_size < 1:
-            raise ValueError(f"chunk_size must be 1 or more, not {self.chunk_size}")
+        _check_number("retries", self.retries, 0)
+        _check_number("lost_retries", self.lost_retries, 0)
+        if self.chunk_size is not None:
+            _check_number("chunk_size", self.chunk_size, 1)
         _check_timeout(self.call.timeout, self.executor)
 
     @property
@@ -227,7 +228,9 @@ class Run:
                     continue
             done = self._news.get()
             if done is not None:
-                yield from self._arrivals_of(done, self._running.pop(done))
+                chunk, interrupts = self._running.pop(done)
+                self._is_disturbed = self._interrupts() != interrupts
+                yield from self._arrivals_of(done, chunk)
 
     def _in_order(self, arriving: Iterator[Batch | Outcome]) -> Iterator[Batch | Outcome]:
         held: dict[int, Batch | Outcome] = {}  # by the index of the first item
@@ -248,14 +251,17 @@ class Run:
             chunk = self._again.popleft() if self._again else self._read_chunk(workers)
             if not chunk:
                 return
-            packed = self._pack(chunk)
+            packed, interrupts = self._pack(chunk), self._interrupts()
             try:
                 future = self._submit(packed)
             except BrokenExecutor as exc:  # a foreign one that a worker's death has ended
                 future = Future()
                 future.set_exception(exc)
-            self._running[future] = chunk
+            self._running[future] = chunk, interrupts
             future.add_done_callback(self._news.put)
+
+    def _interrupts(self) -> int:
+        return getattr(self.executor, "interrupts", 0)
 
     def _pack(self, chunk: _Chunk | list[_Item]) -> bytes:
         if isinstance(chunk, _Chunk):
@@ -375,6 +381,10 @@ class Run:
 
     def _lost(self, lost: Lost, chunk: list[_Item]) -> Iterator[Outcome]:
         """Run the items of a lost chunk again, or give them up."""
+        if self._is_disturbed:  # another run of this executor was stopped: nobody is to blame
+            if chunk:
+                self._run_again(chunk)
+            return
         indices = [item.index for item in chunk]
         if lost.index in indices:
             # The others are not to blame: those before it are run again together, and those
@@ -483,6 +493,11 @@ def _unpack(item: _Item, ok: bool, packed: Any) -> tuple[Any, BaseException | No
         error = SerializeError(f"the result of item {item.index}", reason)
         return None, error, str(error)
     return None, *execute.unpack_error(packed)
+
+
+def _check_number(name: str, value: Any, least: int) -> None:
+    if not isinstance(value, Integral) or value < least:
+        raise ValueError(f"{name} must be a whole number from {least} on, not {value!r}")
 
 
 def _check_timeout(timeout: Any, executor: Executor) -> None:

@@ -314,7 +314,7 @@ class WorkManager:
                 for value in arrival.values if isinstance(arrival, Batch) else [arrival.value]:
                     recorder.report.merged += 1
                     yield value
-            recorder.report.complete = True
+            recorder.complete()
 
     @contextmanager
     def _record(self, run: Run, progress: bool | None, title: str) -> Iterator[_Recorder]:
@@ -362,7 +362,13 @@ class _Recorder:
         finally:  # however it ends; only now, as it may cost much
             self.report.result = task.results()
         dump.write_final(self.report.merged, self.report.result)
-        self.report.complete = True
+        self.complete()
+
+    def complete(self) -> None:
+        """Note that the run has come to its end, with nothing lost on the way."""
+        report = self.report
+        assert report.submitted == report.merged + report.failed, report
+        report.complete = True
 
     def _merge_batch(self, task: Task, batch: Batch, dump: Dump) -> None:
         if isinstance(task, _ListTask) and not dump:

@@ -247,6 +247,13 @@ class Manual(Executor):
         future.set_result(result)
 
 
+@pytest.mark.parametrize("name", ["chunk_size", "retries", "lost_retries"])
+@pytest.mark.parametrize("wrong", [-1, 1.5, "2"])
+def test_numbers_that_are_none(name, wrong):
+    with pytest.raises(ValueError, match=f"{name} must be a whole number from"):
+        Run(Manual(), Call(functions.same), [], **{name: wrong})
+
+
 class TestWindow:
     def test_two_chunks_per_worker(self):
         executor = Manual()

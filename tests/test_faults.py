@@ -588,6 +588,18 @@ class TestManagers:
                 assert [run.result(PATIENCE) for run in runs] == [[x * x for x in range(500)]] * 2
             assert one.process(functions.pid_of, [0]) != two.process(functions.pid_of, [0])
 
+    def test_a_run_that_is_stopped_again_and_again_is_not_the_others_fault(self, wm, folder):
+        def slowly(item):
+            functions.wait_for(folder.there / "go")
+            return item
+
+        with ThreadPoolExecutor(1) as threads:
+            other = threads.submit(wm.process, slowly, range(3), lost_retries=0)
+            for _ in range(12):  # more often than a host may be lost
+                wm.executor.interrupt()
+            (folder.here / "go").touch()
+            assert other.result(PATIENCE) == [0, 1, 2]
+
     def test_two_runs_of_one_manager_with_different_limits(self, wm):
         with ThreadPoolExecutor(2) as threads:
             quick = threads.submit(wm.process, functions.square, range(300), timeout=30)

@@ -439,3 +439,19 @@ def test_a_keepalive_that_is_none(wrong):
 def test_a_patience_that_is_none(wrong):
     with pytest.raises(ValueError, match="patience"):
         WorkManager(0, patience=wrong)
+
+
+def test_a_directory_in_the_home(hosts):
+    scratch = hosts["h1"].home / "my scratch"
+    scratch.mkdir()
+    try:
+        with open_manager(hosts, "h1*1", tmpdir="~/my scratch", python="~/../bin/python3") as wm:
+            assert wm.wait_for_hosts(PATIENCE), wm.executor.hosts
+            assert [path.name.partition(".")[0] for path in scratch.iterdir()] == [
+                "ostap-parallel"
+            ]
+            assert wm.process(slowly, range(3)) == [0, 1, 2]
+        wait_clean(hosts)
+        assert list(scratch.iterdir()) == []
+    finally:
+        scratch.rmdir()

@@ -236,6 +236,8 @@ class ParallelExecutor(Executor):
     ----------
     hosts
         The state of each host, in their order.
+    interrupts
+        How often `interrupt` was called.
     """
 
     def __init__(
@@ -252,6 +254,7 @@ class ParallelExecutor(Executor):
             raise ConfigError("secret: it is empty; leave it out for a random one")
         secret = secret if secret is not None else secrets.token_hex(32)
         self._patience = patience
+        self.interrupts = 0
         self._lock = threading.Lock()
         self._listeners: list[Callable[[], None]] = []
         self._futures: weakref.WeakSet[Future[Any]] = weakref.WeakSet()
@@ -297,8 +300,14 @@ class ParallelExecutor(Executor):
         raise ServersUnavailable(tuple(host.error for host in self.hosts if host.error))
 
     def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
-        """Have `listener` called, from any thread, when `workers` changes; return the undoing."""
+        """Have `listener` called, from any thread, when `workers` changes; return the undoing.
+
+        Who begins to listen has all the patience for lost hosts.
+        """
         self._listeners.append(listener)
+        if self._alone_since is not None:
+            self._alone_since = None
+            self._changed()
         return lambda: self._listeners.remove(listener)
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
@@ -350,6 +359,7 @@ class ParallelExecutor(Executor):
 
     def interrupt(self) -> None:
         """Give up all that is queued and running, here and on the hosts; workers stay."""
+        self.interrupts += 1
         self.server.interrupt()
         self._supervisor.ask("interrupt")
 
@@ -381,6 +391,8 @@ class ParallelExecutor(Executor):
         return future
 
     def _try(self, future: Future[Any], chunk: bytes, retries: int) -> None:
+        interrupts = self.interrupts
+
         def settle(done: Future[ChunkOutcome | Lost]) -> None:
             if future.cancelled():
                 return
@@ -390,10 +402,10 @@ class ParallelExecutor(Executor):
             try:
                 if isinstance(result, ChunkOutcome):
                     _settle(future, result)
-                elif retries and not self._closed.is_set():
-                    self._try(future, chunk, retries - 1)
-                else:
+                elif self._closed.is_set() or not (retries or self.interrupts > interrupts):
                     future.set_exception(WorkerLost(0, result.host, result.reason))
+                else:  # an interrupt was for somebody else
+                    self._try(future, chunk, retries - (self.interrupts == interrupts))
             except BaseException as exc:  # user code
                 with contextlib.suppress(InvalidStateError):
                     future.set_exception(exc)

@@ -200,7 +200,7 @@ class HostServer:
         if sources := self._sources(directory):
             self._write(_PREPARE.format(sources=sources))
             self._expect("prepared")
-        python = shlex.quote(self.host.python)
+        python = _quote_path(self.host.python)
         serve = _SERVE.format(python=python, mismatch=self.host.python_mismatch)
         self._write(f"{serve}{json.dumps(settings)}\n")
         self.about = self._expect("ready")
@@ -211,7 +211,7 @@ class HostServer:
 
     def _connect(self) -> str:
         """Open the connection, again if it is dropped; return the private directory there."""
-        tmpdir = shlex.quote(self.host.tmpdir) if self.host.tmpdir else '"${TMPDIR:-/tmp}"'
+        tmpdir = _quote_path(self.host.tmpdir) if self.host.tmpdir else '"${TMPDIR:-/tmp}"'
         script = Path(__file__).with_name("remote.bash").read_text()
         for attempt in range(TRIES):
             self._news, self._step = queue.SimpleQueue(), "connect"
@@ -327,3 +327,10 @@ class HostServer:
         if words and self._step != "connect" and status != SSH_FAILED:
             words = f"{words} ({ended})"
         return HostError(self.host.label, self._step, words or ended)
+
+
+def _quote_path(path: str) -> str:
+    """Return a path on the host as a word for its bash, ``~/`` at the beginning as the home."""
+    if path.startswith("~/"):
+        return f'"$HOME"/{shlex.quote(path[2:])}'
+    return shlex.quote(path)

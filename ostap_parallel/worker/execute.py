@@ -316,6 +316,7 @@ def _run_items(
     state: dict[str, Any], indices: Sequence[int], items: list[Any], result: ChunkOutcome
 ) -> None:
     if "error" in state:
+        Executing.position[0] = -1
         result.answers[:] = [state["error"]] * len(items)
         result.seconds[:] = [0.0] * len(items)
         result.failed.update(range(len(items)))
