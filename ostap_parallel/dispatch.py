@@ -13,7 +13,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sized
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Sized
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, wait
 from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
@@ -34,7 +34,16 @@ from ostap_parallel.worker.shared import SMALL, Blob, Inline, Packed, Stored
 
 # A chunk should take about this long: many times a round trip, yet short beside a user's patience.
 CHUNK_SECONDS = 0.3
-MAX_CHUNK = 1 << 14
+MAX_CHUNK = 1 << 12
+
+# A shorter one costs more than it computes. Where the way to a host is long, a chunk takes at
+# least so many round trips, and towards the end of the input so many; what was measured as one
+# may have been a moment of high load.
+SHORTEST_CHUNK = 0.005
+ROUND_TRIPS = 20
+ROUND_TRIPS_AT_THE_END = 2
+LONGEST_ROUND_TRIP = 0.1
+
 MAX_CHUNK_BYTES = 1 << 22
 
 _SMALL = frozenset(execute.PLAIN) - {str}
@@ -71,9 +80,9 @@ class Checkpoint(Protocol):
 class _Chunk:
     """Items that are sent together for the first time."""
 
-    indices: list[int] = field(default_factory=list)
-    items: list[Any] = field(default_factory=list)
-    packed: list[Any] = field(default_factory=list)
+    indices: Sequence[int]
+    items: list[Any]
+    packed: list[Any]
 
     def split(self) -> list[_Item]:
         """Return the items one by one, as each may get a history of its own."""
@@ -275,21 +284,27 @@ class Run:
         if self.ordered:  # what is held back for one slow item must not grow without limit
             size = min(size, 8 * size * workers + 64 - (self._next - self._first))
         enough = time.monotonic() + CHUNK_SECONDS  # input may come slowly: workers must not wait
-        chunk, last = _Chunk(), self._next + size
+        indices: list[int] = []
+        items: list[Any] = []
+        sent: list[Any] = []
+        last = self._next + size
         for value in itertools.islice(self._input, max(0, size)):
             index, self._next = self._next, self._next + 1
             packed = value if type(value) in self._as_it_is else self._prepare(index, value)
             if packed is not _NOT_SENT:
-                chunk.indices.append(index)
-                chunk.items.append(value)
-                chunk.packed.append(packed)
+                indices.append(index)
+                items.append(value)
+                sent.append(packed)
             if type(packed) in (bytes, str):
                 room -= len(packed)
             if room <= 0 or time.monotonic() > enough:
                 break
         else:
             self._exhausted = self._next < last
-        return chunk if chunk.items else None
+        if not items:
+            return None
+        without_gaps = range(indices[0], indices[-1] + 1)  # takes no memory, and no time to send
+        return _Chunk(without_gaps if len(without_gaps) == len(items) else indices, items, sent)
 
     def _prepare(self, index: int, value: Any) -> Any:
         """Return a packed item; if there is an outcome without sending it, queue that."""
@@ -310,13 +325,19 @@ class Run:
         if self._total is not None:
             # guided: towards the end ever fewer, so that no worker idles while another works
             left = max(1, self._total - self._next)
-            size = min(size, math.ceil(left / (3 * workers)))
+            shortest = max(SHORTEST_CHUNK, ROUND_TRIPS_AT_THE_END * self._round_trip())
+            least = int(shortest / self._seconds) if self._seconds else 1
+            size = min(size, max(least, math.ceil(left / (3 * workers))))
         return size
+
+    def _round_trip(self) -> float:
+        return min(getattr(self.executor, "round_trip", 0.0), LONGEST_ROUND_TRIP)
 
     def _adapt(self, seconds: float, count: int) -> None:
         mean = seconds / count
         self._seconds = mean if self._seconds is None else 0.7 * self._seconds + 0.3 * mean
-        fitting = CHUNK_SECONDS / max(self._seconds, 1e-7)
+        wanted = max(CHUNK_SECONDS, ROUND_TRIPS * self._round_trip())
+        fitting = wanted / max(self._seconds, 1e-7)
         # grows step by step, as the first items may not be like the others: beyond a chunk that
         # came back, not with each of those that are under way
         self._size = max(1, min(int(fitting), max(self._size, 4 * count), MAX_CHUNK))

@@ -46,7 +46,7 @@ class Batch:
     indices: Sequence[int]
     items: list[Any]
     values: list[Any]
-    seconds: list[float]
+    seconds: Sequence[float]
     host: str
     pid: int
 

@@ -48,8 +48,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # A shell has what it starts in the background ignore Ctrl-C, and so would what tests start.
+    # What tests start must not ignore signals as this process may, by nohup or in the background
+    # of a shell; who has a handler passes on the default.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda *_: None)
     config.addinivalue_line("markers", "slow: takes many seconds; left out by --quick")
 
 

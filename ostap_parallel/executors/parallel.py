@@ -91,6 +91,7 @@ class ClientServer(Server):
         self.store = Store()
         self._deliveries = Deliveries(self._connect_to_store)
         self._last_work = time.monotonic()
+        self.round_trips: dict[str, float] = {}  # seconds
         self._connections: dict[str, list[Connection]] = {}
         super().__init__(ncpus, secret=secret)
 
@@ -100,8 +101,10 @@ class ClientServer(Server):
         Raises `HostError` if it does not answer, has another version or another secret.
         """
         status = Connection(self, label, port, "STAT")
+        begin = time.monotonic()
         try:
             count = min(int(status.receive()), limit or 1 << 16)
+            self.round_trips[label] = time.monotonic() - begin
             status.close()
             # One per worker; ppft makes as many again, to have a job wait at each host. There it
             # would wait behind a long one while others are idle.
@@ -281,6 +284,11 @@ class ParallelExecutor(Executor):
         """Number of workers by host, of those that are up; the local ones are ``"local"``."""
         local = {LOCAL: self.server.get_ncpus()} if self.server.get_ncpus() else {}
         return local | {host.name: host.workers for host in self.hosts if host.state == "up"}
+
+    @property
+    def round_trip(self) -> float:
+        """Seconds that a message to the farthest host and its answer take."""
+        return max(self.server.round_trips.copy().values(), default=0.0)
 
     def wait_for_hosts(self, timeout: float | None = None) -> bool:
         """Wait until every host is up or has failed; return whether all are up."""

@@ -21,6 +21,7 @@ import sys
 import threading
 import time
 import traceback
+from array import array
 from collections.abc import Callable, Iterable, Iterator, MutableSequence, Sequence
 from dataclasses import dataclass, field, replace
 from types import FrameType
@@ -134,7 +135,7 @@ class ChunkOutcome:
     host: str
     pid: int
     answers: list[Any] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
+    seconds: array[float] = field(default_factory=lambda: array("d"))
     failed: set[int] = field(default_factory=set)
     merged: list[tuple[int, int]] = field(default_factory=list)
     merge_failure: tuple[int, int, bytes] | None = None
@@ -318,7 +319,7 @@ def _run_items(
     if "error" in state:
         Executing.position[0] = -1
         result.answers[:] = [state["error"]] * len(items)
-        result.seconds[:] = [0.0] * len(items)
+        result.seconds.extend([0.0] * len(items))
         result.failed.update(range(len(items)))
         return
     call: Call = state["call"]

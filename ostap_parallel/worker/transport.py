@@ -64,6 +64,17 @@ class Pipe(Remembering, CPipeTransport):  # type: ignore[misc]
         with contextlib.suppress(OSError):  # a user may have so many pages in pipes only
             fcntl.fcntl(w, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
 
+    def send(self, msg: bytes | str) -> None:
+        """Send one message."""
+        data = msg.encode() if isinstance(msg, str) else msg
+        # at once, if that is possible: each write lets other threads take the interpreter
+        if len(data) < PIPE_SIZE:
+            self.w.write(_SIZE.pack(len(data)) + data)
+        else:
+            self.w.write(_SIZE.pack(len(data)))
+            self.w.write(data)
+        self.w.flush()
+
 
 class Connection(Remembering, CSocketTransport):  # type: ignore[misc]
     """A connection between a client and a server."""
