@@ -327,6 +327,7 @@ class Run:
             left = max(1, self._total - self._next)
             shortest = max(SHORTEST_CHUNK, ROUND_TRIPS_AT_THE_END * self._round_trip())
             least = int(shortest / self._seconds) if self._seconds else 1
+            least = min(least, self._next >> 6)  # many must have been as short as that
             size = min(size, max(least, math.ceil(left / (3 * workers))))
         return size
 

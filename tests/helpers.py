@@ -8,6 +8,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
@@ -95,3 +96,16 @@ def sweep(hosts: Iterable[Host]) -> None:
                 os.kill(pid, signal.SIGKILL)
         for path in host.tmp.iterdir():
             shutil.rmtree(path, ignore_errors=True)
+
+
+def importable(hosts: Iterable[Host]) -> str:
+    """Put the functions of the tests on hosts; return the environment in which they are found.
+
+    The checkout may be where a host does not see it.
+    """
+    for host in hosts:
+        library = host.home / "library"
+        library.mkdir(exist_ok=True)
+        for name in "faults.py", "functions.py", "mergers.py", "sharers.py":
+            shutil.copy(Path(__file__).with_name(name), library)
+    return 'export PYTHONPATH="$HOME/library"'

@@ -13,7 +13,7 @@ import functions
 import mergers
 import pytest
 from conftest import hosts_or_skip
-from helpers import kill, open_manager, ssh_of, wait_until
+from helpers import importable, kill, open_manager, ssh_of, wait_until
 from sshd import HostOptions
 
 from ostap_parallel import (
@@ -27,7 +27,6 @@ from ostap_parallel import (
 )
 
 PATIENCE = 60  # seconds; only a hang takes that long
-IMPORTABLE = f"export PYTHONPATH='{Path(__file__).parent}'"
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +47,7 @@ def wm(request):
             yield found
     else:
         hosts = request.getfixturevalue("one_host")
-        with open_manager(hosts, "h1*2", environment=IMPORTABLE) as manager:
+        with open_manager(hosts, "h1*2", environment=importable(hosts)) as manager:
             assert manager.wait_for_hosts(PATIENCE), manager.executor.hosts
             yield manager
 
@@ -61,7 +60,7 @@ def own(request):
             yield manager
     else:
         hosts = request.getfixturevalue("one_host")
-        with open_manager(hosts, "h1*2", environment=IMPORTABLE) as manager:
+        with open_manager(hosts, "h1*2", environment=importable(hosts)) as manager:
             yield manager
 
 
@@ -191,7 +190,7 @@ class TestFailures:
         assert failure.index == 5
 
     def test_a_host_that_dies(self, hosts):
-        with open_manager(hosts, "h1*1 h2*1", environment=IMPORTABLE) as manager:
+        with open_manager(hosts, "h1*1 h2*1", environment=importable(hosts)) as manager:
             assert manager.wait_for_hosts(PATIENCE)
             task = FuncTask(mergers.slowly, combining())
 
@@ -297,7 +296,7 @@ class TestWhatIsRefused:
 
 def test_a_chunk_travels_as_one_value(hosts):
     def read_by_ssh(**how):
-        with open_manager(hosts, "h2*1", environment=IMPORTABLE) as manager:
+        with open_manager(hosts, "h2*1", environment=importable(hosts)) as manager:
             assert manager.wait_for_hosts(PATIENCE)
             ssh = Path(f"/proc/{ssh_of('h2')}/io")
             before = int(ssh.read_text().split()[1])

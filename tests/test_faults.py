@@ -22,7 +22,7 @@ import functions
 import pytest
 from conftest import hosts_or_skip
 from functions import PATIENCE, run_python
-from helpers import wait_until
+from helpers import importable, wait_until
 from sshd import HostOptions, descendants
 
 from ostap_parallel import (
@@ -37,8 +37,6 @@ from ostap_parallel import (
 )
 from ostap_parallel.errors import RemoteTraceback
 from ostap_parallel.worker import engine, execute, output, serialize
-
-TESTS = Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
@@ -56,12 +54,7 @@ def wm(request):
             yield manager
         return
     hosts = request.getfixturevalue("one_host")
-    # the tests' own functions are not installed there
-    library = hosts["h1"].home / "library"
-    library.mkdir()
-    for name in "functions.py", "faults.py":
-        shutil.copy(TESTS / name, library)
-    path = f"export PYTHONPATH='{hosts['h1'].inside(library)}'"
+    path = importable(hosts)
     with WorkManager(
         0, "h1*1", ssh_config=hosts.ssh_config, config=(), environment=path, silent=True
     ) as manager:

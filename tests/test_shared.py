@@ -16,7 +16,7 @@ import functions
 import pytest
 import sharers
 from conftest import hosts_or_skip
-from helpers import kill, open_manager, server_of, ssh_of, wait_until, workers_of
+from helpers import importable, kill, open_manager, server_of, ssh_of, wait_until, workers_of
 from servers import open_server
 from sshd import HostOptions
 
@@ -34,7 +34,6 @@ numpy = pytest.importorskip("numpy")
 
 PATIENCE = 60  # seconds; only a hang takes that long
 SIZE = 8_000_000
-IMPORTABLE = f"export PYTHONPATH='{Path(__file__).parent}'"
 
 
 def buffer(seed=0, size=SIZE):
@@ -47,7 +46,7 @@ def digest_of(data):
 
 
 def open_there(hosts, count=1):
-    manager = open_manager(hosts, f"h1*{count}", environment=IMPORTABLE)
+    manager = open_manager(hosts, f"h1*{count}", environment=importable(hosts))
     assert manager.wait_for_hosts(PATIENCE), manager.executor.hosts
     return manager
 
@@ -154,7 +153,7 @@ class TestOnceForEachHost:
             assert proportional < 0.6 * resident
 
     def test_what_goes_through_the_connection(self, hosts):
-        with open_manager(hosts, "h2*2", environment=IMPORTABLE) as manager:
+        with open_manager(hosts, "h2*2", environment=importable(hosts)) as manager:
             assert manager.wait_for_hosts(PATIENCE)
             ssh = Path(f"/proc/{ssh_of('h2')}/io")
 
@@ -196,7 +195,7 @@ class TestOnceForEachHost:
             assert large == []
 
     def test_runs_at_the_same_time(self, hosts):
-        with open_manager(hosts, "h1*2 h2*1", ncpus=1, environment=IMPORTABLE) as manager:
+        with open_manager(hosts, "h1*2 h2*1", ncpus=1, environment=importable(hosts)) as manager:
             found = {}
 
             def run(seed):
@@ -223,7 +222,7 @@ def blobs(pid):
 class TestTrouble:
     def test_a_server_that_is_killed_gets_it_again(self, hosts):
         data = buffer()
-        with open_manager(hosts, "h1*1", environment=IMPORTABLE) as manager:
+        with open_manager(hosts, "h1*1", environment=importable(hosts)) as manager:
             done = []
             for digest in manager.iexecute(
                 sharers.digest_later, range(60), shared=data, chunk_size=1
@@ -246,7 +245,7 @@ class TestTrouble:
     def test_a_full_disk(self, make_hosts):
         hosts = make_hosts(each=[HostOptions(tmp_size="8M"), HostOptions()])
         data = buffer(size=2 * SIZE)
-        with open_manager(hosts, "h1*2 h2*1", environment=IMPORTABLE) as manager:
+        with open_manager(hosts, "h1*2 h2*1", environment=importable(hosts)) as manager:
             assert manager.wait_for_hosts(PATIENCE)
             found = manager.process(sharers.digest, range(40), shared=data, chunk_size=1)
             assert {digest for _, digest in found} == {digest_of(data)}
@@ -260,7 +259,7 @@ class TestTrouble:
 
     def test_nowhere_is_room(self, make_hosts):
         hosts = make_hosts(tmp_size="8M")
-        with open_manager(hosts, "h1*2", environment=IMPORTABLE) as manager:
+        with open_manager(hosts, "h1*2", environment=importable(hosts)) as manager:
             with pytest.raises(ServersUnavailable, match="shared: No space left"):  # as it joins
                 manager.process(sharers.digest, range(4), shared=buffer(size=2 * SIZE))
             (status,) = manager.executor.hosts
