@@ -195,7 +195,7 @@ def code_lines(file: Path) -> int:
 def test_the_package_is_small():
     lines = {module_of(file): code_lines(file) for file in FILES}
     assert sum(lines.values()) < MAX_LINES, lines
-    assert max(lines.values()) < MAX_FILE_LINES, lines
+    assert max(lines.values()) <= MAX_FILE_LINES, lines
 
 
 def test_importing_the_package_loads_nothing_heavy():
