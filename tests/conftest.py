@@ -6,6 +6,8 @@ hosts
     Two private ssh servers, ``h1`` and ``h2``, for the whole session.
 ssh_config
     The file that reaches them.
+one_host
+    Another one, for one file.
 make_hosts
     A function that starts special ones for one test.
 """
@@ -86,6 +88,13 @@ def hosts_or_skip(
 def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
     """Two bare hosts, ``h1`` and ``h2``, with sshd's default limits and ``/bin/sh``."""
     with hosts_or_skip(2, tmp_path_factory.mktemp("hosts"), HostOptions()) as hosts:
+        yield hosts
+
+
+@pytest.fixture(scope="module")
+def one_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
+    """A host of a file's own, ``h1``, whose workers may come and go from test to test."""
+    with hosts_or_skip(1, tmp_path_factory.mktemp("own"), HostOptions()) as hosts:
         yield hosts
 
 

@@ -12,9 +12,7 @@ from pathlib import Path
 import functions
 import mergers
 import pytest
-from conftest import hosts_or_skip
 from helpers import importable, kill, open_manager, ssh_of, wait_until
-from sshd import HostOptions
 
 from ostap_parallel import (
     FuncTask,
@@ -27,13 +25,6 @@ from ostap_parallel import (
 )
 
 PATIENCE = 60  # seconds; only a hang takes that long
-
-
-@pytest.fixture(scope="module")
-def one_host(tmp_path_factory):
-    """A host of this file's own, whose workers may come and go from test to test."""
-    with hosts_or_skip(1, tmp_path_factory.mktemp("own"), HostOptions()) as hosts:
-        yield hosts
 
 
 @pytest.fixture(scope="module", params=["local", "h1", "threads"])

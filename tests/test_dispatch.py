@@ -18,10 +18,11 @@ from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
+import faults
 import functions
 import pytest
 
-from ostap_parallel import SerializeError, Task, TaskMerger, WorkerLost, WorkManager
+from ostap_parallel import SerializeError, TaskMerger, WorkerLost, WorkManager
 from ostap_parallel.dispatch import Run
 from ostap_parallel.executors.parallel import ParallelExecutor
 from ostap_parallel.outcome import Batch
@@ -147,23 +148,6 @@ class Deadly:
         return item
 
 
-class Sum(Task):
-    def initialize_local(self):
-        self.total = 0
-
-    def initialize_remote(self, jobid=-1):
-        pass
-
-    def process(self, jobid, item):
-        return item
-
-    def merge_results(self, result, jobid=-1):
-        self.total += result
-
-    def results(self):
-        return self.total
-
-
 class TestForeignExecutors:
     def test_a_worker_that_dies_ends_the_run(self):
         # the whole pool is broken then: there is nothing to try again with
@@ -203,7 +187,7 @@ class TestForeignExecutors:
             assert all(future.done() for future in begun)
 
     def test_threads_share_a_call_that_is_prepared_once(self, tmp_path):
-        class Prepared(Sum):
+        class Prepared(faults.Sum):
             def __init__(self, folder):
                 self.folder = str(folder)
 

@@ -20,10 +20,9 @@ from pathlib import Path
 import faults
 import functions
 import pytest
-from conftest import hosts_or_skip
 from functions import PATIENCE, run_python
 from helpers import importable, wait_until
-from sshd import HostOptions, descendants
+from sshd import descendants
 
 from ostap_parallel import (
     Failure,
@@ -37,13 +36,6 @@ from ostap_parallel import (
 )
 from ostap_parallel.errors import RemoteTraceback
 from ostap_parallel.worker import engine, execute, output, serialize
-
-
-@pytest.fixture(scope="module")
-def one_host(tmp_path_factory):
-    """A host of this file's own, whose workers may come and go from test to test."""
-    with hosts_or_skip(1, tmp_path_factory.mktemp("own"), HostOptions()) as hosts:
-        yield hosts
 
 
 @pytest.fixture(scope="module", params=["local", "h1"])

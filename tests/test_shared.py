@@ -15,7 +15,6 @@ from pathlib import Path
 import functions
 import pytest
 import sharers
-from conftest import hosts_or_skip
 from helpers import importable, kill, open_manager, server_of, ssh_of, wait_until, workers_of
 from servers import open_server
 from sshd import HostOptions
@@ -49,13 +48,6 @@ def open_there(hosts, count=1):
     manager = open_manager(hosts, f"h1*{count}", environment=importable(hosts))
     assert manager.wait_for_hosts(PATIENCE), manager.executor.hosts
     return manager
-
-
-@pytest.fixture(scope="module")
-def one_host(tmp_path_factory):
-    """A host of this file's own, whose workers may come and go from test to test."""
-    with hosts_or_skip(1, tmp_path_factory.mktemp("own"), HostOptions()) as hosts:
-        yield hosts
 
 
 @pytest.fixture(scope="module", params=["local", "h1"])

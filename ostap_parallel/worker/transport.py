@@ -55,6 +55,16 @@ def _remember(cache: dict[str, Any], key: str, value: Any) -> None:
         del cache[next(iter(cache))]
 
 
+def _parts(msg: bytes | str) -> tuple[bytes, ...]:
+    """Return what to write for a message: one piece, but for one that is too large to copy.
+
+    Each write lets other threads take the interpreter.
+    """
+    data = msg.encode() if isinstance(msg, str) else msg
+    size = _SIZE.pack(len(data))
+    return (size + data,) if len(data) < PIPE_SIZE else (size, data)
+
+
 class Pipe(Remembering, CPipeTransport):  # type: ignore[misc]
     """The pipes between a server and a worker."""
 
@@ -66,13 +76,8 @@ class Pipe(Remembering, CPipeTransport):  # type: ignore[misc]
 
     def send(self, msg: bytes | str) -> None:
         """Send one message."""
-        data = msg.encode() if isinstance(msg, str) else msg
-        # at once, if that is possible: each write lets other threads take the interpreter
-        if len(data) < PIPE_SIZE:
-            self.w.write(_SIZE.pack(len(data)) + data)
-        else:
-            self.w.write(_SIZE.pack(len(data)))
-            self.w.write(data)
+        for part in _parts(msg):
+            self.w.write(part)
         self.w.flush()
 
 
@@ -83,13 +88,8 @@ class Connection(Remembering, CSocketTransport):  # type: ignore[misc]
 
     def send(self, data: bytes | str) -> None:
         """Send one message."""
-        data = data.encode() if isinstance(data, str) else data
-        size = _SIZE.pack(len(data))
-        if len(data) < PIPE_SIZE:
-            self.socket.sendall(size + data)
-        else:
-            self.socket.sendall(size)
-            self.socket.sendall(data)
+        for part in _parts(data):
+            self.socket.sendall(part)
 
     def receive(self, preprocess: Any = None) -> bytes:
         """Receive one message; raises RuntimeError at the end of the connection."""
