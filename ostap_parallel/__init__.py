@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ostap_parallel.errors import ServersUnavailable as ServersUnavailable
     from ostap_parallel.errors import TaskTimeout as TaskTimeout
     from ostap_parallel.errors import WorkerLost as WorkerLost
+    from ostap_parallel.executor import Executor as Executor
     from ostap_parallel.manager import WorkManager as WorkManager
     from ostap_parallel.report import Failure as Failure
     from ostap_parallel.report import Report as Report
@@ -35,6 +36,7 @@ _MODULES = {
     "checkpoint": "Checkpoint",
     "errors": "CheckpointError ConfigError HostError OstapParallelError RemoteError "
     "SerializeError ServersUnavailable TaskTimeout WorkerLost",
+    "executor": "Executor",
     "manager": "WorkManager",
     "report": "Failure Report Statistics StatMerger",
     "task": "FuncTask GenericTask Task TaskMerger",

@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import copy
 import functools
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from concurrent.futures import Executor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import closing, contextmanager
 from dataclasses import replace
-from numbers import Integral, Real
-from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from ostap_parallel.checkpoint import Checkpoint
-from ostap_parallel.config import HostConfig, find_secret, load_settings
 from ostap_parallel.dispatch import Run
 from ostap_parallel.dump import Database, Dump
 from ostap_parallel.errors import ConfigError, WorkerLost, add_note
-from ostap_parallel.executors.parallel import LOST_RETRIES, PATIENCE, ParallelExecutor
+from ostap_parallel.executor import Executor, Settings
+from ostap_parallel.executors.parallel import LOST_RETRIES
 from ostap_parallel.executors.pool import ParallelPool
 from ostap_parallel.outcome import Batch, Combined, Outcome
 from ostap_parallel.progress import ProgressReporter, open_progress
-from ostap_parallel.report import Failure, Report, relay
+from ostap_parallel.report import Failure, Report
 from ostap_parallel.task import Collector, FuncTask, GenericTask, Merger, Task, TaskMerger
 from ostap_parallel.worker.execute import Call
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 logger = logging.getLogger(__name__)
 
@@ -97,59 +98,22 @@ class WorkManager:
         servers: str | int | Iterable[str | int] = (),
         *,
         ppservers: str | int | Iterable[str | int] | None = None,
-        profile: str | None = None,
-        environment: str | None = None,
-        script: str | Path | None = None,
-        python: str | None = None,
-        tmpdir: str | None = None,
-        user: str | None = None,
-        port: int | None = None,
-        ncpus_per_host: int | None = None,
-        ssh_options: str | Sequence[str] | None = None,
-        python_mismatch: Literal["refuse", "allow"] | None = None,
-        keepalive: int | None = None,
-        secret: str | None = None,
-        timeout: float = 7200,
-        patience: float = PATIENCE,
         progress: bool = True,
         silent: bool = False,
-        config: Iterable[Path | str] | Path | str | None = None,
-        ssh_config: Path | str | None = None,
-        executor: Executor | None = None,
+        executor: concurrent.futures.Executor | None = None,
         dump_dbase: Database | None = None,
         dump_jobs: int = 0,
         dump_freq: int = 0,
+        **settings: Unpack[Settings],
     ) -> None:
         named = _one_of(servers, ppservers)
-        _check(ncpus, timeout, patience, executor, named)
-        hosts: tuple[HostConfig, ...] = ()
-        if named != ():  # else the configuration, right or wrong, does not matter
-            hosts = load_settings(
-                named,
-                config=config,
-                profile=profile,
-                environment=environment,
-                script=script,
-                python=python,
-                tmpdir=tmpdir,
-                user=user,
-                port=port,
-                ncpus_per_host=ncpus_per_host,
-                ssh_options=ssh_options,
-                python_mismatch=python_mismatch,
-                keepalive=keepalive,
-                ssh_config=ssh_config,
-            ).hosts
+        _check(executor, named, settings)
         self.report = Report()
         self._dump = Dump(dump_dbase, dump_jobs, dump_freq)
         self._progress, self._silent = progress and not silent, silent
         self._pool: ParallelPool | None = None
-        self._owned: ParallelExecutor | None = None
-        if executor is None:
-            options: dict[str, Any] = {"timeout": timeout, "patience": patience, "on_event": relay}
-            secret = secret if secret is not None else find_secret(hosts)
-            self._owned = ParallelExecutor(ncpus, hosts, secret=secret, **options)
-        self.executor: Executor = executor or self._owned  # type: ignore[assignment]
+        self._owned = Executor(ncpus, named, **settings) if executor is None else None
+        self.executor = cast(concurrent.futures.Executor, executor or self._owned)
 
     def __enter__(self) -> WorkManager:
         return self
@@ -527,17 +491,9 @@ def _one_of(servers: Any, ppservers: Any) -> Any:
     return servers if ppservers is None else ppservers
 
 
-def _check(
-    ncpus: int | str, timeout: float, patience: float, executor: object, named: object
-) -> None:
-    is_number = isinstance(ncpus, Integral) and not isinstance(ncpus, bool) and ncpus >= 0
-    if ncpus != "autodetect" and not is_number:
-        raise ConfigError(f"ncpus must be 'autodetect' or a number from 0 on, not {ncpus!r}")
-    if not isinstance(timeout, Real) or not timeout > 0:
-        raise ConfigError(f"timeout must be a positive number of seconds, not {timeout!r}")
-    if not isinstance(patience, Real) or not patience >= 0:
-        raise ConfigError(f"patience must be a number of seconds from 0 on, not {patience!r}")
-    if not isinstance(executor, Executor | None):
+def _check(executor: object, named: object, settings: Mapping[str, Any]) -> None:
+    if not isinstance(executor, concurrent.futures.Executor | None):
         raise ConfigError(f"executor must be a concurrent.futures.Executor, not {executor!r}")
-    if executor is not None and named != ():
-        raise ConfigError("give either an executor of your own or servers, not both")
+    if executor is not None and (named != () or settings):
+        what = ", ".join(["servers"] * (named != ()) + [*settings])
+        raise ConfigError(f"give either an executor of your own or {what}, not both")

@@ -20,10 +20,13 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = (
     {"__main__"},
     {"cli"},
-    {"manager", "pool", "futures", "commands"},
+    {"run"},
+    {"pool", "pools", "futures", "joblib"},
+    {"manager"},
     {"dump"},
     {"checkpoint"},
     {"identity"},
+    {"executor"},
     {"task", "report", "progress"},
     {"dispatch"},
     {"outcome"},
@@ -37,7 +40,7 @@ RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
 MAX_FUNCTION_LINES = 60
 # Lines of code. What is larger is not read in an afternoon, and not in one piece.
-MAX_LINES = 6000
+MAX_LINES = 7600
 MAX_FILE_LINES = 400
 NO_CODE = {
     tokenize.COMMENT,

@@ -28,6 +28,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 from sshd import Hosts
@@ -36,6 +37,7 @@ import ostap_parallel
 from ostap_parallel.cli import _parser
 from ostap_parallel.config import load_settings
 from ostap_parallel.config.files import KEYS
+from ostap_parallel.executor import Settings
 
 ROOT = Path(__file__).parent.parent
 NAMES = "lxplus701.cern.ch", "lxplus702.cern.ch"
@@ -262,12 +264,13 @@ def test_manual_names_everything_public() -> None:
     ]
     parameters = [
         name
-        for function in (manager, manager.process, manager.iexecute)
+        for function in (ostap_parallel.Executor, manager, manager.process, manager.iexecute)
         for name in inspect.signature(function).parameters
         if name != "self"
     ]
     public = [name for name in attributes if not name.startswith("_")]
-    wanted = {*ostap_parallel.__all__, *methods, *public, *parameters, *KEYS}
+    settings = get_type_hints(Settings)  # what the faces pass on
+    wanted = {*ostap_parallel.__all__, *methods, *public, *parameters, *settings, *KEYS}
     assert not sorted(name for name in wanted if not is_named(name))
 
 
