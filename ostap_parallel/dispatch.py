@@ -26,6 +26,7 @@ from ostap_parallel.errors import (
     WorkerLost,
     add_note,
 )
+from ostap_parallel.executors.foreign import count_workers
 from ostap_parallel.executors.parallel import LOST_RETRIES, ParallelExecutor
 from ostap_parallel.outcome import Batch, Combined, Outcome
 from ostap_parallel.worker import execute, serialize
@@ -201,8 +202,8 @@ class Run:
         if isinstance(self.executor, ParallelExecutor):
             submit_chunk = self.executor.submit_chunk
             return lambda chunk: submit_chunk(packed, chunk, blob)
-        executor = self.executor
-        return lambda chunk: executor.submit(execute.run_foreign, packed, chunk)
+        executor, numbers = self.executor, itertools.count()
+        return lambda chunk: executor.submit(execute.run_foreign, packed, chunk, next(numbers))
 
     def _share(self) -> tuple[Inline | Stored | None, Blob | None]:
         """Pack the shared object; return where workers find it, and the blob, if it is in one."""
@@ -221,7 +222,7 @@ class Run:
         if isinstance(self.executor, ParallelExecutor):
             self.executor.check()
             return sum(self.executor.workers.values())
-        return getattr(self.executor, "_max_workers", None) or os.cpu_count() or 1
+        return count_workers(self.executor)
 
     def _as_they_come(self) -> Iterator[Batch | Outcome]:
         while True:
@@ -464,9 +465,9 @@ class Run:
                 if not wait(self._running, timeout=patience).not_done:
                     break
         else:
-            for future in self._running:
-                future.cancel()
-            wait(self._running, timeout=STOP_PATIENCE)
+            # one that is cancelled while it is queued may be notified only when its turn comes
+            running = [future for future in self._running if not future.cancel()]
+            wait(running, timeout=STOP_PATIENCE)
         self._running.clear()
 
 

@@ -18,6 +18,7 @@ from ostap_parallel.dispatch import Run
 from ostap_parallel.dump import Database, Dump
 from ostap_parallel.errors import ConfigError, WorkerLost, add_note
 from ostap_parallel.executor import Executor, Settings
+from ostap_parallel.executors.foreign import count_workers
 from ostap_parallel.executors.parallel import LOST_RETRIES
 from ostap_parallel.executors.pool import ParallelPool
 from ostap_parallel.outcome import Batch, Combined, Outcome
@@ -130,8 +131,7 @@ class WorkManager:
         """Number of workers by host, of those that are up; the local ones are ``"local"``."""
         if self._owned is not None:
             return self._owned.workers
-        kind = type(self.executor).__name__
-        return {kind: getattr(self.executor, "_max_workers", None) or os.cpu_count() or 1}
+        return {type(self.executor).__name__: count_workers(self.executor)}
 
     @property
     def pool(self) -> ParallelPool:

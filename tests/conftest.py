@@ -39,14 +39,20 @@ from sshd import (
 
 LEAK_PATIENCE = 5.0  # seconds until a host must be as it was before a test
 
-# Python's own helpers, which it keeps until the interpreter exits.
-KEPT_BY_PYTHON = "multiprocessing.resource_tracker", "multiprocessing.forkserver"
+# Helpers of Python's and of MPI's, which these keep until the interpreter exits.
+KEPT_TO_THE_END = (
+    "multiprocessing.resource_tracker",
+    "multiprocessing.forkserver",
+    "mpiexec",
+    "hydra_pmi_proxy",
+)
 
 MakeHosts = Callable[..., Hosts]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--quick", action="store_true", help="leave out the tests marked slow")
+    parser.addoption("--all", action="store_true", help="run also the tests marked heavy")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -56,13 +62,14 @@ def pytest_configure(config: pytest.Config) -> None:
     if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
         signal.signal(signal.SIGHUP, lambda *_: None)
     config.addinivalue_line("markers", "slow: takes many seconds; left out by --quick")
+    config.addinivalue_line("markers", "heavy: needs the extra `faces`; run by --all only")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--quick"):
-        slow = [item for item in items if item.get_closest_marker("slow")]
-        config.hook.pytest_deselected(items=slow)
-        items[:] = [item for item in items if item not in slow]
+    left_out = ["slow"] * config.getoption("--quick") + ["heavy"] * (not config.getoption("--all"))
+    out = [item for item in items if any(map(item.get_closest_marker, left_out))]
+    config.hook.pytest_deselected(items=out)
+    items[:] = [item for item in items if item not in out]
 
 
 @contextmanager
@@ -191,7 +198,7 @@ def _nothing_left_here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
 def child_lines() -> list[str]:
     """Describe the processes below this one."""
     lines = [f"process {describe(pid)}" for pid in descendants(os.getpid())]
-    return [line for line in lines if not any(name in line for name in KEPT_BY_PYTHON)]
+    return [line for line in lines if not any(name in line for name in KEPT_TO_THE_END)]
 
 
 def files_in(folder: str) -> list[str]:

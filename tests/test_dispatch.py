@@ -6,21 +6,14 @@ import itertools
 import os
 import signal
 import threading
-from concurrent.futures import (
-    BrokenExecutor,
-    Executor,
-    Future,
-    ProcessPoolExecutor,
-    ThreadPoolExecutor,
-    wait,
-)
+from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor, wait
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 import faults
 import functions
 import pytest
+from foreign import FOREIGN, open_foreign, processes
 
 from ostap_parallel import SerializeError, TaskMerger, WorkerLost, WorkManager
 from ostap_parallel.dispatch import Run
@@ -35,21 +28,10 @@ def ours():
         yield executor
 
 
-def processes():
-    # a fork of a process with threads may hang
-    return ProcessPoolExecutor(2, mp_context=get_context("spawn"))
-
-
-EXECUTORS = {
-    "ours": partial(ParallelExecutor, 2),
-    "processes": processes,
-    "threads": partial(ThreadPoolExecutor, 2),
-}
-
-
-@pytest.fixture(scope="module", params=EXECUTORS.values(), ids=EXECUTORS)
+@pytest.fixture(scope="module", params=["ours", *FOREIGN])
 def executor(request):
-    with request.param() as executor:
+    opened = ParallelExecutor(2) if request.param == "ours" else open_foreign(request.param)
+    with opened as executor:
         yield executor
 
 

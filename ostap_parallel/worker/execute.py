@@ -268,8 +268,11 @@ _bind_once = functools.lru_cache(maxsize=8)(bind)
 _binding = threading.Lock()  # a cache may compute twice what two threads ask for at once
 
 
-def run_foreign(call: bytes, chunk: bytes) -> ChunkOutcome | Lost:
-    """Run a chunk in a worker of somebody else's executor."""
+def run_foreign(call: bytes, chunk: bytes, number: int = 0) -> ChunkOutcome | Lost:
+    """Run a chunk in a worker of somebody else's executor.
+
+    `number` tells attempts on the same chunk apart: dask takes calls that are alike for one.
+    """
     with _binding:
         run = _bind_once(call)
     return unpack_result(run(chunk))
