@@ -15,9 +15,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Sized
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, wait
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
-from typing import Any, Protocol
+from typing import Any
 
 from ostap_parallel.errors import (
     RemoteTraceback,
@@ -28,7 +29,7 @@ from ostap_parallel.errors import (
 )
 from ostap_parallel.executors.foreign import count_workers
 from ostap_parallel.executors.parallel import LOST_RETRIES, ParallelExecutor
-from ostap_parallel.outcome import Batch, Combined, Outcome
+from ostap_parallel.outcome import Batch, Checkpoint, Combined, Journal, Outcome, keep
 from ostap_parallel.worker import execute, serialize
 from ostap_parallel.worker.execute import Call, ChunkOutcome, Lost
 from ostap_parallel.worker.shared import SMALL, Blob, Inline, Packed, Stored
@@ -59,22 +60,8 @@ HOST_RETRIES = 8
 STOP_PATIENCE = 3.5
 STOP_AGAIN = 0.3
 
-
-class Journal(Protocol):
-    """Keeps the outcomes of a run, so that a later run can go on with them."""
-
-    def find(self, index: int, item: Any) -> Outcome | None:
-        """Return the outcome of an item if an earlier run has got it."""
-
-    def keep(self, outcome: Outcome) -> None:
-        """Keep an outcome, unless it is one that `find` has returned."""
-
-
-class Checkpoint(Protocol):
-    """Where a journal is to be had."""
-
-    def open(self, call: Call, total: int | None) -> contextlib.AbstractContextManager[Journal]:
-        """Open the journal of runs of `call` on `total` items."""
+# Told of each run that begins in this context, for who waits elsewhere and may want to cancel it.
+on_run: ContextVar[Callable[[Run], object]] = ContextVar("on_run", default=lambda run: None)
 
 
 @dataclass
@@ -147,6 +134,7 @@ class Run:
     _first: int = 0  # the oldest item that is not yet yielded in order
     _next: int = 0  # index of the next item to be read
     _exhausted: bool = False
+    _is_cancelled: bool = False
     _is_disturbed: bool = False  # whether all was interrupted while the chunk at hand ran
     _seconds: float | None = None  # mean time per item
     _size: int = 1
@@ -163,6 +151,11 @@ class Run:
         """Number of items read from the input."""
         return self._next
 
+    def cancel(self) -> None:
+        """Have `arrivals` end soon, from any thread."""
+        self._is_cancelled = True
+        self._news.put(None)
+
     def arrivals(self) -> Generator[Batch | Outcome, None, None]:
         """Yield what becomes of the items, as they come or in order; input is read as needed.
 
@@ -175,7 +168,10 @@ class Run:
             The function, or the shared object, cannot be sent.
         ServersUnavailable
             No worker is left and none is about to come.
+        concurrent.futures.CancelledError
+            `cancel` was called.
         """
+        on_run.get()(self)
         self._total = len(self.items) if isinstance(self.items, Sized) else None
         self._input = iter(self.items)
         self._id = os.urandom(16)  # other programs may use the same servers
@@ -190,7 +186,7 @@ class Run:
             if self.checkpoint is not None:
                 opened = self.checkpoint.open(self.call, self._total)
                 self._journal = leaving.enter_context(opened)
-                arriving = _keep(self._journal, arriving)
+                arriving = keep(self._journal, arriving)
             yield from self._in_order(arriving) if self.ordered else arriving
 
     def _submitter(self) -> Callable[[bytes], Future[ChunkOutcome | Lost]]:
@@ -226,6 +222,8 @@ class Run:
 
     def _as_they_come(self) -> Iterator[Batch | Outcome]:
         while True:
+            if self._is_cancelled:
+                raise CancelledError("the run was cancelled")
             self._feed()
             if self._unsent:
                 while self._unsent:
@@ -469,13 +467,6 @@ class Run:
             running = [future for future in self._running if not future.cancel()]
             wait(running, timeout=STOP_PATIENCE)
         self._running.clear()
-
-
-def _keep(journal: Journal, arriving: Iterator[Batch | Outcome]) -> Iterator[Batch | Outcome]:
-    for arrival in arriving:
-        for outcome in arrival if isinstance(arrival, Batch) else [arrival]:
-            journal.keep(outcome)
-        yield arrival
 
 
 def _combined(result: ChunkOutcome, items: list[_Item], start: int, stop: int) -> Combined:

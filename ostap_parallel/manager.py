@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
 import copy
 import functools
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sized
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -24,6 +25,7 @@ from ostap_parallel.executors.pool import ParallelPool
 from ostap_parallel.outcome import Batch, Combined, Outcome
 from ostap_parallel.progress import ProgressReporter, open_progress
 from ostap_parallel.report import Failure, Report
+from ostap_parallel.stream import Results, in_thread
 from ostap_parallel.task import Collector, FuncTask, GenericTask, Merger, Task, TaskMerger
 from ostap_parallel.worker.execute import Call
 
@@ -122,6 +124,12 @@ class WorkManager:
     def __exit__(self, *error: object) -> None:
         self.close()
 
+    async def __aenter__(self) -> WorkManager:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await asyncio.to_thread(self.close)
+
     def __repr__(self) -> str:
         workers = ", ".join(f"{host}: {count}" for host, count in self.workers.items())
         return f"<WorkManager {workers or 'without workers'}>"
@@ -216,6 +224,12 @@ class WorkManager:
             recorder.merge(merging, on_error, self._dump)
         return recorder.report.result
 
+    async def aprocess(
+        self, task: Task | Callable[..., Any], items: Iterable[Any], **options: Any
+    ) -> Any:
+        """Await `process`, which goes on in a thread; cancelling this stops the run."""
+        return await in_thread(self.process, task, items, **options)
+
     def iexecute(
         self,
         func: Task | Callable[..., Any],
@@ -232,8 +246,10 @@ class WorkManager:
         seed: int | str | None = None,
         description: str | None = None,
         checkpoint: Checkpoint | str | os.PathLike[str] | None = None,
-    ) -> Iterator[Any]:
-        """Yield the results as they come; the first failure is raised.
+    ) -> Results:
+        """Iterate over the results as they come; the first failure is raised.
+
+        ``async for`` works, too: a thread fetches the results.
 
         Parameters
         ----------
@@ -270,14 +286,15 @@ class WorkManager:
         call = _call(func, jobid, shared, seed, timeout)
         options = chunk_size, ordered, retries, lost_retries
         run = Run(self.executor, call, items, *options, checkpoint=_checkpoint(checkpoint))
-        return self._iterate(run, progress, description or _title(func))
+        return Results(self._arrivals(run, progress, description or _title(func)), run.cancel)
 
-    def _iterate(self, run: Run, progress: bool | None, title: str) -> Iterator[Any]:
+    def _arrivals(
+        self, run: Run, progress: bool | None, title: str
+    ) -> Generator[Batch | Outcome, None, None]:
         with self._record(run, progress, title) as recorder:
             for arrival in recorder.arrivals("raise"):
-                for value in arrival.values if isinstance(arrival, Batch) else [arrival.value]:
-                    recorder.report.merged += 1
-                    yield value
+                recorder.report.merged += len(arrival) if isinstance(arrival, Batch) else 1
+                yield arrival
             recorder.complete()
 
     @contextmanager

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
+
+from ostap_parallel.worker.execute import Call
 
 
 @dataclass(frozen=True)
@@ -74,3 +77,28 @@ class Combined(Batch):
 
     `values` has one entry, for all of them; there is no `Outcome` of each.
     """
+
+
+class Journal(Protocol):
+    """Keeps the outcomes of a run, so that a later run can go on with them."""
+
+    def find(self, index: int, item: Any) -> Outcome | None:
+        """Return the outcome of an item if an earlier run has got it."""
+
+    def keep(self, outcome: Outcome) -> None:
+        """Keep an outcome, unless it is one that `find` has returned."""
+
+
+class Checkpoint(Protocol):
+    """Where a journal is to be had."""
+
+    def open(self, call: Call, total: int | None) -> contextlib.AbstractContextManager[Journal]:
+        """Open the journal of runs of `call` on `total` items."""
+
+
+def keep(journal: Journal, arriving: Iterator[Batch | Outcome]) -> Iterator[Batch | Outcome]:
+    """Have a journal keep what arrives, and pass it on."""
+    for arrival in arriving:
+        for outcome in arrival if isinstance(arrival, Batch) else [arrival]:
+            journal.keep(outcome)
+        yield arrival

@@ -28,6 +28,7 @@ LAYERS = (
     {"identity"},
     {"executor"},
     {"task", "report", "progress"},
+    {"stream"},
     {"dispatch"},
     {"outcome"},
     {"executors"},
