@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ostap_parallel.errors import CheckpointError as CheckpointError
     from ostap_parallel.errors import ConfigError as ConfigError
     from ostap_parallel.errors import HostError as HostError
+    from ostap_parallel.errors import InitializerError as InitializerError
     from ostap_parallel.errors import OstapParallelError as OstapParallelError
     from ostap_parallel.errors import RemoteError as RemoteError
     from ostap_parallel.errors import SerializeError as SerializeError
@@ -34,8 +35,8 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "checkpoint": "Checkpoint",
-    "errors": "CheckpointError ConfigError HostError OstapParallelError RemoteError "
-    "SerializeError ServersUnavailable TaskTimeout WorkerLost",
+    "errors": "CheckpointError ConfigError HostError InitializerError OstapParallelError "
+    "RemoteError SerializeError ServersUnavailable TaskTimeout WorkerLost",
     "executor": "Executor",
     "manager": "WorkManager",
     "report": "Failure Report Statistics StatMerger",

@@ -193,12 +193,12 @@ class Run:
         """Pack the function and what is shared; return what submits a chunk for them."""
         where, blob = self._share()
         name = getattr(self.call.function, "__qualname__", repr(self.call.function))
-        call = replace(self.call, shared=where)
+        initializer = getattr(self.executor, "initializer", None)
+        call = replace(self.call, shared=where, initializer=initializer)
         packed = serialize.pack(call, f"the function {name}", cache=self._cache)
-        if isinstance(self.executor, ParallelExecutor):
-            submit_chunk = self.executor.submit_chunk
-            return lambda chunk: submit_chunk(packed, chunk, blob)
         executor, numbers = self.executor, itertools.count()
+        if isinstance(executor, ParallelExecutor):
+            return lambda chunk: executor.submit_chunk(packed, chunk, blob)
         return lambda chunk: executor.submit(execute.run_foreign, packed, chunk, next(numbers))
 
     def _share(self) -> tuple[Inline | Stored | None, Blob | None]:

@@ -41,7 +41,7 @@ class HostError(OstapParallelError, ConnectionError):
         return f"{self.host}: {self.step}: {self.reason}"
 
 
-class ServersUnavailable(OstapParallelError, ConnectionError):
+class ServersUnavailable(OstapParallelError, ConnectionError, BrokenExecutor):
     """No host could be had and there are no local workers; one line per host.
 
     Attributes
@@ -98,6 +98,23 @@ class WorkerLost(OstapParallelError, BrokenExecutor):
 
     def __str__(self) -> str:
         return f"item {self.item} on {self.host}: {self.reason}"
+
+
+class InitializerError(OstapParallelError, BrokenExecutor):
+    """The initializer of an executor has raised in a worker: no job can run there.
+
+    Attributes
+    ----------
+    reason
+        What it raised.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"the initializer raised {self.reason}"
 
 
 class TaskTimeout(OstapParallelError, TimeoutError):

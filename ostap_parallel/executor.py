@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from numbers import Integral, Real
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ostap_parallel.config import HostConfig, find_secret, load_settings
 from ostap_parallel.config.load import HostArguments
-from ostap_parallel.errors import ConfigError
+from ostap_parallel.errors import ConfigError, InitializerError
 from ostap_parallel.executors.parallel import PATIENCE, ParallelExecutor
 from ostap_parallel.report import relay
 
@@ -32,7 +33,9 @@ class Executor(ParallelExecutor):
     Parameters
     ----------
     ncpus, servers
-        Local workers and hosts, as of `WorkManager`, and so are all others.
+        Local workers and hosts, as of `WorkManager`, and so are the other settings.
+    initializer, initargs
+        ``initializer(*initargs)`` is called in each worker process before its first task.
 
     Raises
     ------
@@ -45,6 +48,8 @@ class Executor(ParallelExecutor):
         ncpus: int | str = "autodetect",
         servers: str | int | Iterable[str | int] = (),
         *,
+        initializer: Callable[..., Any] | None = None,
+        initargs: Iterable[Any] = (),
         config: Iterable[Path | str] | Path | str | None = None,
         secret: str | None = None,
         timeout: float = 7200,
@@ -57,6 +62,7 @@ class Executor(ParallelExecutor):
         hosts: tuple[HostConfig, ...] = ()
         if servers != ():  # else the configuration, right or wrong, does not matter
             hosts = load_settings(servers, config=config, **settings).hosts
+        self._broken: InitializerError | None = None
         super().__init__(
             ncpus,
             hosts,
@@ -64,7 +70,38 @@ class Executor(ParallelExecutor):
             timeout=timeout,
             patience=patience,
             on_event=relay,
+            initializer=initializer,
+            initargs=initargs,
         )
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Run a call on any worker.
+
+        Raises
+        ------
+        SerializeError
+            The function or an argument cannot be sent.
+        BrokenExecutor
+            No worker is left and none is about to come; or the initializer has failed.
+        RuntimeError
+            The executor has been shut down.
+        """
+        self.check()
+        future = super().submit(fn, *args, **kwargs)
+        if self.initializer is not None:
+            future.add_done_callback(self._notice)
+        return future
+
+    def check(self) -> None:
+        """Raise what `submit` would raise for any call."""
+        super().check()
+        if self._broken is not None:
+            raise self._broken
+
+    def _notice(self, future: Future[Any]) -> None:
+        error = None if future.cancelled() else future.exception()
+        if isinstance(error, InitializerError):
+            self._broken = error
 
 
 def _check(ncpus: int | str, timeout: float, patience: float) -> None:

@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor, Future, InvalidStateError
 from dataclasses import replace
 from typing import Any
@@ -34,6 +34,7 @@ from ostap_parallel.executors.supervisor import EventHandler, Supervisor
 from ostap_parallel.worker import execute, handshake, serialize, transport
 from ostap_parallel.worker.engine import Server, Task
 from ostap_parallel.worker.execute import ChunkOutcome, Lost
+from ostap_parallel.worker.initializer import Initializer
 from ostap_parallel.worker.shared import Blob, Store
 
 logger = logging.getLogger(__name__)
@@ -234,6 +235,8 @@ class ParallelExecutor(Executor):
         Seconds that work waits for lost hosts to come back when no worker is left.
     on_event
         Receives what workers print and log.
+    initializer, initargs
+        ``initializer(*initargs)`` is called in each worker process before its first job.
 
     Attributes
     ----------
@@ -252,7 +255,10 @@ class ParallelExecutor(Executor):
         timeout: float = 7200,
         patience: float = PATIENCE,
         on_event: EventHandler = lambda host, event: None,
+        initializer: Callable[..., Any] | None = None,
+        initargs: Iterable[Any] = (),
     ) -> None:
+        self.initializer = initializer and Initializer.of(initializer, initargs)
         if secret == "":
             raise ConfigError("secret: it is empty; leave it out for a random one")
         secret = secret if secret is not None else secrets.token_hex(32)
@@ -264,7 +270,8 @@ class ParallelExecutor(Executor):
         self._closed = threading.Event()
         self._alone_since: float | None = None  # when the last worker was lost
         self._alarm = threading.Timer(0, _ignore)  # rings when that is too long ago
-        self._apply = serialize.dumps(execute.Call(execute.apply))
+        call = execute.Call(execute.apply, initializer=self.initializer)
+        self._apply = serialize.dumps(replace(call, log_level=logging.getLogger().level))
         self.server = ClientServer(ncpus, secret, on_event)
         # Neither it nor its threads keep a forgotten executor alive.
         changed = weakref.WeakMethod(self._changed)

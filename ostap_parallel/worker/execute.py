@@ -55,6 +55,8 @@ class Call:
         Called as ``function(item)``, or ``function(index, item)`` with `with_index`.
     before_item
         Called with the index before each item.
+    initializer
+        Called in each worker process before all else; it knows whether it was already.
     worker_init
         Called once in each worker process before its first item.
     surroundings
@@ -85,6 +87,7 @@ class Call:
     shared: Any = None
     with_keywords: bool = False
     combine: Callable[[Any, Any], Any] | None = None
+    initializer: Callable[[], None] | None = None
 
     def with_shared(self, location: str) -> Call:
         """Return the call for a chunk, and have `shared.shared` find the object from now on."""
@@ -295,6 +298,8 @@ def _prepare(data: bytes, location: str) -> dict[str, Any]:
             # Loaded now: a task that imports it later must find it seeded for its first item.
             with contextlib.suppress(ImportError):
                 import numpy.random  # type: ignore[import-not-found,unused-ignore] # noqa: F401
+        if call.initializer is not None:
+            call.initializer()
         if call.worker_init is not None:
             call.with_shared(location)
             call.worker_init()

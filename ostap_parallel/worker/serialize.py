@@ -230,9 +230,56 @@ def _dump_by_value(obj: object, back: bool) -> bytes:
     return buffer.getvalue()
 
 
+class _DillUnpickler(dill.Unpickler):  # type: ignore[misc]
+    """dill's unpickler, which notes the functions that it makes."""
+
+    def __init__(self, data: bytes) -> None:
+        # ignore: dill would otherwise swap an object's class for one of the same name in __main__
+        super().__init__(io.BytesIO(data), ignore=True)
+        self.functions: list[FunctionType] = []
+
+    def find_class(self, module: str, name: str) -> Any:
+        found = super().find_class(module, name)
+        return self._create if found is _dill._create_function else found
+
+    def _create(self, *args: Any) -> FunctionType:
+        function: FunctionType = _dill._create_function(*args)
+        self.functions.append(function)
+        return function
+
+
 def _load_by_value(data: bytes) -> Any:
-    # ignore: dill would otherwise swap an object's class for one of the same name in __main__
-    return dill.loads(data, ignore=True)
+    unpickler = _DillUnpickler(data)
+    value = unpickler.load()
+    for function in unpickler.functions:
+        if function.__globals__.get("__name__") == "__main__":
+            function.__globals__.update(_kept)
+            _of_main.add(function)
+    return value
+
+
+# Each function of the caller's __main__ has global variables of its own here, those that it uses,
+# with the values that they have at the caller's; and the ones that are kept.
+_of_main: WeakSet[FunctionType] = WeakSet()
+_kept: dict[str, Any] = {}
+
+
+def call_for_good(packed: bytes) -> None:
+    """Do a serialised call ``(function, arguments)``; all of the caller's ``__main__`` see it.
+
+    That is, its functions see the global variables that were set or, if containers, filled.
+    """
+    known = set(_of_main)
+    function, args = loads(packed)
+    before = [(new.__globals__, new.__globals__.copy()) for new in set(_of_main) - known]
+    function(*args)
+    for after, old in before:
+        for name, value in after.items():
+            if old.get(name, old) is not value or isinstance(value, dict | list | set):
+                _kept[name] = value
+    _kept.pop("__builtins__", None)
+    for function in _of_main:
+        function.__globals__.update(_kept)
 
 
 # Every instance brings its class: most of the time the very same bytes. Only the last ones count:
