@@ -70,7 +70,7 @@ class _Chunk:
 
     indices: Sequence[int]
     items: list[Any]
-    packed: list[Any]
+    packed: Sequence[Any]
 
     def split(self) -> list[_Item]:
         """Return the items one by one, as each may get a history of its own."""
@@ -282,12 +282,20 @@ class Run:
         size, room = self._chunk_size(workers), MAX_CHUNK_BYTES
         if self.ordered:  # what is held back for one slow item must not grow without limit
             size = min(size, 8 * size * workers + 64 - (self._next - self._first))
+        size = max(0, size)
+        values: Iterable[Any] = itertools.islice(self._input, size)
+        if isinstance(self.items, (range, list, tuple)):
+            values = self.items[self._next : self._next + size]
+            if set(map(type, values)) <= self._as_it_is:  # no need to look at them one by one
+                first, self._next = self._next, self._next + len(values)
+                self._exhausted = len(values) < size
+                return _Chunk(range(first, self._next), list(values), values) if values else None
         enough = time.monotonic() + CHUNK_SECONDS  # input may come slowly: workers must not wait
         indices: list[int] = []
         items: list[Any] = []
         sent: list[Any] = []
         last = self._next + size
-        for value in itertools.islice(self._input, max(0, size)):
+        for value in values:
             index, self._next = self._next, self._next + 1
             packed = value if type(value) in self._as_it_is else self._prepare(index, value)
             if packed is not _NOT_SENT:
@@ -326,7 +334,7 @@ class Run:
             left = max(1, self._total - self._next)
             shortest = max(SHORTEST_CHUNK, ROUND_TRIPS_AT_THE_END * self._round_trip())
             least = int(shortest / self._seconds) if self._seconds else 1
-            least = min(least, self._next >> 6)  # many must have been as short as that
+            least = min(least, self._next >> 5)  # many must have been as short as that
             size = min(size, max(least, math.ceil(left / (3 * workers))))
         return size
 
@@ -340,7 +348,7 @@ class Run:
         fitting = wanted / max(self._seconds, 1e-7)
         # grows step by step, as the first items may not be like the others: beyond a chunk that
         # came back, not with each of those that are under way
-        self._size = max(1, min(int(fitting), max(self._size, 4 * count), MAX_CHUNK))
+        self._size = max(1, min(int(fitting), max(self._size, 8 * count), MAX_CHUNK))
 
     def _arrivals_of(
         self, done: Future[Any], chunk: _Chunk | list[_Item]

@@ -298,12 +298,17 @@ class TestLeftovers:
     @pytest.mark.parametrize("how", faults.WAYS)
     def test_the_next_item_does_not_see_it(self, wm, how):
         def work(item):
+            time.sleep(execute.BRIEF)
             return faults.leave(how) if item == 1 else faults.state()
 
         # what it leaves may reach it itself
         found = wm.process(work, range(3), chunk_size=3, on_error="collect")
         assert found[2] == found[0]
         assert found[0]["pid"] == wm.process(functions.pid_of, [1])[0]  # nor does it end
+
+    def test_nor_does_the_next_chunk_though_the_item_was_brief(self, wm):
+        masks = wm.process(os.umask, [0o077, 0o077], chunk_size=1)  # each returns the old one
+        assert masks == [faults.state()["umask"]] * 2
 
     def test_output_goes_on(self, wm, capfd):
         def work(item):

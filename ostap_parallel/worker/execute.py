@@ -25,12 +25,12 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, MutableSequence, Sequence
 from dataclasses import dataclass, field, replace
 from types import FrameType
-from typing import Any, ClassVar
+from typing import Any
 
 from ostap_parallel.errors import RemoteError, SerializeError
 from ostap_parallel.worker import serialize, shared
 from ostap_parallel.worker.combine import Combiner
-from ostap_parallel.worker.restore import Baseline
+from ostap_parallel.worker.restore import Baseline, NoBaseline
 
 # Sent as they are inside a chunk's own list; everything else is serialised item by item, so that
 # one bad item or result harms no other. (bytes stand for something serialised.)
@@ -40,6 +40,11 @@ PLAIN = (int, float, str, bool, type(None), complex)
 # by how much this end may be late.
 GRACE = 2.0
 SLACK = 0.2
+
+# Seconds: what items leave behind that each take less is looked for when so many have gone by that
+# they have taken some time together. To look costs more than such an item.
+BRIEF = 5e-6
+MANY_BRIEF = 1e-4
 
 # Characters that are kept of an exception's text and of its traceback.
 MAX_TEXT = 100_000
@@ -217,11 +222,12 @@ def unpack_result(message: bytes) -> ChunkOutcome | Lost:
     return outcome
 
 
+@dataclass(slots=True)
 class Executing:
     """What this process does now, as far as signals and its server need to know.
 
-    An interrupt between items is ignored: it was meant for an item that has just ended. While
-    values are merged, it ends the chunk afterwards.
+    An interrupt between items ends their chunk; one between chunks is ignored, as it was meant
+    for a chunk that has just ended.
 
     Attributes
     ----------
@@ -230,19 +236,24 @@ class Executing:
         process is ended for it, in nanoseconds of the monotonic clock, or 0. A worker shares
         them with its server, for which they survive the worker.
     baseline
-        What is brought back after each item; ``None`` in processes that are not ours.
-    system_call
-        Seconds: an item that took less has made no system call, and can have changed but little.
+        What is brought back after items.
+    now
+        Whether an item is run.
+    interrupted, timed_out
+        Whether what runs now was told to stop from outside, or as the item took too long.
+    armed
+        When the end of a process that does not come back was put off last.
     """
 
-    now = False
-    merging = False
-    interrupted = False  # from outside
-    timed_out = False
-    position: ClassVar[MutableSequence[int] | memoryview] = [-1, 0]
-    baseline: Baseline | None = None
-    system_call = 0.0
-    armed = -math.inf  # when the end of a process that does not come back was put off last
+    position: MutableSequence[int] | memoryview
+    baseline: Baseline | NoBaseline
+    now: bool = False
+    interrupted: bool = False
+    timed_out: bool = False
+    armed: float = -math.inf
+
+
+executing = Executing([-1, 0], NoBaseline())
 
 
 def bind(call: bytes) -> Callable[[bytes], bytes]:
@@ -256,7 +267,7 @@ def bind(call: bytes) -> Callable[[bytes], bytes]:
         with preparing:
             state = _state_of(call, number)
             if not state:
-                Executing.position[0] = indices[0]
+                executing.position[0] = indices[0]
                 state.update(_prepare(call, location))
         result = ChunkOutcome(socket.gethostname(), os.getpid())
         _run_items(_with_shared(state, location), indices, items, result)
@@ -303,9 +314,9 @@ def _prepare(data: bytes, location: str) -> dict[str, Any]:
         if call.worker_init is not None:
             call.with_shared(location)
             call.worker_init()
-        if Executing.baseline is not None:  # what this has set up is for all items
+        if isinstance(executing.baseline, Baseline):  # what this has set up is for all items
             take_signals()
-            Executing.baseline, old = Baseline(), Executing.baseline
+            executing.baseline, old = Baseline(), executing.baseline
             old.close()
     except BaseException as exc:
         _restore()
@@ -325,7 +336,7 @@ def _run_items(
     state: dict[str, Any], indices: Sequence[int], items: list[Any], result: ChunkOutcome
 ) -> None:
     if "error" in state:
-        Executing.position[0] = -1
+        executing.position[0] = -1
         result.answers[:] = [state["error"]] * len(items)
         result.seconds.extend([0.0] * len(items))
         result.failed.update(range(len(items)))
@@ -333,22 +344,31 @@ def _run_items(
     call: Call = state["call"]
     merger = call.combine
     combiner = None if merger is None else Combiner(merger, indices, result.answers)
-    for position, (index, packed) in enumerate(zip(indices, items, strict=True)):
+    executing.interrupted = executing.timed_out = False
+    brief = 0.0  # time of the items after which the process was not brought back
+    for index, packed in zip(indices, items, strict=True):
         ok, answer, seconds = _run_item(call, index, packed)
-        if seconds > Executing.system_call and os.getpid() != result.pid:
-            _flush()  # a fork that came back from the task: this is not its work
-            os._exit(0)
-        if Executing.interrupted:  # the run is over: no outcome for this item, none for the rest
+        if seconds < BRIEF and brief < MANY_BRIEF and executing.baseline.is_intact():
+            brief += seconds
+        else:
+            brief = 0.0
+            if os.getpid() != result.pid:
+                _flush()  # a fork that came back from the task: this is not its work
+                os._exit(0)
+            _restore()
+        if executing.interrupted:  # the run is over: no outcome for this item, none for the rest
             break
         result.answers.append(answer)
         result.seconds.append(seconds)
         if not ok:
-            result.failed.add(position)
+            result.failed.add(len(result.answers) - 1)
         elif combiner:
             _combine(combiner, result, answer)
-            if Executing.interrupted or result.merge_failure:
+            if executing.interrupted or result.merge_failure:
                 break
-    Executing.interrupted = False
+    executing.position[0] = -1
+    if brief:
+        _restore()
     if combiner:
         _end(combiner, result)
 
@@ -361,13 +381,10 @@ def _combine(combiner: Combiner, result: ChunkOutcome, answer: Any) -> None:
         value = unpack_value(answer)
     except BaseException:  # the caller will find out, too
         return
-    Executing.merging = True
     try:
         combiner.add(value)
     except BaseException as exc:  # user code
         result.merge_failure = (combiner.start, len(result.answers), _pack_error(exc))
-    finally:
-        Executing.merging = False
     result.seconds[-1] += time.perf_counter() - begin
 
 
@@ -381,49 +398,36 @@ def _end(combiner: Combiner, result: ChunkOutcome) -> None:
 
 
 def _run_item(call: Call, index: int, packed: Any) -> tuple[bool, Any, float]:
-    """Run one item and return its outcome; leave the process as it was before."""
-    Executing.position[0] = index
-    Executing.timed_out = False
+    """Run one item; return whether that went well, its packed value or error, and its time."""
+    executing.position[0] = index
     start = time.perf_counter()
     try:
-        Executing.now = True
-        if call.timeout is not None:
-            _arm(call.timeout)
-        ok, answer = _attempt(call, index, packed)
-        Executing.now = False
+        executing.now = True
+        try:
+            if call.timeout is not None:
+                executing.timed_out = False
+                _arm(call.timeout)
+            item = serialize.loads(packed) if type(packed) is bytes else packed
+            ok, answer = True, call.run(index, item)
+            if type(answer) not in PLAIN:
+                what = f"the result of item {index} (a {type(answer).__name__})"
+                answer = serialize.pack(answer, what, back=True)
+        except BaseException as exc:  # whatever a task raises is its outcome
+            ok, answer = False, _pack_error(exc)
+        executing.now = False
     except BaseException as exc:  # interrupted while it packed an error
-        Executing.now = False
+        executing.now = False
         ok, answer = False, _pack_error(exc)
     seconds = time.perf_counter() - start
-    if ok and Executing.timed_out:
+    if ok and executing.timed_out:
         ok, answer = False, _pack_error(TimeoutError("it went on when it was interrupted"))
-    _restore(quick=seconds < Executing.system_call)
-    Executing.position[0] = -1
     return ok, answer, seconds
 
 
-def measure_system_call() -> None:
-    """Find out what time an item takes at least that makes a system call."""
-    Executing.system_call = min(_run_item(Call(os.getpgid), -1, 0)[2] for _ in range(100))
-
-
-def _attempt(call: Call, index: int, packed: Any) -> tuple[bool, Any]:
-    try:
-        value = call.run(index, unpack_value(packed))
-        if type(value) in PLAIN:
-            return True, value
-        what = f"the result of item {index} (a {type(value).__name__})"
-        return True, serialize.pack(value, what, back=True)
-    except BaseException as exc:  # whatever a task raises is its outcome
-        return False, _pack_error(exc)
-
-
-def _restore(quick: bool = False) -> None:
-    if Executing.baseline is None:
-        return
+def _restore() -> None:
     for _ in range(3):
         try:
-            Executing.baseline.restore(quick)
+            executing.baseline.restore()
             break
         except BaseException:  # a signal handler that the task has left may raise here
             continue
@@ -436,16 +440,16 @@ def take_signals() -> None:
 
 
 def _on_signal(signum: int, frame: FrameType | None) -> None:
-    if signum == signal.SIGALRM and not Executing.position[1]:  # the task's own, without handler
+    if signum == signal.SIGALRM and not executing.position[1]:  # the task's own, without handler
         signal.signal(signum, signal.SIG_DFL)
         signal.raise_signal(signum)
-    if Executing.now:
-        Executing.now = False
-        Executing.interrupted = signum == signal.SIGINT
-        Executing.timed_out = signum == signal.SIGALRM
+    if executing.now:
+        executing.now = False
+        executing.interrupted = signum == signal.SIGINT
+        executing.timed_out = signum == signal.SIGALRM
         raise KeyboardInterrupt
-    if Executing.merging and signum == signal.SIGINT:
-        Executing.interrupted = True
+    if signum == signal.SIGINT:
+        executing.interrupted = True
 
 
 def _arm(timeout: float) -> None:
@@ -456,18 +460,18 @@ def _arm(timeout: float) -> None:
     """
     now = time.monotonic()
     last = timeout + GRACE + SLACK
-    if now - Executing.armed > SLACK:
+    if now - executing.armed > SLACK:
         faulthandler.dump_traceback_later(last, exit=True, file=2)
-        Executing.armed = now
-    Executing.position[1] = int((Executing.armed + timeout + GRACE) * 1e9)
+        executing.armed = now
+    executing.position[1] = int((executing.armed + timeout + GRACE) * 1e9)
     signal.setitimer(signal.ITIMER_REAL, timeout)
 
 
 def _disarm() -> None:
-    if Executing.armed > 0:
+    if executing.armed > 0:
         faulthandler.cancel_dump_traceback_later()
         signal.setitimer(signal.ITIMER_REAL, 0)
-        Executing.armed, Executing.position[1] = -math.inf, 0
+        executing.armed, executing.position[1] = -math.inf, 0
 
 
 def _pack_error(exc: BaseException) -> bytes:
@@ -484,7 +488,7 @@ def _pack_error(exc: BaseException) -> bytes:
         except BaseException:
             data = None
     name = f"{type(exc).__module__}.{type(exc).__qualname__}".removeprefix("builtins.")
-    rest = None if Executing.timed_out else (name, _shorten(serialize.text_of(exc)))
+    rest = None if executing.timed_out else (name, _shorten(serialize.text_of(exc)))
     return pickle.dumps((data, rest, text), serialize.PROTOCOL)
 
 

@@ -22,7 +22,7 @@ import struct
 import sys
 from typing import Any
 
-from ostap_parallel.worker.execute import Executing, bind, measure_system_call, take_signals
+from ostap_parallel.worker.execute import bind, executing, take_signals
 from ostap_parallel.worker.restore import Baseline
 from ostap_parallel.worker.transport import Pipe
 
@@ -69,15 +69,14 @@ def main(descriptors: tuple[int, int, int, int, int]) -> None:
     # A process that a task forks must not hold the protocol open when this one dies.
     os.register_at_fork(after_in_child=lambda: disconnect(read, write))
     take_signals()
-    Executing.position = memoryview(mmap.mmap(position, POSITION.size)).cast("q")
+    executing.position = memoryview(mmap.mmap(position, POSITION.size)).cast("q")
     os.close(position)
     logging.getLogger().addHandler(_LogToServer(log))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(line_buffering=True, errors="backslashreplace")
     _buffer_c_output_by_line()
-    measure_system_call()
-    Executing.baseline = Baseline()
+    executing.baseline = Baseline()
     protocol = _Protocol(os.fdopen(read, "rb"), os.fdopen(write, "wb"))
     protocol.send(b"ready")
     while True:
