@@ -123,7 +123,7 @@ def limits(results: Results) -> dict[str, float]:
     soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     most = int(Path("/proc/sys/kernel/threads-max").read_text())
     # A core does so many chunks in the time that a worker takes for one of the usual length.
-    from ostap_parallel.dispatch import CHUNK_SECONDS
+    from ostap_parallel.chunking import CHUNK_SECONDS
 
     return {
         "1024 descriptors, the usual soft limit": room(FILES, 1024),

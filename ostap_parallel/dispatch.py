@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import math
 import os
 import queue
 import threading
@@ -20,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
 from typing import Any
 
+from ostap_parallel.chunking import CHUNK_SECONDS, ChunkSize
 from ostap_parallel.errors import (
     RemoteTraceback,
     SerializeError,
@@ -33,18 +33,6 @@ from ostap_parallel.outcome import Batch, Checkpoint, Combined, Journal, Outcome
 from ostap_parallel.worker import execute, serialize
 from ostap_parallel.worker.execute import Call, ChunkOutcome, Lost
 from ostap_parallel.worker.shared import SMALL, Blob, Inline, Packed, Stored
-
-# A chunk should take about this long: many times a round trip, yet short beside a user's patience.
-CHUNK_SECONDS = 0.3
-MAX_CHUNK = 1 << 12
-
-# A shorter one costs more than it computes. Where the way to a host is long, a chunk takes at
-# least so many round trips, and towards the end of the input so many; what was measured as one
-# may have been a moment of high load.
-SHORTEST_CHUNK = 0.005
-ROUND_TRIPS = 20
-ROUND_TRIPS_AT_THE_END = 2
-LONGEST_ROUND_TRIP = 0.1
 
 MAX_CHUNK_BYTES = 1 << 22
 
@@ -136,8 +124,7 @@ class Run:
     _exhausted: bool = False
     _is_cancelled: bool = False
     _is_disturbed: bool = False  # whether all was interrupted while the chunk at hand ran
-    _seconds: float | None = None  # mean time per item
-    _size: int = 1
+    _size: ChunkSize = field(default_factory=ChunkSize)
 
     def __post_init__(self) -> None:
         _check_number("retries", self.retries, 0)
@@ -279,7 +266,10 @@ class Run:
 
     def _read_chunk(self, workers: int) -> _Chunk | None:
         """Read and pack some items; ``None`` if there are none to be sent now."""
-        size, room = self._chunk_size(workers), MAX_CHUNK_BYTES
+        size, room = self.chunk_size, MAX_CHUNK_BYTES
+        if size is None:
+            left = None if self._total is None else self._total - self._next
+            size = self._size.choose(workers, self._next, left, self._round_trip())
         if self.ordered:  # what is held back for one slow item must not grow without limit
             size = min(size, 8 * size * workers + 64 - (self._next - self._first))
         size = max(0, size)
@@ -325,30 +315,8 @@ class Run:
             self._unsent.append(Outcome(index, value, error=exc, traceback=str(exc)))
             return _NOT_SENT
 
-    def _chunk_size(self, workers: int) -> int:
-        if self.chunk_size is not None:
-            return self.chunk_size
-        size = self._size
-        if self._total is not None:
-            # guided: towards the end ever fewer, so that no worker idles while another works
-            left = max(1, self._total - self._next)
-            shortest = max(SHORTEST_CHUNK, ROUND_TRIPS_AT_THE_END * self._round_trip())
-            least = int(shortest / self._seconds) if self._seconds else 1
-            least = min(least, self._next >> 5)  # many must have been as short as that
-            size = min(size, max(least, math.ceil(left / (3 * workers))))
-        return size
-
     def _round_trip(self) -> float:
-        return min(getattr(self.executor, "round_trip", 0.0), LONGEST_ROUND_TRIP)
-
-    def _adapt(self, seconds: float, count: int) -> None:
-        mean = seconds / count
-        self._seconds = mean if self._seconds is None else 0.7 * self._seconds + 0.3 * mean
-        wanted = max(CHUNK_SECONDS, ROUND_TRIPS * self._round_trip())
-        fitting = wanted / max(self._seconds, 1e-7)
-        # grows step by step, as the first items may not be like the others: beyond a chunk that
-        # came back, not with each of those that are under way
-        self._size = max(1, min(int(fitting), max(self._size, 8 * count), MAX_CHUNK))
+        return getattr(self.executor, "round_trip", 0.0)
 
     def _arrivals_of(
         self, done: Future[Any], chunk: _Chunk | list[_Item]
@@ -358,7 +326,7 @@ class Run:
         except (Exception, CancelledError) as exc:  # a foreign executor's way to lose a chunk
             result = Lost(type(self.executor).__name__, 0, f"{type(exc).__name__}: {exc}", True)
         if isinstance(result, ChunkOutcome) and result.answers:
-            self._adapt(sum(result.seconds), len(result.seconds))
+            self._size.adapt(sum(result.seconds), len(result.seconds), self._round_trip())
             values = result.values(len(chunk.items)) if isinstance(chunk, _Chunk) else None
             if isinstance(chunk, _Chunk) and values is not None:
                 columns = chunk.indices, chunk.items, values, result.seconds

@@ -30,6 +30,7 @@ LAYERS = (
     {"task", "report", "progress"},
     {"stream"},
     {"dispatch"},
+    {"chunking"},
     {"outcome"},
     {"executors"},
     {"hosts"},

@@ -1,0 +1,51 @@
+"""How many items are sent together: enough to be worth it, few enough to end together."""
+
+from __future__ import annotations
+
+import math
+
+# A chunk should take about this long: many times a round trip, yet short beside a user's patience.
+CHUNK_SECONDS = 0.3
+MAX_CHUNK = 1 << 12
+
+# A shorter one costs more than it computes. Where the way to a host is long, a chunk takes at
+# least so many round trips, and towards the end of the input so many; what was measured as one
+# may have been a moment of high load.
+SHORTEST_CHUNK = 0.005
+ROUND_TRIPS = 20
+ROUND_TRIPS_AT_THE_END = 2
+LONGEST_ROUND_TRIP = 0.1
+
+GROWTH = 8  # from one chunk to the next
+MANY = 32  # a few items are not enough to know of so many more how long they take
+
+
+class ChunkSize:
+    """The size of the next chunk, by the times of the items so far.
+
+    Round trips are the seconds that a message to the farthest host and its answer take.
+    """
+
+    def __init__(self) -> None:
+        self._seconds: float | None = None  # mean time per item
+        self._size = 1
+
+    def adapt(self, seconds: float, count: int, round_trip: float) -> None:
+        """Take in that a chunk of `count` items took `seconds` on its worker."""
+        mean = seconds / count
+        self._seconds = mean if self._seconds is None else 0.7 * self._seconds + 0.3 * mean
+        wanted = max(CHUNK_SECONDS, ROUND_TRIPS * min(round_trip, LONGEST_ROUND_TRIP))
+        fitting = wanted / max(self._seconds, 1e-7)
+        # grows step by step, as the first items may not be like the others: beyond a chunk that
+        # came back, not with each of those that are under way
+        self._size = max(1, min(int(fitting), max(self._size, GROWTH * count), MAX_CHUNK))
+
+    def choose(self, workers: int, read: int, left: int | None, round_trip: float) -> int:
+        """Return the size of the next chunk when `read` items were read and `left` are left."""
+        if left is None:
+            return self._size
+        # guided: towards the end ever fewer, so that no worker idles while another works
+        shortest = ROUND_TRIPS_AT_THE_END * min(round_trip, LONGEST_ROUND_TRIP)
+        least = int(max(SHORTEST_CHUNK, shortest) / self._seconds) if self._seconds else 1
+        guided = math.ceil(max(1, left) / (3 * workers))
+        return min(self._size, max(min(least, read // MANY), guided))
