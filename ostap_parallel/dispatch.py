@@ -16,6 +16,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, S
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, wait
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
+from functools import partial
 from numbers import Integral, Real
 from typing import Any
 
@@ -185,7 +186,8 @@ class Run:
         packed = serialize.pack(call, f"the function {name}", cache=self._cache)
         executor, numbers = self.executor, itertools.count()
         if isinstance(executor, ParallelExecutor):
-            return lambda chunk: executor.submit_chunk(packed, chunk, blob)
+            modules = executor.modules.look()
+            return partial(executor.submit_chunk, packed, blob=blob, modules=modules)
         return lambda chunk: executor.submit(execute.run_foreign, packed, chunk, next(numbers))
 
     def _share(self) -> tuple[Inline | Stored | None, Blob | None]:

@@ -8,10 +8,12 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ostap_parallel.config import HostConfig, find_secret, load_settings
+from ostap_parallel.config import Settings as HostSettings
+from ostap_parallel.config import find_secret, load_settings
 from ostap_parallel.config.load import HostArguments
 from ostap_parallel.errors import ConfigError, InitializerError
 from ostap_parallel.executors.parallel import PATIENCE, ParallelExecutor
+from ostap_parallel.executors.syncing import Sync, find_sources
 from ostap_parallel.report import relay
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ class Settings(HostArguments, total=False):
     secret: str | None
     timeout: float
     patience: float
+    sync: Sync | Iterable[Sync] | None
 
 
 class Executor(ParallelExecutor):
@@ -54,24 +57,26 @@ class Executor(ParallelExecutor):
         secret: str | None = None,
         timeout: float = 7200,
         patience: float = PATIENCE,
+        sync: Sync | Iterable[Sync] | None = None,
         **settings: Unpack[HostArguments],
     ) -> None:
         if unknown := sorted(settings.keys() - HostArguments.__annotations__.keys()):
             raise TypeError(f"{type(self).__name__}: there is no setting {', '.join(unknown)}")
         _check(ncpus, timeout, patience)
-        hosts: tuple[HostConfig, ...] = ()
+        found = HostSettings()
         if servers != ():  # else the configuration, right or wrong, does not matter
-            hosts = load_settings(servers, config=config, **settings).hosts
+            found = load_settings(servers, config=config, **settings)
         self._broken: InitializerError | None = None
         super().__init__(
             ncpus,
-            hosts,
-            secret=secret if secret is not None else find_secret(hosts),
+            found.hosts,
+            secret=secret if secret is not None else find_secret(found.hosts),
             timeout=timeout,
             patience=patience,
             on_event=relay,
             initializer=initializer,
             initargs=initargs,
+            sync=find_sources(found.sync if sync is None else sync),
         )
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:

@@ -72,6 +72,9 @@ class WorkManager:
         Whether runs show a progress bar.
     silent
         No progress, and no table of statistics after a run.
+    sync
+        Your own modules that tasks import: files, directories, packages, imported modules. Hosts
+        get what is in them, and again when that has changed at the beginning of a run.
     config
         Configuration files to read in place of the usual ones.
     ssh_config

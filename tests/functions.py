@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
 import os
 import signal
 import subprocess
@@ -28,6 +29,12 @@ def with_index(jobid, item):
 
 def pid_of(item):
     return os.getpid()
+
+
+def version_of(name):
+    """Return a module's VERSION and where it is."""
+    module = importlib.import_module(name)
+    return module.VERSION, str(Path(module.__file__).parent)
 
 
 def wait_for(path, seconds=PATIENCE):

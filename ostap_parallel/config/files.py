@@ -23,7 +23,12 @@ logger = logging.getLogger(__name__)
 
 SPELLINGS = ("parallel", "paralell", "pathos")  # an earlier one wins
 LISTS = {"ppservers", "workers"}
-KEYS = LISTS | HostConfig.__annotations__.keys() - {"name", "ssh_config", "server_port", "origins"}
+GENERAL = {"sync"}  # of [Parallel] itself: no host has its own
+KEYS = (
+    LISTS
+    | GENERAL
+    | HostConfig.__annotations__.keys() - {"name", "ssh_config", "server_port", "origins"}
+)
 
 Sections = dict[str, dict[str, Setting]]
 """Settings by key, by what follows ``Parallel:`` in lower case (``""``: ``[Parallel]``)."""
@@ -130,6 +135,8 @@ def _read_sections(path: Path, text: str) -> Iterator[tuple[int, str, dict[str, 
                 known = f"; known are {', '.join(sorted(KEYS))}"
                 hint = f", did you mean {nearest[0]!r}?" if nearest else known
                 raise ConfigError(f"{origin} {key}: unknown key{hint}")
+            if suffix and key in GENERAL:
+                raise ConfigError(f"{origin} {key}: it belongs into [Parallel]")
             value = convert(key, _join_lines(key, lines), origin, path.parent)
             settings[key] = Setting(value, origin)
         yield SPELLINGS.index(spelling), suffix, settings
@@ -207,6 +214,8 @@ def convert(key: str, value: Any, origin: str, base: Path) -> Any:
             return check_user(value, where)
         case "ssh_options":
             return _split_options(value, where)
+        case "sync":
+            return tuple(absolute(word, base) for word in _split_options(value, where))
         case "python_mismatch" if value not in ("refuse", "allow"):
             raise ConfigError(f"{where}: neither 'refuse' nor 'allow': {value!r}")
         case _ if not value.isprintable() or value.startswith("-"):

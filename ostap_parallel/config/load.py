@@ -20,7 +20,7 @@ from ostap_parallel.config.entries import (
     parse_entry,
     split_entries,
 )
-from ostap_parallel.config.files import LISTS, Sections, absolute, convert, read_files
+from ostap_parallel.config.files import GENERAL, LISTS, Sections, absolute, convert, read_files
 from ostap_parallel.config.host import HostConfig, Setting
 from ostap_parallel.errors import ConfigError
 
@@ -62,6 +62,8 @@ class Settings:
         In the order of the server lists, each once.
     files
         The files that were read; a later one wins.
+    sync
+        The user's own modules that hosts get.
     sections
         What the files say, merged: settings by key, by what follows ``Parallel:`` in lower case
         (``""``: ``[Parallel]``). `HostConfig.origins` tells which of it a host got.
@@ -69,6 +71,7 @@ class Settings:
 
     hosts: tuple[HostConfig, ...] = ()
     files: tuple[Path, ...] = ()
+    sync: tuple[Path, ...] = ()
     sections: Mapping[str, Mapping[str, Setting]] = field(default_factory=dict, compare=False)
 
 
@@ -120,7 +123,9 @@ def load_settings(
         for (entry, _), names in zip(entries, pool.map(look_up, entries), strict=True):
             host = _resolve(entry, names, given, sections)
             hosts.setdefault((host.user, host.name.lower(), host.port, host.server_port), host)
-    return Settings(hosts=tuple(hosts.values()), files=files, sections=sections)
+    sync = sections.get("", {}).get("sync")
+    modules = sync.value or () if sync else ()
+    return Settings(hosts=tuple(hosts.values()), files=files, sync=modules, sections=sections)
 
 
 def _list_files(
@@ -226,7 +231,7 @@ def _resolve(
     own = {**entry, "name": Setting(names[0], entry["name"].origin)}
     chain = [dict(given), *(sections[suffix] for suffix in _match_sections(sections, names))]
     settings = ChainMap(own, *([] if "server_port" in entry else chain))
-    found = {key: setting for key, setting in settings.items() if key not in LISTS}
+    found = {key: setting for key, setting in settings.items() if key not in LISTS | GENERAL}
     values: dict[str, Any] = {k: s.value for k, s in found.items() if s.value is not None}
     return HostConfig(**values, origins={key: s.origin for key, s in found.items()})
 

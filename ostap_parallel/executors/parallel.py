@@ -31,6 +31,7 @@ from ostap_parallel.errors import (
 )
 from ostap_parallel.executors.sharing import STEP, Abandoned, Deliveries
 from ostap_parallel.executors.supervisor import EventHandler, Supervisor
+from ostap_parallel.executors.syncing import Archive, Modules, Source
 from ostap_parallel.worker import execute, handshake, serialize, transport
 from ostap_parallel.worker.engine import Server, Task
 from ostap_parallel.worker.execute import ChunkOutcome, Lost
@@ -150,12 +151,16 @@ class ClientServer(Server):
                 poll.register(descriptor, select.POLLIN)  # a server says nothing by itself
             return {idle[descriptor].label for descriptor, _ in poll.poll(0)}
 
-    def seconds_idle(self) -> float:
-        """Return for how long there has been nothing to do."""
+    def is_idle(self) -> bool:
+        """Return whether there is nothing to do."""
         with self._Server__queue_lock:
             workers = (*self._Server__workers, *self._Server__rworkers)
-            if self._Server__queue or not all(worker.is_free for worker in workers):
-                self._last_work = time.monotonic()
+            return not self._Server__queue and all(worker.is_free for worker in workers)
+
+    def seconds_idle(self) -> float:
+        """Return for how long there has been nothing to do."""
+        if not self.is_idle():
+            self._last_work = time.monotonic()
         return time.monotonic() - self._last_work
 
     def interrupt(self, grace: float = 2.0) -> None:
@@ -179,11 +184,15 @@ class ClientServer(Server):
         return Connection(self, label, known[0].port, "STORE")
 
     def _place(self, worker: Any, job: Task, sargs: bytes) -> bytes:
-        if job.blob is None:
+        blob, modules = job.blob, job.modules
+        if blob is modules is None:
             return sargs
         if not isinstance(worker, Connection):
-            return execute.locate(sargs, job.blob.location)
-        return execute.locate(sargs, self._deliveries.locate(job.blob, worker.label))
+            places = modules.local if modules else b""
+            return execute.locate(sargs, blob.location if blob else "", places)
+        location = self._deliveries.locate(blob, worker.label) if blob else ""
+        places = modules.at(self._deliveries.locate(modules, worker.label)) if modules else b""
+        return execute.locate(sargs, location, places)
 
     def _finish(self, worker: Any, job: Task, error: Exception | None) -> bytes:
         if not isinstance(worker, Connection):
@@ -237,11 +246,15 @@ class ParallelExecutor(Executor):
         Receives what workers print and log.
     initializer, initargs
         ``initializer(*initargs)`` is called in each worker process before its first job.
+    sync
+        Modules of the user's that workers are to find.
 
     Attributes
     ----------
     hosts
         The state of each host, in their order.
+    modules
+        The user's modules; who begins a run looks at them.
     interrupts
         How often `interrupt` was called.
     """
@@ -257,12 +270,14 @@ class ParallelExecutor(Executor):
         on_event: EventHandler = lambda host, event: None,
         initializer: Callable[..., Any] | None = None,
         initargs: Iterable[Any] = (),
+        sync: Sequence[Source] = (),
     ) -> None:
         self.initializer = initializer and Initializer.of(initializer, initargs)
         if secret == "":
             raise ConfigError("secret: it is empty; leave it out for a random one")
         secret = secret if secret is not None else secrets.token_hex(32)
         self._patience = patience
+        self.modules = Modules(sync)
         self.interrupts = 0
         self._lock = threading.Lock()
         self._listeners: list[Callable[[], None]] = []
@@ -338,6 +353,8 @@ class ParallelExecutor(Executor):
         what = f"the call of {getattr(fn, '__qualname__', type(fn).__name__)}"
         item = execute.pack_value((serialize.Anew(), fn, args, kwargs), what)
         future = self._new_future()
+        if self.server.is_idle():
+            self.modules.look()
         self._try(future, execute.pack_chunk([0], [item]), LOST_RETRIES)
         return future
 
@@ -347,11 +364,13 @@ class ParallelExecutor(Executor):
         chunk: bytes,
         blob: Blob | None = None,
         is_wanted: Callable[[], bool] = lambda: True,
+        modules: Archive | None = None,
     ) -> Future[ChunkOutcome | Lost]:
         """Run a chunk of a serialised `Call`; `execute.pack_chunk` makes the second message.
 
-        A `blob`, of `server.store`, is on its host by then. The chunk is not begun if it is no
-        longer wanted when its turn comes.
+        A `blob`, of `server.store`, is on its host by then, and so are `modules`, by default
+        those of the last look. The chunk is not begun if it is no longer wanted when its turn
+        comes.
         """
         future = self._new_future()
 
@@ -365,7 +384,7 @@ class ParallelExecutor(Executor):
                 future.set_result(replace(result, host=task.host or LOCAL))
 
         self.check()
-        task = Task(self.server, deliver, blob, is_wanted)
+        task = Task(self.server, deliver, blob, is_wanted, modules or self.modules.archive)
         self.server.insert(call, chunk, task)
         self._supervisor.wake()  # the last hosts may just have gone
         if self._is_hopeless():

@@ -1,4 +1,4 @@
-"""Getting shared objects to hosts: each goes there once, and stays as long as it may be needed."""
+"""Getting shared objects and modules to hosts: once each, for as long as they may be needed."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class _Delivery:
         self.connection = connection
         if self.abandoned:
             raise Abandoned
-        connection.send(f"{blob.digest} {blob.size}")
+        connection.send(f"{blob.kind} {blob.digest} {blob.size}")
         answer = connection.receive().decode()
         if answer == "send":
             blob.send(connection.socket)

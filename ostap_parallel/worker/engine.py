@@ -47,7 +47,7 @@ class Task(ppft._pp._Task):  # type: ignore[misc]
     """A job whose raw result goes to a function as soon as it is there.
 
     `deliver` must not raise. A job that is no longer wanted when its turn comes is given up.
-    `host` is set by the server to where the job ran. `blob` is what the job needs there.
+    `host` is set by the server to where the job ran. `blob` and `modules` are what it needs there.
     """
 
     def __init__(
@@ -56,16 +56,19 @@ class Task(ppft._pp._Task):  # type: ignore[misc]
         deliver: Callable[[bytes], None] | None = None,
         blob: Blob | None = None,
         is_wanted: Callable[[], bool] = lambda: True,
+        modules: Any = None,
     ) -> None:
         super().__init__(server, server._Server__gentid())
         self.deliver = deliver
-        self.blob = blob
+        self.blob, self.modules = blob, modules
         self.is_wanted = is_wanted
         self.host = ""
         self.is_interrupted = False
 
     def finalize(self, sresult: bytes) -> None:
-        self.blob = None  # not to wait for the garbage collector: who delivers refers to this
+        self.blob = self.modules = (
+            None  # not to wait for the garbage collector: who delivers refers to this
+        )
         super().finalize(sresult)
         if self.deliver is not None:
             self.deliver(sresult)

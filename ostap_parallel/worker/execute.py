@@ -28,7 +28,7 @@ from types import FrameType
 from typing import Any
 
 from ostap_parallel.errors import RemoteError, SerializeError
-from ostap_parallel.worker import serialize, shared
+from ostap_parallel.worker import modules, serialize, shared
 from ostap_parallel.worker.combine import Combiner
 from ostap_parallel.worker.restore import Baseline, NoBaseline
 
@@ -193,12 +193,12 @@ def pack_chunk(indices: Sequence[int], items: Sequence[Any], run: bytes = b"") -
 
     `run` is the same for all chunks of a run, and no other run has it.
     """
-    return b"\0" + pickle.dumps((run, indices, items), serialize.PROTOCOL)
+    return b"\0\0" + pickle.dumps((run, indices, items), serialize.PROTOCOL)
 
 
-def locate(chunk: bytes, location: str) -> bytes:
-    """Return the message for a chunk with the place of the shared object there."""
-    return os.fsencode(location) + chunk
+def locate(chunk: bytes, location: str, places: bytes) -> bytes:
+    """Return the message for a chunk with the places of the shared object and of modules there."""
+    return b"%b\0%b%b" % (os.fsencode(location), places, chunk[1:])
 
 
 def pack_value(value: Any, what: str, **how: Any) -> Any:
@@ -263,8 +263,12 @@ def bind(call: bytes) -> Callable[[bytes], bytes]:
     def run(chunk: bytes) -> bytes:
         end = chunk.index(b"\0")
         location = os.fsdecode(chunk[:end])
-        number, indices, items = pickle.loads(memoryview(chunk)[end + 1 :])
+        begin = chunk.index(b"\0", end + 1) + 1
+        number, indices, items = pickle.loads(memoryview(chunk)[begin:])
         with preparing:
+            if modules.use(chunk[end + 1 : begin - 1]):
+                shared.forget()
+                _begin_anew()
             state = _state_of(call, number)
             if not state:
                 executing.position[0] = indices[0]
@@ -314,14 +318,19 @@ def _prepare(data: bytes, location: str) -> dict[str, Any]:
         if call.worker_init is not None:
             call.with_shared(location)
             call.worker_init()
-        if isinstance(executing.baseline, Baseline):  # what this has set up is for all items
-            take_signals()
-            executing.baseline, old = Baseline(), executing.baseline
-            old.close()
+        _begin_anew()  # what this has set up is for all items
     except BaseException as exc:
         _restore()
         return {"error": _pack_error(exc)}
     return {"call": call}
+
+
+def _begin_anew() -> None:
+    """Have this process brought back after each item to what it is now."""
+    if isinstance(executing.baseline, Baseline):
+        take_signals()
+        executing.baseline, old = Baseline(), executing.baseline
+        old.close()
 
 
 def _with_shared(state: dict[str, Any], location: str) -> dict[str, Any]:
@@ -503,6 +512,7 @@ def unpack_error(packed: bytes) -> tuple[BaseException | None, str]:
     with contextlib.suppress(Exception, SystemExit, GeneratorExit):  # user code
         error = serialize.loads(data)
         if isinstance(error, BaseException):
+            modules.advise(error)
             return error, text
     return RemoteError(*rest), text
 

@@ -24,14 +24,16 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import ppft
 
 from ostap_parallel.worker import engine
 from ostap_parallel.worker.cpus import usable_cpus
 from ostap_parallel.worker.handshake import greet_client
+from ostap_parallel.worker.modules import Unpacked
 from ostap_parallel.worker.output import Sink
-from ostap_parallel.worker.shared import Store
+from ostap_parallel.worker.shared import Blob, Store
 from ostap_parallel.worker.transport import Connection
 
 # Begins each line that is meant for the client; anything else is what a script has printed.
@@ -67,12 +69,14 @@ class NetworkServer(engine.Server):
     """A server for clients, as ppft's ``ppserver`` is, that lets in only who knows its key.
 
     It listens on a port of 127.0.0.1 that the system chooses. Until `admit`, clients wait. In
-    `directory` are the objects that clients share with their functions.
+    `directory` are the objects that clients share with their functions, and their modules.
     """
 
     def __init__(self, sink: Sink, ncpus: int, directory: str | None = None) -> None:
         self.sink = sink
         self._store = Store(directory)
+        self._directory = directory
+        self._modules: WeakValueDictionary[str, Unpacked] = WeakValueDictionary()
         self._socket = socket.create_server(("127.0.0.1", 0), backlog=128)
         self.port: int = self._socket.getsockname()[1]
         self._strangers: dict[socket.socket, None] = {}  # who has proved nothing yet
@@ -123,18 +127,30 @@ class NetworkServer(engine.Server):
 
     def _keep(self, client: Client) -> None:
         """Tell where a client's blob is, which it sends if it is new; keep it until it leaves."""
-        digest, size = client.receive().decode().split()
-        blob = self._store.find(digest)
-        if blob is None:
-            try:
-                blob = self._store.make_room(digest, int(size))
-            except OSError as exc:
-                client.send(f"refused {exc.strerror}")
-                return
-            client.send("send")
-            self._store.fill(blob, _receive(client.socket, blob.size))
-        client.send(f"at {blob.location}")
+        kind, digest, size = client.receive().decode().split()
+        kept: Blob | Unpacked | None
+        try:
+            if kind == "modules":
+                kept = self._modules.get(digest) or self._take_modules(client, digest, int(size))
+            else:
+                kept = self._store.find(digest) or self._take_shared(client, digest, int(size))
+        except OSError as exc:
+            client.send(f"refused {exc.strerror}")
+            return
+        client.send(f"at {kept.location}")
         client.receive()
+
+    def _take_shared(self, client: Client, digest: str, size: int) -> Blob:
+        blob = self._store.make_room(digest, size)
+        client.send("send")
+        self._store.fill(blob, _receive(client.socket, blob.size))
+        return blob
+
+    def _take_modules(self, client: Client, digest: str, size: int) -> Unpacked:
+        client.send("send")
+        data = b"".join(map(bytes, _receive(client.socket, size)))
+        unpacked = self._modules[digest] = Unpacked(data, self._directory)
+        return unpacked
 
 
 def _receive(connection: socket.socket, size: int) -> Iterator[memoryview]:

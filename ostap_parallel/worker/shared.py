@@ -134,6 +134,11 @@ def _unpack(view: memoryview) -> Any:
     return pickle.loads(parts[0], buffers=parts[1:])
 
 
+def forget() -> None:
+    """Load what is shared anew when it is used next: its classes may have changed."""
+    _load.cache_clear()
+
+
 # Those of runs that take turns; what is mapped stays on the disk.
 @functools.lru_cache(maxsize=KEPT)
 def _load(digest: str, location: str) -> Any:
@@ -156,6 +161,8 @@ class Blob:
 
     Attributes
     ----------
+    kind
+        Tells a host what to do with it.
     location
         Where workers, and whoever sends it on, open the file.
 
@@ -164,6 +171,8 @@ class Blob:
     OSError
         There is no room.
     """
+
+    kind = "shared"
 
     def __init__(self, digest: str, size: int, directory: str | None) -> None:
         self.digest, self.size = digest, size
