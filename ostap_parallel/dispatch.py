@@ -29,7 +29,7 @@ from ostap_parallel.errors import (
     add_note,
 )
 from ostap_parallel.executors.foreign import count_workers
-from ostap_parallel.executors.parallel import LOST_RETRIES, ParallelExecutor
+from ostap_parallel.executors.parallel import HOST_RETRIES, LOST_RETRIES, ParallelExecutor
 from ostap_parallel.outcome import Batch, Checkpoint, Combined, Journal, Outcome, keep
 from ostap_parallel.worker import execute, serialize
 from ostap_parallel.worker.execute import Call, ChunkOutcome, Lost
@@ -40,14 +40,8 @@ MAX_CHUNK_BYTES = 1 << 22
 _SMALL = frozenset(execute.PLAIN) - {str}
 _NOT_SENT = object()
 
-# How often an item is run again that is not to blame, as its host was lost or another item of its
-# chunk has ended the worker; one that takes every host along must end.
-HOST_RETRIES = 8
-
-# Seconds that interrupted workers get to come back before a run that is stopped returns; and until
-# what was on its way to a host when that was interrupted is interrupted there, too.
+# Seconds that interrupted workers get to come back before a run that is stopped returns.
 STOP_PATIENCE = 3.5
-STOP_AGAIN = 0.3
 
 # Told of each run that begins in this context, for who waits elsewhere and may want to cancel it.
 on_run: ContextVar[Callable[[Run], object]] = ContextVar("on_run", default=lambda run: None)
@@ -115,8 +109,7 @@ class Run:
 
     _again: deque[list[_Item]] = field(default_factory=deque)  # chunks to be run again
     _unsent: deque[Outcome] = field(default_factory=deque)  # known without being sent
-    # with the number of interrupts that there had been when it was submitted
-    _running: dict[Future[Any], tuple[_Chunk | list[_Item], int]] = field(default_factory=dict)
+    _running: dict[Future[Any], _Chunk | list[_Item]] = field(default_factory=dict)
     _news: queue.SimpleQueue[Future[Any] | None] = field(default_factory=queue.SimpleQueue)
     _cache: dict[type, bytes] = field(default_factory=dict)
     _journal: Journal | None = None
@@ -124,7 +117,6 @@ class Run:
     _next: int = 0  # index of the next item to be read
     _exhausted: bool = False
     _is_cancelled: bool = False
-    _is_disturbed: bool = False  # whether all was interrupted while the chunk at hand ran
     _size: ChunkSize = field(default_factory=ChunkSize)
 
     def __post_init__(self) -> None:
@@ -225,9 +217,7 @@ class Run:
                     continue
             done = self._news.get()
             if done is not None:
-                chunk, interrupts = self._running.pop(done)
-                self._is_disturbed = self._interrupts() != interrupts
-                yield from self._arrivals_of(done, chunk)
+                yield from self._arrivals_of(done, self._running.pop(done))
 
     def _in_order(self, arriving: Iterator[Batch | Outcome]) -> Iterator[Batch | Outcome]:
         held: dict[int, Batch | Outcome] = {}  # by the index of the first item
@@ -248,17 +238,13 @@ class Run:
             chunk = self._again.popleft() if self._again else self._read_chunk(workers)
             if not chunk:
                 return
-            packed, interrupts = self._pack(chunk), self._interrupts()
             try:
-                future = self._submit(packed)
+                future = self._submit(self._pack(chunk))
             except BrokenExecutor as exc:  # a foreign one that a worker's death has ended
                 future = Future()
                 future.set_exception(exc)
-            self._running[future] = chunk, interrupts
+            self._running[future] = chunk
             future.add_done_callback(self._news.put)
-
-    def _interrupts(self) -> int:
-        return getattr(self.executor, "interrupts", 0)
 
     def _pack(self, chunk: _Chunk | list[_Item]) -> bytes:
         if isinstance(chunk, _Chunk):
@@ -380,10 +366,6 @@ class Run:
 
     def _lost(self, lost: Lost, chunk: list[_Item]) -> Iterator[Outcome]:
         """Run the items of a lost chunk again, or give them up."""
-        if self._is_disturbed:  # another run of this executor was stopped: nobody is to blame
-            if chunk:
-                self._run_again(chunk)
-            return
         indices = [item.index for item in chunk]
         if lost.index in indices:
             # The others are not to blame: those before it are run again together, and those
@@ -435,15 +417,13 @@ class Run:
         """Give up what is under way and wait, not for long, until workers are free again."""
         if not self._running:
             return
+        running = list(self._running)
         if isinstance(self.executor, ParallelExecutor):
-            for patience in (STOP_AGAIN, STOP_PATIENCE):
-                self.executor.interrupt()
-                if not wait(self._running, timeout=patience).not_done:
-                    break
+            self.executor.interrupt(running)
         else:
             # one that is cancelled while it is queued may be notified only when its turn comes
-            running = [future for future in self._running if not future.cancel()]
-            wait(running, timeout=STOP_PATIENCE)
+            running = [future for future in running if not future.cancel()]
+        wait(running, timeout=STOP_PATIENCE)
         self._running.clear()
 
 

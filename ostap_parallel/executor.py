@@ -28,6 +28,7 @@ class Settings(HostArguments, total=False):
     timeout: float
     patience: float
     sync: Sync | Iterable[Sync] | None
+    tasks_per_worker: int | None
 
 
 class Executor(ParallelExecutor):
@@ -58,6 +59,7 @@ class Executor(ParallelExecutor):
         timeout: float = 7200,
         patience: float = PATIENCE,
         sync: Sync | Iterable[Sync] | None = None,
+        tasks_per_worker: int | None = None,
         **settings: Unpack[HostArguments],
     ) -> None:
         if unknown := sorted(settings.keys() - HostArguments.__annotations__.keys()):
@@ -73,6 +75,7 @@ class Executor(ParallelExecutor):
             secret=secret if secret is not None else find_secret(found.hosts),
             timeout=timeout,
             patience=patience,
+            tasks_per_worker=tasks_per_worker,
             on_event=relay,
             initializer=initializer,
             initargs=initargs,

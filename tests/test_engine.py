@@ -20,7 +20,7 @@ from helpers import open_manager, wait_until
 from sshd import descendants, stat_of
 
 from ostap_parallel import Failure, WorkerLost, WorkManager
-from ostap_parallel.worker import engine, execute, serialize
+from ostap_parallel.worker import engine, execute, local, serialize
 from ostap_parallel.worker.cpus import usable_cpus
 
 GONE_WITHIN = 5.0  # seconds after which nothing of a killed caller may remain
@@ -197,8 +197,8 @@ class TestLostWorkers:
             started.append(args)
             return ["sh", "-c", "kill -9 $$"] if len(started) < 3 else python(*args)
 
-        started, python = [], engine.command
-        monkeypatch.setattr(engine, "command", command)
+        started, python = [], local.command
+        monkeypatch.setattr(local, "command", command)
         os.kill(wm._owned.server.pids()[0], signal.SIGKILL)
         assert wm.process(functions.square, range(20)) == [x * x for x in range(20)]
         wait_until(lambda: len(started) == 3, PATIENCE, "the third start")
@@ -372,6 +372,17 @@ class TestInterrupting:
 
 
 class TestLife:
+    @pytest.mark.parametrize("where", ["local", "host"])
+    def test_workers_are_replaced_after_so_many_jobs(self, where, request, caplog):
+        if where == "local":
+            manager = WorkManager(1, tasks_per_worker=3, silent=True)
+        else:
+            manager = open_manager(request.getfixturevalue("hosts"), "h1*1", tasks_per_worker=3)
+        with manager:
+            pids = manager.process(lambda x: os.getpid(), range(12), chunk_size=1)
+            assert [pids.count(pid) for pid in dict.fromkeys(pids)] == [3, 3, 3, 3]
+            assert (manager.report.retried, caplog.records) == (0, [])
+
     def test_no_workers_are_no_processes(self):
         before = set(descendants(os.getpid()))
         with WorkManager(0, silent=True) as manager:

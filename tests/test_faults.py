@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import os
 import resource
@@ -14,7 +15,7 @@ import tempfile
 import threading
 import time
 import traceback
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
 
 import faults
@@ -578,17 +579,39 @@ class TestManagers:
                 assert [run.result(PATIENCE) for run in runs] == [[x * x for x in range(500)]] * 2
             assert one.process(functions.pid_of, [0]) != two.process(functions.pid_of, [0])
 
-    def test_a_run_that_is_stopped_again_and_again_is_not_the_others_fault(self, wm, folder):
+    def test_what_is_interrupted_disturbs_nothing_else(self, wm, folder):
         def slowly(item):
+            functions.note(folder.there, item)
             functions.wait_for(folder.there / "go")
             return item
 
         with ThreadPoolExecutor(1) as threads:
-            other = threads.submit(wm.process, slowly, range(3), lost_retries=0)
-            for _ in range(12):  # more often than a host may be lost
-                wm.executor.interrupt()
+            other = threads.submit(wm.process, slowly, range(3), chunk_size=1, lost_retries=0)
+            wait_until(lambda: (folder.here / "0").exists(), PATIENCE, "the first item")
+            for _ in range(12):
+                queued = wm.executor.submit(abs, -1)
+                wm.executor.interrupt([queued])
+                with pytest.raises(CancelledError):
+                    queued.result(PATIENCE)
             (folder.here / "go").touch()
             assert other.result(PATIENCE) == [0, 1, 2]
+        assert [functions.attempts(folder.here, item) for item in range(3)] == [1, 1, 1]
+
+    def test_a_call_that_runs_is_interrupted_alone(self, wm, folder):
+        def deaf(item):
+            functions.note(folder.there, item)
+            while True:
+                with contextlib.suppress(KeyboardInterrupt):
+                    time.sleep(60)
+
+        for work in time.sleep, deaf:
+            running, next_one = wm.executor.submit(work, 60), wm.executor.submit(abs, -1)
+            if work is deaf:
+                wait_until(lambda: (folder.here / "60").exists(), PATIENCE, "the call to begin")
+            wm.executor.interrupt([running])
+            with pytest.raises(CancelledError):
+                running.result(PATIENCE)
+            assert next_one.result(PATIENCE) == 1
 
     def test_two_runs_of_one_manager_with_different_limits(self, wm):
         with ThreadPoolExecutor(2) as threads:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import select
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import functions
 import pytest
+from helpers import importable, open_manager, wait_until
 
 from ostap_parallel import ConfigError, WorkManager
 
@@ -44,6 +50,47 @@ def test_an_interrupt_at_any_moment(seed):
             assert process.returncode == 0
         finally:
             process.kill()
+
+
+@pytest.fixture(params=["local", "hosts"])
+def three(request):
+    """A manager with three workers, here or on hosts, and a directory that all of them see."""
+    with contextlib.ExitStack() as stack:
+        if request.param == "local":
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            yield stack.enter_context(WorkManager(3, silent=True)), Path(folder), Path(folder)
+            return
+        (host,) = hosts = request.getfixturevalue("one_host")
+        folder = stack.enter_context(tempfile.TemporaryDirectory(dir=host.tmp))
+        manager = stack.enter_context(open_manager(hosts, "h1*3", environment=importable(hosts)))
+        assert manager.wait_for_hosts(functions.PATIENCE)
+        yield manager, Path(folder), Path(host.inside(Path(folder)))
+
+
+def test_a_run_that_is_stopped_leaves_others_alone(three):
+    """Its own tasks end, running or queued; those of others are not even begun again."""
+    manager, here, there = three
+
+    def patient(item):
+        functions.note(there, item)
+        functions.wait_for(there / "go")
+        return item
+
+    def failing(item):
+        if item == 0:
+            raise LookupError
+        time.sleep(60)
+
+    with ThreadPoolExecutor(1) as threads:
+        other = threads.submit(manager.process, patient, range(2), chunk_size=1)
+        wait_until(lambda: (here / "1").exists(), functions.PATIENCE, "the other run's items")
+        for _ in range(3):
+            with pytest.raises(LookupError):
+                manager.process(failing, range(3), chunk_size=1)
+        (here / "go").touch()
+        assert other.result(functions.PATIENCE) == [0, 1]
+    assert [functions.attempts(here, item) for item in range(2)] == [1, 1]
+    assert sum(manager.workers.values()) == 3
 
 
 STARTING = """

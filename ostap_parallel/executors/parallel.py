@@ -14,7 +14,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Executor, Future, InvalidStateError
+from concurrent.futures import CancelledError, Executor, Future, InvalidStateError
 from dataclasses import replace
 from typing import Any
 
@@ -36,6 +36,7 @@ from ostap_parallel.worker import execute, handshake, serialize, transport
 from ostap_parallel.worker.engine import Server, Task
 from ostap_parallel.worker.execute import ChunkOutcome, Lost
 from ostap_parallel.worker.initializer import Initializer
+from ostap_parallel.worker.local import Worker
 from ostap_parallel.worker.shared import Blob, Store
 
 logger = logging.getLogger(__name__)
@@ -43,8 +44,10 @@ logger = logging.getLogger(__name__)
 # Seconds that work waits for lost hosts when no worker is left.
 PATIENCE = 60.0
 
-# How often a call whose worker was lost is tried again.
+# How often is run again what has ended its worker; and what is not to blame, as its host was lost
+# or something else has ended the worker: one that takes every host along must end.
 LOST_RETRIES = 2
+HOST_RETRIES = 8
 
 LOCAL = "local"
 
@@ -55,7 +58,10 @@ class Connection(transport.Connection, ppft._pp._RWorker):  # type: ignore[misc]
     def __init__(self, server: ClientServer, label: str, port: int, purpose: str) -> None:
         self.label = label
         self.calls: queue.SimpleQueue[bool] = queue.SimpleQueue()  # to its thread: go on, or end
-        super().__init__("127.0.0.1", port, server.secret, server, purpose, False, None)
+        self.name = secrets.token_hex(16)  # which the server calls it by
+        self.jobs = 0  # that were sent
+        message = f"{purpose} {self.name}"
+        super().__init__("127.0.0.1", port, server.secret, server, message, False, None)
 
     @property
     def t(self) -> Connection:
@@ -69,7 +75,8 @@ class Connection(transport.Connection, ppft._pp._RWorker):  # type: ignore[misc]
             self._connect(self.host, self.port)
             self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             handshake.greet_server(self.socket, handshake.derive_key(self.secret, self.port))
-            self.socket.settimeout(handshake.TIMEOUT if message == "STAT" else None)
+            is_status = message.startswith("STAT")
+            self.socket.settimeout(handshake.TIMEOUT if is_status else None)
             self.send(message)
         except handshake.GreetingError as exc:
             self.close()
@@ -91,7 +98,7 @@ class ClientServer(Server):
         self.on_lost: Callable[[HostError], None] = lambda error: None
         self.on_useless: Callable[[HostError], None] = lambda error: None
         self.store = Store()
-        self._deliveries = Deliveries(self._connect_to_store)
+        self._deliveries = Deliveries(lambda label: self._connect_to(label, "STORE"))
         self._last_work = time.monotonic()
         self.round_trips: dict[str, float] = {}  # seconds
         self._connections: dict[str, list[Connection]] = {}
@@ -163,10 +170,22 @@ class ClientServer(Server):
             self._last_work = time.monotonic()
         return time.monotonic() - self._last_work
 
-    def interrupt(self, grace: float = 2.0) -> None:
-        """Give up all jobs here, and those that wait for a shared object to be sent."""
-        super().interrupt(grace)
-        self._deliveries.interrupt()
+    def _interrupt(self, running: dict[Any, Task], grace: float) -> None:
+        """Interrupt jobs here and on hosts, and those that wait for a shared object to be sent."""
+        super()._interrupt({w: j for w, j in running.items() if isinstance(w, Worker)}, grace)
+        there: dict[str, list[str]] = {}
+        for worker in running:
+            if isinstance(worker, Connection):
+                there.setdefault(worker.label, []).append(f"{worker.name} {worker.jobs}")
+        for label, jobs in there.items():
+            threading.Thread(target=self._stop, args=[label, jobs], daemon=True).start()
+        self._deliveries.interrupt({job.blob for job in running.values() if job.blob})
+
+    def _stop(self, label: str, jobs: list[str]) -> None:
+        with contextlib.suppress(HostError, OSError):  # a host that is lost has no jobs
+            connection = self._connect_to(label, "STOP")
+            connection.send("\n".join(jobs))
+            connection.close()
 
     def destroy(self) -> None:
         """End all workers, close all connections and give up all jobs."""
@@ -176,23 +195,28 @@ class ClientServer(Server):
         super().destroy()
         self.store.clear()
 
-    def _connect_to_store(self, label: str) -> Connection:
+    def _connect_to(self, label: str, purpose: str) -> Connection:
         with self._Server__queue_lock:
             known = self._connections.get(label)
         if not known:
             raise HostError(label, "run", "it was lost")
-        return Connection(self, label, known[0].port, "STORE")
+        return Connection(self, label, known[0].port, purpose)
 
     def _place(self, worker: Any, job: Task, sargs: bytes) -> bytes:
-        blob, modules = job.blob, job.modules
-        if blob is modules is None:
-            return sargs
-        if not isinstance(worker, Connection):
+        blob, modules, is_local = job.blob, job.modules, isinstance(worker, Worker)
+        if is_local and (blob or modules):
             places = modules.local if modules else b""
             return execute.locate(sargs, blob.location if blob else "", places)
-        location = self._deliveries.locate(blob, worker.label) if blob else ""
-        places = modules.at(self._deliveries.locate(modules, worker.label)) if modules else b""
-        return execute.locate(sargs, location, places)
+        if blob or modules:
+            location = self._deliveries.locate(blob, worker.label) if blob else ""
+            there = self._deliveries.locate(modules, worker.label) if modules else ""
+            sargs = execute.locate(sargs, location, modules.at(there) if modules else b"")
+        if not is_local:
+            with self._running_lock:  # from here on, an interrupt has to go there, too
+                if job.is_interrupted:
+                    raise Abandoned("it was interrupted")
+                worker.jobs += 1
+        return sargs
 
     def _finish(self, worker: Any, job: Task, error: Exception | None) -> bytes:
         if not isinstance(worker, Connection):
@@ -242,6 +266,9 @@ class ParallelExecutor(Executor):
         Seconds without work after which the hosts' servers end; they start again when there is.
     patience
         Seconds that work waits for lost hosts to come back when no worker is left.
+    tasks_per_worker
+        Jobs, which are calls or chunks of items, after which a worker process is replaced;
+        ``None`` for no limit. Not for existing servers.
     on_event
         Receives what workers print and log.
     initializer, initargs
@@ -255,8 +282,6 @@ class ParallelExecutor(Executor):
         The state of each host, in their order.
     modules
         The user's modules; who begins a run looks at them.
-    interrupts
-        How often `interrupt` was called.
     """
 
     def __init__(
@@ -267,31 +292,41 @@ class ParallelExecutor(Executor):
         secret: str | None = None,
         timeout: float = 7200,
         patience: float = PATIENCE,
+        tasks_per_worker: int | None = None,
         on_event: EventHandler = lambda host, event: None,
         initializer: Callable[..., Any] | None = None,
         initargs: Iterable[Any] = (),
         sync: Sequence[Source] = (),
     ) -> None:
         self.initializer = initializer and Initializer.of(initializer, initargs)
+        if tasks_per_worker is not None and tasks_per_worker < 1:
+            raise ConfigError(f"tasks_per_worker must be at least 1, not {tasks_per_worker!r}")
         if secret == "":
             raise ConfigError("secret: it is empty; leave it out for a random one")
         secret = secret if secret is not None else secrets.token_hex(32)
         self._patience = patience
         self.modules = Modules(sync)
-        self.interrupts = 0
         self._lock = threading.Lock()
         self._listeners: list[Callable[[], None]] = []
-        self._futures: weakref.WeakSet[Future[Any]] = weakref.WeakSet()
+        # the present job of each future
+        self._tasks: weakref.WeakKeyDictionary[Future[Any], Task] = weakref.WeakKeyDictionary()
         self._closed = threading.Event()
         self._alone_since: float | None = None  # when the last worker was lost
         self._alarm = threading.Timer(0, _ignore)  # rings when that is too long ago
         call = execute.Call(execute.apply, initializer=self.initializer)
         self._apply = serialize.dumps(replace(call, log_level=logging.getLogger().level))
         self.server = ClientServer(ncpus, secret, on_event)
+        self.server.tasks_per_worker = tasks_per_worker
         # Neither it nor its threads keep a forgotten executor alive.
         changed = weakref.WeakMethod(self._changed)
         self._supervisor = Supervisor(
-            self.server, hosts, secret, timeout, on_event, lambda: (changed() or _ignore)()
+            self.server,
+            hosts,
+            secret,
+            timeout,
+            on_event,
+            lambda: (changed() or _ignore)(),
+            tasks_per_worker,
         )
         self.server.on_lost = self._supervisor.connection_lost
         self.server.on_useless = self._supervisor.give_up
@@ -355,57 +390,55 @@ class ParallelExecutor(Executor):
         future = self._new_future()
         if self.server.is_idle():
             self.modules.look()
-        self._try(future, execute.pack_chunk([0], [item]), LOST_RETRIES)
+        self._try(future, execute.pack_chunk([0], [item]))
         return future
 
     def submit_chunk(
-        self,
-        call: bytes,
-        chunk: bytes,
-        blob: Blob | None = None,
-        is_wanted: Callable[[], bool] = lambda: True,
-        modules: Archive | None = None,
+        self, call: bytes, chunk: bytes, blob: Blob | None = None, modules: Archive | None = None
     ) -> Future[ChunkOutcome | Lost]:
         """Run a chunk of a serialised `Call`; `execute.pack_chunk` makes the second message.
 
         A `blob`, of `server.store`, is on its host by then, and so are `modules`, by default
-        those of the last look. The chunk is not begun if it is no longer wanted when its turn
-        comes.
+        those of the last look. If the future is cancelled before its turn comes, the chunk is not
+        begun.
         """
         future = self._new_future()
 
-        def deliver(message: bytes) -> None:
-            result: ChunkOutcome | Lost
-            try:
-                result = execute.unpack_result(message)
-            except Exception as exc:
-                result = Lost("", 0, f"its answer cannot be read: {exc}", by_worker=True)
+        def settle(result: ChunkOutcome | Lost) -> None:
             with contextlib.suppress(InvalidStateError):  # cancelled
-                future.set_result(replace(result, host=task.host or LOCAL))
+                future.set_result(result)
 
-        self.check()
-        task = Task(self.server, deliver, blob, is_wanted, modules or self.modules.archive)
-        self.server.insert(call, chunk, task)
-        self._supervisor.wake()  # the last hosts may just have gone
-        if self._is_hopeless():
-            self.server.drop_waiting("no worker is left")
+        self._insert(future, call, chunk, settle, blob, modules)
         return future
 
-    def interrupt(self) -> None:
-        """Give up all that is queued and running, here and on the hosts; workers stay."""
-        self.interrupts += 1
-        self.server.interrupt()
-        self._supervisor.ask("interrupt")
+    def interrupt(self, futures: Iterable[Future[Any]] | None = None) -> None:
+        """Give up what was submitted, queued or running, here and on hosts; workers stay.
+
+        A task that runs gets KeyboardInterrupt; if its worker has not come back 2 seconds later,
+        that is replaced. Does not wait for any of this. Futures of `submit` then raise
+        CancelledError, unless the call has ended before.
+
+        Parameters
+        ----------
+        futures
+            Those of this executor to give up; ``None``: all.
+        """
+        with self._lock:
+            wanted = list(self._tasks) if futures is None else futures
+            tasks = {self._tasks[future] for future in wanted if future in self._tasks}
+            for task in tasks:
+                task.is_interrupted = True
+        self.server.interrupt(tasks)
 
     def flush(self) -> None:
         """Wait, a few seconds at most, until what workers have printed so far has arrived."""
-        self._supervisor.ask("ping")
+        self._supervisor.ping()
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """End all workers and servers; nothing of ours remains on any host."""
         if wait and not cancel_futures:
             with self._lock:
-                pending = list(self._futures)
+                pending = list(self._tasks)
             concurrent.futures.wait(pending)
         self._closed.set()
         closing = threading.Thread(target=self._finalizer, name="closing")
@@ -420,32 +453,62 @@ class ParallelExecutor(Executor):
     def _new_future(self) -> Future[Any]:
         future: Future[Any] = Future()
         future.add_done_callback(_tell_cancelled)
-        with self._lock:
-            self._futures.add(future)
         return future
 
-    def _try(self, future: Future[Any], chunk: bytes, retries: int) -> None:
-        interrupts = self.interrupts
+    def _insert(
+        self,
+        future: Future[Any],
+        call: bytes,
+        chunk: bytes,
+        settle: Callable[[ChunkOutcome | Lost], None],
+        blob: Blob | None = None,
+        modules: Archive | None = None,
+    ) -> None:
+        """Queue a job on behalf of a future."""
 
-        def settle(done: Future[ChunkOutcome | Lost]) -> None:
-            if future.cancelled():
-                return
-            result = done.result()
+        def deliver(message: bytes) -> None:
+            result: ChunkOutcome | Lost
+            try:
+                result = execute.unpack_result(message)
+            except Exception as exc:
+                result = Lost("", 0, f"its answer cannot be read: {exc}", by_worker=True)
+            settle(replace(result, host=task.host or LOCAL))
+
+        self.check()
+        modules = modules or self.modules.archive
+        task = Task(self.server, deliver, blob, lambda: not future.cancelled(), modules)
+        with self._lock:
+            before = self._tasks.get(future)
+            task.is_interrupted = before is not None and before.is_interrupted
+            self._tasks[future] = task
+        self.server.insert(call, chunk, task)
+        self._supervisor.wake()  # the last hosts may just have gone
+        if self._is_hopeless():
+            self.server.drop_waiting("no worker is left")
+
+    def _try(self, future: Future[Any], chunk: bytes, lost: int = 0, blameless: int = 0) -> None:
+        """Run a call that was lost so many times, by its own fault and by that of others."""
+
+        def settle(result: ChunkOutcome | Lost) -> None:
             if isinstance(result, ChunkOutcome) and not result.answers:
                 result = Lost(result.host, result.pid, "it was interrupted")
             try:
+                if future.cancelled():
+                    return
                 if isinstance(result, ChunkOutcome):
                     _settle(future, result)
-                elif self._closed.is_set() or not (retries or self.interrupts > interrupts):
+                elif self._tasks[future].is_interrupted:
+                    _cancel(future)
+                elif self._closed.is_set() or lost == LOST_RETRIES or blameless == HOST_RETRIES:
                     future.set_exception(WorkerLost(0, result.host, result.reason))
-                else:  # an interrupt was for somebody else
-                    self._try(future, chunk, retries - (self.interrupts == interrupts))
+                else:
+                    by_it = result.by_worker
+                    self._try(future, chunk, lost + by_it, blameless + (not by_it))
             except BaseException as exc:  # user code
                 with contextlib.suppress(InvalidStateError):
                     future.set_exception(exc)
 
-        running = self.submit_chunk(self._apply, chunk, is_wanted=lambda: not future.cancelled())
-        running.add_done_callback(settle)
+        self._insert(future, self._apply, chunk, settle)
 
     def _is_hopeless(self) -> bool:
         """Return whether there is no worker and none is about to come (back)."""
@@ -482,6 +545,11 @@ def _tell_cancelled(future: Future[Any]) -> None:
     """Wake who waits for a future that was cancelled: `Future.cancel` itself does not."""
     if future.cancelled():
         future.set_running_or_notify_cancel()
+
+
+def _cancel(future: Future[Any]) -> None:
+    if not future.cancel():  # it counts as running
+        future.set_exception(CancelledError())
 
 
 def _settle(future: Future[Any], result: ChunkOutcome) -> None:

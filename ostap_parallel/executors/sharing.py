@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
@@ -92,18 +92,18 @@ class Deliveries:
                     raise
             return delivery.location
 
-    def interrupt(self) -> None:
-        """Give up what is being sent."""
-        self._abandon(lambda label, delivery: not delivery.location)
+    def interrupt(self, blobs: Collection[Blob]) -> None:
+        """Give up what is being sent of these."""
+        self._abandon(lambda blob, label, delivery: blob in blobs and not delivery.location)
 
     def forget(self, host: str) -> None:
         """Give up all that is or was sent to a host."""
-        self._abandon(lambda label, delivery: label == host)
+        self._abandon(lambda blob, label, delivery: label == host)
 
-    def _abandon(self, condition: Callable[[str, _Delivery], bool]) -> None:
+    def _abandon(self, condition: Callable[[Blob, str, _Delivery], bool]) -> None:
         with self._lock:
-            for deliveries in self._deliveries.values():
+            for blob, deliveries in self._deliveries.items():
                 for label, delivery in list(deliveries.items()):
-                    if condition(label, delivery):
+                    if condition(blob, label, delivery):
                         del deliveries[label]
                         delivery.abandon()

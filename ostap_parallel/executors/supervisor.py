@@ -55,6 +55,8 @@ class Supervisor:
         Receives what workers print and log.
     on_change
         Called, from any thread, after a status has changed.
+    tasks_per_worker
+        Jobs after which a server replaces a worker process; ``None`` for no limit.
 
     Attributes
     ----------
@@ -70,6 +72,7 @@ class Supervisor:
         rest: float,
         on_event: EventHandler,
         on_change: Callable[[], None],
+        tasks_per_worker: int | None = None,
     ) -> None:
         self.statuses = [HostStatus(host.label) for host in hosts]
         self._client = client
@@ -77,6 +80,7 @@ class Supervisor:
         self._rest = rest
         self._on_event = on_event
         self._on_change = on_change
+        self._tasks_per_worker = tasks_per_worker
         self._hosts = {host.label: host for host in hosts}
         self._servers: dict[str, HostServer] = {}
         self._leaving: set[HostServer] = set()  # no longer in use, and not ended yet
@@ -114,10 +118,10 @@ class Supervisor:
             if self._set_state(status, "starting", of="resting"):
                 self._start_soon(status)
 
-    def ask(self, command: str) -> None:
-        """Have all servers do something; wait, not for long, until they have."""
+    def ping(self) -> None:
+        """Wait, not for long, until all that the servers have said so far has arrived."""
         deadline = time.monotonic() + PATIENCE
-        for answer in [server.ask(command) for server in self._all_servers()]:
+        for answer in [server.ask("ping") for server in self._all_servers()]:
             answer.wait(max(0.0, deadline - time.monotonic()))
 
     def connection_lost(self, error: HostError) -> None:
@@ -212,6 +216,7 @@ class Supervisor:
             on_event=lambda event: on_event(label, event),
             on_lost=self._session_lost,
             port=port,
+            tasks_per_worker=self._tasks_per_worker,
         )
         with self._changed:
             if self._closed.is_set():

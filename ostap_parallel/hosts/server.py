@@ -93,6 +93,8 @@ class HostServer:
         closed, or has not answered for ``host.keepalive`` seconds.
     port
         The local port that is to lead to the server, if it is free.
+    tasks_per_worker
+        Jobs after which a worker process is replaced; ``None`` for no limit.
     start_timeout
         Seconds until it must be up, the user's scripts included.
     """
@@ -106,12 +108,14 @@ class HostServer:
         on_event: Callable[[dict[str, Any]], None],
         on_lost: Callable[[HostServer, HostError], None],
         port: int | None = None,
+        tasks_per_worker: int | None = None,
         start_timeout: float = 300,
     ) -> None:
         self.host = host
         self.about: dict[str, Any] = {}
         self.port = port or 0
         self._secret = secret
+        self._tasks_per_worker = tasks_per_worker
         self._control = control
         self._on_event = on_event
         self._on_lost = on_lost
@@ -157,8 +161,8 @@ class HostServer:
         """Have the server do something; what is returned is set when it has, or has ended.
 
         ``"ping"`` does nothing, but all events that the server sent before have arrived by
-        then; ``"interrupt"`` gives up all that its workers do; ``"admit"`` tells the `key` of its
-        clients. A server that is not up is not asked: bash would read it.
+        then; ``"admit"`` tells the `key` of its clients. A server that is not up is not asked:
+        bash would read it.
         """
         number, done = next(self._ids), threading.Event()
         if not self._is_up or self._session is None:
@@ -196,6 +200,7 @@ class HostServer:
             "ncpus": self.host.ncpus,
             "directory": directory,
             "timeout": self.host.keepalive,
+            "tasks_per_worker": self._tasks_per_worker,
         }
         if sources := self._sources(directory):
             self._write(_PREPARE.format(sources=sources))

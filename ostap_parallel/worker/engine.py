@@ -9,26 +9,20 @@ import atexit
 import contextlib
 import logging
 import os
-import queue
 import secrets
 import signal
 import socket
-import struct
-import subprocess
 import threading
-import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Collection
 from typing import Any
 
 import ppft
 
-from ostap_parallel.worker.cpus import thread_limits, usable_cpus
+from ostap_parallel.worker.cpus import usable_cpus
 from ostap_parallel.worker.execute import Lost, pack_result
+from ostap_parallel.worker.local import OVERDUE, Worker
 from ostap_parallel.worker.output import OutputReader, Sink
-from ostap_parallel.worker.process import POSITION, command, disconnect, open_position
 from ostap_parallel.worker.shared import Blob
-from ostap_parallel.worker.transport import Pipe
 
 logger = logging.getLogger(__name__)
 
@@ -38,16 +32,13 @@ STARTS = 3
 # Seconds until a worker is interrupted again that had not begun an item when it was interrupted.
 AGAIN = 0.2
 
-# Seconds between two looks for workers that have not ended themselves, though the time of their
-# item is over: a process that is stopped cannot. Two must find one, so long after its end is due.
-OVERDUE = 1.0
-
 
 class Task(ppft._pp._Task):  # type: ignore[misc]
     """A job whose raw result goes to a function as soon as it is there.
 
     `deliver` must not raise. A job that is no longer wanted when its turn comes is given up.
     `host` is set by the server to where the job ran. `blob` and `modules` are what it needs there.
+    `is_interrupted` is set by who gives the job up.
     """
 
     def __init__(
@@ -66,156 +57,12 @@ class Task(ppft._pp._Task):  # type: ignore[misc]
         self.is_interrupted = False
 
     def finalize(self, sresult: bytes) -> None:
-        self.blob = self.modules = (
-            None  # not to wait for the garbage collector: who delivers refers to this
-        )
+        deliver, self.deliver = self.deliver, None
+        # not to wait for the garbage collector: those refer to this
+        self.blob, self.modules, self.is_wanted = None, None, bool
         super().finalize(sresult)
-        if self.deliver is not None:
-            self.deliver(sresult)
-
-
-# A process that the caller forks must not keep workers alive when the caller dies.
-_lifelines: set[int] = set()
-os.register_at_fork(after_in_child=lambda: disconnect(*_lifelines))
-
-
-class Worker(ppft._pp._Worker):  # type: ignore[misc]
-    """A worker process as its server sees it."""
-
-    def __init__(self, output: OutputReader) -> None:
-        # not ppft's own, which starts the process and waits for it
-        self.calls: queue.SimpleQueue[bool] = queue.SimpleQueue()  # to its thread: go on, or end
-        self.is_free = False
-        self._output = output
-        self.launch()
-
-    def launch(self) -> None:
-        """Start the process without waiting until it is ready; `start` waits."""
-        with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
-            (jobs, results, life, out, err, log), yours = _open_pipes(ours, theirs)
-            jobs_r, results_w, life_r, out_w, err_w, log_w = yours
-            position = open_position()
-            ours.callback(os.close, position)
-            passed = (jobs_r, results_w, log_w, life_r, position)
-            self.process = subprocess.Popen(
-                command(passed),
-                stdin=subprocess.DEVNULL,
-                stdout=out_w,
-                stderr=err_w,
-                env={**os.environ, **thread_limits(os.environ)},
-                pass_fds=passed,
-                start_new_session=True,  # Ctrl-C in the terminal is for the caller to handle
-            )
-            ours.pop_all()
-        self.pid = self.process.pid
-        self._stopped = self._is_too_late = self.is_ready = False
-        self.t = Pipe(os.fdopen(results, "rb"), os.fdopen(jobs, "wb"))
-        self._position = position
-        self._lifeline = life
-        _lifelines.add(life)
-        self._pipes = {out: "stdout", err: "stderr", log: "log"}
-        for descriptor, kind in self._pipes.items():
-            self._output.add(descriptor, kind, self.pid)
-
-    def start(self) -> None:
-        """Wait until the process is ready; raises RuntimeError if it ended instead."""
-        self.t.receive()
-        self.is_ready = True  # for signals, too
-
-    def stop(self, patience: float = 0.0) -> Lost:
-        """End the process and all it started; return how it ended, and at which item.
-
-        One that is about to end by itself gets `patience` seconds, so as to tell how.
-        """
-        self.is_free = False
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(patience)
-        self.signal(signal.SIGKILL)
-        status = self.process.wait()
-        if not self._stopped:
-            self._stopped = True
-            self.drain()
-            for descriptor in self._pipes:
-                self._output.remove(descriptor)
-            with contextlib.suppress(OSError):
-                self.t.close()  # flushing a broken pipe
-            _lifelines.discard(self._lifeline)
-            os.close(self._lifeline)
-            self._lost = self._describe(status)
-            os.close(self._position)
-        return self._lost
-
-    def is_between_items(self) -> bool:
-        """Return whether it runs no item; as it may end meanwhile, this is no more than likely."""
-        try:
-            return self._read_position()[0] < 0
-        except (OSError, struct.error):
-            return False
-
-    def is_overdue(self) -> bool:
-        """Return whether it should have ended itself by now for an item that took too long."""
-        try:
-            index, deadline = self._read_position()
-        except (OSError, struct.error):
-            return False
-        return index >= 0 and 0 < deadline < time.monotonic_ns() - OVERDUE * 1e9
-
-    def is_dead(self) -> bool:
-        """Return whether the process has ended, whoever holds its pipes open."""
-        return self.is_ready and self.process.poll() is not None
-
-    def end(self) -> None:
-        """Kill what is overdue, or what a dead one has left."""
-        self._is_too_late = not self.is_dead()
-        self.signal(signal.SIGKILL)
-
-    def _read_position(self) -> tuple[int, int]:
-        index, deadline = POSITION.unpack(os.pread(self._position, POSITION.size, 0))
-        return index, deadline
-
-    def _describe(self, status: int) -> Lost:
-        index, deadline = self._read_position()
-        lost = Lost(socket.gethostname(), self.pid, _ending(self.pid, status))
-        if index < 0:  # between items: none of them is to blame
-            return lost
-        # `execute._arm` has it ended with this status
-        timed_out = (status == 1 or self._is_too_late) and 0 < deadline <= time.monotonic_ns()
-        return replace(lost, by_worker=True, index=index, timed_out=timed_out)
-
-    def signal(self, number: int) -> None:
-        """Send a signal to the process and all it started."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, number)
-
-    def drain(self) -> None:
-        """Pass on all that the process has printed by now."""
-        for descriptor in self._pipes:
-            self._output.read(descriptor, final=True)
-
-
-def _open_pipes(
-    ours: contextlib.ExitStack, theirs: contextlib.ExitStack
-) -> tuple[list[int], list[int]]:
-    """Return our and a worker's ends of: jobs, results, lifeline, output, errors, log.
-
-    They are closed with the stacks; so no end remains if another cannot be opened.
-    """
-    mine, yours = [], []
-    for we_write in (True, False, True, False, False, False):
-        reader, writer = os.pipe()
-        own, other = (writer, reader) if we_write else (reader, writer)
-        ours.callback(os.close, own)
-        theirs.callback(os.close, other)
-        mine.append(own)
-        yours.append(other)
-    return mine, yours
-
-
-def _ending(pid: int, status: int) -> str:
-    if status >= 0:
-        return f"worker {pid} ended with exit status {status}"
-    names = {number.value: number.name for number in signal.Signals}
-    return f"worker {pid} was killed by {names.get(-status, f'signal {-status}')}"
+        if deliver is not None:
+            deliver(sresult)
 
 
 class Server(ppft.Server):  # type: ignore[misc]
@@ -223,9 +70,11 @@ class Server(ppft.Server):  # type: ignore[misc]
 
     A job whose worker dies ends with `Lost` as its result, and the worker is replaced. Takes
     ppft's arguments in ppft's order; `sink` is set on a subclass or before the constructor, and so
-    is `on_empty`, which is called from a thread when the last worker is lost for good.
+    is `on_empty`, which is called from a thread when the last worker is lost for good. After
+    `tasks_per_worker` jobs a worker process is replaced.
     """
 
+    tasks_per_worker: int | None = None
     sink: Sink = staticmethod(lambda event: None)
     on_empty: Callable[[], None] = staticmethod(lambda: None)
 
@@ -248,9 +97,8 @@ class Server(ppft.Server):  # type: ignore[misc]
         self._is_empty = False  # the last worker was lost, and no other could be started
         self._output = OutputReader(lambda event: self.sink(event))
         self._ends = threading.Event()
-        self._running: dict[Worker, Task] = {}
+        self._running: dict[Any, Task] = {}  # by worker
         self._running_lock = threading.Lock()
-        self._replace_lock = threading.Lock()
         path = os.environ.get("PYTHONPATH")
         # ppft's default secret is public
         secret = secrets.token_hex(32) if secret is None else secret
@@ -326,7 +174,8 @@ class Server(ppft.Server):  # type: ignore[misc]
         while not self._ends.wait(OVERDUE):
             with self._running_lock:
                 running = dict(self._running)
-            found = {w: job for w, job in running.items() if w.is_overdue() or w.is_dead()}
+            ours = {w: job for w, job in running.items() if isinstance(w, Worker)}
+            found = {w: job for w, job in ours.items() if w.is_overdue() or w.is_dead()}
             for worker, job in found.items():
                 if suspects.get(worker) is job:
                     worker.end()
@@ -349,13 +198,18 @@ class Server(ppft.Server):  # type: ignore[misc]
         while begun:
             job, error = begun
             result = self._finish(worker, job, error)
-            begun = self._begin(worker)  # it need not wait while its last result is read
+            is_worn = isinstance(worker, Worker) and worker.jobs == self.tasks_per_worker
+            if not is_worn:
+                begun = self._begin(worker)  # it need not wait while its last result is read
             self._forget(job)
             job.finalize(result)
+            if is_worn:
+                self._replace(worker)
+                begun = self._begin(worker)
 
     def _begin(self, worker: Any) -> tuple[Task, Exception | None] | None:
         """Send the next job to a worker; return it, and why it could not be sent."""
-        while (found := self._next(worker)) and not found[0].is_wanted():
+        while (found := self._next(worker)) and not _is_wanted(found[0]):
             self._has_ended(worker)
             self._give_up(found[0], "it was cancelled")
         if found is None:
@@ -380,8 +234,9 @@ class Server(ppft.Server):  # type: ignore[misc]
                 raise error
             result: bytes = worker.t.receive()
             worker.drain()
+            worker.jobs += 1
         except Exception:  # the pipe broke: the worker is dead or dying
-            result = self._replace(worker)
+            result = pack_result(self._replace(worker, patience=1))
         finally:
             self._has_ended(worker)
         return result
@@ -399,9 +254,8 @@ class Server(ppft.Server):  # type: ignore[misc]
             if worker.is_free:
                 return None
             found = self._Server__queue.pop(0)
-            if isinstance(worker, Worker):  # `interrupt` finds it here, once it is not waiting
-                with self._running_lock:
-                    self._running[worker] = found[0]
+            with self._running_lock:  # `interrupt` finds it there, once it is not waiting
+                self._running[worker] = found[0]
             if self._Server__queue:
                 self._Server__scheduler()
             return found
@@ -410,30 +264,38 @@ class Server(ppft.Server):  # type: ignore[misc]
         """Return the process ids of the workers."""
         return [worker.pid for worker in self._Server__workers]
 
-    def interrupt(self, grace: float = 2.0) -> None:
-        """Give up all jobs: drop the waiting ones, interrupt the running ones.
+    def interrupt(self, jobs: Collection[Task] | None = None, grace: float = 2.0) -> None:
+        """Give up jobs, all by default: drop the waiting ones, interrupt the running ones.
 
         A task sees KeyboardInterrupt; a worker that has not come back after `grace` seconds is
         killed and replaced. Every job gets its (`Lost`) result. Does not wait.
         """
-        self.drop_waiting("the run was stopped")
-        with self._running_lock:
-            jobs = [(w, job) for w, job in self._running.items() if w.is_ready]
-            running = {worker: job for worker, job in jobs if not job.is_interrupted}
-        for job in running.values():  # a second call is for jobs that have come since
-            job.is_interrupted = True
+        if jobs is None:
+            with self._Server__queue_lock, self._running_lock:
+                jobs = {*(entry[0] for entry in self._Server__queue), *self._running.values()}
+        for job in jobs:
+            job.is_interrupted = True  # one that is on its way into the queue is not begun, either
+        self.drop_waiting("it was interrupted", jobs)
+        with self._running_lock:  # no worker begins another job meanwhile
+            self._interrupt({w: job for w, job in self._running.items() if job in jobs}, grace)
+
+    def _interrupt(self, running: dict[Any, Task], grace: float) -> None:
+        """Interrupt the jobs that workers run just now."""
+        ready = {worker: job for worker, job in running.items() if worker.is_ready}
         # between items it ignores the signal
-        early = {worker: job for worker, job in running.items() if worker.is_between_items()}
-        for worker in running:
+        early = {worker: job for worker, job in ready.items() if worker.is_between_items()}
+        for worker in ready:
             worker.signal(signal.SIGINT)
         self._signal_later(AGAIN, early, signal.SIGINT)
-        self._signal_later(grace, running, signal.SIGKILL)
+        self._signal_later(grace, ready, signal.SIGKILL)
 
-    def drop_waiting(self, reason: str) -> None:
-        """Give up the jobs that no worker has begun."""
+    def drop_waiting(self, reason: str, jobs: Collection[Task] | None = None) -> None:
+        """Give up the jobs, all by default, that no worker has begun."""
         with self._Server__queue_lock:
-            waiting, self._Server__queue = self._Server__queue, []
-        for job, _, _ in waiting:
+            queue = self._Server__queue
+            dropped = [entry for entry in queue if jobs is None or entry[0] in jobs]
+            self._Server__queue = [] if jobs is None else [e for e in queue if e[0] not in jobs]
+        for job, _, _ in dropped:
             self._give_up(job, reason)
 
     def destroy(self) -> None:
@@ -451,8 +313,8 @@ class Server(ppft.Server):  # type: ignore[misc]
         for worker in workers:
             worker.calls.put(False)
             worker.signal(signal.SIGKILL)
-        with self._replace_lock:
-            for worker in workers:
+        for worker in workers:
+            with worker.replacing:
                 worker.stop()
         self._output.close()
 
@@ -464,31 +326,30 @@ class Server(ppft.Server):  # type: ignore[misc]
         with self._Server__waittasks_lock, contextlib.suppress(ValueError):
             self._Server__waittasks.remove(job)
 
-    def _signal_later(self, seconds: float, jobs: dict[Worker, Task], number: int) -> None:
+    def _signal_later(self, seconds: float, jobs: dict[Any, Task], number: int) -> None:
         """Send a signal to the workers that still run these jobs then."""
 
         def send() -> None:
             with self._running_lock:
                 found = [w for w, job in jobs.items() if self._running.get(w) is job]
-            for worker in found:
-                if worker.is_ready:  # else it has died, and another process is being started
-                    worker.signal(number)
+                for worker in found:
+                    if worker.is_ready:  # else it has died, and another process is being started
+                        worker.signal(number)
 
         if jobs:
             timer = threading.Timer(seconds, send)
             timer.daemon = True
             timer.start()
 
-    def _replace(self, worker: Worker) -> bytes:
-        """Put a new process in the place of a dead one; return its job's result."""
+    def _replace(self, worker: Worker, patience: float = 0.0) -> Lost:
+        """Put a new process in the place of one; return how that has ended."""
         pid = worker.pid
-        with self._replace_lock:
+        with worker.replacing:
             if self._exiting:
-                lost = Lost(socket.gethostname(), pid, "the server was closed")
-            else:
-                lost = worker.stop(patience=1)
-                self._restart(worker)
-        return pack_result(lost)
+                return Lost(socket.gethostname(), pid, "the server was closed")
+            lost = worker.stop(patience)
+            self._restart(worker)
+        return lost
 
     def _restart(self, worker: Worker) -> None:
         for _ in range(STARTS):
@@ -506,9 +367,14 @@ class Server(ppft.Server):  # type: ignore[misc]
                 return
             self._Server__workers.remove(worker)
             self._Server__ncpus -= 1
+            is_last = not self._Server__ncpus
         worker.calls.put(False)
-        if not self._Server__ncpus:
+        if is_last:
             self._is_empty = True
             if not self._Server__rworkers:
                 self.drop_waiting("no worker is left")
             self.on_empty()
+
+
+def _is_wanted(job: Task) -> bool:
+    return job.is_wanted() and not job.is_interrupted

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
 import json
 import os
 import platform
@@ -81,6 +82,10 @@ class NetworkServer(engine.Server):
         self.port: int = self._socket.getsockname()[1]
         self._strangers: dict[socket.socket, None] = {}  # who has proved nothing yet
         self._strangers_lock = threading.Lock()
+        # by connection: the number of its last job, and that job; of the last one to be stopped
+        self._jobs: dict[str, tuple[int, engine.Task]] = {}
+        self._stopped: dict[str, int] = {}
+        self._jobs_lock = threading.Lock()
         super().__init__(ncpus)
 
     def admit(self, key: bytes) -> None:
@@ -116,14 +121,42 @@ class NetworkServer(engine.Server):
             # ppft sends a header and a body: without this each waits for the other's ACK
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             client = Client(connection)
-            purpose = client.receive()
-            if purpose == b"STAT":
+            purpose, _, name = client.receive().decode().partition(" ")
+            if purpose == "STAT":
                 client.send(str(self.get_ncpus()))
-            while purpose == b"EXEC":
-                sfunc, sargs = client.creceive(), client.receive()
-                client.send(self.insert(sfunc, sargs)(True))
-            if purpose == b"STORE":
+            elif purpose == "EXEC":
+                self._execute(client, name)
+            elif purpose == "STOP":
+                self._stop(client.receive().decode())
+            elif purpose == "STORE":
                 self._keep(client)
+
+    def _execute(self, client: Client, name: str) -> None:
+        """Do a client's jobs until it leaves; by `name` it can have them stopped."""
+        try:
+            for number in itertools.count(1):
+                job = engine.Task(self)
+                sfunc, sargs = client.creceive(), client.receive()
+                with self._jobs_lock:
+                    self._jobs[name] = number, job
+                    job.is_interrupted = self._stopped.get(name, 0) >= number
+                client.send(self.insert(sfunc, sargs, job)(True))
+        finally:
+            with self._jobs_lock:
+                self._jobs.pop(name, None)
+                self._stopped.pop(name, None)
+
+    def _stop(self, wanted: str) -> None:
+        """Interrupt jobs: each a line with a connection's name and the number of its job.
+
+        One that has not arrived yet is not begun when it does.
+        """
+        for name, number in (line.split() for line in wanted.splitlines()):
+            with self._jobs_lock:
+                self._stopped[name] = int(number)
+                last, job = self._jobs.get(name, (0, None))
+            if job is not None and last == int(number):
+                self.interrupt([job])
 
     def _keep(self, client: Client) -> None:
         """Tell where a client's blob is, which it sends if it is new; keep it until it leaves."""
@@ -180,6 +213,7 @@ def main() -> int:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
         server = NetworkServer(events.send, ncpus, directory)
         server.on_empty = _give_up
+        server.tasks_per_worker = settings.get("tasks_per_worker")
         about = {
             "port": server.port,
             "ncpus": ncpus,
@@ -258,9 +292,7 @@ def _obey(
         if not line:  # the client is there, and has nothing to say
             continue
         command = json.loads(line)
-        if command["do"] == "interrupt":
-            server.interrupt()
-        elif command["do"] == "admit":
+        if command["do"] == "admit":
             server.admit(bytes.fromhex(command["key"]))
         # Every command is answered: "ping" is nothing but that.
         events.send({"kind": "done", "id": command["id"]})
