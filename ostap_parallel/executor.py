@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import concurrent.futures
+import itertools
+import multiprocessing
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
+from functools import partial
 from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,10 +19,14 @@ from typing import TYPE_CHECKING, Any
 from ostap_parallel.config import Settings as HostSettings
 from ostap_parallel.config import find_secret, load_settings
 from ostap_parallel.config.load import HostArguments
+from ostap_parallel.dispatch import Run
 from ostap_parallel.errors import ConfigError, InitializerError
 from ostap_parallel.executors.parallel import PATIENCE, ParallelExecutor
 from ostap_parallel.executors.syncing import Sync, find_sources
 from ostap_parallel.report import relay
+from ostap_parallel.stream import Stream
+from ostap_parallel.worker import calls
+from ostap_parallel.worker.execute import Call
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -68,7 +80,10 @@ class Executor(ParallelExecutor):
         found = HostSettings()
         if servers != ():  # else the configuration, right or wrong, does not matter
             found = load_settings(servers, config=config, **settings)
+        self._is_open = True
         self._broken: InitializerError | None = None
+        self._calls: weakref.WeakSet[Future[Any]] = weakref.WeakSet()
+        self._runs: dict[Future[None], Run] = {}  # by what tells that they have ended
         super().__init__(
             ncpus,
             found.hosts,
@@ -82,6 +97,12 @@ class Executor(ParallelExecutor):
             sync=find_sources(found.sync if sync is None else sync),
         )
 
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        if kind is None or issubclass(kind, Exception):
+            self.shutdown()
+        else:  # Ctrl-C, for example: nobody wants to wait now
+            self.close()
+
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Run a call on any worker.
 
@@ -94,22 +115,150 @@ class Executor(ParallelExecutor):
         RuntimeError
             The executor has been shut down.
         """
-        self.check()
+        self._check_open()
         future = super().submit(fn, *args, **kwargs)
+        with self._lock:
+            self._calls.add(future)
         if self.initializer is not None:
             future.add_done_callback(self._notice)
         return future
 
-    def check(self) -> None:
-        """Raise what `submit` would raise for any call."""
-        super().check()
+    def map(
+        self,
+        fn: Callable[..., Any],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+    ) -> Iterator[Any]:
+        """Yield the results of ``fn(*args)`` for all ``args`` in ``zip(*iterables)``, in order.
+
+        Parameters
+        ----------
+        timeout
+            Seconds from now on after which to wait for a result raises TimeoutError.
+        chunksize
+            Calls that are sent together; 1 leaves that to the dispatcher.
+        buffersize
+            So many results at most are under way or not yet taken; the iterables are read as
+            results are. Without it they are read now. Each chunk is submitted by itself.
+
+        Raises
+        ------
+        BrokenExecutor, RuntimeError
+            As `submit` does.
+        """
+        _check_sizes(chunksize, buffersize)
+        self._check_open()
+        end = None if timeout is None else time.monotonic() + timeout
+        if buffersize is not None:
+            chunks = _chunks(zip(*iterables, strict=False), chunksize)
+            pending = deque(
+                self.submit(calls.call_each, fn, chunk)
+                for chunk in itertools.islice(chunks, buffersize)
+            )
+            return self._take(pending, partial(calls.call_each, fn), chunks, end)
+        items = list(zip(*iterables, strict=False)) if iterables[1:] else list(*iterables)
+        call = Call(partial(calls.spread, fn) if iterables[1:] else fn)
+        run = Run(self, call, items, None if chunksize == 1 else chunksize, ordered=True)
+        stream = Stream(run.arrivals(), run.cancel, self)
+        stream.unlimit()
+        self._runs[stream.ended] = run
+        stream.ended.add_done_callback(self._runs.pop)
+        return _results(stream, end)
+
+    def _take(
+        self,
+        pending: deque[Future[Any]],
+        call: Callable[[Any], list[Any]],
+        chunks: Iterator[Any],
+        end: float | None,
+    ) -> Iterator[Any]:
+        """Yield what futures give, each of which makes room for the next chunk."""
+        try:
+            while pending:
+                yield from pending[0].result(None if end is None else end - time.monotonic())
+                pending.popleft()
+                pending.extend(self.submit(call, chunk) for chunk in itertools.islice(chunks, 1))
+        finally:
+            for future in pending:
+                future.cancel()
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take no more calls, and end workers and servers when those that there are have ended.
+
+        Parameters
+        ----------
+        wait
+            Wait until then; Ctrl-C ends all at once. Otherwise the interpreter waits at its end.
+        cancel_futures
+            Cancel what has not begun.
+        """
+        self._is_open = False
+        if cancel_futures:
+            for run in list(self._runs.values()):
+                run.cancel()
+            for future in self._pending():
+                future.cancel()
+        if wait:
+            self._end()
+        else:
+            threading.Thread(target=self._end, name="shutdown").start()
+
+    def close(self) -> None:
+        """End all workers and servers at once, whatever they do."""
+        self._is_open = False
+        super().shutdown(cancel_futures=True)
+
+    def _end(self) -> None:
+        try:
+            concurrent.futures.wait([*self._runs, *self._pending()])
+        finally:
+            self.close()
+
+    def _pending(self) -> list[Future[Any]]:
+        with self._lock:
+            return [future for future in self._calls if not future.done()]
+
+    def _check_open(self) -> None:
+        if not self._is_open:
+            raise RuntimeError("cannot schedule new futures after shutdown")
         if self._broken is not None:
             raise self._broken
+        self.check()
 
     def _notice(self, future: Future[Any]) -> None:
         error = None if future.cancelled() else future.exception()
         if isinstance(error, InitializerError):
             self._broken = error
+
+
+def _chunks(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
+    return iter(lambda: list(itertools.islice(items, size)), [])
+
+
+def _results(stream: Stream, end: float | None) -> Iterator[Any]:
+    """Yield the results of a stream; who stops before its end cancels the rest."""
+    try:
+        while True:
+            yield stream.next(None if end is None else max(0.0, end - time.monotonic()))
+    except StopIteration:
+        return
+    except multiprocessing.TimeoutError:
+        if end is None or time.monotonic() < end:  # it is a task's
+            raise
+        raise concurrent.futures.TimeoutError from None
+    finally:
+        stream.cancel()
+
+
+def _check_sizes(chunksize: int, buffersize: int | None) -> None:
+    if chunksize < 1:
+        raise ValueError("chunksize must be >= 1.")
+    if not isinstance(buffersize, int | None):
+        raise TypeError("buffersize must be an integer or None")
+    if buffersize is not None and buffersize < 1:
+        raise ValueError("buffersize must be None or > 0")
 
 
 def _check(ncpus: int | str, timeout: float, patience: float) -> None:

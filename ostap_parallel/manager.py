@@ -165,7 +165,7 @@ class WorkManager:
         if self._pool is not None:
             self._pool.forget()
         if self._owned is not None:
-            self._owned.shutdown(cancel_futures=True)
+            self._owned.close()
 
     def process(
         self,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import os
-from concurrent.futures import BrokenExecutor
+import time
+from concurrent.futures import ALL_COMPLETED, BrokenExecutor, as_completed, wait
 
 import pytest
-from functions import run_python
+from functions import PATIENCE, note, run_python, wait_for
 
 from ostap_parallel import Executor, InitializerError, SerializeError, ServersUnavailable
 
@@ -89,3 +92,135 @@ def test_without_any_worker_it_is_broken():
 def test_a_setting_that_there_is_not():
     with pytest.raises(TypeError, match="pyhton"):
         Executor(1, pyhton="python3")
+
+
+@pytest.fixture(scope="module")
+def executor():
+    with Executor(2) as executor:
+        yield executor
+
+
+def slow_square(item):
+    time.sleep(0.01)
+    return item * item
+
+
+class TestSubmit:
+    def test_what_the_standard_library_does_with_futures(self, executor):
+        futures = {executor.submit(pow, n, 2): n for n in range(10)}
+        assert {future.result(): n for future, n in futures.items()} == {
+            n * n: n for n in range(10)
+        }
+        assert {futures[future] for future in as_completed(futures, PATIENCE)} == set(range(10))
+        assert wait(futures, PATIENCE, ALL_COMPLETED).not_done == set()
+
+    def test_keywords_of_any_name(self, executor):
+        future = executor.submit(dict, self=1, fn=2, timeout=3)
+        assert future.result(PATIENCE) == {"self": 1, "fn": 2, "timeout": 3}
+
+    def test_callbacks_get_the_future(self, executor):
+        seen = []
+        future = executor.submit(abs, -1)
+        future.add_done_callback(seen.append)
+        wait([future], PATIENCE)
+        future.add_done_callback(seen.append)
+        assert seen == [future, future]
+
+    def test_asyncio(self, executor):
+        async def main():
+            loop = asyncio.get_running_loop()
+            many = [loop.run_in_executor(executor, pow, n, 2) for n in range(5)]
+            one = asyncio.wrap_future(executor.submit(len, "abc"))
+            return await asyncio.gather(*many, one)
+
+        assert asyncio.run(main()) == [0, 1, 4, 9, 16, 3]
+
+
+class TestMap:
+    @pytest.mark.parametrize("options", [{}, {"chunksize": 3}, {"buffersize": 4}])
+    @pytest.mark.parametrize("iterables", [(), ([],), (range(100),), (range(3), [5] * 9)])
+    def test_in_order_to_the_shortest(self, executor, options, iterables):
+        def together(*args):
+            return args
+
+        results = executor.map(together, *map(iter, iterables), **options)
+        assert list(results) == list(zip(*iterables, strict=False))
+
+    @pytest.mark.parametrize("options", [{}, {"buffersize": 3}])
+    def test_an_exception_is_raised_in_its_place(self, executor, options):
+        results = executor.map(divmod, [5, 6, 7, 8], [2, 2, 0, 2], **options)
+        assert [next(results), next(results)] == [(2, 1), (3, 0)]
+        with pytest.raises(ZeroDivisionError):
+            next(results)
+        with pytest.raises(StopIteration):
+            next(results)
+
+    @pytest.mark.parametrize("options", [{}, {"buffersize": 2}])
+    def test_time_that_is_over_cancels_what_has_not_begun(self, executor, options, tmp_path):
+        def hang(item):
+            note(tmp_path, item)
+            wait_for(tmp_path / "go")
+
+        with pytest.raises(TimeoutError):
+            list(executor.map(hang, range(50), timeout=0.1, **options))
+        (tmp_path / "go").touch()
+        executor.submit(abs, 1).result(PATIENCE)
+        assert len(list(tmp_path.iterdir())) < 10
+
+    def test_it_begins_at_once_and_goes_on_by_itself(self, executor, tmp_path):
+        results = executor.map(lambda item: note(tmp_path, item), range(100))
+        last = executor.submit(wait_for, tmp_path / "99")
+        last.result(PATIENCE)
+        assert list(results) == [1] * 100
+
+    def test_buffersize_bounds_what_is_read_and_run(self, executor):
+        read = itertools.count()
+        results = executor.map(abs, (next(read) for _ in itertools.count()), buffersize=5)
+        assert next(read) == 5
+        assert next(results) == 0
+        assert next(results) == 1
+        assert next(read) == 7
+
+    def test_leaving_it_cancels_the_rest(self, executor):
+        results = executor.map(slow_square, itertools.chain(range(10**5)))
+        assert next(results) == 0
+        results.close()
+        assert executor.submit(abs, -1).result(PATIENCE) == 1
+
+    @pytest.mark.parametrize(
+        ("options", "error", "text"),
+        [
+            ({"chunksize": 0}, ValueError, "chunksize must be >= 1"),
+            ({"buffersize": 0}, ValueError, "buffersize must be None or > 0"),
+            ({"buffersize": "1"}, TypeError, "buffersize must be an integer or None"),
+        ],
+    )
+    def test_sizes_are_checked_before_anything_is_read(self, executor, options, error, text):
+        with pytest.raises(error, match=text):
+            executor.map(abs, iter(lambda: pytest.fail("read"), 0), **options)
+
+
+class TestShutdown:
+    def test_all_that_was_begun_is_done_and_no_more_is_taken(self, tmp_path):
+        executor = Executor(2)
+        results = executor.map(slow_square, range(20))
+        futures = [executor.submit(slow_square, n) for n in range(5)]
+        executor.shutdown(wait=False)
+        for refused in (executor.submit, executor.map):
+            with pytest.raises(RuntimeError, match="after shutdown"):
+                refused(abs, [1])
+        assert [future.result(PATIENCE) for future in futures] == [0, 1, 4, 9, 16]
+        assert list(results) == [n * n for n in range(20)]
+        executor.shutdown()
+        executor.shutdown()
+        assert executor.workers == {}
+
+    def test_leaving_with_waits_but_not_after_an_interrupt(self):
+        with Executor(1) as executor:
+            future = executor.submit(slow_square, 3)
+        assert future.result(0) == 9
+        executor = Executor(1)
+        future = executor.submit(time.sleep, PATIENCE)
+        with pytest.raises(KeyboardInterrupt), executor:
+            raise KeyboardInterrupt
+        assert isinstance(future.exception(PATIENCE), BrokenExecutor)
