@@ -13,7 +13,7 @@ from ostap_parallel.errors import HostError
 from ostap_parallel.worker.shared import Blob
 
 if TYPE_CHECKING:
-    from ostap_parallel.executors.parallel import Connection
+    from ostap_parallel.executors.client import Connection
 
 # The step that has failed on a host which cannot take an object.
 STEP = "shared"

@@ -19,7 +19,7 @@ from ostap_parallel.hosts.server import HostServer, HostStatus
 from ostap_parallel.hosts.ssh import BEATS, control_directory
 
 if TYPE_CHECKING:
-    from ostap_parallel.executors.parallel import ClientServer
+    from ostap_parallel.executors.client import ClientServer
 
 logger = logging.getLogger(__name__)
 
