@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import queue
 import signal
@@ -434,6 +435,18 @@ class TestLife:
             seen = manager.process(lambda x: os.environ.get("PYTHONPATH"), [0])
         assert seen == [os.environ.get("PYTHONPATH")]
         assert (dict(os.environ), list(sys.path), signal.getsignal(signal.SIGINT)) == before
+
+    def test_results_do_not_wait_for_the_garbage_collector(self):
+        gc.collect()
+        gc.disable()
+        try:
+            with WorkManager(2, silent=True) as manager:
+                total = sum(manager.iexecute(functions.square, range(1000), chunk_size=10))
+                held = [x for x in gc.get_objects() if isinstance(x, execute.ChunkOutcome)]
+        finally:
+            gc.enable()
+        assert total == sum(x * x for x in range(1000))
+        assert len(held) <= 1  # the last one, in a frame or two
 
     def test_functions_do_not_pile_up_in_workers(self):
         with WorkManager(1, silent=True) as manager:

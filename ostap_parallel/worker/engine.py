@@ -60,7 +60,7 @@ class Task(ppft._pp._Task):  # type: ignore[misc]
         deliver, self.deliver = self.deliver, None
         # not to wait for the garbage collector: those refer to this
         self.blob, self.modules, self.is_wanted = None, None, bool
-        super().finalize(sresult)
+        super().finalize(sresult if deliver is None else b"")
         if deliver is not None:
             deliver(sresult)
 
