@@ -59,7 +59,7 @@ ALLOWED = {
     "worker": {"dill", "ppft", f"{NAME}.worker", f"{NAME}.errors"},
     "task": {f"{NAME}.errors"},
 }
-OPTIONAL = {"numpy"}  # in functions that make do without
+OPTIONAL = {"numpy", "joblib"}  # in functions that make do without
 
 
 def module_of(file: Path) -> str:

@@ -24,7 +24,7 @@ from ostap_parallel.worker import execute, serialize
 from ostap_parallel.worker.engine import Task
 from ostap_parallel.worker.execute import ChunkOutcome, Lost
 from ostap_parallel.worker.initializer import Initializer
-from ostap_parallel.worker.shared import Blob
+from ostap_parallel.worker.shared import Blob, Stored
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +102,8 @@ class ParallelExecutor(Executor):
         self._alone_since: float | None = None  # when the last worker was lost
         self._alarm = threading.Timer(0, _ignore)  # rings when that is too long ago
         call = execute.Call(execute.apply, initializer=self.initializer)
-        self._apply = serialize.dumps(replace(call, log_level=logging.getLogger().level))
+        self._call = replace(call, log_level=logging.getLogger().level)
+        self._apply = serialize.dumps(self._call)
         self.server = ClientServer(ncpus, secret, on_event)
         self.server.tasks_per_worker = tasks_per_worker
         # Neither it nor its threads keep a forgotten executor alive.
@@ -173,12 +174,18 @@ class ParallelExecutor(Executor):
         RuntimeError
             The executor has been shut down.
         """
+        return self.submit_with(None, fn, *args, **kwargs)
+
+    def submit_with(
+        self, blob: Blob | None, fn: Callable[..., Any], /, *args: Any, **kwargs: Any
+    ) -> Future[Any]:
+        """Run a call for which `shared.shared` finds the object in a blob of `server.store`."""
         what = f"the call of {getattr(fn, '__qualname__', type(fn).__name__)}"
         item = execute.pack_value((serialize.Anew(), fn, args, kwargs), what)
         future = self._new_future()
         if self.server.is_idle():
             self.modules.look()
-        self._try(future, execute.pack_chunk([0], [item]))
+        self._try(future, execute.pack_chunk([0], [item]), blob)
         return future
 
     def submit_chunk(
@@ -274,8 +281,18 @@ class ParallelExecutor(Executor):
         if self._is_hopeless():
             self.server.drop_waiting("no worker is left")
 
-    def _try(self, future: Future[Any], chunk: bytes, lost: int = 0, blameless: int = 0) -> None:
+    def _try(
+        self,
+        future: Future[Any],
+        chunk: bytes,
+        blob: Blob | None,
+        lost: int = 0,
+        blameless: int = 0,
+    ) -> None:
         """Run a call that was lost so many times, by its own fault and by that of others."""
+        call = self._apply
+        if blob is not None:
+            call = serialize.dumps(replace(self._call, shared=Stored(blob.digest)))
 
         def settle(result: ChunkOutcome | Lost) -> None:
             if isinstance(result, ChunkOutcome) and not result.answers:
@@ -291,12 +308,12 @@ class ParallelExecutor(Executor):
                     future.set_exception(WorkerLost(0, result.host, result.reason))
                 else:
                     by_it = result.by_worker
-                    self._try(future, chunk, lost + by_it, blameless + (not by_it))
+                    self._try(future, chunk, blob, lost + by_it, blameless + (not by_it))
             except BaseException as exc:  # user code
                 with contextlib.suppress(InvalidStateError):
                     future.set_exception(exc)
 
-        self._insert(future, self._apply, chunk, settle)
+        self._insert(future, call, chunk, settle, blob)
 
     def _is_hopeless(self) -> bool:
         """Return whether there is no worker and none is about to come (back)."""

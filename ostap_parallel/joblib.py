@@ -1,0 +1,299 @@
+"""A backend of joblib: its parallel loops, and scikit-learn's ``n_jobs``, run on our workers."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import math
+import pickle
+import sys
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, cast
+
+from joblib import register_parallel_backend
+from joblib.parallel import AutoBatchingMixin, Parallel, ParallelBackendBase
+
+from ostap_parallel.executor import Executor, Settings
+from ostap_parallel.executors.client import LOCAL
+from ostap_parallel.executors.foreign import count_workers
+from ostap_parallel.executors.parallel import ParallelExecutor
+from ostap_parallel.manager import WorkManager
+from ostap_parallel.worker.batch import run_batch
+from ostap_parallel.worker.shared import KEPT, Blob, Packed, Store, shared
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+Calls = Sequence[tuple[Callable[..., Any], Sequence[Any], dict[str, Any]]]
+Callback = Callable[[Future[Any]], Any]
+
+# What joblib gives to every backend, and does not concern this one.
+_NOT_OURS = {"temp_folder", "mmap_mode", "prefer", "require", "verbose", "context"}
+
+
+def register(*, make_default: bool = False) -> None:
+    """Make ``joblib.parallel_config(backend="ostap")`` known.
+
+    Parameters
+    ----------
+    make_default
+        Use it also where no backend is named.
+    """
+    register_parallel_backend("ostap", OstapBackend, make_default=make_default)
+
+
+class OstapBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]
+    """Runs the batches of `joblib.Parallel` on local workers and on hosts.
+
+    These start with the first loop, and end soon after the backend is forgotten, such as at the
+    end of ``with joblib.parallel_config(...)``.
+
+    Parameters
+    ----------
+    ncpus, servers
+        Local workers and hosts, and by name the other settings, as of `WorkManager`.
+    executor
+        Computes in place of workers of its own: a `WorkManager`, or any
+        `concurrent.futures.Executor`. It is not shut down.
+    nesting_level
+        For joblib's own use.
+    """
+
+    supports_retrieve_callback = True
+    default_n_jobs = -1
+
+    def __init__(
+        self,
+        ncpus: int | str = "autodetect",
+        servers: Any = (),
+        *,
+        executor: WorkManager | concurrent.futures.Executor | None = None,
+        nesting_level: int | None = None,
+        **settings: Unpack[Settings],
+    ) -> None:
+        super().__init__(nesting_level=nesting_level)
+        given = executor.executor if isinstance(executor, WorkManager) else executor
+        self._executor: concurrent.futures.Executor | None = given
+        self._settings: dict[str, Any] = {"ncpus": ncpus, "servers": servers, **settings}
+
+    @property
+    def parallel(self) -> Parallel | None:
+        """The loop at hand; held weakly, so that no cycle keeps the workers alive."""
+        return self._parallel()
+
+    @parallel.setter
+    def parallel(self, parallel: Parallel) -> None:
+        self._parallel = weakref.ref(parallel)
+
+    def configure(
+        self,
+        n_jobs: int = 1,
+        parallel: Parallel | None = None,
+        *,
+        max_nbytes: int | None = None,
+        **options: Any,
+    ) -> int:
+        """Prepare for a loop; return how many jobs run at the same time."""
+        given = {name: options[name] for name in options.keys() - _NOT_OURS}
+        if given and self._executor is not None:
+            raise ValueError(f"the workers are there already: {', '.join(given)} is too late")
+        self._settings |= given
+        self.parallel, self._max_nbytes = parallel, max_nbytes
+        found = self.effective_n_jobs(n_jobs)
+        self._limit = found if self._executor and found < _count(self._executor) else math.inf
+        return found
+
+    def effective_n_jobs(self, n_jobs: int | None) -> int:
+        """Return how many jobs run at the same time, when each host is up or has failed."""
+        if n_jobs == 0:
+            raise ValueError("n_jobs == 0 in Parallel has no meaning")
+        if n_jobs in (None, 1):
+            return 1
+        if self._executor is None:
+            self._executor = Executor(**self._settings)
+            # not by the executor's own finalizer: threads of its own may still refer to it
+            weakref.finalize(self, _close, self._executor).atexit = False
+        here = True
+        if isinstance(self._executor, ParallelExecutor):
+            self._executor.wait_for_hosts()
+            self._executor.check()
+            here = LOCAL in self._executor.workers
+        workers = _count(self._executor)
+        found = min(n_jobs, workers) if n_jobs > 0 else max(1, workers + 1 + n_jobs)
+        return max(found, 1 if here else 2)  # a single job would run in this process
+
+    def start_call(self) -> None:
+        """Begin a loop."""
+        nested = pickle.dumps(self.get_nested_backend())
+        self._loop = _Loop(self._executor, self._limit, self._max_nbytes, nested)
+
+    def submit(self, func: Any, callback: Callback = lambda future: None) -> None:
+        """Run a batch as soon as fewer than ``n_jobs`` are running."""
+        self._loop.submit(func.items, callback)
+
+    apply_async = submit  # as joblib before 1.5 calls it
+
+    def retrieve_result_callback(self, out: Future[Any]) -> Any:
+        """Return what a batch gave, or raise what it raised."""
+        return out.result()
+
+    def abort_everything(self, ensure_ready: bool = True) -> None:
+        """Drop what waits, and interrupt what runs."""
+        self._loop.stop()
+
+    def stop_call(self) -> None:
+        """End a loop; the workers stay for the next one."""
+        self._loop.stop()
+
+    def terminate(self) -> None:
+        """Forget how long the batches of the last loop took."""
+        self.reset_batch_stats()
+
+
+class _Loop:
+    """The batches of one loop.
+
+    Parameters
+    ----------
+    limit
+        How many run at the same time.
+    max_nbytes
+        Arguments larger than that are sent once to each host if they come again; ``None``: none.
+    nested
+        The pickled backend of loops within this one.
+    """
+
+    def __init__(self, executor: Any, limit: float, max_nbytes: int | None, nested: bytes) -> None:
+        self._executor = executor
+        self._nested = nested
+        self._max_nbytes = max_nbytes
+        self._lock = threading.Lock()
+        self._free = limit
+        self._queue: deque[tuple[Calls, Callback]] = deque()
+        self._running: dict[Future[Any], Callback] = {}
+        self._stopped = False
+        self._seen: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+        self._blobs: deque[tuple[dict[int, Any], Blob]] = deque(maxlen=KEPT)
+
+    def submit(self, calls: Calls, callback: Callback) -> None:
+        """Queue a batch; `callback` gets its future when that is done."""
+        self._queue.append((calls, callback))
+        self._start()
+
+    def stop(self) -> None:
+        """Drop what waits, and interrupt what runs."""
+        with self._lock:
+            self._stopped = True
+            running = list(self._running)
+        self._interrupt(running)
+        self._blobs.clear()
+
+    def _interrupt(self, running: list[Future[Any]]) -> None:
+        if isinstance(self._executor, ParallelExecutor):
+            self._executor.interrupt(running)
+        else:
+            for future in running:
+                future.cancel()
+
+    def _start(self) -> None:
+        with self._lock:
+            if self._stopped or not self._free or not self._queue:
+                return
+            self._free -= 1
+            calls, callback = self._queue.popleft()
+        future = self._send(calls)
+        with self._lock:
+            self._running[future] = callback
+            stopped = self._stopped
+        if stopped:
+            self._interrupt([future])
+        future.add_done_callback(self._settle)
+
+    def _settle(self, done: Future[Any]) -> None:
+        with self._lock:
+            callback = self._running.pop(done)
+            self._free += 1
+        self._start()
+        callback(done)
+
+    def _send(self, calls: Calls) -> Future[Any]:
+        try:
+            if not isinstance(self._executor, ParallelExecutor):
+                return cast("Future[Any]", self._executor.submit(run_batch, calls, self._nested))
+            blob, calls = self._share(calls)
+            return self._executor.submit_with(blob, run_batch, calls, self._nested)
+        except Exception as exc:  # joblib often calls from a thread of ours, where nobody listens
+            failed: Future[Any] = Future()
+            failed.set_exception(exc)
+            return failed
+
+    def _share(self, calls: Calls) -> tuple[Blob | None, Calls]:
+        """Put large arguments that have come before into a blob, and references in their place."""
+        found: dict[int, Any] = {}
+        for _, args, kwargs in calls:
+            common = filter(self._is_common, (*args, *kwargs.values()))
+            found.update((id(arg), arg) for arg in common)
+        blob = self._blob(found) if found else None
+        if blob is None:
+            return None, calls
+        places = {key: place for place, key in enumerate(found)}
+
+        def refer(arg: Any) -> Any:
+            return _Reference(places[id(arg)]) if id(arg) in places else arg
+
+        return blob, [
+            (function, [*map(refer, args)], {name: refer(arg) for name, arg in kwargs.items()})
+            for function, args, kwargs in calls
+        ]
+
+    def _is_common(self, arg: Any) -> bool:
+        """Return whether an argument is large, and was seen before in this loop."""
+        if self._max_nbytes is None or _size(arg) <= self._max_nbytes:
+            return False
+        if self._seen.get(id(arg)) is arg:
+            return True
+        with suppress(TypeError):  # no weak references to it
+            self._seen[id(arg)] = arg
+        return False
+
+    def _blob(self, found: dict[int, Any]) -> Blob | None:
+        """Return a blob with these objects; ``None`` if there is no room."""
+        for known, blob in list(self._blobs):
+            if known.keys() == found.keys():  # kept alive by this, and so the same
+                return blob
+        with suppress(OSError):
+            store: Store = self._executor.server.store
+            blob = store.add(Packed(list(found.values())))
+            self._blobs.append((found, blob))
+            return blob
+        return None
+
+
+class _Reference:
+    """Stands for an entry of the object that is shared with a batch."""
+
+    def __init__(self, place: int) -> None:
+        self._place = place
+
+    def __reduce__(self) -> Any:
+        return shared, (self._place,)
+
+
+def _size(arg: Any) -> int:
+    """Return the bytes of an array or of a data frame; other objects are small."""
+    return int(getattr(arg, "nbytes", 0)) or sys.getsizeof(arg)
+
+
+def _count(executor: concurrent.futures.Executor) -> int:
+    if isinstance(executor, ParallelExecutor):
+        return sum(executor.workers.values())
+    return count_workers(executor)
+
+
+def _close(executor: Executor) -> None:
+    """End an executor, in a thread: that its backend is forgotten may happen in one of its own."""
+    threading.Thread(target=executor.shutdown, kwargs={"cancel_futures": True}).start()

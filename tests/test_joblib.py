@@ -1,0 +1,210 @@
+"""joblib's loops on our workers."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import functions
+import joblib
+import numpy as np
+import pytest
+from helpers import importable, open_manager, wait_until
+from joblib import Parallel, delayed
+from sshd import descendants
+
+from ostap_parallel import ConfigError, Executor, WorkManager
+from ostap_parallel.joblib import OstapBackend, register
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _registered():
+    register()
+    yield
+    del joblib.parallel.BACKENDS["ostap"]
+
+
+@pytest.fixture(scope="module")
+def manager():
+    with WorkManager(2, silent=True) as manager:
+        yield manager
+
+
+@pytest.fixture
+def _ostap(manager):
+    """Loops run on the manager's workers."""
+    with joblib.parallel_config(backend="ostap", executor=manager):
+        yield
+
+
+def late(go, item):
+    if item == 0:
+        functions.wait_for(go)
+    return item
+
+
+def refuse(item):
+    raise functions.Refusal(item, "not wanted")
+
+
+def row(table, index):
+    return float(table[index].sum()), table.flags.writeable
+
+
+def inner(count):
+    backend, _ = joblib.parallel.get_active_backend()
+    squares = Parallel(n_jobs=2)(delayed(functions.square)(n) for n in range(count))
+    return type(backend).__name__, squares
+
+
+def hang(folder, item):
+    functions.note(folder, f"begun-{item}")
+    time.sleep(functions.PATIENCE)
+    functions.note(folder, "ended")
+
+
+@pytest.mark.usefixtures("_ostap")
+class TestLoops:
+    def test_results_are_in_order(self):
+        squares = Parallel()(delayed(functions.square)(n) for n in range(300))
+        assert squares == [n * n for n in range(300)]
+        assert Parallel()(delayed(lambda x, y=1: x + y)(n, y=2) for n in range(3)) == [2, 3, 4]
+        assert Parallel()([]) == []
+
+    def test_they_run_on_the_workers(self, manager):
+        pids = set(Parallel(batch_size=1)(delayed(functions.pid_of)(n) for n in range(8)))
+        assert pids <= set(manager.executor.server.pids())
+
+    def test_generators(self, tmp_path):
+        calls = [delayed(partial(late, str(tmp_path / "go")))(n) for n in range(3)]
+        found = Parallel(return_as="generator_unordered", batch_size=1)(calls)
+        assert {next(found), next(found)} == {1, 2}
+        (tmp_path / "go").touch()
+        assert list(found) == [0]
+        assert list(Parallel(return_as="generator")(calls)) == [0, 1, 2]
+
+    def test_an_exception_arrives_with_its_traceback(self):
+        with pytest.raises(functions.Refusal) as caught:
+            Parallel()(delayed(refuse)(n) for n in range(5))
+        assert caught.value.reason == "not wanted"
+        assert "in refuse" in str(caught.value.__cause__)
+
+    def test_what_cannot_be_sent(self):
+        with pytest.raises(Exception, match="stays here"):
+            Parallel()(delayed(functions.same)(functions.Unsendable()) for _ in range(9))
+
+    def test_a_dead_worker_ends_the_loop_and_no_other(self):
+        with pytest.raises(Exception, match="killed by SIGKILL"):
+            Parallel()(delayed(functions.die)("kill") for _ in range(2))
+        assert Parallel()(delayed(abs)(n) for n in (-1, -2)) == [1, 2]
+
+    def test_loops_within_use_threads(self):
+        assert Parallel()(delayed(inner)(n) for n in (1, 2)) == [
+            ("ThreadingBackend", [0]),
+            ("ThreadingBackend", [0, 1]),
+        ]
+
+    def test_timeout_interrupts_what_runs(self, tmp_path):
+        with pytest.raises(Exception) as caught:  # noqa: PT011
+            Parallel(timeout=0.2)(delayed(hang)(str(tmp_path), n) for n in range(2))
+        assert type(caught.value).__name__ == "TimeoutError"
+        assert Parallel()(delayed(abs)(n) for n in (-1, -2)) == [1, 2]  # the workers are free
+        assert not (tmp_path / "ended").exists()
+
+    def test_ctrl_c_interrupts_what_runs(self, tmp_path):
+        def interrupt():
+            wait_until((tmp_path / "begun-0").exists, functions.PATIENCE, "the first to begin")
+            os.kill(os.getpid(), signal.SIGINT)
+
+        thread = threading.Thread(target=interrupt)
+        thread.start()
+        with pytest.raises(KeyboardInterrupt):
+            Parallel(batch_size=1)(delayed(hang)(str(tmp_path), n) for n in range(2))
+        thread.join()
+        assert Parallel()(delayed(abs)(n) for n in (-1, -2)) == [1, 2]
+        assert not (tmp_path / "ended").exists()
+
+    def test_large_arguments_that_come_again_are_shared(self):
+        table = np.arange(40 * 5000.0).reshape(40, 5000)
+        calls = [delayed(row)(table, n) for n in range(20)]
+        sums, writeable = zip(*Parallel(batch_size=1, max_nbytes="1M")(calls), strict=True)
+        assert sums == tuple(table[:20].sum(axis=1))
+        assert writeable[0]  # it was new
+        assert not any(writeable[4:])
+        _, writeable = zip(*Parallel(batch_size=1, max_nbytes=None)(calls), strict=True)
+        assert all(writeable)
+
+    def test_n_jobs(self):
+        assert [joblib.effective_n_jobs(n) for n in (-1, -2, -9, 1, 2, 7)] == [2, 1, 1, 1, 2, 2]
+        with pytest.raises(ValueError, match="no meaning"):
+            joblib.effective_n_jobs(0)
+
+
+class Gauge:
+    """Counts how many threads are in it at the same time."""
+
+    def __init__(self):
+        self.lock, self.now, self.most = threading.Lock(), 0, 0
+
+    def __call__(self, _):
+        with self.lock:
+            self.now += 1
+            self.most = max(self.most, self.now)
+        time.sleep(0.01)
+        with self.lock:
+            self.now -= 1
+
+
+def test_no_more_than_n_jobs_run_at_once():
+    gauge = Gauge()
+    with ThreadPoolExecutor(4) as threads:
+        loop = Parallel(n_jobs=2, backend=OstapBackend(executor=threads), batch_size=1)
+        loop(delayed(gauge)(n) for n in range(12))
+    assert gauge.most == 2
+
+
+class TestWorkers:
+    def test_they_end_with_the_block(self):
+        before = set(descendants(os.getpid()))
+        with joblib.parallel_config(backend="ostap", ncpus=2):
+            pids = set(Parallel()(delayed(functions.pid_of)(n) for n in range(9)))
+            assert pids == set(Parallel()(delayed(functions.pid_of)(n) for n in range(9))) | pids
+            assert pids <= set(descendants(os.getpid()))
+        gc.collect()
+        wait_until(
+            lambda: not set(descendants(os.getpid())) - before, functions.PATIENCE, "no workers"
+        )
+
+    def test_on_hosts(self, hosts):
+        environment = importable(hosts)
+        settings = {"ssh_config": hosts.ssh_config, "config": (), "environment": environment}
+        with joblib.parallel_config(backend="ostap", ncpus=0, servers="h1*1 h2*1", **settings):
+            assert joblib.effective_n_jobs(-1) == 2
+            squares = Parallel()(delayed(functions.square)(n) for n in range(100))
+        assert squares == [n * n for n in range(100)]
+        gc.collect()
+
+    def test_a_single_job_runs_here_but_not_a_single_host(self, hosts):
+        wm = open_manager(hosts, "h1*1")
+        with wm, joblib.parallel_config(backend="ostap", executor=wm):
+            assert joblib.effective_n_jobs(-1) == 2
+            assert joblib.effective_n_jobs(1) == 1
+
+    @pytest.mark.parametrize("kind", [partial(Executor, 2), partial(ThreadPoolExecutor, 2)])
+    def test_any_executor(self, kind):
+        with kind() as executor:
+            loop = Parallel(backend=OstapBackend(executor=executor))
+            assert loop(delayed(functions.square)(n) for n in range(9)) == [
+                n * n for n in range(9)
+            ]
+
+    def test_settings_of_a_single_loop(self):
+        with pytest.raises(ConfigError, match="ncpus"):
+            Parallel(backend="ostap", n_jobs=2, ncpus="many")(delayed(abs)(n) for n in range(3))
+        with pytest.raises(TypeError, match="no setting sorvers"):
+            Parallel(backend="ostap", n_jobs=2, sorvers="h1")(delayed(abs)(n) for n in range(3))
