@@ -10,7 +10,6 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
 from functools import partial
 from numbers import Integral, Real
 from pathlib import Path
@@ -21,6 +20,7 @@ from ostap_parallel.config import find_secret, load_settings
 from ostap_parallel.config.load import HostArguments
 from ostap_parallel.dispatch import Run
 from ostap_parallel.errors import ConfigError, InitializerError
+from ostap_parallel.executors.future import Future
 from ostap_parallel.executors.parallel import PATIENCE, ParallelExecutor
 from ostap_parallel.executors.syncing import Sync, find_sources
 from ostap_parallel.report import relay
@@ -83,7 +83,8 @@ class Executor(ParallelExecutor):
         self._is_open = True
         self._broken: InitializerError | None = None
         self._calls: weakref.WeakSet[Future[Any]] = weakref.WeakSet()
-        self._runs: dict[Future[None], Run] = {}  # by what tells that they have ended
+        # by what tells that they have ended
+        self._runs: dict[concurrent.futures.Future[None], Run] = {}
         super().__init__(
             ncpus,
             found.hosts,
@@ -192,7 +193,7 @@ class Executor(ParallelExecutor):
         wait
             Wait until then; Ctrl-C ends all at once. Otherwise the interpreter waits at its end.
         cancel_futures
-            Cancel what has not begun.
+            Cancel what has not begun; a `map` is stopped.
         """
         self._is_open = False
         if cancel_futures:
@@ -227,7 +228,7 @@ class Executor(ParallelExecutor):
             raise self._broken
         self.check()
 
-    def _notice(self, future: Future[Any]) -> None:
+    def _notice(self, future: concurrent.futures.Future[Any]) -> None:
         error = None if future.cancelled() else future.exception()
         if isinstance(error, InitializerError):
             self._broken = error

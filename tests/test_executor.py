@@ -6,10 +6,11 @@ import asyncio
 import itertools
 import os
 import time
-from concurrent.futures import ALL_COMPLETED, BrokenExecutor, as_completed, wait
+from concurrent.futures import ALL_COMPLETED, BrokenExecutor, CancelledError, as_completed, wait
 
 import pytest
 from functions import PATIENCE, note, run_python, wait_for
+from helpers import wait_until
 
 from ostap_parallel import Executor, InitializerError, SerializeError, ServersUnavailable
 
@@ -135,6 +136,25 @@ class TestSubmit:
 
         assert asyncio.run(main()) == [0, 1, 4, 9, 16, 3]
 
+    @pytest.mark.parametrize("where", ["local", "h1"])
+    def test_it_is_running_once_it_has_begun_and_can_be_cancelled_then(
+        self, hosts, ssh_config, where
+    ):
+        settings = {} if where == "local" else {"servers": "h1*1", "ssh_config": ssh_config}
+        with Executor(int(where == "local"), config=(), **settings) as executor:
+            first, second = (executor.submit(time.sleep, PATIENCE) for _ in range(2))
+            third = executor.submit(os.getpid)
+            wait_until(first.running, 30, "it runs")
+            assert not first.cancel()
+            assert not second.running()
+            assert second.cancel()
+            assert first.cancel(interrupt=True)
+            assert first.cancelled()
+            assert isinstance(third.result(PATIENCE), int)
+            assert not third.cancel(interrupt=True)
+            with pytest.raises(CancelledError):
+                first.result()
+
 
 class TestMap:
     @pytest.mark.parametrize("options", [{}, {"chunksize": 3}, {"buffersize": 4}])
@@ -214,6 +234,19 @@ class TestShutdown:
         executor.shutdown()
         executor.shutdown()
         assert executor.workers == {}
+
+    def test_what_has_not_begun_is_cancelled_if_that_is_wanted(self, tmp_path):
+        executor = Executor(1)
+        first = executor.submit(wait_for, tmp_path / "go")
+        others = [executor.submit(abs, n) for n in range(3)]
+        wait_until(first.running, PATIENCE, "it runs")
+        results = executor.map(abs, range(3))
+        executor.shutdown(wait=False, cancel_futures=True)
+        assert all(future.cancelled() for future in others)
+        with pytest.raises(CancelledError):
+            next(results)
+        (tmp_path / "go").touch()
+        assert first.result(PATIENCE) is None
 
     def test_leaving_with_waits_but_not_after_an_interrupt(self):
         with Executor(1) as executor:

@@ -11,13 +11,14 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import CancelledError, Executor, Future, InvalidStateError
+from concurrent.futures import CancelledError, Executor, InvalidStateError
 from dataclasses import replace
 from typing import Any
 
 from ostap_parallel.config import HostConfig
 from ostap_parallel.errors import ConfigError, RemoteTraceback, ServersUnavailable, WorkerLost
 from ostap_parallel.executors.client import LOCAL, ClientServer
+from ostap_parallel.executors.future import Future
 from ostap_parallel.executors.supervisor import EventHandler, Supervisor
 from ostap_parallel.executors.syncing import Archive, Modules, Source
 from ostap_parallel.worker import execute, serialize
@@ -35,6 +36,9 @@ PATIENCE = 60.0
 # or something else has ended the worker: one that takes every host along must end.
 LOST_RETRIES = 2
 HOST_RETRIES = 8
+
+
+AnyFuture = concurrent.futures.Future[Any]
 
 
 class ParallelExecutor(Executor):
@@ -97,7 +101,7 @@ class ParallelExecutor(Executor):
         self._lock = threading.Lock()
         self._listeners: list[Callable[[], None]] = []
         # the present job of each future
-        self._tasks: weakref.WeakKeyDictionary[Future[Any], Task] = weakref.WeakKeyDictionary()
+        self._tasks: weakref.WeakKeyDictionary[AnyFuture, Task] = weakref.WeakKeyDictionary()
         self._closed = threading.Event()
         self._alone_since: float | None = None  # when the last worker was lost
         self._alarm = threading.Timer(0, _ignore)  # rings when that is too long ago
@@ -206,7 +210,7 @@ class ParallelExecutor(Executor):
         self._insert(future, call, chunk, settle, blob, modules)
         return future
 
-    def interrupt(self, futures: Iterable[Future[Any]] | None = None) -> None:
+    def interrupt(self, futures: Iterable[AnyFuture] | None = None) -> None:
         """Give up what was submitted, queued or running, here and on hosts; workers stay.
 
         A task that runs gets KeyboardInterrupt; if its worker has not come back 2 seconds later,
@@ -246,7 +250,8 @@ class ParallelExecutor(Executor):
         self._alarm.cancel()
 
     def _new_future(self) -> Future[Any]:
-        future: Future[Any] = Future()
+        interrupt = weakref.WeakMethod(self.interrupt)
+        future: Future[Any] = Future(lambda futures: (interrupt() or _ignore)(futures))
         future.add_done_callback(_tell_cancelled)
         return future
 
@@ -271,7 +276,7 @@ class ParallelExecutor(Executor):
 
         self.check()
         modules = modules or self.modules.archive
-        task = Task(self.server, deliver, blob, lambda: not future.cancelled(), modules)
+        task = Task(self.server, deliver, blob, future.begin, modules)
         with self._lock:
             before = self._tasks.get(future)
             task.is_interrupted = before is not None and before.is_interrupted
@@ -342,11 +347,11 @@ class ParallelExecutor(Executor):
             listener()
 
 
-def _ignore() -> None:
+def _ignore(*what: object) -> None:
     """Do nothing."""
 
 
-def _tell_cancelled(future: Future[Any]) -> None:
+def _tell_cancelled(future: AnyFuture) -> None:
     """Wake who waits for a future that was cancelled: `Future.cancel` itself does not."""
     if future.cancelled():
         future.set_running_or_notify_cancel()

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from contextvars import ContextVar
+from functools import reduce
+from itertools import accumulate
 from typing import Any
+
+from ostap_parallel.worker import serialize
+
+# Whether this is a task on somebody else's executor, where nothing leads back to the caller.
+on_foreign: ContextVar[bool] = ContextVar("on_foreign", default=False)
 
 
 def spread(function: Callable[..., Any], args: Iterable[Any]) -> Any:
@@ -14,3 +22,35 @@ def spread(function: Callable[..., Any], args: Iterable[Any]) -> Any:
 def call_each(function: Callable[..., Any], many: Iterable[Iterable[Any]]) -> list[Any]:
     """Call a function with each of many sets of arguments."""
     return [function(*args) for args in many]
+
+
+def call_foreign(packed: bytes) -> Any:
+    """Do a serialised call, ``(function, arguments, keywords)``, on somebody else's executor."""
+    token = on_foreign.set(True)
+    try:
+        function, args, kwargs = serialize.loads(packed)
+        return function(*args, **kwargs)
+    finally:
+        on_foreign.reset(token)
+
+
+Operation = Callable[[Any, Any], Any]
+
+
+def reduce_block(
+    function: Callable[..., Any], operation: Operation, block: Iterable[Iterable[Any]]
+) -> Any:
+    """Call a function with each of many sets of arguments; reduce what it returns."""
+    return reduce(operation, (function(*args) for args in block))
+
+
+def scan_block(
+    function: Callable[..., Any], operation: Operation, block: Iterable[Iterable[Any]]
+) -> list[Any]:
+    """As `reduce_block`, and return what it has come to after each call."""
+    return list(accumulate((function(*args) for args in block), operation))
+
+
+def prepend(operation: Operation, before: Any, block: Sequence[Any]) -> list[Any]:
+    """Continue a scan with that of a block."""
+    return [operation(before, value) for value in block]

@@ -377,4 +377,4 @@ class Server(ppft.Server):  # type: ignore[misc]
 
 
 def _is_wanted(job: Task) -> bool:
-    return job.is_wanted() and not job.is_interrupted
+    return not job.is_interrupted and job.is_wanted()
