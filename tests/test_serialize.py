@@ -330,7 +330,36 @@ PROGRAMS = {
 }
 
 
+CHANGES = program("""
+    import math
+    class cmath:  # stands where a module was
+        floor = staticmethod(lambda x: "other")
+    def plain(x, y=1): return x + y
+    def times_ten(x, y): return x * 10
+    def rounds(x): return math.floor(x)
+    def calls(x): return two(x)
+    def has(x): return has.found + x
+    # run
+    def submit(function, item): return wm.executor.submit(function, item).result()
+    assert submit(plain, 1) == submit(plain, 1) == 2
+    plain.__defaults__ = (5,)
+    assert submit(plain, 1) == 6
+    plain.__code__ = times_ten.__code__
+    assert submit(plain, 1) == 10
+    assert submit(rounds, 1.5) == 1
+    math = cmath
+    assert submit(rounds, 1.5) == "other"
+    for added in 1, 2:
+        def two(x): return x + added
+        has.found = added
+        assert submit(calls, 1) == submit(has, 1) == 1 + added
+""")
+
+
 class TestMain:
+    def test_what_a_function_is_when_it_is_sent_counts(self, tmp_path):
+        assert run_python("-c", CHANGES, cwd=tmp_path) == "ok\n"
+
     @pytest.mark.parametrize("name", PROGRAMS)
     def test_of_a_script(self, tmp_path, name):
         (tmp_path / "script.py").write_text(PROGRAMS[name])

@@ -321,7 +321,7 @@ def _prepare(data: bytes, location: str) -> dict[str, Any]:
             call.worker_init()
         _begin_anew()  # what this has set up is for all items
     except BaseException as exc:
-        _restore()
+        restore()
         return {"error": _pack_error(exc)}
     return {"call": call}
 
@@ -365,7 +365,7 @@ def _run_items(
             if os.getpid() != result.pid:
                 _flush()  # a fork that came back from the task: this is not its work
                 os._exit(0)
-            _restore()
+            restore()
         if executing.interrupted:  # the run is over: no outcome for this item, none for the rest
             break
         result.answers.append(answer)
@@ -377,8 +377,6 @@ def _run_items(
             if executing.interrupted or result.merge_failure:
                 break
     executing.position[0] = -1
-    if brief:
-        _restore()
     if combiner:
         _end(combiner, result)
 
@@ -434,7 +432,8 @@ def _run_item(call: Call, index: int, packed: Any) -> tuple[bool, Any, float]:
     return ok, answer, seconds
 
 
-def _restore() -> None:
+def restore() -> None:
+    """Bring the process back to what it was before the first item."""
     for _ in range(3):
         try:
             executing.baseline.restore()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
+import select
 import signal
 import socket
 import struct
@@ -68,7 +69,9 @@ class Worker(ppft._pp._Worker):  # type: ignore[misc]
         self._lifeline = life
         _lifelines.add(life)
         self._pipes = {out: "stdout", err: "stderr", log: "log"}
+        self._printed = select.poll()
         for descriptor, kind in self._pipes.items():
+            self._printed.register(descriptor, select.POLLIN)
             self._output.add(descriptor, kind, self.pid)
 
     def start(self) -> None:
@@ -143,8 +146,11 @@ class Worker(ppft._pp._Worker):  # type: ignore[misc]
 
     def drain(self) -> None:
         """Pass on all that the process has printed by now."""
+        ready = {descriptor for descriptor, _ in self._printed.poll(0)}
         for descriptor in self._pipes:
-            self._output.read(descriptor, final=True)
+            if descriptor in ready:  # to ask each costs more than most jobs' other overhead
+                self._output.read(descriptor)
+            self._output.end_chunk(descriptor)
 
 
 def _open_pipes(

@@ -76,8 +76,8 @@ class OutputReader:
                     self._selector.unregister(descriptor)
                 os.close(descriptor)
 
-    def read(self, descriptor: int, final: bool = False) -> None:
-        """Pass on what is there now; `final` also a last line that has no end yet."""
+    def read(self, descriptor: int) -> None:
+        """Pass on what is there now, but for a last line that has no end yet."""
         with self._lock:
             source = self._sources.get(descriptor)
             if source is None:
@@ -93,13 +93,19 @@ class OutputReader:
                     break
                 source.take(data)
                 self._pass_on(source)
-            if final:
-                dropped = source.end_chunk()
-                self._pass_on(source)
-                if dropped:
-                    text = f"[{source.kind} of worker {source.pid}: {dropped} bytes more than the "
-                    text += f"{MAX_OUTPUT} that a chunk may print were dropped]"
-                    self._send({"kind": "stderr", "text": text, "pid": source.pid})
+
+    def end_chunk(self, descriptor: int) -> None:
+        """Pass on a last line that has no end; the next chunk may print as much as any."""
+        with self._lock:
+            source = self._sources.get(descriptor)
+            if source is None or not source.size:
+                return
+            dropped = source.end_chunk()
+            self._pass_on(source)
+            if dropped:
+                text = f"[{source.kind} of worker {source.pid}: {dropped} bytes more than the "
+                text += f"{MAX_OUTPUT} that a chunk may print were dropped]"
+                self._send({"kind": "stderr", "text": text, "pid": source.pid})
 
     def close(self) -> None:
         """End the thread; the descriptors have been removed before."""

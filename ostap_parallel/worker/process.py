@@ -22,7 +22,7 @@ import struct
 import sys
 from typing import Any
 
-from ostap_parallel.worker.execute import bind, executing, take_signals
+from ostap_parallel.worker.execute import bind, executing, restore, take_signals
 from ostap_parallel.worker.restore import Baseline
 from ostap_parallel.worker.transport import Pipe
 
@@ -82,6 +82,7 @@ def main(descriptors: tuple[int, int, int, int, int]) -> None:
     while True:
         run_chunk = protocol.creceive(bind)
         protocol.send(run_chunk(protocol.receive()))
+        restore()  # while the server has its own things to do
 
 
 def disconnect(*descriptors: int) -> None:

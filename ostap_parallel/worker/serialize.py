@@ -17,13 +17,14 @@ import enum
 import functools
 import importlib
 import io
+import operator
 import pickle
 import sys
 import threading
 import uuid
 from collections import namedtuple
 from collections.abc import Callable
-from types import FunctionType, ModuleType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
 
@@ -224,10 +225,49 @@ class _DillPickler(dill.Pickler):  # type: ignore[misc]
         return _reduce_object(obj)
 
 
+# What functions became that stand for themselves, and what they were made of: dill takes a
+# thousand times as long for a small one as to call it.
+_known: WeakKeyDictionary[FunctionType, tuple[list[Any], bytes]] = WeakKeyDictionary()
+
+
 def _dump_by_value(obj: object, back: bool) -> bytes:
+    if not isinstance(obj, FunctionType) or (parts := _parts_of(obj)) is None:
+        return _dump_by_dill(obj, back)
+    before, data = _known.get(obj, ([], b""))
+    if len(before) != len(parts) or not all(map(operator.is_, before, parts)):
+        data = _dump_by_dill(obj, back)
+        _known[obj] = parts, data
+    return data
+
+
+def _dump_by_dill(obj: object, back: bool) -> bytes:
     buffer = io.BytesIO()
     _DillPickler(buffer, back).dump(obj)
     return buffer.getvalue()
+
+
+def _parts_of(function: FunctionType) -> list[Any] | None:
+    """Return all that makes a function what it is; ``None`` if that may change from within."""
+    if function.__closure__ or function.__dict__ or function.__kwdefaults__:
+        return None
+    code, defaults = function.__code__, function.__defaults__ or ()
+    known = function.__globals__
+    modules = [known[name] for name in _names_in(code) if name in known]
+    if not all(isinstance(value, ModuleType) for value in modules):
+        return None
+    if not all(type(value) in _CONSTANTS for value in defaults):
+        return None
+    return [code, function.__name__, function.__qualname__, *defaults, *modules]
+
+
+_CONSTANTS = (type(None), bool, int, float, str, bytes)
+
+
+@functools.lru_cache(maxsize=1024)
+def _names_in(code: CodeType) -> tuple[str, ...]:
+    """Return the names that code may look up in its global variables."""
+    inner = [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+    return sum(map(_names_in, inner), code.co_names)
 
 
 class _DillUnpickler(dill.Unpickler):  # type: ignore[misc]

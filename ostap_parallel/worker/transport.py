@@ -27,12 +27,26 @@ class Remembering(CTransport):  # type: ignore[misc]
 
     scache: dict[str, bool]
     rcache: dict[str, Any]
+    _hashed: tuple[bytes, str] = (b"", "")  # the last message of `csend`, and its hash
+    _held: bytes = b""  # what goes with the next message
 
     def csend(self, msg: bytes) -> None:
-        """Send a message, or only its hash if the other end remembers it."""
-        key = self.hash(msg)
-        self.send(b"H" + key.encode() if key in self.scache else b"N" + msg)
+        """Send a message, or only its hash if the other end remembers it, with the next one."""
+        if msg is not self._hashed[0]:
+            self._hashed = msg, self.hash(msg)
+        key = self._hashed[1]
+        message = b"H" + key.encode() if key in self.scache else b"N" + msg
+        self._held = _SIZE.pack(len(message)) + message
         _remember(self.scache, key, True)
+
+    def _frames(self, msg: bytes | str) -> tuple[bytes, ...]:
+        """Return what to write for a message: one piece, but for one that is too large to copy.
+
+        Each write wakes the other end, and lets other threads take the interpreter.
+        """
+        data = msg.encode() if isinstance(msg, str) else msg
+        head, self._held = self._held + _SIZE.pack(len(data)), b""
+        return (head + data,) if len(data) < PIPE_SIZE else (head, data)
 
     def creceive(self, preprocess: Any = None) -> Any:
         """Receive what `csend` sent."""
@@ -55,16 +69,6 @@ def _remember(cache: dict[str, Any], key: str, value: Any) -> None:
         del cache[next(iter(cache))]
 
 
-def _parts(msg: bytes | str) -> tuple[bytes, ...]:
-    """Return what to write for a message: one piece, but for one that is too large to copy.
-
-    Each write lets other threads take the interpreter.
-    """
-    data = msg.encode() if isinstance(msg, str) else msg
-    size = _SIZE.pack(len(data))
-    return (size + data,) if len(data) < PIPE_SIZE else (size, data)
-
-
 class Pipe(Remembering, CPipeTransport):  # type: ignore[misc]
     """The pipes between a server and a worker."""
 
@@ -76,9 +80,20 @@ class Pipe(Remembering, CPipeTransport):  # type: ignore[misc]
 
     def send(self, msg: bytes | str) -> None:
         """Send one message."""
-        for part in _parts(msg):
+        for part in self._frames(msg):
             self.w.write(part)
         self.w.flush()
+
+    def receive(self, preprocess: Any = None) -> bytes:
+        """Receive one message; raises RuntimeError at the end of the pipe."""
+        (size,) = _SIZE.unpack(self._receive(_SIZE.size))
+        return self._receive(size)
+
+    def _receive(self, size: int) -> bytes:
+        data: bytes = self.r.read(size)
+        if len(data) < size:
+            raise RuntimeError("the pipe was closed")
+        return data
 
 
 class Connection(Remembering, CSocketTransport):  # type: ignore[misc]
@@ -88,7 +103,7 @@ class Connection(Remembering, CSocketTransport):  # type: ignore[misc]
 
     def send(self, data: bytes | str) -> None:
         """Send one message."""
-        for part in _parts(data):
+        for part in self._frames(data):
             self.socket.sendall(part)
 
     def receive(self, preprocess: Any = None) -> bytes:
