@@ -58,6 +58,17 @@ def attempts(folder, name):
     return (Path(folder) / str(name)).stat().st_size
 
 
+def add(a, b=10):
+    return a + b
+
+
+def late(go, item):
+    """Return the item; if it is 0, when a file is there."""
+    if item == 0:
+        wait_for(go)
+    return item
+
+
 def die(how):
     """End this process the hard way."""
     if how == "exit":
@@ -73,6 +84,21 @@ class Refusal(Exception):
     def __init__(self, item, reason):
         super().__init__(item, reason)
         self.item, self.reason = item, reason
+
+
+def refuse(item):
+    """Return the item unless it is divisible by 3."""
+    if item % 3 == 0:
+        raise Refusal(item, "divisible")
+    return item
+
+
+def refuse_noted(folder, item):
+    """Count the item, and return it unless it is 0."""
+    note(folder, item)
+    if item == 0:
+        raise LookupError("the first")
+    return item
 
 
 class OddInit(Exception):

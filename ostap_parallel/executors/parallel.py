@@ -91,7 +91,8 @@ class ParallelExecutor(Executor):
         sync: Sequence[Source] = (),
     ) -> None:
         self.initializer = initializer and Initializer.of(initializer, initargs)
-        if tasks_per_worker is not None and tasks_per_worker < 1:
+        least = 1 if tasks_per_worker is None else tasks_per_worker
+        if not isinstance(least, int) or least < 1:
             raise ConfigError(f"tasks_per_worker must be at least 1, not {tasks_per_worker!r}")
         if secret == "":
             raise ConfigError("secret: it is empty; leave it out for a random one")

@@ -1,0 +1,383 @@
+"""Pool: the interface of `multiprocessing.Pool` on every core within reach."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import functools
+import logging
+import multiprocessing.pool
+import threading
+import weakref
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sized
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field
+from multiprocessing.pool import CLOSE, INIT, RUN, TERMINATE
+from typing import TYPE_CHECKING, Any
+
+from ostap_parallel.dispatch import Run
+from ostap_parallel.executor import Executor
+from ostap_parallel.executors.foreign import count_workers
+from ostap_parallel.executors.parallel import ParallelExecutor
+from ostap_parallel.outcome import Batch, Outcome
+from ostap_parallel.stream import Stream
+from ostap_parallel.worker import calls, execute, serialize
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ostap_parallel.executor import Settings
+
+logger = logging.getLogger(__name__)
+
+Function = Callable[..., Any]
+Callback = Callable[[Any], object] | None
+Stop = Callable[[], object]
+
+
+@dataclass(eq=False, repr=False)
+class AsyncResult:
+    """What a pool's ``..._async`` methods return; it can be awaited in asyncio, too.
+
+    Ctrl-C in `get`, and cancelling the asyncio task that awaits it, stop the work.
+    """
+
+    _pool: Pool | None  # is kept alive until the work is done
+    _stop: Stop
+    _callback: Callback
+    _error_callback: Callback
+    _is_cancelled: bool = False
+    _settled: Future[Any] = field(default_factory=Future)  # when the callback has returned
+
+    def ready(self) -> bool:
+        """Return whether the work is done, and the callback has returned."""
+        return self._settled.done()
+
+    def successful(self) -> bool:
+        """Return whether nothing was raised; raises ValueError while it is not ready."""
+        if not self.ready():
+            raise ValueError(f"{self!r} not ready")
+        return self._settled.exception() is None
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait until it is ready, or for `timeout` seconds."""
+        concurrent.futures.wait([self._settled], timeout)
+
+    def get(self, timeout: float | None = None) -> Any:
+        """Return the value, or raise what was raised.
+
+        Raises
+        ------
+        multiprocessing.TimeoutError
+            It is not ready after `timeout` seconds.
+        concurrent.futures.CancelledError
+            The pool was terminated.
+        """
+        try:
+            self.wait(timeout)
+        except KeyboardInterrupt:
+            self._cancel()
+            raise
+        if not self.ready():
+            raise multiprocessing.TimeoutError
+        return self._settled.result()
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        try:
+            return (yield from asyncio.shield(asyncio.wrap_future(self._settled)).__await__())
+        except asyncio.CancelledError:
+            self._cancel()
+            raise
+
+    def _cancel(self) -> None:
+        self._is_cancelled = True
+        self._stop()
+
+    def _settle(self, done: Future[Any]) -> None:
+        """Take the outcome of the work, after telling the callback."""
+        error = CancelledError() if done.cancelled() else done.exception()
+        if error is not None and self._is_cancelled:
+            error = CancelledError("the pool was terminated, or the waiting cancelled")
+        elif callback := self._callback if error is None else self._error_callback:
+            try:
+                callback(done.result() if error is None else error)
+            except Exception:
+                logger.exception("the callback of %r has failed", self)
+        self._pool = None
+        if error is None:
+            self._settled.set_result(done.result())
+        else:
+            self._settled.set_exception(error)
+
+
+class Pool(multiprocessing.pool.Pool):
+    """`multiprocessing.Pool` on local cores and on hosts reached by ssh.
+
+    Parameters
+    ----------
+    processes
+        Local workers: by default as many as CPU affinity and control groups grant; 0: none.
+    initializer, initargs
+        ``initializer(*initargs)`` is called in each worker process before its first task.
+    maxtasksperchild
+        A worker process is replaced after so many chunks.
+    servers
+        Hosts, and `settings` for them, as of `WorkManager`.
+    executor
+        Computes in place of ours: any `concurrent.futures.Executor`. It is not shut down.
+
+    Raises
+    ------
+    ValueError
+        A number or a setting is wrong; no host has been contacted.
+    """
+
+    _executor: concurrent.futures.Executor
+    _check_running: Callable[[], None]
+    _state = INIT  # `__del__` looks at it, also if `__init__` has raised
+
+    def __init__(
+        self,
+        processes: int | None = None,
+        initializer: Function | None = None,
+        initargs: Iterable[Any] = (),
+        maxtasksperchild: int | None = None,
+        *,
+        servers: str | int | Iterable[str | int] | None = None,
+        executor: concurrent.futures.Executor | None = None,
+        **settings: Unpack[Settings],
+    ) -> None:
+        options: dict[str, Any] = {
+            "ncpus": processes,
+            "servers": servers,
+            "initializer": initializer,
+            "initargs": initargs or None,
+            "tasks_per_worker": maxtasksperchild,
+            **settings,
+        }
+        given = {name: value for name, value in options.items() if value is not None}
+        if executor is not None and given:
+            raise TypeError(f"an executor of your own brings its workers: leave out {[*given]}")
+        if processes == 0 and not servers:
+            raise ValueError("Number of processes must be at least 1, or 0 with servers")
+        owned = None if executor is not None else Executor(**given)
+        self._executor = executor or owned  # type: ignore[assignment]
+        self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
+        # what is not done yet, and how it is stopped
+        self._under_way: dict[Future[Any], Stop] = {}
+        self._callbacks = ThreadPoolExecutor(1, "callbacks")
+        self._calls = ThreadPoolExecutor(2 * self._processes or 1, "calls")  # of others' executors
+        threads = self._callbacks, self._calls
+        self._terminate = weakref.finalize(self, _end, self._under_way, owned, threads)
+        self._closing: Future[None] | None = None
+        self._state = RUN
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} state={self._state} pool_size={self._processes}>"
+
+    async def __aenter__(self) -> Pool:
+        return self.__enter__()
+
+    async def __aexit__(self, *error: object) -> None:
+        await asyncio.to_thread(self.terminate)
+
+    @property
+    def _processes(self) -> int:
+        """The number of workers, which many programs ask for."""
+        if isinstance(self._executor, ParallelExecutor):
+            return sum(self._executor.workers.values())
+        return count_workers(self._executor)
+
+    def apply_async(  # type: ignore[override]
+        self,
+        func: Function,
+        args: Iterable[Any] = (),
+        kwds: Mapping[str, Any] = {},
+        callback: Callback = None,
+        error_callback: Callback = None,
+    ) -> AsyncResult:
+        """Call a function on a worker; return at once."""
+        self._check_running()
+        stop: Stop
+        if isinstance(self._executor, ParallelExecutor):
+            future = _submit(self._executor, func, args, kwds)
+            stop = functools.partial(self._executor.interrupt, [future])
+        else:
+            run = self._run(execute.apply, [(serialize.Anew(), func, tuple(args), dict(kwds))])
+            future = self._calls.submit(lambda: _collect(run)[0])
+            stop = run.cancel
+        return self._result(future, stop, callback, error_callback)
+
+    def imap(  # type: ignore[override]
+        self, func: Function, iterable: Iterable[Any], chunksize: int | None = None
+    ) -> Stream:
+        """Return an iterator over the results in the order of the items."""
+        return self._stream(func, iterable, chunksize, ordered=True)
+
+    def imap_unordered(  # type: ignore[override]
+        self, func: Function, iterable: Iterable[Any], chunksize: int | None = None
+    ) -> Stream:
+        """Return an iterator over the results as they come."""
+        return self._stream(func, iterable, chunksize, ordered=False)
+
+    def close(self) -> None:
+        """Take no more work; the workers end when all is done."""
+        if self._state == RUN:
+            self._state = CLOSE
+            self._closing = _in_thread(_finish, self._under_way, self._terminate)
+
+    def terminate(self) -> None:
+        """Stop all work and end the workers."""
+        self._state = TERMINATE
+        self._terminate()
+
+    def join(self) -> None:
+        """Wait until all is done and the workers have ended, after `close` or `terminate`."""
+        if self._state == RUN:
+            raise ValueError("Pool is still running")
+        for stream in list(self._streams):
+            stream.unlimit()  # nobody takes results while this waits
+        if self._closing is not None:
+            self._closing.result()
+        concurrent.futures.wait(list(self._under_way))
+
+    def _map_async(
+        self,
+        func: Function,
+        iterable: Iterable[Any],
+        mapper: Function,
+        chunksize: int | None = None,
+        callback: Callback = None,
+        error_callback: Callback = None,
+    ) -> AsyncResult:
+        """Do what `map`, `map_async`, `starmap` and `starmap_async` have in common."""
+        if mapper is multiprocessing.pool.starmapstar:  # type: ignore[attr-defined]
+            func = functools.partial(calls.spread, func)
+        items = iterable if isinstance(iterable, Sized) else list(iterable)
+        run = self._run(func, items, chunksize)
+        return self._result(_in_thread(_collect, run), run.cancel, callback, error_callback)
+
+    def _run(
+        self,
+        func: Function,
+        items: Iterable[Any],
+        chunksize: int | None = None,
+        order: bool = True,
+    ) -> Run:
+        self._check_running()
+        call = execute.Call(func, log_level=logging.getLogger().level)
+        return Run(self._executor, call, items, chunksize, order)
+
+    def _stream(
+        self, func: Function, iterable: Iterable[Any], chunksize: int | None, ordered: bool
+    ) -> Stream:
+        source = _Source(iterable)
+        run = self._run(func, source, chunksize, ordered)
+        stream = Stream(source.follow(run.arrivals()), run.cancel, self)
+        self._streams.add(stream)
+        self._track(stream.ended, stream.cancel)
+        return stream
+
+    def _result(
+        self, future: Future[Any], stop: Stop, callback: Callback, error_callback: Callback
+    ) -> AsyncResult:
+        result = AsyncResult(self, stop, callback, error_callback)
+        self._track(result._settled, result._cancel)
+        future.add_done_callback(functools.partial(_deliver, self._callbacks, result))
+        return result
+
+    def _track(self, done: Future[Any], stop: Stop) -> None:
+        self._under_way[done] = stop
+        done.add_done_callback(self._under_way.pop)
+
+
+class _Source:
+    """An input whose error comes after the results of what it gave before."""
+
+    def __init__(self, iterable: Iterable[Any]) -> None:
+        self._iterator = iter(iterable)
+        self._error: Exception | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        try:
+            yield from self._iterator
+        except Exception as exc:
+            self._error = exc
+
+    def follow(
+        self, arrivals: Generator[Batch | Outcome, None, None]
+    ) -> Generator[Batch | Outcome, None, None]:
+        yield from arrivals
+        if self._error is not None:
+            raise self._error
+
+
+def _collect(run: Run) -> list[Any]:
+    """Return all values; raise the first error once all items have been run."""
+    values: list[Any] = []
+    error = None
+    with closing(run.arrivals()) as arrivals:
+        for arrival in arrivals:
+            if isinstance(arrival, Batch):
+                values.extend(arrival.values)
+            else:
+                values.append(arrival.value)
+                error = error or arrival.error
+    if isinstance(run.executor, ParallelExecutor):
+        run.executor.flush()  # what tasks have printed is there, too
+    if error is not None:
+        raise error
+    return values
+
+
+def _submit(
+    executor: ParallelExecutor, func: Function, args: Iterable[Any], kwds: Mapping[str, Any]
+) -> Future[Any]:
+    """Submit a call; that it cannot be sent is its outcome."""
+    try:
+        return executor.submit(func, *args, **kwds)
+    except Exception as exc:
+        future: Future[Any] = Future()
+        future.set_exception(exc)
+        return future
+
+
+def _in_thread(function: Callable[..., Any], *args: Any) -> Future[Any]:
+    """Call a function in a thread that does not keep the interpreter from exiting."""
+    future: Future[Any] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(function(*args))
+        except BaseException as exc:
+            future.set_exception(exc)
+
+    threading.Thread(target=work, name="pool", daemon=True).start()
+    return future
+
+
+def _deliver(callbacks: ThreadPoolExecutor, result: AsyncResult, done: Future[Any]) -> None:
+    try:
+        callbacks.submit(result._settle, done)
+    except RuntimeError:  # the pool, or the interpreter, has come to its end
+        result._settle(done)
+
+
+def _finish(under_way: dict[Future[Any], Stop], end: Callable[[], object]) -> None:
+    concurrent.futures.wait(list(under_way))
+    end()
+
+
+def _end(
+    under_way: dict[Future[Any], Stop],
+    owned: Executor | None,
+    threads: Iterable[ThreadPoolExecutor],
+) -> None:
+    """End what a pool owns; a function, so that a forgotten pool can be collected."""
+    for stop in list(under_way.values()):
+        stop()
+    if owned is not None:
+        owned.close()
+    for executor in threads:
+        executor.shutdown(wait=False)
