@@ -79,32 +79,27 @@ class OstapBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc
         given = executor.executor if isinstance(executor, WorkManager) else executor
         self._executor: concurrent.futures.Executor | None = given
         self._settings: dict[str, Any] = {"ncpus": ncpus, "servers": servers, **settings}
+        # weakly, so that no cycle keeps the workers alive
+        self._loops: weakref.WeakKeyDictionary[Parallel, _Loop] = weakref.WeakKeyDictionary()
 
     @property
     def parallel(self) -> Parallel | None:
-        """The loop at hand; held weakly, so that no cycle keeps the workers alive."""
+        """What was configured last, by which joblib finds out how much it is to tell."""
         return self._parallel()
 
-    @parallel.setter
-    def parallel(self, parallel: Parallel) -> None:
-        self._parallel = weakref.ref(parallel)
-
     def configure(
-        self,
-        n_jobs: int = 1,
-        parallel: Parallel | None = None,
-        *,
-        max_nbytes: int | None = None,
-        **options: Any,
+        self, n_jobs: int, parallel: Parallel, *, max_nbytes: int | None = None, **options: Any
     ) -> int:
-        """Prepare for a loop; return how many jobs run at the same time."""
+        """Prepare for the loops of `parallel`; return how many jobs run at the same time."""
         given = {name: options[name] for name in options.keys() - _NOT_OURS}
         if given and self._executor is not None:
             raise ValueError(f"the workers are there already: {', '.join(given)} is too late")
         self._settings |= given
-        self.parallel, self._max_nbytes = parallel, max_nbytes
         found = self.effective_n_jobs(n_jobs)
-        self._limit = found if self._executor and found < _count(self._executor) else math.inf
+        limit = found if self._executor and found < _count(self._executor) else math.inf
+        nested = pickle.dumps(self.get_nested_backend())
+        self._loops[parallel] = _Loop(self._executor, limit, max_nbytes, nested)
+        self._parallel = weakref.ref(parallel)
         return found
 
     def effective_n_jobs(self, n_jobs: int | None) -> int:
@@ -126,14 +121,9 @@ class OstapBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc
         found = min(n_jobs, workers) if n_jobs > 0 else max(1, workers + 1 + n_jobs)
         return max(found, 1 if here else 2)  # a single job would run in this process
 
-    def start_call(self) -> None:
-        """Begin a loop."""
-        nested = pickle.dumps(self.get_nested_backend())
-        self._loop = _Loop(self._executor, self._limit, self._max_nbytes, nested)
-
-    def submit(self, func: Any, callback: Callback = lambda future: None) -> None:
+    def submit(self, func: Any, callback: Any) -> None:
         """Run a batch as soon as fewer than ``n_jobs`` are running."""
-        self._loop.submit(func.items, callback)
+        self._loops[callback.parallel].submit(func.items, callback)
 
     apply_async = submit  # as joblib before 1.5 calls it
 
@@ -142,12 +132,10 @@ class OstapBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc
         return out.result()
 
     def abort_everything(self, ensure_ready: bool = True) -> None:
-        """Drop what waits, and interrupt what runs."""
-        self._loop.stop()
-
-    def stop_call(self) -> None:
-        """End a loop; the workers stay for the next one."""
-        self._loop.stop()
+        """Drop what waits, and interrupt what runs, of the loop that has failed."""
+        for parallel, loop in list(self._loops.items()):
+            if parallel._aborting:  # and not a generator that is read at the same time
+                loop.stop()
 
     def terminate(self) -> None:
         """Forget how long the batches of the last loop took."""
@@ -155,7 +143,7 @@ class OstapBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc
 
 
 class _Loop:
-    """The batches of one loop.
+    """The batches of one `joblib.Parallel`.
 
     Parameters
     ----------
@@ -175,7 +163,7 @@ class _Loop:
         self._free = limit
         self._queue: deque[tuple[Calls, Callback]] = deque()
         self._running: dict[Future[Any], Callback] = {}
-        self._stopped = False
+        self._stops = 0
         self._seen: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
         self._blobs: deque[tuple[dict[int, Any], Blob]] = deque(maxlen=KEPT)
 
@@ -187,10 +175,10 @@ class _Loop:
     def stop(self) -> None:
         """Drop what waits, and interrupt what runs."""
         with self._lock:
-            self._stopped = True
+            self._stops += 1
+            self._queue.clear()
             running = list(self._running)
         self._interrupt(running)
-        self._blobs.clear()
 
     def _interrupt(self, running: list[Future[Any]]) -> None:
         if isinstance(self._executor, ParallelExecutor):
@@ -201,14 +189,15 @@ class _Loop:
 
     def _start(self) -> None:
         with self._lock:
-            if self._stopped or not self._free or not self._queue:
+            if not self._free or not self._queue:
                 return
             self._free -= 1
+            stops = self._stops
             calls, callback = self._queue.popleft()
         future = self._send(calls)
         with self._lock:
             self._running[future] = callback
-            stopped = self._stopped
+            stopped = self._stops > stops
         if stopped:
             self._interrupt([future])
         future.add_done_callback(self._settle)

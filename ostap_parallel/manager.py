@@ -21,8 +21,8 @@ from ostap_parallel.errors import ConfigError, WorkerLost, add_note
 from ostap_parallel.executor import Executor, Settings
 from ostap_parallel.executors.foreign import count_workers
 from ostap_parallel.executors.parallel import LOST_RETRIES
-from ostap_parallel.executors.pool import ParallelPool
 from ostap_parallel.outcome import Batch, Combined, Outcome
+from ostap_parallel.pools import ParallelPool
 from ostap_parallel.progress import ProgressReporter, open_progress
 from ostap_parallel.report import Failure, Report
 from ostap_parallel.stream import Results, in_thread
@@ -150,7 +150,7 @@ class WorkManager:
         if self._owned is None:
             raise TypeError("an executor of your own has no ParallelPool")
         if self._pool is None:
-            self._pool = ParallelPool(self._owned)
+            self._pool = ParallelPool(executor=self._owned)
         return self._pool
 
     def wait_for_hosts(self, timeout: float | None = None) -> bool:
@@ -163,7 +163,7 @@ class WorkManager:
     def close(self) -> None:
         """End workers and servers. Nothing of ours remains on any host."""
         if self._pool is not None:
-            self._pool.forget()
+            self._pool.terminate()
         if self._owned is not None:
             self._owned.close()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import site
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -87,6 +88,20 @@ class TestLoops:
         (tmp_path / "go").touch()
         assert list(found) == [0]
         assert list(Parallel(return_as="generator")(calls)) == [0, 1, 2]
+
+    def test_loops_at_the_same_time_do_not_mix(self):
+        calls = [delayed(functions.same)(n) for n in range(1, 10)]
+        found = Parallel(return_as="generator", batch_size=1)(calls)
+        with pytest.raises(functions.Refusal):
+            Parallel()(delayed(refuse)(n) for n in range(5))
+        assert Parallel()(delayed(abs)(n) for n in (-1, -2)) == [1, 2]
+        assert list(found) == list(range(1, 10))
+
+    def test_one_object_for_several_loops(self):
+        with Parallel(batch_size=1) as parallel:
+            with pytest.raises(functions.Refusal):
+                parallel(delayed(refuse)(n) for n in range(5))
+            assert parallel(delayed(abs)(n) for n in range(-9, 0)) == list(range(9, 0, -1))
 
     def test_an_exception_arrives_with_its_traceback(self):
         with pytest.raises(functions.Refusal) as caught:
@@ -188,6 +203,20 @@ class TestWorkers:
             squares = Parallel()(delayed(functions.square)(n) for n in range(100))
         assert squares == [n * n for n in range(100)]
         gc.collect()
+
+    @pytest.mark.heavy
+    def test_scikit_learn(self, hosts):
+        from sklearn.datasets import load_iris
+        from sklearn.model_selection import cross_val_score
+        from sklearn.svm import SVC
+
+        environment = f"export PYTHONPATH={':'.join(site.getsitepackages())}"
+        wm = open_manager(hosts, environment=environment)
+        features, classes = load_iris(return_X_y=True)
+        expected = cross_val_score(SVC(), features, classes, cv=10)
+        with wm, joblib.parallel_config(backend="ostap", executor=wm, max_nbytes=1000):
+            found = cross_val_score(SVC(), features, classes, cv=10)
+        assert list(found) == list(expected)
 
     def test_a_single_job_runs_here_but_not_a_single_host(self, hosts):
         wm = open_manager(hosts, "h1*1")

@@ -1,19 +1,21 @@
-"""The pathos pool of a manager, used by itself."""
+"""The interface of pathos' pool: that of a manager, and one by itself."""
 
 from __future__ import annotations
 
 import os
 import threading
+from concurrent.futures import CancelledError
 from functools import partial
 
 import functions
 import pytest
 from helpers import wait_until
 from multiprocess import TimeoutError as MultiprocessTimeoutError
-from pathos.pools import ParallelPool
+from pathos.pools import ParallelPool as PathosParallelPool
 
 from ostap_parallel import SerializeError, WorkerLost, WorkManager
 from ostap_parallel.errors import RemoteTraceback
+from ostap_parallel.pools import ParallelPool
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +41,7 @@ def late(go, item):
 
 class TestMaps:
     def test_it_is_pathos_pool(self, manager, pool):
-        assert isinstance(pool, ParallelPool)
+        assert isinstance(pool, PathosParallelPool)
         assert manager.pool is pool
         assert pool.ncpus == 2
         assert "ncpus=2" in repr(pool)
@@ -124,7 +126,7 @@ class TestErrors:
         assert pool.map(functions.square, [2]) == [4]
 
     def test_what_cannot_be_sent(self, pool):
-        with pytest.raises(SerializeError, match="the call of same"):
+        with pytest.raises(SerializeError, match=r"item 0 \(a Unsendable\)"):
             pool.map(functions.same, [functions.Unsendable()])
         with pytest.raises(SerializeError, match="Unsendable"):
             pool.pipe(lambda: functions.Unsendable())
@@ -151,13 +153,11 @@ class TestErrors:
 
 class TestLife:
     def test_a_closed_manager_takes_its_pool_along(self):
-        registered = set(ParallelPool.__state__)
         with WorkManager(1, silent=True) as short:
             pool = short.pool
             assert pool.map(functions.square, [2]) == [4]
         with pytest.raises(ValueError, match="not running"):
             pool.map(functions.square, [2])
-        assert set(ParallelPool.__state__) == registered
 
     def test_closing_ends_waiting(self, tmp_path):
         short = WorkManager(1, silent=True)
@@ -167,7 +167,7 @@ class TestLife:
         closer.start()
         for one in result, queued:
             wait_until(one.ready, functions.PATIENCE, "the result to be there")
-            with pytest.raises(WorkerLost, match="closed"):
+            with pytest.raises(CancelledError):
                 one.get()
         closer.join(functions.PATIENCE)
         assert not closer.is_alive()
@@ -178,3 +178,82 @@ class TestLife:
             (here,), (there,) = (p.map(functions.pid_of, [0]) for p in (pool, other.pool))
             assert here != there
         assert pool.map(functions.square, [3]) == [9]
+
+
+class TestState:
+    """What pools of pathos have in common by their id."""
+
+    @pytest.fixture(autouse=True)
+    def _cleared(self):
+        yield
+        while ParallelPool.__state__:
+            _, service = ParallelPool.__state__.popitem()
+            service.pool.terminate()
+
+    def test_pools_of_one_id_are_one(self):
+        one, other = ParallelPool(1), ParallelPool(nodes=1)
+        third = ParallelPool(ncpus=1, id="mine")
+        (pid,) = set(one.map(functions.pid_of, range(4)))
+        assert other.map(functions.pid_of, [0]) == [pid]
+        assert third.map(functions.pid_of, [0]) != [pid]
+        assert (one.ncpus, one.nodes, one.servers, third._id) == (1, 1, None, "mine")
+        one.close()
+        with pytest.raises(ValueError, match="not running"):
+            other.map(functions.square, [2])
+        assert third.map(functions.square, [2]) == [4]
+
+    def test_close_join_and_restart(self, tmp_path):
+        pool = ParallelPool(1)
+        with pool:
+            result = pool.apipe(late, str(tmp_path / "go"), 0)
+        with pytest.raises(ValueError, match="still running"):
+            pool.join()
+        with pytest.raises(AssertionError):
+            pool.restart()
+        pool.close()
+        (tmp_path / "go").touch()
+        pool.join()
+        assert result.get(timeout=0) == 0
+        with pytest.raises(ValueError, match="not running"):
+            pool.imap(functions.square, [2])
+        pool.restart()
+        assert pool.map(functions.square, [2]) == [4]
+        pool.restart(force=True)
+        assert pool.map(functions.square, [2]) == [4]
+
+    def test_terminate_and_clear(self, tmp_path):
+        pool = ParallelPool(1)
+        result = pool.apipe(late, str(tmp_path / "never"), 0)
+        pool.terminate()
+        with pytest.raises(CancelledError):
+            result.get(functions.PATIENCE)
+        with pytest.raises(ValueError, match="not running"):
+            pool.pipe(abs, -1)
+        pool.clear()
+        assert not ParallelPool.__state__
+        assert pool.pipe(abs, -1) == 1
+
+    def test_the_number_of_workers_can_be_set(self):
+        pool = ParallelPool(1)
+        pool.nodes = 2
+        assert (pool.ncpus, repr(pool)) == (2, "<pool ParallelPool(ncpus=2, servers=None)>")
+        assert sum(pool._serve()._executor.workers.values()) == 2
+
+    def test_hosts(self, hosts):
+        settings = {"ssh_config": hosts.ssh_config, "config": ()}
+        pool = ParallelPool(0, servers=("h1*1", "h2*1"), **settings)
+        assert pool.map(lambda x, y: x * y, range(9), range(9)) == [n * n for n in range(9)]
+        assert pool.servers == ("h1*1", "h2*1")
+        pool.clear()
+
+    @pytest.mark.parametrize(
+        ("arguments", "error"),
+        [
+            (lambda: ParallelPool(1, ncpus=2), "multiple values"),
+            (lambda: ParallelPool(1, sorvers=()), "sorvers"),
+            (lambda: ParallelPool(1).map(abs), "at least one sequence"),
+        ],
+    )
+    def test_wrong_arguments(self, arguments, error):
+        with pytest.raises(TypeError, match=error):
+            arguments()
