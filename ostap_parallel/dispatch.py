@@ -230,6 +230,7 @@ class Run:
                 arrival = held.pop(self._first)
                 self._first += len(arrival) if isinstance(arrival, Batch) else 1
                 yield arrival
+                del arrival  # not to be kept while the next one is awaited
 
     def _feed(self) -> None:
         """Keep about two chunks per worker under way, and never more."""

@@ -51,6 +51,7 @@ class _Buffer:
             with closing(arrivals):
                 for arrival in arrivals:
                     self._hold(_values(arrival))
+                    del arrival  # not to be kept while the next one is awaited
         except BaseException as exc:
             self._hold([_Failed(exc)])
         with self.changed:

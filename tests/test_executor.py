@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import itertools
 import os
 import time
+import weakref
 from concurrent.futures import ALL_COMPLETED, BrokenExecutor, CancelledError, as_completed, wait
 
 import pytest
@@ -90,6 +92,11 @@ def test_without_any_worker_it_is_broken():
     assert isinstance(info.value, BrokenExecutor)
 
 
+def test_it_stays_where_it_is(executor):
+    with pytest.raises(SerializeError, match="an executor stays"):
+        executor.submit(len, executor)
+
+
 def test_a_setting_that_there_is_not():
     with pytest.raises(TypeError, match="pyhton"):
         Executor(1, pyhton="python3")
@@ -108,11 +115,9 @@ def slow_square(item):
 
 class TestSubmit:
     def test_what_the_standard_library_does_with_futures(self, executor):
-        futures = {executor.submit(pow, n, 2): n for n in range(10)}
-        assert {future.result(): n for future, n in futures.items()} == {
-            n * n: n for n in range(10)
-        }
-        assert {futures[future] for future in as_completed(futures, PATIENCE)} == set(range(10))
+        futures = [executor.submit(pow, n, 2) for n in range(10)]
+        assert [future.result() for future in futures] == [n * n for n in range(10)]
+        assert set(as_completed(futures, PATIENCE)) == set(futures)
         assert wait(futures, PATIENCE, ALL_COMPLETED).not_done == set()
 
     def test_keywords_of_any_name(self, executor):
@@ -181,7 +186,7 @@ class TestMap:
             note(tmp_path, item)
             wait_for(tmp_path / "go")
 
-        with pytest.raises(TimeoutError):
+        with pytest.raises(concurrent.futures.TimeoutError):
             list(executor.map(hang, range(50), timeout=0.1, **options))
         (tmp_path / "go").touch()
         executor.submit(abs, 1).result(PATIENCE)
@@ -199,7 +204,14 @@ class TestMap:
         assert next(read) == 5
         assert next(results) == 0
         assert next(results) == 1
-        assert next(read) == 7
+        assert next(read) == 8
+
+    @pytest.mark.parametrize("options", [{}, {"buffersize": 3}])
+    def test_a_result_that_was_taken_is_not_kept(self, executor, options):
+        for result in executor.map(set, ["abc"] * 5, **options):
+            last = weakref.ref(result)
+            del result
+            wait_until(lambda last=last: last() is None, PATIENCE, "it is freed")
 
     def test_leaving_it_cancels_the_rest(self, executor):
         results = executor.map(slow_square, itertools.chain(range(10**5)))
