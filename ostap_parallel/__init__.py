@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ostap_parallel import futures as futures
     from ostap_parallel.checkpoint import Checkpoint as Checkpoint
     from ostap_parallel.errors import CheckpointError as CheckpointError
     from ostap_parallel.errors import ConfigError as ConfigError
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from ostap_parallel.errors import TaskTimeout as TaskTimeout
     from ostap_parallel.errors import WorkerLost as WorkerLost
     from ostap_parallel.executor import Executor as Executor
+    from ostap_parallel.futures import shared as shared
     from ostap_parallel.manager import WorkManager as WorkManager
     from ostap_parallel.pool import Pool as Pool
     from ostap_parallel.report import Failure as Failure
@@ -32,7 +34,6 @@ if TYPE_CHECKING:
     from ostap_parallel.task import GenericTask as GenericTask
     from ostap_parallel.task import Task as Task
     from ostap_parallel.task import TaskMerger as TaskMerger
-    from ostap_parallel.worker.shared import shared as shared
 
 _MODULES = {
     "checkpoint": "Checkpoint",
@@ -43,20 +44,28 @@ _MODULES = {
     "pool": "Pool",
     "report": "Failure Report Statistics StatMerger",
     "task": "FuncTask GenericTask Task TaskMerger",
-    "worker.shared": "shared",
+    "futures": "shared",
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names.split()}
 
-__all__ = sorted(_HOMES)  # noqa: PLE0605
+# What SCOOP's package tells of the program; some of it changes.
+_TOLD = {"CONFIGURATION", "DEBUG", "IS_ORIGIN", "IS_RUNNING", "MAIN_MODULE", "SIZE"}
+_TOLD |= {"WORKING_DIRECTORY", "logger"}
+
+__all__ = sorted([*_HOMES, "futures"])  # noqa: PLE0605
 
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name == "futures":
+        return importlib.import_module(f"{__name__}.futures")
+    home = "futures" if name in _TOLD else _HOMES.get(name)
+    if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-    globals()[name] = value
+    value = getattr(importlib.import_module(f"{__name__}.{home}"), name)
+    if name not in _TOLD:
+        globals()[name] = value
     return value
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import concurrent.futures
 import itertools
+import logging
 import multiprocessing
 import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from numbers import Integral, Real
 from pathlib import Path
@@ -162,14 +163,7 @@ class Executor(ParallelExecutor):
                 for chunk in itertools.islice(chunks, buffersize)
             )
             return self._take(pending, partial(calls.call_each, fn), chunks, end)
-        items = list(zip(*iterables, strict=False)) if iterables[1:] else list(*iterables)
-        call = Call(partial(calls.spread, fn) if iterables[1:] else fn)
-        run = Run(self, call, items, None if chunksize == 1 else chunksize, ordered=True)
-        stream = Stream(run.arrivals(), run.cancel, self)
-        stream.unlimit()
-        self._runs[stream.ended] = run
-        stream.ended.add_done_callback(self._runs.pop)
-        return _results(stream, end)
+        return run_all(self, fn, iterables, end, chunksize)
 
     def _take(
         self,
@@ -242,6 +236,32 @@ class Executor(ParallelExecutor):
 
 def _chunks(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
     return iter(lambda: list(itertools.islice(items, size)), [])
+
+
+def run_all(
+    executor: concurrent.futures.Executor,
+    fn: Callable[..., Any],
+    iterables: Sequence[Iterable[Any]],
+    end: float | None = None,
+    chunksize: int = 1,
+    ordered: bool = True,
+) -> Iterator[Any]:
+    """Yield the results of ``fn(*args)`` on any executor, in order or as they come.
+
+    The iterables are read now, and work goes on by itself. `end` is a time of
+    ``time.monotonic``, from which on to wait raises TimeoutError. See `Executor.map`.
+    """
+    items = list(zip(*iterables, strict=False)) if iterables[1:] else list(*iterables)
+    function = partial(calls.spread, fn) if iterables[1:] else fn
+    call = Call(function, log_level=logging.getLogger().level)
+    size = None if chunksize == 1 else chunksize
+    run = Run(executor, call, items, size, ordered=ordered)
+    stream = Stream(run.arrivals(), run.cancel, executor)
+    stream.unlimit()
+    if isinstance(executor, Executor):
+        executor._runs[stream.ended] = run
+        stream.ended.add_done_callback(executor._runs.pop)
+    return _results(stream, end)
 
 
 def _results(stream: Stream, end: float | None) -> Iterator[Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import reduce
 from itertools import accumulate
@@ -12,6 +13,19 @@ from ostap_parallel.worker import serialize
 
 # Whether this is a task on somebody else's executor, where nothing leads back to the caller.
 on_foreign: ContextVar[bool] = ContextVar("on_foreign", default=False)
+
+# The constant that tells tasks how many workers there are.
+SIZE = "ostap_parallel.SIZE"
+
+
+@contextmanager
+def being_on_foreign() -> Iterator[None]:
+    """Have this be a task on somebody else's executor."""
+    token = on_foreign.set(True)
+    try:
+        yield
+    finally:
+        on_foreign.reset(token)
 
 
 def spread(function: Callable[..., Any], args: Iterable[Any]) -> Any:
@@ -26,12 +40,9 @@ def call_each(function: Callable[..., Any], many: Iterable[Iterable[Any]]) -> li
 
 def call_foreign(packed: bytes) -> Any:
     """Do a serialised call, ``(function, arguments, keywords)``, on somebody else's executor."""
-    token = on_foreign.set(True)
-    try:
+    with being_on_foreign():
         function, args, kwargs = serialize.loads(packed)
         return function(*args, **kwargs)
-    finally:
-        on_foreign.reset(token)
 
 
 Operation = Callable[[Any, Any], Any]

@@ -28,7 +28,7 @@ from types import FrameType
 from typing import Any
 
 from ostap_parallel.errors import RemoteError, SerializeError
-from ostap_parallel.worker import modules, serialize, shared
+from ostap_parallel.worker import calls, modules, serialize, shared
 from ostap_parallel.worker.combine import Combiner
 from ostap_parallel.worker.restore import Baseline, NoBaseline
 
@@ -293,7 +293,8 @@ def run_foreign(call: bytes, chunk: bytes, number: int = 0) -> ChunkOutcome | Lo
     """
     with _binding:
         run = _bind_once(call)
-    return unpack_result(run(chunk))
+    with calls.being_on_foreign():
+        return unpack_result(run(chunk))
 
 
 # A call that comes again in another run starts with its globals as they were sent, not as items
