@@ -1,4 +1,4 @@
-"""The command line: check hosts, show the settings, keep servers up, read checkpoints."""
+"""The command line: run programs, check hosts, show the settings, keep servers up ..."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, replace
 from functools import partial
+from typing import Any
 
 from ostap_parallel import __version__
 from ostap_parallel.checkpoint import read_summary
@@ -24,20 +25,18 @@ from ostap_parallel.executors.parallel import PATIENCE, ParallelExecutor
 from ostap_parallel.hosts.server import HostStatus
 from ostap_parallel.hosts.ssh import control_directory, write_files
 from ostap_parallel.report import relay
+from ostap_parallel.run import ProgramParser, add_arguments, run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; return the exit status.
 
-    It is 0; 1 if hosts or items failed, or items remain; 2 for settings, options and files that
-    are wrong; 130 after Ctrl-C.
+    It is that of the program that is run. Of others it is 0; 1 if hosts or items failed, or items
+    remain; 2 for settings, options and files that are wrong; 130 after Ctrl-C.
     """
     args = _parser().parse_args(argv)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="surrogateescape")  # names of files may be of any bytes
-    level = logging.INFO if args.verbose else logging.WARNING
-    logging.basicConfig(level=level, format="%(name)s: %(message)s")
-    logging.getLogger("pp").setLevel(logging.WARNING)  # ppft tells of its own start only
+    if args.run is not run:  # a program has its own ways
+        _set_up_output(args.verbose)
     status: int
     try:
         status = args.run(args)
@@ -47,6 +46,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         status = 128 + signal.SIGINT
     return status
+
+
+def _set_up_output(verbose: bool) -> None:
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # names of files may be of any bytes
+    level = logging.INFO if verbose else logging.WARNING
+    logging.basicConfig(level=level, format="%(name)s: %(message)s")
+    logging.getLogger("pp").setLevel(logging.WARNING)  # ppft tells of its own start only
 
 
 def hosts(args: argparse.Namespace) -> int:
@@ -176,16 +183,25 @@ def _parser() -> argparse.ArgumentParser:
         prog="ostap-parallel", description="Run Python on local cores and on hosts reached by ssh."
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for run, count, text in (
+    new_parser: Any = _new_parser
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=new_parser)
+    text = (
+        "run a program that uses ostap_parallel.futures, with its tasks on local cores and hosts"
+    )
+    usage = "%(prog)s [OPTION ...] [-m MODULE | PROGRAM] [ARGUMENT ...]"
+    command = commands.add_parser("run", help=text, description=text, usage=usage)
+    command.set_defaults(run=run)
+    add_arguments(command)
+    _add_common_arguments(command.add_argument)
+    for function, count, text in (
         (hosts, "*", "check hosts: start a server with one worker on each, and print a table"),
         (config, "*", "print the settings, with the file and section that each came from"),
         (launch, "+", "start servers with tunnels, print how to use them, keep them up"),
     ):
-        command = commands.add_parser(run.__name__, help=text, description=text)
-        command.set_defaults(run=run)
+        command = commands.add_parser(function.__name__, help=text, description=text)
+        command.set_defaults(run=function)
         _add_arguments(command.add_argument, count)
-        if run is launch:
+        if function is launch:
             text = "seconds to wait for lost hosts when none is left; default: %(default)s"
             command.add_argument(
                 "--patience", metavar="N", type=float, default=PATIENCE, help=text
@@ -197,11 +213,19 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _new_parser(**how: Any) -> argparse.ArgumentParser:
+    return (ProgramParser if how["prog"].endswith(" run") else argparse.ArgumentParser)(**how)
+
+
 def _add_arguments(add: Callable[..., object], servers: str) -> None:
     text = "[user@]host[:port][*workers], or auto: those of the configuration and OSTAP_PPSERVERS"
     add("servers", nargs=servers, metavar="SERVER", help=text)
     add("-p", "--profile", metavar="FILE", help="script that is on the hosts; sourced first")
     add("-c", "--script", metavar="FILE", help="local script, sent to the hosts; sourced last")
+    _add_common_arguments(add)
+
+
+def _add_common_arguments(add: Callable[..., object]) -> None:
     add("--python", metavar="COMMAND", help="Python on the hosts; default: python3")
     add("--tmpdir", metavar="DIR", help="directory for temporary files on the hosts")
     add("--ssh-config", metavar="FILE", help="configuration for ssh, in place of your own")

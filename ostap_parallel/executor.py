@@ -23,6 +23,7 @@ from ostap_parallel.dispatch import Run
 from ostap_parallel.errors import ConfigError, InitializerError
 from ostap_parallel.executors.future import Future
 from ostap_parallel.executors.parallel import PATIENCE, ParallelExecutor
+from ostap_parallel.executors.supervisor import EventHandler
 from ostap_parallel.executors.syncing import Sync, find_sources
 from ostap_parallel.report import relay
 from ostap_parallel.stream import Stream
@@ -53,6 +54,8 @@ class Executor(ParallelExecutor):
         Local workers and hosts, as of `WorkManager`, and so are the other settings.
     initializer, initargs
         ``initializer(*initargs)`` is called in each worker process before its first task.
+    on_event
+        Receives what workers print and log, see `report.relay`, in place of that.
 
     Raises
     ------
@@ -73,6 +76,7 @@ class Executor(ParallelExecutor):
         patience: float = PATIENCE,
         sync: Sync | Iterable[Sync] | None = None,
         tasks_per_worker: int | None = None,
+        on_event: EventHandler = relay,
         **settings: Unpack[HostArguments],
     ) -> None:
         if unknown := sorted(settings.keys() - HostArguments.__annotations__.keys()):
@@ -93,7 +97,7 @@ class Executor(ParallelExecutor):
             timeout=timeout,
             patience=patience,
             tasks_per_worker=tasks_per_worker,
-            on_event=relay,
+            on_event=on_event,
             initializer=initializer,
             initargs=initargs,
             sync=find_sources(found.sync if sync is None else sync),

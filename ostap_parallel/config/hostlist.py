@@ -74,9 +74,8 @@ def expand_hosts(text: str, where: str) -> list[str]:
     """
     names: list[str] = []
     for word in re.split(r",(?![^[]*\])", text):  # commas outside of brackets
-        literals, ranges = [], []
-        for position, part in enumerate(re.split(r"\[([^][]*)\]", word)):
-            (ranges if position % 2 else literals).append(part)
+        parts = re.split(r"\[([^][]*)\]", word)
+        literals, ranges = parts[::2], parts[1::2]
         if set("[]") & set("".join(literals)):
             raise ConfigError(f"{where}: brackets that do not match: {text!r}")
         choices = [list(_expand_ranges(part, f"{where}: {text!r}")) for part in ranges]
@@ -123,7 +122,9 @@ def _read_pbs(variable: str, environ: Mapping[str, str]) -> list[Share]:
     shares = read_hostfile(environ[variable], variable)
     cpus = environ.get("NCPUS", "")
     if cpus.isdecimal() and not any(count for _, count in shares):
-        return [(host, int(cpus)) for host, _ in shares]  # a node is named once, whatever it grants
+        return [
+            (host, int(cpus)) for host, _ in shares
+        ]  # a node is named once, whatever it grants
     return [(host, count or 1) for host, count in shares]
 
 

@@ -243,6 +243,8 @@ class Executing:
         Whether what runs now was told to stop from outside, or as the item took too long.
     armed
         When the end of a process that does not come back was put off last.
+    watch
+        What holds while a chunk is run.
     """
 
     position: MutableSequence[int] | memoryview
@@ -251,6 +253,7 @@ class Executing:
     interrupted: bool = False
     timed_out: bool = False
     armed: float = -math.inf
+    watch: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
 
 
 executing = Executing([-1, 0], NoBaseline())
@@ -274,7 +277,8 @@ def bind(call: bytes) -> Callable[[bytes], bytes]:
                 executing.position[0] = indices[0]
                 state.update(_prepare(call, location))
         result = ChunkOutcome(socket.gethostname(), os.getpid())
-        _run_items(_with_shared(state, location), indices, items, result)
+        with executing.watch():
+            _run_items(_with_shared(state, location), indices, items, result)
         _disarm()
         _flush()
         return pack_result(result)

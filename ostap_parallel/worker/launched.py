@@ -1,0 +1,73 @@
+"""What ``ostap-parallel run`` has each worker do before its first item."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import cProfile
+import logging
+import marshal
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from ostap_parallel.worker.execute import executing
+
+# Name of the records of the log that bring profiles: marshalled, in base64.
+PROFILE = "ostap_parallel.worker.profile"
+
+
+def prepare(
+    directory: str, must_exist: bool, path: Sequence[str], nice: int, profile: bool
+) -> None:
+    """Make this worker as the command wants it.
+
+    Parameters
+    ----------
+    directory, must_exist
+        Where tasks run; unless it must exist, they stay where they are without it.
+    path
+        Further directories of modules, also for programs that tasks start.
+    nice
+        By how much others come first.
+    profile
+        Whether to send a profile of each chunk.
+    """
+    if must_exist or Path(directory).is_dir():
+        os.chdir(directory)
+    sys.path[1:1] = [entry for entry in path if entry not in sys.path]
+    if path:
+        os.environ["PYTHONPATH"] = os.pathsep.join(path)
+    os.nice(nice)
+    if profile:
+        executing.watch = _Profiler().watch
+
+
+class _Profiler:
+    """Profiles chunks, and sends the profile of each when it ends."""
+
+    def __init__(self) -> None:
+        self._profile = cProfile.Profile()
+        self._depth = 0
+        # the one that leads to the server
+        self._log = logging.getLogger().handlers[0]
+
+    @contextlib.contextmanager
+    def watch(self) -> Iterator[None]:
+        """Profile the body, which may hold another one: that of a task that is run meanwhile."""
+        self._depth += 1
+        if self._depth == 1:
+            self._profile.enable()
+        try:
+            yield
+        finally:
+            self._depth -= 1
+            if not self._depth:
+                self._send()
+
+    def _send(self) -> None:
+        self._profile.create_stats()
+        text = base64.b64encode(marshal.dumps(self._profile.stats)).decode()
+        self._profile.clear()
+        self._log.emit(logging.LogRecord(PROFILE, logging.INFO, "", 0, text, None, None))
