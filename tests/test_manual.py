@@ -3,7 +3,8 @@
 One chapter (``##``) is one test. Its blocks by kind, and by the HTML comment before them:
 
 ``python``
-    All of a chapter are one script, so that its functions are those of a real ``__main__``.
+    All of a chapter are one script, so that its functions are those of a real ``__main__``;
+    but one that is saved is left to the commands of the chapter.
 ``ini``, ``bash``
     With ``<!-- saved as NAME -->`` a file in the home directory, with ``<!-- saved on the hosts
     as NAME -->`` one in the homes of the hosts. Each ``ini`` block must parse as well.
@@ -85,7 +86,7 @@ class Chapter:
         """The Python blocks, on the lines where they stand in the document."""
         lines: list[str] = []
         for block in self.blocks:
-            if block.kind == "python" and block.runs:
+            if block.kind == "python" and block.runs and not block.saved(""):
                 lines += [""] * (block.line - 1 - len(lines)) + block.text.splitlines()
         return "\n".join([*lines, ""]) if lines else ""
 
