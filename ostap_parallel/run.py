@@ -17,6 +17,7 @@ import runpy
 import signal
 import socket
 import sys
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from importlib.machinery import SourceFileLoader
@@ -156,7 +157,7 @@ def _finish(executor: Executor, profiles: Profiles | None) -> None:
     if profiles is not None:
         executor.flush()
         profiles.write()
-    executor.shutdown(cancel_futures=True)
+    executor.close()
 
 
 def _enter(directory: str) -> None:
@@ -169,21 +170,26 @@ def _enter(directory: str) -> None:
 def _shares(args: argparse.Namespace, environ: Mapping[str, str]) -> list[Share]:
     """Return hosts and workers: of the options, the configuration, a batch system, or none."""
     if args.hosts:
-        return merge_shares(map(_share, split_entries(" ".join(args.hosts))))
+        words = split_entries(" ".join(args.hosts))
+        return merge_shares(share for word in words for share in _read_share(word, args))
     if args.hostfile:
         shares = read_hostfile(args.hostfile, "--hostfile")
-        return [_share(host) if count is None else (host, count) for host, count in shares]
-    found = load_settings("auto", config=args.config, ssh_config=args.ssh_config).hosts
-    if found:
-        return [("localhost", None), *((host.label, host.ncpus) for host in found)]
+        return merge_shares(
+            share
+            for host, count in shares
+            for share in (_read_share(host, args) if count is None else [(host, count)])
+        )
+    if configured := _read_share("auto", args):
+        return [("localhost", None), *configured]
     return granted_hosts(environ) or [("localhost", None)]
 
 
-def _share(entry: str) -> Share:
-    name, star, count = entry.rpartition("*")
-    if not star or entry in KEYWORDS:
-        return entry, None
-    return name, check_number(count, None, f"host {entry!r}")
+def _read_share(word: str, args: argparse.Namespace) -> list[Share]:
+    if word.lower() in KEYWORDS:
+        found = load_settings("auto", config=args.config, ssh_config=args.ssh_config).hosts
+        return [(host.label, host.ncpus) for host in found]
+    name, star, count = word.rpartition("*")
+    return [(name, check_number(count, None, f"host {word!r}")) if star else (word, None)]
 
 
 def allot(shares: Sequence[Share], total: int) -> list[Share]:
@@ -312,7 +318,7 @@ class Profiles:
         if event["kind"] != "log" or event["record"].get("name") != PROFILE:
             relay(host, event)
             return
-        stats = marshal.loads(base64.b64decode(event["record"]["msg"]))
+        stats = marshal.loads(zlib.decompress(base64.b64decode(event["record"]["msg"])))
         added: Any = SimpleNamespace(create_stats=lambda: None, stats=stats)
         name = f"{host}-{event['pid']}"
         if name in self._stats:

@@ -68,7 +68,10 @@ def test_what_a_batch_system_grants(tmp_path, environ, wanted):
 @pytest.mark.parametrize(
     ("text", "wanted"),
     [
-        ("host1 worker=8\nhost2 4\nhost3\n", [("host1", 8), ("host2", 4), ("host3", None)]),
+        (
+            "host1 worker=8\nhost2 4\nhost3\nh4 0",
+            [("host1", 8), ("host2", 4), ("host3", None), ("h4", None)],
+        ),
         ("# mine\n\nn[01-02,7] slots=4 max_slots=8 # all\n", [("n01", 4), ("n02", 4), ("n7", 4)]),
         ("a\nb\na\n", [("a", 2), ("b", None)]),
         ("me@a:2222*4\nfe80::1 2\n", [("me@a:2222*4", None), ("fe80::1", 2)]),

@@ -8,11 +8,12 @@ import os
 import re
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 import functions
 import pytest
-from helpers import importable, open_manager
+from helpers import importable, open_manager, wait_until
 from sshd import HostOptions
 
 from ostap_parallel import ConfigError, Executor, WorkManager
@@ -102,7 +103,7 @@ def test_each_kind_of_source(hosts, lib, tmp_path, sent):
         assert len(sent) == 1
 
 
-def test_a_change_is_noticed_in_the_next_run(wm, lib, sent):
+def test_a_change_is_noticed_in_the_next_run(wm, hosts, lib, sent):
     def versions(name):
         return {version for version, _ in everywhere(wm, name)}
 
@@ -122,6 +123,9 @@ def test_a_change_is_noticed_in_the_next_run(wm, lib, sent):
         everywhere(wm, "op_lib.deep")
     write(lib, op_lib__deep="VERSION = 1")
     assert versions("op_lib.deep") == {1}
+    for host in hosts:  # what nobody needs any more is removed
+        unpacked = partial(host.tmp.glob, "ostap-parallel.*/sync-*")
+        wait_until(lambda unpacked=unpacked: len(list(unpacked())) == 1, PATIENCE, host.name)
 
 
 def test_a_run_keeps_what_it_began_with(wm, lib):

@@ -53,7 +53,7 @@ def read_hostfile(file: Path | str, where: str = "") -> list[Share]:
         name, *rest = line.partition("#")[0].split() or [""]
         found = re.search("[0-9]+", " ".join(rest))
         for host in expand_hosts(name, f"{where}, line {number}"):
-            shares.append((host, int(found[0]) if found else None))
+            shares.append((host, int(found[0]) or None if found else None))
     if not shares:
         raise ConfigError(f"{where}: {file} names no host")
     return merge_shares(shares)

@@ -188,7 +188,7 @@ class ParallelExecutor(Executor):
         what = f"the call of {getattr(fn, '__qualname__', type(fn).__name__)}"
         item = execute.pack_value((serialize.Anew(), fn, args, kwargs), what)
         future = self._new_future()
-        if self.server.is_idle():
+        if self.modules and self.server.is_idle():
             self.modules.look()
         self._try(future, execute.pack_chunk([0], [item]), blob)
         return future

@@ -159,9 +159,12 @@ class Modules:
         self.archive: Archive | None = None
         self.look()
 
+    def __bool__(self) -> bool:
+        return bool(self._sources)
+
     def look(self) -> Archive | None:
         """Return what is there now, the same object as long as nothing has changed."""
-        if self._sources:
+        if self:
             with self._lock:
                 begin = time.time_ns()
                 found = list(self._find())

@@ -9,12 +9,14 @@ import logging
 import marshal
 import os
 import sys
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ostap_parallel.worker.execute import executing
+from ostap_parallel.worker.process import LogToServer
 
-# Name of the records of the log that bring profiles: marshalled, in base64.
+# Name of the records of the log that bring profiles: marshalled, compressed, in base64.
 PROFILE = "ostap_parallel.worker.profile"
 
 
@@ -50,8 +52,8 @@ class _Profiler:
     def __init__(self) -> None:
         self._profile = cProfile.Profile()
         self._depth = 0
-        # the one that leads to the server
-        self._log = logging.getLogger().handlers[0]
+        handlers = logging.getLogger().handlers
+        self._log = next(one for one in handlers if isinstance(one, LogToServer))
 
     @contextlib.contextmanager
     def watch(self) -> Iterator[None]:
@@ -68,6 +70,6 @@ class _Profiler:
 
     def _send(self) -> None:
         self._profile.create_stats()
-        text = base64.b64encode(marshal.dumps(self._profile.stats)).decode()
+        text = base64.b64encode(zlib.compress(marshal.dumps(self._profile.stats))).decode()
         self._profile.clear()
         self._log.emit(logging.LogRecord(PROFILE, logging.INFO, "", 0, text, None, None))

@@ -71,7 +71,7 @@ def main(descriptors: tuple[int, int, int, int, int]) -> None:
     take_signals()
     executing.position = memoryview(mmap.mmap(position, POSITION.size)).cast("q")
     os.close(position)
-    logging.getLogger().addHandler(_LogToServer(log))
+    logging.getLogger().addHandler(LogToServer(log))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(line_buffering=True, errors="backslashreplace")
@@ -101,7 +101,7 @@ class _Protocol(Pipe):
             os._exit(0)  # the server closed the pipe
 
 
-class _LogToServer(logging.Handler):
+class LogToServer(logging.Handler):
     """Writes each record as one JSON line."""
 
     def __init__(self, descriptor: int) -> None:
