@@ -25,6 +25,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+from ostap_parallel import futures
 from ostap_parallel.config import load_settings
 from ostap_parallel.config.entries import KEYWORDS, split_entries
 from ostap_parallel.config.host import check_number
@@ -87,29 +88,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     named.add_argument("--hosts", "--host", nargs="+", metavar="HOST", help=text)
     text = "file with a host, and how many workers it has, on each line; n[01-04] are four hosts"
     named.add_argument("--hostfile", metavar="FILE", help=text)
-    add("-n", type=_number, metavar="N", dest="total", help="workers in all")
+    add("-n", metavar="N", dest="total", help="workers in all")
     add("-p", "--path", metavar="DIR", help="directory, here and there, in which all is run")
     add("--pythonpath", metavar="P", default="", help="more directories of modules, by colons")
     add("--prolog", metavar="FILE", help="script that prepares hosts; sourced by bash there")
     add("--nice", type=int, default=0, metavar="N", help="nice level of workers, here and there")
-    add("--sync", action="append", metavar="PATH", help=_SYNC)
+    text = "modules to send in place of the program's directory; may be given several times"
+    add("--sync", action="append", metavar="PATH", help=text)
     text = f"write a profile of each worker to {PROFILES}/HOST-PID.prof here"
     add("--profile", action="store_true", help=text)
     text = "always the case: all data goes through ssh"
     add("--tunnel", action=argparse.BooleanOptionalAction, default=True, help=text)
     add("-m", dest="module", metavar="MODULE", help="run a module, as python -m does")
-
-
-_SYNC = (
-    "modules to send to hosts, in place of those in the directory of the program; may be given "
-    "several times"
-)
-
-
-def _number(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"not a number from 1 on: {text!r}")
-    return int(text)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -120,14 +110,14 @@ def run(args: argparse.Namespace) -> int:
     ConfigError
         An option or a setting is wrong; nothing has been started.
     """
-    from ostap_parallel import futures
-
     if not args.tunnel:
         raise ConfigError("--no-tunnel: all data goes through ssh: leave the option out")
     if args.path is not None:
         _enter(args.path)
     shares = _shares(args, os.environ)
-    ncpus, servers = split_local(allot(shares, args.total) if args.total else shares)
+    if args.total is not None:
+        shares = allot(shares, check_number(args.total, None, "-n"))
+    ncpus, servers = split_local(shares)
     start, directory = _find_program(args)
     path = [os.path.abspath(part) for part in args.pythonpath.split(":") if part]  # noqa: PTH100
     sys.path[1:1] = path
@@ -173,12 +163,7 @@ def _shares(args: argparse.Namespace, environ: Mapping[str, str]) -> list[Share]
         words = split_entries(" ".join(args.hosts))
         return merge_shares(share for word in words for share in _read_share(word, args))
     if args.hostfile:
-        shares = read_hostfile(args.hostfile, "--hostfile")
-        return merge_shares(
-            share
-            for host, count in shares
-            for share in (_read_share(host, args) if count is None else [(host, count)])
-        )
+        return read_hostfile(args.hostfile, "--hostfile")
     if configured := _read_share("auto", args):
         return [("localhost", None), *configured]
     return granted_hosts(environ) or [("localhost", None)]
@@ -321,10 +306,8 @@ class Profiles:
         stats = marshal.loads(zlib.decompress(base64.b64decode(event["record"]["msg"])))
         added: Any = SimpleNamespace(create_stats=lambda: None, stats=stats)
         name = f"{host}-{event['pid']}"
-        if name in self._stats:
-            self._stats[name].add(added)
-        else:
-            self._stats[name] = pstats.Stats(added)
+        known = self._stats.get(name)
+        self._stats[name] = known.add(added) if known else pstats.Stats(added)
 
     def write(self) -> None:
         """Write a file for each worker that has run anything."""

@@ -74,7 +74,7 @@ def test_what_a_batch_system_grants(tmp_path, environ, wanted):
         ),
         ("# mine\n\nn[01-02,7] slots=4 max_slots=8 # all\n", [("n01", 4), ("n02", 4), ("n7", 4)]),
         ("a\nb\na\n", [("a", 2), ("b", None)]),
-        ("me@a:2222*4\nfe80::1 2\n", [("me@a:2222*4", None), ("fe80::1", 2)]),
+        ("me@a:2222*4\nfe80::1 2\n", [("me@a:2222", 4), ("fe80::1", 2)]),
     ],
 )
 def test_hostfiles(tmp_path, text, wanted):

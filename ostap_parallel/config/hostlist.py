@@ -50,7 +50,7 @@ def read_hostfile(file: Path | str, where: str = "") -> list[Share]:
         raise ConfigError(f"{where}: {file} cannot be read: {exc}") from exc
     shares = []
     for number, line in enumerate(lines, start=1):
-        name, *rest = line.partition("#")[0].split() or [""]
+        name, *rest = line.partition("#")[0].replace("*", " ").split() or [""]
         found = re.search("[0-9]+", " ".join(rest))
         for host in expand_hosts(name, f"{where}, line {number}"):
             shares.append((host, int(found[0]) or None if found else None))
@@ -128,10 +128,6 @@ def _read_pbs(variable: str, environ: Mapping[str, str]) -> list[Share]:
     return [(host, count or 1) for host, count in shares]
 
 
-def _read_sge(variable: str, environ: Mapping[str, str]) -> list[Share]:
-    return read_hostfile(environ[variable], variable)
-
-
 def _read_lsf(variable: str, environ: Mapping[str, str]) -> list[Share]:
     words = environ[variable].split()
     if variable == "LSB_HOSTS":
@@ -145,7 +141,7 @@ _READERS = {
     "SLURM_JOB_NODELIST": _read_slurm,
     "SLURM_NODELIST": _read_slurm,
     "PBS_NODEFILE": _read_pbs,
-    "PE_HOSTFILE": _read_sge,
+    "PE_HOSTFILE": lambda variable, environ: read_hostfile(environ[variable], variable),
     "LSB_MCPU_HOSTS": _read_lsf,
     "LSB_HOSTS": _read_lsf,
 }

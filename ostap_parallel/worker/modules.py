@@ -51,7 +51,8 @@ def pack_archive(files: Iterable[File]) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=1, encoding="utf-8") as archive:
         for file in files:
-            about = tarfile.TarInfo(f"{file.root}/{file.name}")
+            # a zip file is a root itself
+            about = tarfile.TarInfo(os.path.normpath(f"{file.root}/{file.name}"))
             about.size, about.mode, about.mtime = len(file.data), file.mode, file.mtime
             archive.addfile(about, io.BytesIO(file.data))
     return buffer.getvalue()
