@@ -9,11 +9,11 @@ CHUNK_SECONDS = 0.3
 MAX_CHUNK = 1 << 12
 
 # A shorter one costs more than it computes. Where the way to a host is long, a chunk takes at
-# least so many round trips, and towards the end of the input so many; what was measured as one
-# may have been a moment of high load.
+# least so many round trips, and towards the end of the input so many: the next one is on its way
+# meanwhile. What was measured as a round trip may have been a moment of high load.
 SHORTEST_CHUNK = 0.005
-ROUND_TRIPS = 20
-ROUND_TRIPS_AT_THE_END = 2
+ROUND_TRIPS = 3
+ROUND_TRIPS_AT_THE_END = 1
 LONGEST_ROUND_TRIP = 0.1
 
 GROWTH = 8  # from one chunk to the next
@@ -28,11 +28,13 @@ class ChunkSize:
 
     def __init__(self) -> None:
         self._seconds: float | None = None  # mean time per item
+        self._count = 0  # of items that this comes from
         self._size = 1
 
     def adapt(self, seconds: float, count: int, round_trip: float) -> None:
         """Take in that a chunk of `count` items took `seconds` on its worker."""
         mean = seconds / count
+        self._count += count
         self._seconds = mean if self._seconds is None else 0.7 * self._seconds + 0.3 * mean
         wanted = max(CHUNK_SECONDS, ROUND_TRIPS * min(round_trip, LONGEST_ROUND_TRIP))
         fitting = wanted / max(self._seconds, 1e-7)
@@ -49,3 +51,9 @@ class ChunkSize:
         least = int(max(SHORTEST_CHUNK, shortest) / self._seconds) if self._seconds else 1
         guided = math.ceil(max(1, left) / (3 * workers))
         return min(self._size, max(min(least, read // MANY), guided))
+
+    def is_short(self, count: int) -> bool:
+        """Return whether a chunk of so many items is likely to be over soon."""
+        if self._seconds is None or self._count < MANY:
+            return False
+        return self._seconds * count < 2 * max(CHUNK_SECONDS, ROUND_TRIPS * LONGEST_ROUND_TRIP)

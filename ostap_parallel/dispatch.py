@@ -16,7 +16,6 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, S
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, wait
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from functools import partial
 from numbers import Integral, Real
 from typing import Any
 
@@ -169,8 +168,8 @@ class Run:
                 arriving = keep(self._journal, arriving)
             yield from self._in_order(arriving) if self.ordered else arriving
 
-    def _submitter(self) -> Callable[[bytes], Future[ChunkOutcome | Lost]]:
-        """Pack the function and what is shared; return what submits a chunk for them."""
+    def _submitter(self) -> Callable[[bytes, bool], Future[ChunkOutcome | Lost]]:
+        """Pack the function and what is shared; return what submits a chunk, short or not."""
         where, blob = self._share()
         name = getattr(self.call.function, "__qualname__", repr(self.call.function))
         initializer = getattr(self.executor, "initializer", None)
@@ -179,8 +178,10 @@ class Run:
         executor, numbers = self.executor, itertools.count()
         if isinstance(executor, ParallelExecutor):
             modules = executor.modules.look()
-            return partial(executor.submit_chunk, packed, blob=blob, modules=modules)
-        return lambda chunk: executor.submit(execute.run_foreign, packed, chunk, next(numbers))
+            needs = blob, modules
+            return lambda chunk, short: executor.submit_chunk(packed, chunk, *needs, short)
+        run = execute.run_foreign
+        return lambda chunk, short: executor.submit(run, packed, chunk, next(numbers))
 
     def _share(self) -> tuple[Inline | Stored | None, Blob | None]:
         """Pack the shared object; return where workers find it, and the blob, if it is in one."""
@@ -240,12 +241,15 @@ class Run:
             if not chunk:
                 return
             try:
-                future = self._submit(self._pack(chunk))
+                future = self._submit(self._pack(chunk), self._is_short(chunk))
             except BrokenExecutor as exc:  # a foreign one that a worker's death has ended
                 future = Future()
                 future.set_exception(exc)
             self._running[future] = chunk
             future.add_done_callback(self._news.put)
+
+    def _is_short(self, chunk: _Chunk | list[_Item]) -> bool:
+        return isinstance(chunk, _Chunk) and self._size.is_short(len(chunk.items))
 
     def _pack(self, chunk: _Chunk | list[_Item]) -> bytes:
         if isinstance(chunk, _Chunk):

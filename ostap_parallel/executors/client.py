@@ -26,6 +26,9 @@ from ostap_parallel.worker.shared import Store
 
 LOCAL = "local"
 
+# Seconds: a host whose round trip takes longer is sent the next short job while it does the last.
+FAR = 0.005
+
 
 class Connection(transport.Connection, ppft._pp._RWorker):  # type: ignore[misc]
     """One connection to a server; unlike ppft's it says what is wrong, and it has no time-out."""
@@ -35,6 +38,7 @@ class Connection(transport.Connection, ppft._pp._RWorker):  # type: ignore[misc]
         self.calls: queue.SimpleQueue[bool] = queue.SimpleQueue()  # to its thread: go on, or end
         self.name = secrets.token_hex(16)  # which the server calls it by
         self.jobs = 0  # that were sent
+        self.is_spare = False  # for jobs that wait at the host
         message = f"{purpose} {self.name}"
         super().__init__("127.0.0.1", port, server.secret, server, message, False, None)
 
@@ -88,18 +92,24 @@ class ClientServer(Server):
         begin = time.monotonic()
         try:
             count = min(int(status.receive()), limit or 1 << 16)
-            self.round_trips[label] = time.monotonic() - begin
+            round_trip = time.monotonic() - begin
             status.close()
             # One per worker; ppft makes as many again, to have a job wait at each host. There it
-            # would wait behind a long one while others are idle.
+            # would wait behind a long one while others are idle: only far hosts get short ones.
             found = [Connection(self, label, port, "EXEC") for _ in range(count)]
+            if round_trip > FAR:
+                found += [Connection(self, label, port, "EXEC") for _ in range(count)]
+            for spare in found[count:]:
+                spare.is_spare = True
         except HostError:
             raise
         except (OSError, RuntimeError, ValueError) as exc:
             raise HostError(label, "server", f"the connection broke: {exc}") from exc
         with self._Server__queue_lock:
             self._connections[label] = found
+            self.round_trips[label] = round_trip
             self._Server__rworkers.extend(found)
+            self._Server__rworkers.sort(key=lambda connection: connection.is_spare)
         if self._exiting:  # `destroy` has not seen these
             self.drop_host(label)
             raise HostError(label, "server", "closed while it was starting")
@@ -111,6 +121,7 @@ class ClientServer(Server):
         """Close the connections to a host; the jobs that it had end as `Lost`."""
         with self._Server__queue_lock:
             gone = self._connections.pop(label, [])
+            self.round_trips.pop(label, None)
             workers: list[Connection] = self._Server__rworkers
             workers[:] = [worker for worker in workers if worker not in gone]
         self._deliveries.forget(label)
@@ -123,6 +134,12 @@ class ClientServer(Server):
         """Queue a serialised job."""
         self._last_work = time.monotonic()
         return super().insert(sfunc, sargs, task)
+
+    def _choose(self, worker: Any) -> int | None:
+        if isinstance(worker, Worker) or not worker.is_spare:
+            return super()._choose(worker)
+        short = (n for n, (job, *_) in enumerate(self._Server__queue) if job.is_short)
+        return next(short, None)
 
     def broken_hosts(self) -> set[str]:
         """Return the hosts with a connection that was closed while nobody used it."""

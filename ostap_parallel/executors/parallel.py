@@ -194,13 +194,18 @@ class ParallelExecutor(Executor):
         return future
 
     def submit_chunk(
-        self, call: bytes, chunk: bytes, blob: Blob | None = None, modules: Archive | None = None
+        self,
+        call: bytes,
+        chunk: bytes,
+        blob: Blob | None = None,
+        modules: Archive | None = None,
+        is_short: bool = False,
     ) -> Future[ChunkOutcome | Lost]:
         """Run a chunk of a serialised `Call`; `execute.pack_chunk` makes the second message.
 
         A `blob`, of `server.store`, is on its host by then, and so are `modules`, by default
         those of the last look. If the future is cancelled before its turn comes, the chunk is not
-        begun.
+        begun. A short one may wait at a far host while that does another one.
         """
         future = self._new_future()
 
@@ -208,7 +213,7 @@ class ParallelExecutor(Executor):
             with contextlib.suppress(InvalidStateError):  # cancelled
                 future.set_result(result)
 
-        self._insert(future, call, chunk, settle, blob, modules)
+        self._insert(future, call, chunk, settle, blob, modules, is_short)
         return future
 
     def interrupt(self, futures: Iterable[AnyFuture] | None = None) -> None:
@@ -264,6 +269,7 @@ class ParallelExecutor(Executor):
         settle: Callable[[ChunkOutcome | Lost], None],
         blob: Blob | None = None,
         modules: Archive | None = None,
+        is_short: bool = False,
     ) -> None:
         """Queue a job on behalf of a future."""
 
@@ -277,7 +283,7 @@ class ParallelExecutor(Executor):
 
         self.check()
         modules = modules or self.modules.archive
-        task = Task(self.server, deliver, blob, future.begin, modules)
+        task = Task(self.server, deliver, blob, future.begin, modules, is_short)
         with self._lock:
             before = self._tasks.get(future)
             task.is_interrupted = before is not None and before.is_interrupted

@@ -38,6 +38,7 @@ class Task(ppft._pp._Task):  # type: ignore[misc]
 
     `deliver` must not raise. A job that is no longer wanted when its turn comes is given up.
     `host` is set by the server to where the job ran. `blob` and `modules` are what it needs there.
+    `is_short` tells that it may be sent on to where it waits behind another one.
     `is_interrupted` is set by who gives the job up.
     """
 
@@ -48,12 +49,14 @@ class Task(ppft._pp._Task):  # type: ignore[misc]
         blob: Blob | None = None,
         is_wanted: Callable[[], bool] = lambda: True,
         modules: Any = None,
+        is_short: bool = False,
     ) -> None:
         super().__init__(server, server._Server__gentid())
         self.deliver = deliver
         self.blob, self.modules = blob, modules
         self.is_wanted = is_wanted
         self.host = ""
+        self.is_short = is_short
         self.is_interrupted = False
 
     def finalize(self, sresult: bytes) -> None:
@@ -250,15 +253,20 @@ class Server(ppft.Server):  # type: ignore[misc]
         with self._Server__queue_lock:
             local = self._Server__workers[: self._Server__ncpus]
             employed = worker in local or worker in self._Server__rworkers
-            worker.is_free = not (employed and self._Server__queue)
-            if worker.is_free:
+            position = self._choose(worker) if employed and self._Server__queue else None
+            worker.is_free = position is None
+            if position is None:
                 return None
-            found = self._Server__queue.pop(0)
+            found = self._Server__queue.pop(position)
             with self._running_lock:  # `interrupt` finds it there, once it is not waiting
                 self._running[worker] = found[0]
             if self._Server__queue:
                 self._Server__scheduler()
             return found
+
+    def _choose(self, worker: Any) -> int | None:
+        """Return which of the jobs that wait this worker is to do, if any."""
+        return 0
 
     def pids(self) -> list[int]:
         """Return the process ids of the workers."""
