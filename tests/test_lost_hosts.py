@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import as_completed
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -298,6 +299,27 @@ class TestTheNetworkIsCut:
 
             run_and_break(manager, blink)
             assert [status.lost for status in manager.executor.hosts] == [0, 0]
+        wait_clean(hosts)
+
+
+class TestFarHosts:
+    def test_the_next_short_chunk_waits_there(self, make_hosts):
+        hosts = make_hosts(delay=0.01)
+        with open_manager(hosts, "h1*1") as manager:
+            assert manager.wait_for_hosts(PATIENCE)
+            assert manager.workers == {"h1": 1}
+            under_way = manager.executor.server._running
+            done, most = [], 0
+            for number in manager.iexecute(slowly, range(ITEMS), chunk_size=4):
+                done.append(number)
+                most = max(most, len(under_way))
+                if len(done) == ITEMS // 2:
+                    kill(workers_of(manager, "h1"))
+            assert (sorted(done), most) == (list(range(ITEMS)), 2)
+            # what may take long does not wait behind anything
+            for future in as_completed([manager.executor.submit(slowly, n) for n in range(5)]):
+                assert future.result() in range(5)
+                assert len(under_way) < 2
         wait_clean(hosts)
 
 

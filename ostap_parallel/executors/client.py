@@ -227,6 +227,8 @@ class ClientServer(Server):
                 exc = HostError(worker.label, "run", reason)
             self._break(worker, exc)
             return execute.pack_result(Lost(worker.label, 0, exc.reason))
+        finally:
+            self._has_ended(worker)
 
     def _break(self, connection: Connection, error: HostError) -> None:
         """Use a connection no more, and tell of that unless it was closed on purpose."""
