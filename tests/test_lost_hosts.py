@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import as_completed
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -309,13 +309,11 @@ class TestFarHosts:
             assert manager.wait_for_hosts(PATIENCE)
             assert manager.workers == {"h1": 1}
             under_way = manager.executor.server._running
-            done, most = [], 0
-            for number in manager.iexecute(slowly, range(ITEMS), chunk_size=4):
-                done.append(number)
-                most = max(most, len(under_way))
-                if len(done) == ITEMS // 2:
-                    kill(workers_of(manager, "h1"))
-            assert (sorted(done), most) == (list(range(ITEMS)), 2)
+            with ThreadPoolExecutor(1) as thread:
+                running = thread.submit(manager.process, slowly, range(ITEMS), chunk_size=4)
+                wait_until(lambda: len(under_way) == 2, PATIENCE, "one waits behind another")
+                kill(workers_of(manager, "h1"))
+                assert running.result(PATIENCE) == list(range(ITEMS))
             # what may take long does not wait behind anything
             for future in as_completed([manager.executor.submit(slowly, n) for n in range(5)]):
                 assert future.result() in range(5)
