@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import math
+import os
 import pickle
 import sys
 import threading
@@ -35,15 +36,9 @@ Callback = Callable[[Future[Any]], Any]
 _NOT_OURS = {"temp_folder", "mmap_mode", "prefer", "require", "verbose", "context"}
 
 
-def register(*, make_default: bool = False) -> None:
-    """Make ``joblib.parallel_config(backend="ostap")`` known.
-
-    Parameters
-    ----------
-    make_default
-        Use it also where no backend is named.
-    """
-    register_parallel_backend("ostap", OstapBackend, make_default=make_default)
+def register() -> None:
+    """Make ``joblib.parallel_config(backend="ostap")`` known."""
+    register_parallel_backend("ostap", OstapBackend)
 
 
 class OstapBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]
@@ -212,7 +207,9 @@ class _Loop:
     def _send(self, calls: Calls) -> Future[Any]:
         try:
             if not isinstance(self._executor, ParallelExecutor):
-                return cast("Future[Any]", self._executor.submit(run_batch, calls, self._nested))
+                # with a number of its own, as dask takes calls that are alike for one
+                batch = calls, self._nested, os.urandom(16)
+                return cast("Future[Any]", self._executor.submit(run_batch, *batch))
             blob, calls = self._share(calls)
             return self._executor.submit_with(blob, run_batch, calls, self._nested)
         except Exception as exc:  # joblib often calls from a thread of ours, where nobody listens
@@ -226,10 +223,8 @@ class _Loop:
         for _, args, kwargs in calls:
             common = filter(self._is_common, (*args, *kwargs.values()))
             found.update((id(arg), arg) for arg in common)
-        blob = self._blob(found) if found else None
-        if blob is None:
-            return None, calls
-        places = {key: place for place, key in enumerate(found)}
+        known, blob = self._blob(found) if found else ({}, None)
+        places = {key: place for place, key in enumerate(known)}
 
         def refer(arg: Any) -> Any:
             return _Reference(places[id(arg)]) if id(arg) in places else arg
@@ -249,17 +244,18 @@ class _Loop:
             self._seen[id(arg)] = arg
         return False
 
-    def _blob(self, found: dict[int, Any]) -> Blob | None:
-        """Return a blob with these objects; ``None`` if there is no room."""
+    def _blob(self, found: dict[int, Any]) -> tuple[dict[int, Any], Blob | None]:
+        """Return a blob with these objects, and what is in it, by id; none if there is no room."""
         for known, blob in list(self._blobs):
-            if known.keys() == found.keys():  # kept alive by this, and so the same
-                return blob
-        with suppress(OSError):
-            store: Store = self._executor.server.store
+            if found.keys() <= known.keys():  # kept alive by this, and so the same
+                return known, blob
+        store: Store = self._executor.server.store
+        try:
             blob = store.add(Packed(list(found.values())))
-            self._blobs.append((found, blob))
-            return blob
-        return None
+        except OSError:
+            return {}, None
+        self._blobs.append((found, blob))
+        return found, blob
 
 
 class _Reference:
@@ -274,7 +270,8 @@ class _Reference:
 
 def _size(arg: Any) -> int:
     """Return the bytes of an array or of a data frame; other objects are small."""
-    return int(getattr(arg, "nbytes", 0)) or sys.getsizeof(arg)
+    size = getattr(arg, "nbytes", None)
+    return size if isinstance(size, int) else sys.getsizeof(arg)
 
 
 def _count(executor: concurrent.futures.Executor) -> int:

@@ -15,6 +15,7 @@ import functions
 import joblib
 import numpy as np
 import pytest
+from foreign import FOREIGN, open_foreign
 from helpers import importable, open_manager, wait_until
 from joblib import Parallel, delayed
 from sshd import descendants
@@ -55,6 +56,10 @@ def refuse(item):
 
 def row(table, index):
     return float(table[index].sum()), table.flags.writeable
+
+
+def difference(x, y):
+    return float(x[-1] - (y["y"] if isinstance(y, dict) else y)[-1])
 
 
 def inner(count):
@@ -154,6 +159,14 @@ class TestLoops:
         _, writeable = zip(*Parallel(batch_size=1, max_nbytes=None)(calls), strict=True)
         assert all(writeable)
 
+    def test_shared_arguments_keep_their_places(self):
+        one, two = np.full(200_000, 1.0), np.full(200_000, 2.0)
+        pairs = [(one, two), (two, one), (one, one), (two, {"y": one})] * 5
+        found = Parallel(batch_size=1)(delayed(difference)(*pair) for pair in pairs)
+        assert found == [-1.0, 1.0, 0.0, 1.0] * 5
+        found = Parallel(batch_size=1)(delayed(difference)(y=y, x=x) for x, y in pairs[:3] * 5)
+        assert found == [-1.0, 1.0, 0.0] * 5
+
     def test_n_jobs(self):
         assert [joblib.effective_n_jobs(n) for n in (-1, -2, -9, 1, 2, 7)] == [2, 1, 1, 1, 2, 2]
         with pytest.raises(ValueError, match="no meaning"):
@@ -224,10 +237,11 @@ class TestWorkers:
             assert joblib.effective_n_jobs(-1) == 2
             assert joblib.effective_n_jobs(1) == 1
 
-    @pytest.mark.parametrize("kind", [partial(Executor, 2), partial(ThreadPoolExecutor, 2)])
+    @pytest.mark.parametrize("kind", ["ours", *FOREIGN])
     def test_any_executor(self, kind):
-        with kind() as executor:
+        with Executor(2) if kind == "ours" else open_foreign(kind) as executor:
             loop = Parallel(backend=OstapBackend(executor=executor))
+            assert len({*loop(delayed(os.urandom)(8) for _ in range(9))}) == 9
             assert loop(delayed(functions.square)(n) for n in range(9)) == [
                 n * n for n in range(9)
             ]

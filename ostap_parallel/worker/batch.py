@@ -9,9 +9,14 @@ from typing import Any
 
 
 def run_batch(
-    calls: Sequence[tuple[Callable[..., Any], Sequence[Any], dict[str, Any]]], nested: bytes
+    calls: Sequence[tuple[Callable[..., Any], Sequence[Any], dict[str, Any]]],
+    nested: bytes,
+    number: bytes = b"",
 ) -> list[Any]:
-    """Return what the calls give; `nested` is the pickled backend of loops within them."""
+    """Return what the calls give.
+
+    `nested` is the pickled backend of loops within them, and `number` that of the batch.
+    """
     with _use(nested):
         return [function(*args, **kwargs) for function, args, kwargs in calls]
 
