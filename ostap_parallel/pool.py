@@ -375,7 +375,7 @@ def _end(
     threads: Iterable[ThreadPoolExecutor],
 ) -> None:
     """End what a pool owns; a function, so that a forgotten pool can be collected."""
-    for stop in list(under_way.values()):
+    for stop in reversed(list(under_way.values())):  # so that none begins as another ends
         stop()
     if owned is not None:
         owned.close()
