@@ -141,7 +141,8 @@ def measure(case: Case, given: Mapping[str, Any], folder: Path) -> Figures:
     answer.unlink(missing_ok=True)
     name = f"{case.function.__module__}:{case.function.__qualname__}"
     argv = [sys.executable, *case.launcher, name, json.dumps(arguments), str(answer)]
-    environ = {**os.environ, "PYTHONPATH": str(ROOT), "FAULTS_CASE": str(folder)}
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    environ = {**os.environ, "PYTHONPATH": path, "FAULTS_CASE": str(folder)}
     with printed.open("wb") as out:
         process = subprocess.Popen(
             argv,

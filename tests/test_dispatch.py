@@ -6,6 +6,7 @@ import itertools
 import os
 import signal
 import threading
+import time
 from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
@@ -290,6 +291,51 @@ class Reversing(Manual):
             for position in 1, 0, 0:
                 self.run(position)
         return future
+
+
+# How the same items may be given; those of mixed kinds are packed one by one.
+INPUTS = {
+    "range": range,
+    "list": lambda count: list(range(count)),
+    "mixed": lambda count: tuple((n, f"{n}", {"n": n})[n % 3] for n in range(count)),
+    "generator": lambda count: (n for n in range(count)),
+    "late": lambda count: (n for n in range(count) if not time.sleep(1e-6)),
+    "keys": lambda count: dict.fromkeys(range(count)),
+}
+
+
+class TestEveryItemOnce:
+    @pytest.mark.parametrize("kind", INPUTS)
+    @pytest.mark.parametrize("count", [0, 1, 997])
+    @pytest.mark.parametrize("chunk_size", [None, 1, 31, 10**12])
+    @pytest.mark.parametrize("ordered", [True, False])
+    def test_whatever_the_chunks(self, ours, kind, count, chunk_size, ordered):
+        items = list(INPUTS[kind](count))
+        given = INPUTS[kind](count)
+        found = list(
+            run_items(ours, functions.same, given, chunk_size=chunk_size, ordered=ordered)
+        )
+        indices = [outcome.index for outcome in found]
+        assert (indices if ordered else sorted(indices)) == list(range(count))
+        assert all(items[one.index] == one.item == one.value for one in found)
+
+    @pytest.mark.parametrize("kind", ["range", "generator"])
+    @pytest.mark.parametrize("ordered", [True, False])
+    def test_of_a_million(self, ours, kind, ordered):
+        count = 10**6
+        found = bytearray(count)
+        with WorkManager(executor=ours, silent=True) as wm:
+            for value in wm.iexecute(functions.same, INPUTS[kind](count), ordered=ordered):
+                found[value] += 1
+        assert found.count(1) == count
+
+    def test_a_list_that_grows_while_it_is_read(self, ours):
+        items = [0]
+        found = []
+        for outcome in run_items(ours, functions.same, items, chunk_size=1):
+            found.append(outcome.value)
+            items += [len(items)] * (len(items) < 10)
+        assert sorted(found) == list(range(10))
 
 
 class TestOutcomes:
