@@ -167,7 +167,7 @@ def test_a_missing_module_is_explained(hosts, lib, tmp_path):
         return op_unknown
 
     def told(error):
-        return "name it in sync=" in f"{getattr(error, '__notes__', '')} {error.__cause__}"
+        return "name it in sync=" in f"{error} {getattr(error, '__notes__', '')}"
 
     with open_manager(hosts, "h1*1", sync=write(tmp_path / "other", op_other="")) as manager:
         with pytest.raises(ModuleNotFoundError) as caught:

@@ -195,7 +195,10 @@ class Modules:
             digest.update(repr(about).encode() + file.data)
         if self.archive is None or self.archive.digest != digest.hexdigest():
             roots = [str(source.root) for source in self._sources]
-            self.archive = Archive(digest.hexdigest(), files, roots)
+            try:
+                self.archive = Archive(digest.hexdigest(), files, roots)
+            except OSError as exc:
+                raise ConfigError(f"sync: no room for a copy here: {exc}; set TMPDIR") from exc
 
 
 def _files(path: Path, above: tuple[Path, ...] = ()) -> Iterator[tuple[Path, os.stat_result]]:

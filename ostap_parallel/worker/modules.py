@@ -21,8 +21,6 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import ClassVar
 
-from ostap_parallel.errors import add_note
-
 # Never forgotten, wherever they are.
 _OURS = {"__main__", "ostap_parallel", "dill", "ppft"}
 
@@ -139,4 +137,8 @@ def advise(error: BaseException) -> None:
         with contextlib.suppress(ImportError, ValueError):
             if name in sys.modules or importlib.util.find_spec(name) is not None:
                 note = f"{name} is here, but not where the task ran: if it is yours, name it in "
-                add_note(error, f"{note}sync=, else install it there")
+                note += "sync=, else install it there"
+                if sys.version_info >= (3, 11):
+                    error.add_note(note)
+                else:
+                    error.msg += f" ({note})"
