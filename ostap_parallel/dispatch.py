@@ -28,7 +28,8 @@ from ostap_parallel.errors import (
     add_note,
 )
 from ostap_parallel.executors.foreign import count_workers
-from ostap_parallel.executors.parallel import HOST_RETRIES, LOST_RETRIES, ParallelExecutor
+from ostap_parallel.executors.nesting import HOST_RETRIES, LOST_RETRIES
+from ostap_parallel.executors.parallel import ParallelExecutor
 from ostap_parallel.outcome import Batch, Checkpoint, Combined, Journal, Outcome, keep
 from ostap_parallel.worker import execute, serialize
 from ostap_parallel.worker.execute import Call, ChunkOutcome, Lost

@@ -20,7 +20,7 @@ from ostap_parallel.dump import Database, Dump
 from ostap_parallel.errors import ConfigError, WorkerLost, add_note
 from ostap_parallel.executor import Executor, Settings
 from ostap_parallel.executors.foreign import count_workers
-from ostap_parallel.executors.parallel import LOST_RETRIES
+from ostap_parallel.executors.nesting import LOST_RETRIES
 from ostap_parallel.outcome import Batch, Combined, Outcome
 from ostap_parallel.pools import ParallelPool
 from ostap_parallel.progress import ProgressReporter, open_progress

@@ -11,6 +11,8 @@ import sys
 import time
 from pathlib import Path
 
+from ostap_parallel.worker import nested
+
 PROJECT = Path(__file__).parents[1]
 PATIENCE = 30.0  # seconds until something that must happen counts as hanging
 
@@ -67,6 +69,26 @@ def late(go, item):
     if item == 0:
         wait_for(go)
     return item
+
+
+def tree(depth):
+    """Return the number of nodes, each of which is a task."""
+    if depth == 0:
+        return 1
+    children = nested.submit_all([(tree, (depth - 1,), {})] * 2)
+    return 1 + sum(child.result() for child in children)
+
+
+def chain(length):
+    return 1 + nested.submit(chain, length - 1).result() if length else 0
+
+
+def meet(folder, name, others):
+    """Wait for others, who do the same at the same time."""
+    note(folder, name)
+    for other in others:
+        wait_for(Path(folder) / other)
+    return os.getpid()
 
 
 def die(how):

@@ -9,13 +9,14 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import ppft
 from ppft.transport import SocketTransport
 
 from ostap_parallel.errors import HostError
+from ostap_parallel.executors.nesting import Nesting
 from ostap_parallel.executors.sharing import STEP, Abandoned, Deliveries
 from ostap_parallel.executors.supervisor import EventHandler
 from ostap_parallel.worker import execute, handshake, transport
@@ -36,7 +37,7 @@ class Connection(transport.Connection, ppft._pp._RWorker):  # type: ignore[misc]
     def __init__(self, server: ClientServer, label: str, port: int, purpose: str) -> None:
         self.label = label
         self.calls: queue.SimpleQueue[bool] = queue.SimpleQueue()  # to its thread: go on, or end
-        self.name = secrets.token_hex(16)  # which the server calls it by
+        self.name = secrets.randbits(128)  # which the server calls it by
         self.jobs = 0  # that were sent
         self.is_spare = False  # for jobs that wait at the host
         message = f"{purpose} {self.name}"
@@ -81,6 +82,7 @@ class ClientServer(Server):
         self._last_work = time.monotonic()
         self.round_trips: dict[str, float] = {}  # seconds
         self._connections: dict[str, list[Connection]] = {}
+        self.nesting = Nesting(self)
         super().__init__(ncpus, secret=secret)
 
     def add_host(self, label: str, port: int, limit: int | None = None) -> int:
@@ -162,6 +164,20 @@ class ClientServer(Server):
             self._last_work = time.monotonic()
         return time.monotonic() - self._last_work
 
+    def _answer(self, job: Task, request: bytes) -> bytes:
+        return self.nesting.answer(job, request)
+
+    def interrupt(self, jobs: Collection[Task] | None = None, grace: float = 2.0) -> None:
+        """Give up jobs, all by default, here and on hosts."""
+        super().interrupt(jobs, grace)
+        self.nesting.wake()
+
+    def _signal(self, worker: Any, number: int) -> None:
+        if isinstance(worker, Worker):
+            super()._signal(worker, number)
+        else:
+            self._stop_soon(worker.label, [f"{worker.name} {worker.jobs} {number}"])
+
     def _interrupt(self, running: dict[Any, Task], grace: float) -> None:
         """Interrupt jobs here and on hosts, and those that wait for a shared object to be sent."""
         super()._interrupt({w: j for w, j in running.items() if isinstance(w, Worker)}, grace)
@@ -170,14 +186,17 @@ class ClientServer(Server):
             if isinstance(worker, Connection):
                 there.setdefault(worker.label, []).append(f"{worker.name} {worker.jobs}")
         for label, jobs in there.items():
-            threading.Thread(target=self._stop, args=[label, jobs], daemon=True).start()
+            self._stop_soon(label, jobs)
         self._deliveries.interrupt({job.blob for job in running.values() if job.blob})
 
-    def _stop(self, label: str, jobs: list[str]) -> None:
-        with contextlib.suppress(HostError, OSError):  # a host that is lost has no jobs
-            connection = self._connect_to(label, "STOP")
-            connection.send("\n".join(jobs))
-            connection.close()
+    def _stop_soon(self, label: str, jobs: list[str]) -> None:
+        def stop() -> None:
+            with contextlib.suppress(HostError, OSError):  # a host that is lost has no jobs
+                connection = self._connect_to(label, "STOP")
+                connection.send("\n".join(jobs))
+                connection.close()
+
+        threading.Thread(target=stop, name="stop", daemon=True).start()
 
     def destroy(self) -> None:
         """End all workers, close all connections and give up all jobs."""
@@ -212,12 +231,12 @@ class ClientServer(Server):
 
     def _finish(self, worker: Any, job: Task, error: Exception | None) -> bytes:
         if not isinstance(worker, Connection):
-            return super()._finish(worker, job, error)
+            return self.nesting.close(job, super()._finish(worker, job, error))
         job.host = worker.label
         try:
             if error is not None:
                 raise error
-            return worker.receive()
+            return self.nesting.close(job, self._receive(worker, job))
         except Abandoned as exc:  # nothing was sent on this connection
             return execute.pack_result(Lost(worker.label, 0, str(exc)))
         except Exception as exc:
@@ -226,7 +245,7 @@ class ClientServer(Server):
                 reason = f"the connection to {worker.label} was lost: {exc}"
                 exc = HostError(worker.label, "run", reason)
             self._break(worker, exc)
-            return execute.pack_result(Lost(worker.label, 0, exc.reason))
+            return self.nesting.close(job, execute.pack_result(Lost(worker.label, 0, exc.reason)))
         finally:
             self._has_ended(worker)
 

@@ -19,6 +19,7 @@ from ostap_parallel.config import HostConfig
 from ostap_parallel.errors import ConfigError, RemoteTraceback, ServersUnavailable, WorkerLost
 from ostap_parallel.executors.client import LOCAL, ClientServer
 from ostap_parallel.executors.future import Future
+from ostap_parallel.executors.nesting import HOST_RETRIES, LOST_RETRIES
 from ostap_parallel.executors.supervisor import EventHandler, Supervisor
 from ostap_parallel.executors.syncing import Archive, Modules, Source
 from ostap_parallel.worker import execute, serialize
@@ -31,11 +32,6 @@ logger = logging.getLogger(__name__)
 
 # Seconds that work waits for lost hosts when no worker is left.
 PATIENCE = 60.0
-
-# How often is run again what has ended its worker; and what is not to blame, as its host was lost
-# or something else has ended the worker: one that takes every host along must end.
-LOST_RETRIES = 2
-HOST_RETRIES = 8
 
 
 AnyFuture = concurrent.futures.Future[Any]
@@ -111,6 +107,7 @@ class ParallelExecutor(Executor):
         self._apply = serialize.dumps(self._call)
         self.server = ClientServer(ncpus, secret, on_event)
         self.server.tasks_per_worker = tasks_per_worker
+        self.server.nesting.call = self._apply
         # Neither it nor its threads keep a forgotten executor alive.
         changed = weakref.WeakMethod(self._changed)
         self._supervisor = Supervisor(
@@ -234,6 +231,18 @@ class ParallelExecutor(Executor):
             for task in tasks:
                 task.is_interrupted = True
         self.server.interrupt(tasks)
+
+    def set_constant(self, name: str, value: Any) -> None:
+        """Give all tasks a value by a name; raises TypeError if it has one, or SerializeError."""
+        packed = serialize.pack(value, f"the constant {name}")
+        self.server.nesting.set_constant(name, packed)
+
+    def constant(self, name: str, timeout: float | None = None) -> Any:
+        """Return a value by its name, waiting for it; raises KeyError after `timeout` seconds."""
+        packed = self.server.nesting.constant(name, timeout)
+        if packed is None:
+            raise KeyError(name)
+        return serialize.loads(packed)
 
     def flush(self) -> None:
         """Wait, a few seconds at most, until what workers have printed so far has arrived."""

@@ -9,6 +9,7 @@ import atexit
 import contextlib
 import logging
 import os
+import pickle
 import secrets
 import signal
 import socket
@@ -21,6 +22,7 @@ import ppft
 from ostap_parallel.worker.cpus import usable_cpus
 from ostap_parallel.worker.execute import Lost, pack_result
 from ostap_parallel.worker.local import OVERDUE, Worker
+from ostap_parallel.worker.nested import REQUEST
 from ostap_parallel.worker.output import OutputReader, Sink
 from ostap_parallel.worker.shared import Blob
 
@@ -235,7 +237,7 @@ class Server(ppft.Server):  # type: ignore[misc]
         try:
             if error is not None:
                 raise error
-            result: bytes = worker.t.receive()
+            result = self._receive(worker.t, job)
             worker.drain()
             worker.jobs += 1
         except Exception:  # the pipe broke: the worker is dead or dying
@@ -243,6 +245,17 @@ class Server(ppft.Server):  # type: ignore[misc]
         finally:
             self._has_ended(worker)
         return result
+
+    def _receive(self, channel: Any, job: Task) -> bytes:
+        """Return the result of a job, answering what it asks meanwhile."""
+        while (message := channel.receive()).startswith(REQUEST):
+            channel.send(self._answer(job, message))
+        result: bytes = message
+        return result
+
+    def _answer(self, job: Task, request: bytes) -> bytes:
+        """Return the answer to what a job has asked; raises if it is not to be had any more."""
+        return pickle.dumps(("error", RuntimeError("this server knows nothing of nested tasks")))
 
     def _has_ended(self, worker: Any) -> None:
         with self._running_lock:
@@ -296,6 +309,26 @@ class Server(ppft.Server):  # type: ignore[misc]
             worker.signal(signal.SIGINT)
         self._signal_later(AGAIN, early, signal.SIGINT)
         self._signal_later(grace, ready, signal.SIGKILL)
+
+    def signal(self, job: Task, number: int) -> None:
+        """Send a signal to the worker that runs a job, and do no more about it."""
+        with self._running_lock:
+            for worker in [worker for worker, one in self._running.items() if one is job]:
+                self._signal(worker, number)
+
+    def _signal(self, worker: Any, number: int) -> None:
+        if worker.is_ready:
+            worker.signal(number)
+
+    def take(self, job: Task) -> bool:
+        """Take a job out of the queue, of which it is likely to be one of the last."""
+        with self._Server__queue_lock:
+            queue = self._Server__queue
+            for place in range(len(queue) - 1, -1, -1):
+                if queue[place][0] is job:
+                    del queue[place]
+                    return True
+        return False
 
     def drop_waiting(self, reason: str, jobs: Collection[Task] | None = None) -> None:
         """Give up the jobs, all by default, that no worker has begun."""

@@ -241,6 +241,8 @@ class Executing:
         Whether an item is run.
     interrupted, timed_out
         Whether what runs now was told to stop from outside, or as the item took too long.
+    noted
+        The last signal that came while no item was run.
     armed
         When the end of a process that does not come back was put off last.
     watch
@@ -254,6 +256,7 @@ class Executing:
     timed_out: bool = False
     armed: float = -math.inf
     watch: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
+    noted: int = 0
 
 
 executing = Executing([-1, 0], NoBaseline())
@@ -276,14 +279,19 @@ def bind(call: bytes) -> Callable[[bytes], bytes]:
             if not state:
                 executing.position[0] = indices[0]
                 state.update(_prepare(call, location))
-        result = ChunkOutcome(socket.gethostname(), os.getpid())
+        result = new_outcome()
         with executing.watch():
-            _run_items(_with_shared(state, location), indices, items, result)
+            run_items(_with_shared(state, location), indices, items, result)
         _disarm()
         _flush()
         return pack_result(result)
 
     return run
+
+
+def new_outcome() -> ChunkOutcome:
+    """Return an outcome of this process without any items."""
+    return ChunkOutcome(socket.gethostname(), os.getpid())
 
 
 _bind_once = functools.lru_cache(maxsize=8)(bind)
@@ -346,9 +354,10 @@ def _with_shared(state: dict[str, Any], location: str) -> dict[str, Any]:
         return {"error": _pack_error(exc)}
 
 
-def _run_items(
+def run_items(
     state: dict[str, Any], indices: Sequence[int], items: list[Any], result: ChunkOutcome
 ) -> None:
+    """Run items with the call, or the error, in `state`; add to `result` what becomes of them."""
     if "error" in state:
         executing.position[0] = -1
         result.answers[:] = [state["error"]] * len(items)
@@ -461,8 +470,14 @@ def _on_signal(signum: int, frame: FrameType | None) -> None:
         executing.interrupted = signum == signal.SIGINT
         executing.timed_out = signum == signal.SIGALRM
         raise KeyboardInterrupt
+    executing.noted = signum
     if signum == signal.SIGINT:
         executing.interrupted = True
+
+
+def is_ours(handler: object) -> bool:
+    """Return whether a handler of signals is that of this module."""
+    return handler is _on_signal
 
 
 def _arm(timeout: float) -> None:

@@ -1,14 +1,194 @@
 """Tasks that submit tasks and wait for them, in a worker of ours: what a task calls.
 
-A worker that waits runs others meanwhile; see `ostap_parallel.executors.nesting`, which decides
-what. Futures of here belong to the task that has made them, and do not travel.
+While a worker runs a job it may send requests in place of the result; each is answered at once,
+or after a second at most. They go to the caller, see `ostap_parallel.executors.nesting`: from a
+worker on a host through its server. A worker that waits is given other jobs meanwhile, and runs
+them on top of the one that waits. Futures of here belong to the task that has made them, and do
+not travel.
 """
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
+import os
+import pickle
+import signal
+import sys
+import threading
+import time
+from _signal import getsignal, pthread_sigmask  # type: ignore[import-not-found]
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ALL_COMPLETED
+from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, FIRST_EXCEPTION, CancelledError
 from typing import Any, NamedTuple, NoReturn
+
+from ostap_parallel.errors import RemoteTraceback, WorkerLost
+from ostap_parallel.worker import execute, serialize
+from ostap_parallel.worker.execute import Call, Lost, executing, is_ours
+from ostap_parallel.worker.restore import SIGNALS, Baseline
+from ostap_parallel.worker.transport import Pipe
+
+REQUEST = b"?"  # begins a request; no result begins with it
+CANCELLED = b""  # what stands for the result of a call that was cancelled
+
+# Seconds that an answer takes at most; so often a worker that waits shows that it is there. What
+# other threads of a task want to ask must not wait so long.
+PERIOD = 1.0
+PERIOD_OF_THREADS = 0.05
+
+_APPLY = {"call": Call(execute.apply)}
+
+
+class Link:
+    """The way from this process to its server: for results, and for requests of a job."""
+
+    def __init__(self, channel: Pipe) -> None:
+        self.channel = channel
+        self.lock = threading.Lock()  # held from a request to its answer
+        self.is_open = False  # whether a job is run
+        self.depth = 0  # number of jobs on top of the first one
+        self.pid = os.getpid()
+
+    def serve(self, run: Callable[[bytes], bytes], chunk: bytes) -> None:
+        """Run a job and send its result."""
+        self.is_open = True
+        result = run(chunk)
+        with self.lock:  # a thread that the job has left behind may be asking
+            self.is_open = False
+            self.channel.send(result)
+
+    def ask(self, kind: str, *details: Any, ended: bytes | None = None) -> Any:
+        """Send a request and return the answer.
+
+        `ended` is the result of the job that was run on top.
+
+        Raises
+        ------
+        KeyboardInterrupt
+            The task was interrupted meanwhile, or before; or its time is over.
+        RuntimeError
+            No job is run.
+        """
+        with self.lock, _noting_signals():
+            if not available():
+                raise RuntimeError("a nested task needs a task of ostap_parallel around it")
+            answer = self._exchange(kind, details, ended)
+            if executing.noted == signal.SIGINT and answer[0] != "interrupted":
+                # for this job, for one on top that has just ended, or for one about to begin?
+                executing.noted = 0
+                verdict = self._exchange("check", (), None)  # takes back what has not begun
+                answer = verdict if verdict[0] == "interrupted" else (*answer[:2], None)
+            if answer[0] == "interrupted":
+                executing.noted = signal.SIGINT
+        if answer[0] == "error":
+            raise answer[1]
+        if answer[0] == "interrupted":  # a thread: signals are for the main one
+            raise RuntimeError("the task was interrupted")
+        return answer[1:]
+
+    def _exchange(self, kind: str, details: tuple[Any, ...], ended: bytes | None) -> Any:
+        request = pickle.dumps((self.depth, ended, kind, details), serialize.PROTOCOL)
+        self.channel.send(REQUEST + request)
+        return pickle.loads(self.channel.receive())
+
+
+_link: Link | None = None
+
+
+def connect(channel: Pipe) -> Link:
+    """Make a channel the way to this process' server."""
+    global _link
+    _link = Link(channel)
+    return _link
+
+
+def _ask(kind: str, *details: Any, ended: bytes | None = None) -> Any:
+    if _link is None:
+        raise RuntimeError("a nested task needs a task of ostap_parallel around it")
+    return _link.ask(kind, *details, ended=ended)
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
+@contextlib.contextmanager
+def _noting_signals() -> Iterator[None]:
+    """Raise for a signal after the body, so that a request and its answer stay together."""
+    if not _in_main_thread():
+        yield
+        return
+    was_running, executing.now, executing.noted = executing.now, False, 0
+    handlers = ((number, getsignal(number)) for number in SIGNALS)
+    own = [number for number, handler in handlers if callable(handler) and not is_ours(handler)]
+    mask = pthread_sigmask(signal.SIG_BLOCK, own)  # what the task handles itself
+    try:
+        yield
+    finally:
+        executing.now = was_running  # from here on a signal raises by itself
+        pthread_sigmask(signal.SIG_SETMASK, mask)
+    if number := executing.noted:
+        executing.now, executing.noted = False, 0
+        executing.interrupted = number == signal.SIGINT
+        executing.timed_out = number == signal.SIGALRM
+        raise KeyboardInterrupt
+
+
+def _run_on_top(chunk: bytes) -> bytes:
+    """Run a job while another one waits, which then finds the process as it had left it.
+
+    Raises KeyboardInterrupt if the time of the one that waits is over.
+    """
+    with _put_aside() as alarm:
+        result = execute.new_outcome()
+        if executing.position[1] > 0:  # the alarm is for all that is run until then
+            signal.setitimer(signal.ITIMER_REAL, max(1e-6, alarm))
+        if not executing.noted:
+            _, indices, items = pickle.loads(memoryview(chunk)[2:])
+            contextvars.Context().run(execute.run_items, _APPLY, indices, items, result)
+        is_over = executing.timed_out or executing.noted == signal.SIGALRM
+    if is_over:
+        executing.now, executing.timed_out = False, True
+        raise KeyboardInterrupt
+    return execute.pack_result(result)
+
+
+@contextlib.contextmanager
+def _put_aside() -> Iterator[float]:
+    """Put the job that waits aside; yield the seconds until its alarm.
+
+    The process is as before the first item then, and afterwards as the job has left it.
+    """
+    assert _link is not None
+    pristine, mine = executing.baseline, Baseline()
+    assert isinstance(pristine, Baseline)
+    index, limit, was_running = executing.position[0], pristine.recursion_limit, executing.now
+    alarm, begin = signal.getitimer(signal.ITIMER_REAL)[0], time.monotonic()
+    executing.now, executing.position[0] = False, -1
+    _link.depth += 1
+    try:
+        pristine.recursion_limit = limit + _count_frames()  # each has as much as the first
+        pristine.restore()
+        yield alarm
+    finally:
+        _link.depth -= 1
+        pristine.recursion_limit = limit
+        mine.restore()
+        mine.close()
+        if alarm:
+            signal.setitimer(signal.ITIMER_REAL, max(1e-6, alarm - time.monotonic() + begin))
+        # what has come since is told by the next answer
+        executing.interrupted = executing.timed_out = False
+        executing.noted = 0
+        executing.position[0] = index
+        executing.now = was_running
+
+
+def _count_frames() -> int:
+    frame, count = sys._getframe(), 0
+    while frame.f_back is not None:
+        frame, count = frame.f_back, count + 1
+    return count
 
 
 class Future:
@@ -16,6 +196,13 @@ class Future:
 
     It is none, as what waits for those would wait for ever: use `wait` and `as_completed` of here.
     """
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+        self._is_known = False
+        self._value: Any = None
+        self._error: BaseException | None = None
+        self._callbacks: list[Callable[[Future], Any]] = []
 
     def result(self, timeout: float | None = None) -> Any:
         """Wait; return what the call returned, or raise what it raised.
@@ -27,34 +214,82 @@ class Future:
         CancelledError
             It was cancelled.
         """
-        raise NotImplementedError
+        if error := self.exception(timeout):
+            raise error
+        return self._value
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Wait; return what the call raised, or ``None``; raises as `result` does."""
-        raise NotImplementedError
+        if not self._is_known:
+            _wait({self._number: self}, timeout, any_of_them=False)
+        if not self._is_known:
+            raise TimeoutError(f"the call has not ended after {timeout} s")
+        if isinstance(self._error, CancelledError):
+            raise self._error
+        return self._error
 
     def done(self) -> bool:
         """Return whether it has ended; asks the caller unless that is known."""
-        raise NotImplementedError
+        if not self._is_known:
+            _wait({self._number: self}, 0, any_of_them=False)
+        return self._is_known
 
     def running(self) -> bool:
         """Return whether a worker is at it; asks the caller."""
-        raise NotImplementedError
+        return not self.done() and bool(_ask("is_running", self._number)[0])
 
     def cancelled(self) -> bool:
         """Return whether it was cancelled."""
-        raise NotImplementedError
+        return self.done() and isinstance(self._error, CancelledError)
 
     def cancel(self, interrupt: bool = False) -> bool:
         """Cancel it unless it has begun, or also then; return whether it is cancelled."""
-        raise NotImplementedError
+        if self._is_known:
+            return isinstance(self._error, CancelledError)
+        if not _ask("cancel", self._number, interrupt)[0]:
+            return False
+        self._settle(CANCELLED)
+        return True
 
     def add_done_callback(self, fn: Callable[[Future], Any]) -> None:
         """Call ``fn(self)`` when this process learns that it has ended, or now if it has."""
-        raise NotImplementedError
+        if self._is_known:
+            fn(self)
+        else:
+            self._callbacks.append(fn)
+
+    def _settle(self, message: bytes) -> None:
+        """Take the packed result."""
+        if self._is_known:
+            return
+        try:
+            self._value = _unpack(message)
+        except (Exception, CancelledError) as exc:
+            self._error = exc
+        self._is_known = True
+        for fn in self._callbacks:
+            fn(self)
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("a future of a nested task stays in the task that has submitted it")
+        raise TypeError(
+            "a future of a nested task stays in the task that has submitted it: send its result"
+        )
+
+
+def _unpack(message: bytes) -> Any:
+    """Return the value of a call; raises its error."""
+    if message == CANCELLED:
+        raise CancelledError
+    result = execute.unpack_result(message)
+    if isinstance(result, Lost):
+        raise WorkerLost(0, result.host, result.reason)
+    (packed,) = result.answers
+    if not result.failed:
+        return execute.unpack_value(packed)
+    error, text = execute.unpack_error(packed)
+    assert error is not None  # such calls have no time limit of their own
+    error.__cause__ = RemoteTraceback(f"on {result.host}, process {result.pid}:\n{text}")
+    raise error
 
 
 class DoneAndNotDone(NamedTuple):
@@ -66,7 +301,7 @@ class DoneAndNotDone(NamedTuple):
 
 def available() -> bool:
     """Return whether this process runs a task, in a worker of ours."""
-    return False
+    return _link is not None and _link.is_open and _link.pid == os.getpid()
 
 
 def submit(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
@@ -79,6 +314,8 @@ def submit_all(
 ) -> list[Future]:
     """Have workers do calls, each ``(function, arguments, keywords)``, with one message for all.
 
+    A task waits for what it submits: what has not ended when it ends is given up.
+
     Raises
     ------
     SerializeError
@@ -86,24 +323,91 @@ def submit_all(
     RuntimeError
         This process runs no task of ours, see `available`; or the executor is being shut down.
     """
-    raise NotImplementedError
+    chunks = []
+    for fn, args, kwargs in calls:
+        what = f"the call of {getattr(fn, '__qualname__', type(fn).__name__)}"
+        item = execute.pack_value((serialize.Anew(), fn, args, kwargs), what)
+        chunks.append(execute.pack_chunk([0], [item]))
+    return [Future(number) for number in _ask("submit", chunks)[0]]
 
 
 def wait(
     futures: Iterable[Future], timeout: float | None = None, return_when: str = ALL_COMPLETED
 ) -> DoneAndNotDone:
-    """Wait as `concurrent.futures.wait` does; this process may run other tasks meanwhile."""
-    raise NotImplementedError
+    """Wait as `concurrent.futures.wait` does; this process may run other tasks meanwhile.
+
+    So it may return late, by the time that one of these takes which are waited for.
+    """
+    if return_when not in (ALL_COMPLETED, FIRST_COMPLETED, FIRST_EXCEPTION):
+        raise ValueError(f"Invalid return condition: {return_when!r}")
+    deadline = None if timeout is None else time.monotonic() + timeout
+    wanted = set(futures)
+    while not _is_enough(wanted, return_when):
+        missing = {future._number: future for future in wanted if not future._is_known}
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        _wait(missing, left, any_of_them=return_when != ALL_COMPLETED)
+        if deadline is not None and time.monotonic() >= deadline:
+            break
+    done = {future for future in wanted if future._is_known}
+    return DoneAndNotDone(done, wanted - done)
+
+
+def _is_enough(futures: set[Future], return_when: str) -> bool:
+    known = [future for future in futures if future._is_known]
+    if len(known) == len(futures) or (known and return_when == FIRST_COMPLETED):
+        return True
+    return return_when == FIRST_EXCEPTION and any(future._error for future in known)
 
 
 def as_completed(futures: Iterable[Future], timeout: float | None = None) -> Iterator[Future]:
     """Yield futures as they end; raises TimeoutError `timeout` seconds after the first `next`."""
-    raise NotImplementedError
+    deadline = None if timeout is None else time.monotonic() + timeout
+    pending = set(futures)
+    while pending:
+        left = None if deadline is None else max(0, deadline - time.monotonic())
+        done, pending = wait(pending, left, FIRST_COMPLETED)
+        if not done:
+            raise TimeoutError(f"{len(pending)} calls have not ended after {timeout} s")
+        yield from done
+
+
+def _wait(missing: dict[int, Future], seconds: float | None, any_of_them: bool) -> None:
+    """Wait for futures that have not ended, by their numbers; run other jobs meanwhile."""
+    deadline = None if seconds is None else time.monotonic() + seconds
+    numbers: list[int] | None = list(missing)
+    ended = None
+    while True:
+        left = _period(deadline)
+        finished, job = _ask("wait", numbers, any_of_them, left, _helps(seconds), ended=ended)
+        numbers = ended = None
+        for number, message in finished:
+            missing.pop(number)._settle(message)
+        if job is not None:
+            ended = _run_on_top(job)
+            continue
+        is_over = deadline is not None and time.monotonic() >= deadline
+        if not missing or (finished and any_of_them) or is_over:
+            return
+
+
+def _period(deadline: float | None) -> float:
+    """Return for how many seconds to wait before signs of life are exchanged."""
+    period = PERIOD if threading.active_count() == 1 else PERIOD_OF_THREADS
+    if executing.position[1] > 0:  # an alarm that comes meanwhile is heeded then
+        period = min(period, signal.getitimer(signal.ITIMER_REAL)[0] + 0.01)
+    return period if deadline is None else max(0.0, min(period, deadline - time.monotonic()))
+
+
+def _helps(seconds: float | None) -> str:
+    """Return what this process may run while it waits: any job, those it waits for, or none."""
+    if seconds == 0 or not _in_main_thread():
+        return "none"
+    return "any" if seconds is None and executing.position[1] == 0 else "own"
 
 
 def set_constant(name: str, value: Any) -> None:
     """Give all tasks of the executor a value by a name; raises TypeError if it has one."""
-    raise NotImplementedError
+    _ask("set_constant", name, serialize.pack(value, f"the constant {name}"))
 
 
 def constant(name: str, timeout: float | None = None) -> Any:
@@ -111,4 +415,10 @@ def constant(name: str, timeout: float | None = None) -> Any:
 
     The caller has the same: `ParallelExecutor.set_constant` and `ParallelExecutor.constant`.
     """
-    raise NotImplementedError
+    deadline = None if timeout is None else time.monotonic() + timeout
+    while True:
+        (packed,) = _ask("constant", name, _period(deadline))
+        if packed is not None:
+            return serialize.loads(packed)
+        if deadline is not None and time.monotonic() >= deadline:
+            raise KeyError(name)

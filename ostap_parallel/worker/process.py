@@ -22,6 +22,7 @@ import struct
 import sys
 from typing import Any
 
+from ostap_parallel.worker import nested
 from ostap_parallel.worker.execute import bind, executing, restore, take_signals
 from ostap_parallel.worker.restore import Baseline
 from ostap_parallel.worker.transport import Pipe
@@ -78,10 +79,11 @@ def main(descriptors: tuple[int, int, int, int, int]) -> None:
     _buffer_c_output_by_line()
     executing.baseline = Baseline()
     protocol = _Protocol(os.fdopen(read, "rb"), os.fdopen(write, "wb"))
+    link = nested.connect(protocol)
     protocol.send(b"ready")
     while True:
         run_chunk = protocol.creceive(bind)
-        protocol.send(run_chunk(protocol.receive()))
+        link.serve(run_chunk, protocol.receive())
         restore()  # while the server has its own things to do
 
 

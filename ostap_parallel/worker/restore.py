@@ -31,7 +31,6 @@ class Baseline:
         # By descriptor: it leads back also when the directory was renamed or removed.
         self._directory = os.open(".", os.O_PATH)
         self._path, self._entries = sys.path, list(sys.path)
-        self._environ = os.environ.copy()
         self._encoded = os.environ._data.copy()  # type: ignore[attr-defined]
         self._handlers = [(number, getsignal(number)) for number in SIGNALS]
         self._mask: set[int] = pthread_sigmask(signal.SIG_BLOCK, ())
@@ -40,7 +39,7 @@ class Baseline:
         self._streams: list[Any] = [sys.stdin, sys.stdout, sys.stderr]
         self._umask = os.umask(0o077)
         os.umask(self._umask)
-        self._recursion_limit = sys.getrecursionlimit()
+        self.recursion_limit = sys.getrecursionlimit()
 
     def close(self) -> None:
         """Give back the descriptors that `restore` needs."""
@@ -53,7 +52,7 @@ class Baseline:
             return (
                 sys.path is self._path
                 and sys.path == self._entries
-                and sys.getrecursionlimit() == self._recursion_limit
+                and sys.getrecursionlimit() == self.recursion_limit
                 and [sys.stdin, sys.stdout, sys.stderr] == self._streams
             )
         except BaseException:  # code of a task's own, asked for a comparison
@@ -70,13 +69,14 @@ class Baseline:
         # os.environ would decode all of it to compare: three times what all else here costs
         if os.environ._data != self._encoded:  # type: ignore[attr-defined]
             os.environ.clear()
-            os.environ.update(self._environ)
+            encoded = self._encoded.items()
+            os.environ.update({os.fsdecode(name): os.fsdecode(text) for name, text in encoded})
         os.umask(self._umask)
         if sys.path is not self._path or sys.path != self._entries:
             sys.path = self._path
             sys.path[:] = self._entries
-        if sys.getrecursionlimit() != self._recursion_limit:
-            sys.setrecursionlimit(self._recursion_limit)
+        if sys.getrecursionlimit() != self.recursion_limit:
+            sys.setrecursionlimit(self.recursion_limit)
         sys.stdin, sys.stdout, sys.stderr = self._streams
 
     def _restore_signals(self) -> None:

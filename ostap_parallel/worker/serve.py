@@ -66,6 +66,14 @@ class Client(Connection):
         self.rcache = {}
 
 
+class Job(engine.Task):
+    """A job of a client that waits for it."""
+
+    def __init__(self, server: NetworkServer, client: Client) -> None:
+        super().__init__(server)
+        self.client = client
+
+
 class NetworkServer(engine.Server):
     """A server for clients, as ppft's ``ppserver`` is, that lets in only who knows its key.
 
@@ -83,8 +91,8 @@ class NetworkServer(engine.Server):
         self._strangers: dict[socket.socket, None] = {}  # who has proved nothing yet
         self._strangers_lock = threading.Lock()
         # by connection: the number of its last job, and that job; of the last one to be stopped
-        self._jobs: dict[str, tuple[int, engine.Task]] = {}
-        self._stopped: dict[str, int] = {}
+        self._jobs: dict[int, tuple[int, Job]] = {}
+        self._stopped: dict[int, int] = {}
         self._jobs_lock = threading.Lock()
         super().__init__(ncpus)
 
@@ -125,17 +133,17 @@ class NetworkServer(engine.Server):
             if purpose == "STAT":
                 client.send(str(self.get_ncpus()))
             elif purpose == "EXEC":
-                self._execute(client, name)
+                self._execute(client, int(name))
             elif purpose == "STOP":
                 self._stop(client.receive().decode())
             elif purpose == "STORE":
                 self._keep(client)
 
-    def _execute(self, client: Client, name: str) -> None:
+    def _execute(self, client: Client, name: int) -> None:
         """Do a client's jobs until it leaves; by `name` it can have them stopped."""
         try:
             for number in itertools.count(1):
-                job = engine.Task(self)
+                job = Job(self, client)
                 sfunc, sargs = client.creceive(), client.receive()
                 with self._jobs_lock:
                     self._jobs[name] = number, job
@@ -146,16 +154,28 @@ class NetworkServer(engine.Server):
                 self._jobs.pop(name, None)
                 self._stopped.pop(name, None)
 
+    def _answer(self, job: Any, request: bytes) -> bytes:
+        # who waits for the job sends nothing meanwhile
+        job.client.send(request)
+        answer: bytes = job.client.receive()
+        return answer
+
     def _stop(self, wanted: str) -> None:
         """Interrupt jobs: each a line with a connection's name and the number of its job.
 
-        One that has not arrived yet is not begun when it does.
+        One that has not arrived yet is not begun when it does. With a third word, the number of a
+        signal, the job's worker gets that, and no more.
         """
-        for name, number in (line.split() for line in wanted.splitlines()):
+        for name, number, *rest in (map(int, line.split()) for line in wanted.splitlines()):
             with self._jobs_lock:
-                self._stopped[name] = int(number)
                 last, job = self._jobs.get(name, (0, None))
-            if job is not None and last == int(number):
+                if not rest:
+                    self._stopped[name] = number
+            if job is None or last != number:
+                continue
+            if rest:
+                self.signal(job, rest[0])
+            else:
                 self.interrupt([job])
 
     def _keep(self, client: Client) -> None:
