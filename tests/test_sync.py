@@ -232,6 +232,21 @@ def test_links_modes_and_names_arrive(tmp_path):
     assert not root.exists()
 
 
+def test_what_a_path_stands_for(tmp_path, monkeypatch):
+    top = write(tmp_path, p__q__r="", p__q__s="")
+    (top / "p" / "__init__.py").touch()
+    (top / "p" / "plain").mkdir()
+
+    def root_of(*parts):
+        (source,) = find_sources(top.joinpath(*parts))
+        return [path.relative_to(top).as_posix() for path in (source.path, source.root)]
+
+    assert root_of("p", "q", "r.py") == root_of("p", "q") == root_of("p") == ["p", "."]
+    assert root_of("p", "plain") == ["p/plain", "p/plain"]
+    monkeypatch.syspath_prepend(top / "p" / "q")
+    assert root_of("p", "q", "r.py") == ["p/q/r.py", "p/q"]
+
+
 def test_only_content_counts(tmp_path):
     lib = write(tmp_path / "lib", a="A")
     modules = Modules(find_sources(lib))

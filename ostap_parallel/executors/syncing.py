@@ -52,7 +52,7 @@ def find_sources(sync: Sync | Iterable[Sync]) -> tuple[Source, ...]:
     """Return what `sync` names; raises `ConfigError` for what is not there.
 
     A directory that is no package stands for all modules in it, and a part of a package for the
-    whole of it.
+    whole of it, unless ``sys.path`` leads to that part.
     """
     if sync == "":
         return ()
@@ -77,10 +77,12 @@ def _sources_of(one: Sync) -> Iterator[Source]:
     path = Path(one).expanduser().absolute()
     if not path.exists():
         raise ConfigError(f"sync: no such file or directory: {path}")
-    while (path.parent / "__init__.py").is_file():
+    if path.is_dir() and not (path / "__init__.py").is_file():
+        yield Source(path, path)
+        return
+    while (path.parent / "__init__.py").is_file() and str(path.parent) not in sys.path:
         path = path.parent
-    is_package = path.is_file() or (path / "__init__.py").is_file()
-    yield Source(path, path.parent if is_package else path)
+    yield Source(path, path.parent)
 
 
 class Archive(Blob):
