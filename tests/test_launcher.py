@@ -133,6 +133,32 @@ class TestHosts:
         _, _, workers = found_by(launch(*words, cwd=tmp_path, OSTAP_PPSERVERS="h1*1"))
         assert {host: len(found) for host, found in workers.items()} == {"local": 1, "h1": 1}
 
+    def test_a_program_of_scoop(self, ssh_config, tmp_path):
+        (tmp_path / "tree.py").write_text(
+            "from ostap_parallel import futures\n"
+            "def grow(depth):\n"
+            "    return 1 + sum(futures.map(grow, [depth - 1] * 2)) if depth else 1\n"
+        )
+        (tmp_path / "program.py").write_text(
+            "import ostap_parallel as scoop\n"
+            "from ostap_parallel import futures, shared\n"
+            "import tree\n"
+            "def scaled(x):\n"
+            "    return x * shared.getConst('scale', timeout=20) * (not scoop.IS_ORIGIN)\n"
+            "if __name__ == '__main__':\n"
+            "    shared.setConst(scale=10)\n"
+            "    print(list(futures.map(scaled, range(4))), scoop.IS_ORIGIN, scoop.IS_RUNNING)\n"
+            "    print(futures.mapReduce(abs, max, [3, -7]))\n"
+            "    print(futures.submit(tree.grow, 6).result())\n"
+        )
+        words = ["--host", "h1", "h1", "h2", "--ssh-config", ssh_config, "program.py"]
+        done = launch(*words, cwd=tmp_path)
+        assert (done.returncode, done.stdout, done.stderr) == (
+            0,
+            "[0, 10, 20, 30] True True\n7\n127\n",
+            "",
+        )
+
 
 ENDINGS = {
     "status": "sys.exit(3)",
