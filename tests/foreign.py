@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 
-# Parameters of a fixture or test; dask and MPI are for runs with --all.
+HEAVY = ["dask", "mpi"]  # for runs with --all
+
+# Parameters of a fixture or test.
 FOREIGN = [
     "processes",
     "threads",
-    pytest.param("dask", marks=pytest.mark.heavy),
-    pytest.param("mpi", marks=pytest.mark.heavy),
+    *(pytest.param(name, marks=pytest.mark.heavy) for name in HEAVY),
 ]
 
 

@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import signal
+import tempfile
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -109,3 +110,12 @@ def importable(hosts: Iterable[Host]) -> str:
         for name in "faults.py", "functions.py", "mergers.py", "sharers.py":
             shutil.copy(Path(__file__).with_name(name), library)
     return 'export PYTHONPATH="$HOME/library"'
+
+
+def place_for(request: pytest.FixtureRequest, on_host: object, folder: Path) -> tuple[Path, str]:
+    """Return a folder as it is called here, and as workers call it: here, or on `one_host`."""
+    if not on_host:
+        return folder, str(folder)
+    host = request.getfixturevalue("one_host")["h1"]
+    folder = Path(tempfile.mkdtemp(dir=host.home))
+    return folder, host.inside(folder)
