@@ -11,14 +11,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
 
 import functions
 import pytest
 from helpers import importable, open_manager, wait_until
 
-from ostap_parallel import ConfigError, WorkManager
+from ostap_parallel import ConfigError, Executor, WorkManager
 
 # Many small chunks: most of the caller's time goes into handing out jobs.
 SCRIPT = """
@@ -157,3 +157,31 @@ def test_slow_input_does_not_keep_workers_waiting():
 def test_arguments_of_a_wrong_type(wrong):
     with pytest.raises(ConfigError):
         WorkManager(0, **wrong)
+
+
+def test_a_module_that_is_being_imported_is_not_left_half_imported(tmp_path):
+    package = tmp_path / "halves"
+    package.mkdir()
+    (package / "first.py").write_text("value = 7\n")
+    (package / "__init__.py").write_text(
+        "import functions, pathlib\n"
+        "from .first import *\n"
+        "pathlib.Path(__file__).with_name('begun').touch()\n"
+        "functions.wait_for(pathlib.Path(__file__).with_name('go'))\n"
+        "assert first.value == 7\n"
+    )
+
+    def look(folder):
+        sys.path.insert(0, folder)
+        import halves
+
+        return halves.first.value
+
+    with Executor(1) as executor:
+        future = executor.submit(look, str(tmp_path))
+        wait_until((package / "begun").exists, functions.PATIENCE, "the import to begin")
+        executor.interrupt([future])
+        (package / "go").touch()
+        with pytest.raises(CancelledError):
+            future.result(functions.PATIENCE)
+        assert executor.submit(look, str(tmp_path)).result(functions.PATIENCE) == 7

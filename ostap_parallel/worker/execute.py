@@ -466,9 +466,11 @@ def _on_signal(signum: int, frame: FrameType | None) -> None:
         signal.signal(signum, signal.SIG_DFL)
         signal.raise_signal(signum)
     if executing.now:
-        executing.now = False
         executing.interrupted = signum == signal.SIGINT
         executing.timed_out = signum == signal.SIGALRM
+        if _is_importing(frame):  # half a module would be left; the item, or the process, ends
+            return
+        executing.now = False
         raise KeyboardInterrupt
     executing.noted = signum
     if signum == signal.SIGINT:
@@ -478,6 +480,12 @@ def _on_signal(signum: int, frame: FrameType | None) -> None:
 def is_ours(handler: object) -> bool:
     """Return whether a handler of signals is that of this module."""
     return handler is _on_signal
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None and frame.f_code.co_filename != "<frozen importlib._bootstrap>":
+        frame = frame.f_back
+    return frame is not None
 
 
 def _arm(timeout: float) -> None:
