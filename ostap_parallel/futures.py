@@ -10,7 +10,6 @@ imported where they need it.
 
 from __future__ import annotations
 
-import atexit
 import concurrent.futures
 import itertools
 import logging
@@ -80,7 +79,10 @@ def use(executor: Executor | None) -> None:
 
 
 def shutdown(wait: bool = True) -> None:
-    """End the executor that was made here, if there is one; the next call makes another."""
+    """End the executor that was made here, if there is one; the next call makes another.
+
+    Otherwise it ends with the program.
+    """
     global _default, _is_own
     with _lock:
         old, _default = (_default, None) if _is_own else (None, _default)
@@ -128,35 +130,50 @@ def map_as_completed(
     return _map(fn, iterables, timeout, ordered=False)
 
 
-def map_reduce(fn: Callable[..., Any], operation: Operation, /, *iterables: Iterable[Any]) -> Any:
+def map_reduce(
+    fn: Callable[..., Any],
+    operation: Operation,
+    /,
+    *iterables: Iterable[Any],
+    timeout: float | None = None,
+) -> Any:
     """Return what the results of ``fn(*args)`` for ``zip(*iterables)`` are reduced to.
 
     The workers do that, block by block and in a tree: `operation` must be associative, and its
-    operands keep their order. Raises TypeError if there is nothing to reduce.
+    operands keep their order. Raises TypeError if there is nothing to reduce, and TimeoutError
+    after `timeout` seconds.
     """
+    left = _clock(timeout)
     blocks = _blocks(iterables)
     if not blocks:
         raise TypeError("map_reduce() of empty iterables")
-    values = list(map(partial(calls.reduce_block, fn, operation), blocks))
+    values = list(map(partial(calls.reduce_block, fn, operation), blocks, timeout=left()))
     while len(values) > 1:
         pairs, rest = zip(values[::2], values[1::2], strict=False), values[len(values) & ~1 :]
-        values = [*map(partial(calls.spread, operation), pairs), *rest]
+        values = [*map(partial(calls.spread, operation), pairs, timeout=left()), *rest]
     return values[0]
 
 
 def map_scan(
-    fn: Callable[..., Any], operation: Operation, /, *iterables: Iterable[Any]
+    fn: Callable[..., Any],
+    operation: Operation,
+    /,
+    *iterables: Iterable[Any],
+    timeout: float | None = None,
 ) -> list[Any]:
     """Return what the results of ``fn(*args)`` come to, one after another.
 
     That is the list of ``itertools.accumulate(map(fn, *iterables), operation)``. Workers do it
-    block by block: `operation` must be associative.
+    block by block: `operation` must be associative. Raises TimeoutError after `timeout` seconds.
     """
-    scans = list(map(partial(calls.scan_block, fn, operation), _blocks(iterables)))
+    left = _clock(timeout)
+    blocks = _blocks(iterables)
+    scans = list(map(partial(calls.scan_block, fn, operation), blocks, timeout=left()))
     if len(scans) < 2:
         return list(itertools.chain(*scans))
-    ends = submit(calls.scan_block, _same, operation, [[scan[-1]] for scan in scans[:-1]]).result()
-    rest = map(partial(calls.prepend, operation), ends, scans[1:])
+    ends = submit(calls.scan_block, _same, operation, [[scan[-1]] for scan in scans[:-1]])
+    prepend = partial(calls.prepend, operation)
+    rest = map(prepend, ends.result(left()), scans[1:], timeout=left())
     return list(itertools.chain(scans[0], *rest))
 
 
@@ -215,16 +232,14 @@ shared = _Shared()
 def _executor() -> Executor:
     """Return the default executor, made now if there is none."""
     global _default, _is_own
+    if nested.in_worker():
+        raise RuntimeError("on a worker, futures are to be had in a task only")
     with _lock:
         if _default is None:
             from ostap_parallel.executor import Executor as OurExecutor
 
             _default, _is_own = OurExecutor(servers="auto"), True
         return _default
-
-
-# Before the threads end that do the work.
-atexit.register(shutdown)
 
 
 def _is_ours(executor: Executor) -> TypeGuard[ParallelExecutor]:
@@ -267,26 +282,33 @@ def _map(
 ) -> Iterator[Any]:
     if calls.on_foreign.get():
         return iter([fn(*args) for args in zip(*iterables, strict=False)])
-    end = None if timeout is None else time.monotonic() + timeout
     if not nested.available():
         from ostap_parallel.executor import run_all
 
+        end = None if timeout is None else time.monotonic() + timeout
         return run_all(_executor(), fn, iterables, end, ordered=ordered)
     blocks = _blocks(iterables)
     many = nested.submit_all((calls.call_each, (fn, block), {}) for block in blocks)
-    return _take(many, end, ordered)
+    return _take(many, _clock(timeout), ordered)
 
 
-def _take(many: list[nested.Future], end: float | None, ordered: bool) -> Iterator[Any]:
-    def left() -> float | None:
-        return None if end is None else max(0.0, end - time.monotonic())
-
+def _take(
+    many: list[nested.Future], left: Callable[[], float | None], ordered: bool
+) -> Iterator[Any]:
     try:
         for future in many if ordered else nested.as_completed(many, left()):
             yield from future.result(left())
     finally:
         for future in many:
             future.cancel()
+
+
+def _clock(timeout: float | None) -> Callable[[], float | None]:
+    """Return what tells how many seconds are left, from now on."""
+    if timeout is None:
+        return lambda: None
+    end = time.monotonic() + timeout
+    return lambda: max(0.0, end - time.monotonic())
 
 
 def _blocks(iterables: tuple[Iterable[Any], ...]) -> list[list[tuple[Any, ...]]]:
@@ -303,7 +325,7 @@ def _size() -> int:
     if calls.on_foreign.get():
         return 1
     if nested.available():
-        return int(nested.constant(calls.SIZE))
+        return nested.count_workers()
     executor = _executor()
     if _is_ours(executor):
         executor.wait_for_hosts()

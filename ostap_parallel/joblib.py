@@ -282,4 +282,4 @@ def _count(executor: concurrent.futures.Executor) -> int:
 
 def _close(executor: Executor) -> None:
     """End an executor, in a thread: that its backend is forgotten may happen in one of its own."""
-    threading.Thread(target=executor.shutdown, kwargs={"cancel_futures": True}).start()
+    threading.Thread(target=executor.close).start()

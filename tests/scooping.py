@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import time
 
+import ostap_parallel as scoop
 from ostap_parallel import futures, shared
 
 
@@ -41,3 +43,30 @@ def queens(size, columns=()):
 
 def scaled(number):
     return shared.getConst("factor") * number
+
+
+def set_greeting(text):
+    shared.setConst(greet=lambda name: f"{text} {name}")
+
+
+def all_in_a_task(count):
+    """Return what each function returns when a task calls it."""
+    future = futures.submit(divmod, count, 0)
+    return {
+        "origin": scoop.IS_ORIGIN,
+        "size": scoop.SIZE,
+        "map": list(futures.map(max, range(count), [2] * count)),
+        "as completed": sorted(futures.map_as_completed(abs, range(count))),
+        "reduce": futures.map_reduce(str, add, range(count)),
+        "scan": futures.map_scan(abs, add, range(count)),
+        "error": type(future.exception()).__name__,
+        "wait": futures.wait([future]).done == {future} == set(futures.as_completed([future])),
+    }
+
+
+def times_out(seconds):
+    """Return whether a time limit holds within a task."""
+    try:
+        return list(futures.map(time.sleep, [seconds] * 8, timeout=0.05))
+    except futures.TimeoutError:
+        return True

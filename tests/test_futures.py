@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import operator
+import pickle
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -15,7 +16,7 @@ import scooping
 from functions import PATIENCE, run_python, square
 from scooping import add, hits
 
-from ostap_parallel import Executor, futures
+from ostap_parallel import Executor, futures, shared
 from ostap_parallel.worker.cpus import usable_cpus
 
 OURS = "local", "hosts"
@@ -62,6 +63,9 @@ class TestMap:
     def test_time_that_is_over(self, where):
         with pytest.raises(futures.TimeoutError):
             next(futures.map(time.sleep, [0.5, 0.5], timeout=0.05))
+        for collect in (futures.map_reduce, futures.map_scan):
+            with pytest.raises(futures.TimeoutError):
+                collect(time.sleep, add, [0.5], timeout=0.05)
 
 
 class TestReduce:
@@ -103,6 +107,52 @@ class TestFutures:
         with pytest.raises(futures.TimeoutError):
             list(futures.as_completed([slow], timeout=0.05))
         assert slow.result(PATIENCE) is None
+
+
+class TestInTasks:
+    def test_a_tree(self, where):
+        assert futures.submit(scooping.tree, 6).result(PATIENCE) == 64
+
+    def test_queens(self, where):
+        assert futures.submit(scooping.queens, 6).result(PATIENCE) == 4
+        assert list(futures.map(scooping.queens, [4, 5])) == [2, 10]
+
+    def test_every_function(self, where):
+        assert futures.submit(scooping.all_in_a_task, 5).result(PATIENCE) == {
+            "origin": False,
+            "size": 2 if where in OURS else 1,
+            "map": [2, 2, 2, 3, 4],
+            "as completed": [0, 1, 2, 3, 4],
+            "reduce": "01234",
+            "scan": [0, 1, 3, 6, 10],
+            "error": "ZeroDivisionError",
+            "wait": True,
+        }
+
+    def test_time_that_is_over(self, where):
+        if where in OURS:  # what is done at once is done
+            assert futures.submit(scooping.times_out, 0.2).result(PATIENCE) is True
+
+
+class TestConstants:
+    def test_they_are_written_once_and_read_everywhere(self, where):
+        if where in FOREIGN:
+            with pytest.raises(RuntimeError, match="own workers"):
+                shared.setConst(factor=3)
+            return
+        assert shared.getConst("factor", timeout=0.01, default="none") == "none"
+        shared.setConst(factor=3, nothing=None)
+        assert list(futures.map(scooping.scaled, range(4))) == [0, 3, 6, 9]
+        assert shared.getConst("nothing", default=0) is None
+        with pytest.raises(TypeError, match="factor"):
+            shared.setConst(factor=4)
+        futures.submit(scooping.set_greeting, "hello").result(PATIENCE)
+        assert shared.get_const("greet", timeout=None)("you") == "hello you"
+
+    def test_shared_is_still_what_a_run_shares(self):
+        assert isinstance(pickle.loads(pickle.dumps(shared)), type(shared))
+        with pytest.raises(LookupError):
+            shared()
 
 
 PROGRAM = """

@@ -164,6 +164,11 @@ class ClientServer(Server):
             self._last_work = time.monotonic()
         return time.monotonic() - self._last_work
 
+    def count_workers(self) -> int:
+        """Return the number of workers that are up, here and on hosts."""
+        with self._Server__queue_lock:
+            return len(self._Server__workers) + len(self._Server__rworkers)
+
     def _answer(self, job: Task, request: bytes) -> bytes:
         return self.nesting.answer(job, request)
 

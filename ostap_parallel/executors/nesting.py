@@ -191,6 +191,9 @@ class Nesting:
     def _answer_check(self, level: Level) -> tuple[Any, ...]:
         return ("going on",)
 
+    def _answer_count_workers(self, level: Level) -> tuple[Any, ...]:
+        return "counted", self._server.count_workers()
+
     def _answer_submit(self, level: Level, chunks: list[bytes]) -> tuple[Any, ...]:
         children = [Child(next(self._numbers), chunk, level) for chunk in chunks]
         level.children.update((child.number, child) for child in children)

@@ -14,9 +14,6 @@ from ostap_parallel.worker import serialize
 # Whether this is a task on somebody else's executor, where nothing leads back to the caller.
 on_foreign: ContextVar[bool] = ContextVar("on_foreign", default=False)
 
-# The constant that tells tasks how many workers there are.
-SIZE = "ostap_parallel.SIZE"
-
 
 @contextmanager
 def being_on_foreign() -> Iterator[None]:

@@ -304,6 +304,16 @@ def available() -> bool:
     return _link is not None and _link.is_open and _link.pid == os.getpid()
 
 
+def in_worker() -> bool:
+    """Return whether this process is a worker of ours, or a fork of one."""
+    return _link is not None
+
+
+def count_workers() -> int:
+    """Return the number of workers that are up, here and on hosts."""
+    return int(_ask("count_workers")[0])
+
+
 def submit(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
     """Have any worker of the caller's executor call a function."""
     return submit_all([(fn, args, kwargs)])[0]
