@@ -72,7 +72,11 @@ class OstapBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc
     ) -> None:
         super().__init__(nesting_level=nesting_level)
         given = executor.executor if isinstance(executor, WorkManager) else executor
-        self._executor: concurrent.futures.Executor | None = given
+        if given is not None and (servers or settings or ncpus != "autodetect"):
+            raise TypeError("an executor of your own brings its workers: leave out other settings")
+        if not isinstance(given, concurrent.futures.Executor | None):
+            raise TypeError(f"executor must be a WorkManager or an Executor, not {given!r}")
+        self._executor = given
         self._settings: dict[str, Any] = {"ncpus": ncpus, "servers": servers, **settings}
         # weakly, so that no cycle keeps the workers alive
         self._loops: weakref.WeakKeyDictionary[Parallel, _Loop] = weakref.WeakKeyDictionary()

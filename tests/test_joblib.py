@@ -246,8 +246,12 @@ class TestWorkers:
                 n * n for n in range(9)
             ]
 
-    def test_settings_of_a_single_loop(self):
+    def test_wrong_settings(self):
         with pytest.raises(ConfigError, match="ncpus"):
             Parallel(backend="ostap", n_jobs=2, ncpus="many")(delayed(abs)(n) for n in range(3))
+        with pytest.raises(TypeError, match="leave out other settings"):
+            OstapBackend(servers="h1", executor=ThreadPoolExecutor(1))
+        with pytest.raises(TypeError, match="must be a WorkManager or an Executor, not 4"):
+            OstapBackend(executor=4)
         with pytest.raises(TypeError, match="no setting sorvers"):
             Parallel(backend="ostap", n_jobs=2, sorvers="h1")(delayed(abs)(n) for n in range(3))
