@@ -81,6 +81,8 @@ def config(args: argparse.Namespace) -> int:
                 print(f"  {key} = {text}  ({host.origins[key]})")
     if not settings.hosts:
         print("\nno server is configured")
+    if settings.sync:
+        print("\nmodules of yours that hosts get:", *settings.sync, sep="\n  ")
     return 0
 
 

@@ -6,7 +6,10 @@ import _json
 import importlib
 import os
 import re
+import shlex
 import shutil
+import signal
+import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -16,7 +19,7 @@ import pytest
 from helpers import importable, open_manager, wait_until
 from sshd import HostOptions
 
-from ostap_parallel import ConfigError, Executor, WorkManager
+from ostap_parallel import ConfigError, Executor, WorkManager, cli
 from ostap_parallel.config import load_settings
 from ostap_parallel.executors import syncing
 from ostap_parallel.executors.syncing import Modules, find_sources
@@ -178,6 +181,33 @@ def test_a_missing_module_is_explained(hosts, lib, tmp_path):
         assert told(caught.value)
 
 
+def test_servers_that_run_already_keep_clients_apart(one_host, lib, monkeypatch):
+    command = [sys.executable, "-m", "ostap_parallel", "launch", "h1*2"]
+    command += ["--ssh-config", str(one_host.ssh_config)]
+    write(lib, op_one="VERSION = 1")
+
+    def version(item):
+        import op_one
+
+        return op_one.VERSION
+
+    how = {"cwd": functions.PROJECT, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **how) as launched:
+        exports = [launched.stdout.readline().partition("=")[2].strip() for _ in "ab"]
+        servers, secret = (shlex.split(text)[0] for text in exports)
+        monkeypatch.setenv("OSTAP_PPSECRET_FILE", secret)
+        with (
+            WorkManager(0, servers, sync=lib, silent=True) as mine,
+            WorkManager(0, servers, silent=True) as other,
+        ):
+            for wanted in 1, 2:
+                write(lib, op_one=f"VERSION = {wanted}")
+                assert set(mine.process(version, range(20), chunk_size=1)) == {wanted}
+                with pytest.raises(ModuleNotFoundError):
+                    other.process(version, range(20), chunk_size=1)
+        launched.send_signal(signal.SIGINT)
+
+
 def test_a_host_without_room(make_hosts, lib):
     hosts = make_hosts(each=[HostOptions(tmp_size="4M"), HostOptions()])
     write(lib, op_one="VERSION = 1")
@@ -300,12 +330,14 @@ def test_a_directory_that_vanishes(tmp_path):
             manager.process(abs, [1])
 
 
-def test_the_configuration_names_them(tmp_path):
+def test_the_configuration_names_them(tmp_path, capsys):
     (tmp_path / "conf").write_text("[Parallel]\nsync = 'my lib' /other\n[Parallel:x]\nuser=me\n")
     assert load_settings("h", config=tmp_path / "conf").sync == (
         tmp_path / "my lib",
         Path("/other"),
     )
+    assert cli.main(["config", "--config", str(tmp_path / "conf"), "h"]) == 0
+    assert f"hosts get:\n  {tmp_path}/my lib\n  /other\n" in capsys.readouterr().out
     (tmp_path / "conf").write_text("[Parallel:x]\nsync = lib\n")
     with pytest.raises(ConfigError, match="sync: it belongs into"):
         load_settings("h", config=tmp_path / "conf")
