@@ -19,7 +19,13 @@ import threading
 import time
 from _signal import getsignal, pthread_sigmask  # type: ignore[import-not-found]
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, FIRST_EXCEPTION, CancelledError
+from concurrent.futures import (
+    ALL_COMPLETED,
+    FIRST_COMPLETED,
+    FIRST_EXCEPTION,
+    CancelledError,
+    TimeoutError,  # another one than the built-in one before Python 3.11
+)
 from typing import Any, NamedTuple, NoReturn
 
 from ostap_parallel.errors import RemoteTraceback, WorkerLost
