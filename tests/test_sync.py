@@ -279,10 +279,15 @@ def test_what_a_path_stands_for(tmp_path, monkeypatch):
 
 def test_only_content_counts(tmp_path):
     lib = write(tmp_path / "lib", a="A")
+    bytecode = lib / "__pycache__" / f"a.{sys.implementation.cache_tag}.pyc"
+    bytecode.parent.mkdir()
+    os.utime(lib / "a.py", (1, 1))
     modules = Modules(find_sources(lib))
     first = modules.look()
-    os.utime(lib / "a.py", (1, 1))
+    bytecode.touch()
+    os.utime(lib / "a.py", (2, 2))
     assert modules.look() is first
+    assert not bytecode.exists()  # Python might take it for that of another content
     shutil.copytree(lib, tmp_path / "copy")
     assert Modules(find_sources(tmp_path / "copy")).look().digest == first.digest
     (lib / "a.py").chmod(0o755)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import importlib.util
 import itertools
@@ -133,7 +134,7 @@ class _Found:
             data = self.path.read_bytes()
         except OSError as exc:
             if not isinstance(exc, FileNotFoundError):
-                logger.warning("sync: %s is left out: %s", self.path, exc.strerror)
+                _warn(self.path, exc.strerror)
             return None
         mode = 0o700 if self.mode & stat.S_IXUSR else 0o600
         return File(self.root, self.name, mode, self.modified / 1e9, data)
@@ -156,8 +157,8 @@ class Modules:
     def __init__(self, sources: Iterable[Source]) -> None:
         self._sources = tuple(sources)
         self._lock = threading.Lock()
-        self._found: set[_Found] = set()
-        self._looked = 0  # nanoseconds
+        self._found: set[_Found] | None = None
+        self._looked = time.time_ns()
         self.archive: Archive | None = None
         self.look()
 
@@ -170,10 +171,10 @@ class Modules:
             with self._lock:
                 begin = time.time_ns()
                 found = list(self._find())
-                # what was new then may have changed once more without showing it
+                # what was new at the last look may have changed since without showing it
                 new = {one for one in found if one.changed > self._looked - _COARSE}
                 if new or self._found != set(found):
-                    _forget_bytecode(new | ({*found} - self._found))
+                    _forget_bytecode(new | ({*found} - (self._found or {*found})))
                     self._read(found)
                 self._found, self._looked = set(found), begin
         return self.archive
@@ -194,7 +195,8 @@ class Modules:
         digest = hashlib.blake2b(digest_size=16)
         for file in files:
             about = file.root, file.name, file.mode, len(file.data)
-            digest.update(repr(about).encode() + file.data)
+            digest.update(repr(about).encode())
+            digest.update(file.data)
         if self.archive is None or self.archive.digest != digest.hexdigest():
             roots = [str(source.root) for source in self._sources]
             try:
@@ -213,13 +215,18 @@ def _files(path: Path, above: tuple[Path, ...] = ()) -> Iterator[tuple[Path, os.
             return
         here, names = path.resolve(), sorted(os.listdir(path))  # noqa: PTH208
     except PermissionError as exc:
-        logger.warning("sync: %s is left out: %s", path, exc.strerror)
+        _warn(path, exc.strerror)
         return
     except OSError:  # it has just vanished, or a link leads nowhere
         return
     for name in names if here not in above else ():  # else a link leads back
         if not name.startswith("."):
             yield from _files(path / name, (*above, here))
+
+
+@functools.cache  # once for each
+def _warn(path: Path, reason: str | None) -> None:
+    logger.warning("sync: %s is left out: %s", path, reason)
 
 
 def _is_left_out(directory: Path) -> bool:
