@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import zipfile
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -151,8 +152,13 @@ class TestHosts:
             "    print(futures.mapReduce(abs, max, [3, -7]))\n"
             "    print(futures.submit(tree.grow, 6).result())\n"
         )
-        words = ["--host", "h1", "h1", "h2", "--ssh-config", ssh_config, "program.py"]
+        words = ["--host", "h1", "h1", "h2", "--ssh-config", ssh_config, "--profile", "program.py"]
         done = launch(*words, cwd=tmp_path)
+        stats = pstats.Stats(*map(str, (tmp_path / "profile").iterdir())).stats
+        calls = Counter()
+        for (_, _, name), about in stats.items():
+            calls[name] += about[1]
+        assert (calls["grow"], calls["scaled"]) == (127, 4)
         assert (done.returncode, done.stdout, done.stderr) == (
             0,
             "[0, 10, 20, 30] True True\n7\n127\n",
