@@ -40,6 +40,9 @@ MAX_CHUNK_BYTES = 1 << 22
 _SMALL = frozenset(execute.PLAIN) - {str}
 _NOT_SENT = object()
 
+# From an input: nothing is there now, and `Run.wake` will be called when there is.
+PAUSE = object()
+
 # Seconds that interrupted workers get to come back before a run that is stopped returns.
 STOP_PATIENCE = 3.5
 
@@ -117,6 +120,7 @@ class Run:
     _next: int = 0  # index of the next item to be read
     _exhausted: bool = False
     _is_cancelled: bool = False
+    _is_paused: bool = False
     _size: ChunkSize = field(default_factory=ChunkSize)
 
     def __post_init__(self) -> None:
@@ -134,6 +138,10 @@ class Run:
     def cancel(self) -> None:
         """Have `arrivals` end soon, from any thread."""
         self._is_cancelled = True
+        self.wake()
+
+    def wake(self) -> None:
+        """Have `arrivals` look again, from any thread."""
         self._news.put(None)
 
     def arrivals(self) -> Generator[Batch | Outcome, None, None]:
@@ -167,7 +175,12 @@ class Run:
                 opened = self.checkpoint.open(self.call, self._total)
                 self._journal = leaving.enter_context(opened)
                 arriving = keep(self._journal, arriving)
-            yield from self._in_order(arriving) if self.ordered else arriving
+            try:
+                yield from self._in_order(arriving) if self.ordered else arriving
+            except RuntimeError:  # the executor was shut down, too
+                if not self._is_cancelled:
+                    raise
+                raise CancelledError("the run was cancelled") from None
 
     def _submitter(self) -> Callable[[bytes, bool], Future[ChunkOutcome | Lost]]:
         """Pack the function and what is shared; return what submits a chunk, short or not."""
@@ -215,7 +228,7 @@ class Run:
             if not self._running:
                 if self._exhausted and not self._again:
                     return
-                if self._workers():
+                if self._workers() and not self._is_paused:
                     continue
             done = self._news.get()
             if done is not None:
@@ -279,7 +292,11 @@ class Run:
         items: list[Any] = []
         sent: list[Any] = []
         last = self._next + size
+        self._is_paused = False
         for value in values:
+            if value is PAUSE:
+                self._is_paused = True
+                break
             index, self._next = self._next, self._next + 1
             packed = value if type(value) in self._as_it_is else self._prepare(index, value)
             if packed is not _NOT_SENT:

@@ -6,9 +6,11 @@ import asyncio
 import concurrent.futures
 import functools
 import logging
+import math
 import multiprocessing.pool
 import threading
 import weakref
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sized
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import closing
@@ -16,12 +18,12 @@ from dataclasses import dataclass, field
 from multiprocessing.pool import CLOSE, INIT, RUN, TERMINATE
 from typing import TYPE_CHECKING, Any
 
-from ostap_parallel.dispatch import Run
+from ostap_parallel.dispatch import PAUSE, Run
 from ostap_parallel.executor import Executor
 from ostap_parallel.executors.foreign import count_workers
 from ostap_parallel.executors.parallel import ParallelExecutor
 from ostap_parallel.outcome import Batch, Outcome
-from ostap_parallel.stream import Stream
+from ostap_parallel.stream import AHEAD, Stream
 from ostap_parallel.worker import calls, execute, serialize
 
 if TYPE_CHECKING:
@@ -272,9 +274,12 @@ class Pool(multiprocessing.pool.Pool):
     def _stream(
         self, func: Function, iterable: Iterable[Any], chunksize: int | None, ordered: bool
     ) -> Stream:
-        source = _Source(iterable)
+        source = iterable if isinstance(iterable, Sized) else _Source(iterable)
         run = self._run(func, source, chunksize, ordered)
-        stream = Stream(source.follow(run.arrivals()), run.cancel, self)
+        arrivals = run.arrivals()
+        if isinstance(source, _Source):
+            source.wake, arrivals = run.wake, source.follow(arrivals)
+        stream = Stream(arrivals, run.cancel, self)
         self._streams.add(stream)
         self._track(stream.ended, stream.cancel)
         return stream
@@ -293,22 +298,62 @@ class Pool(multiprocessing.pool.Pool):
 
 
 class _Source:
-    """An input whose error comes after the results of what it gave before."""
+    """An input that a thread reads: results come though the next item does not.
+
+    Its error comes after the results of what it gave before.
+    """
 
     def __init__(self, iterable: Iterable[Any]) -> None:
+        self.wake: Callable[[], None] = lambda: None
         self._iterator = iter(iterable)
+        self._held: deque[Any] = deque()
+        self._changed = threading.Condition()
+        self._room: float = AHEAD
+        self._is_awaited = self._is_read = False
         self._error: Exception | None = None
 
     def __iter__(self) -> Iterator[Any]:
+        _in_thread(self._read)
+        while True:
+            with self._changed:
+                if self._held:
+                    item = self._held.popleft()
+                    self._changed.notify()
+                elif self._is_read:
+                    return
+                else:
+                    item, self._is_awaited = PAUSE, True
+            yield item
+
+    def _read(self) -> None:
         try:
-            yield from self._iterator
+            for item in self._iterator:
+                with self._changed:
+                    self._changed.wait_for(lambda: len(self._held) < self._room)
+                    self._held.append(item)
+                self._tell()
+                if self._room == math.inf:
+                    return
         except Exception as exc:
             self._error = exc
+        with self._changed:
+            self._is_read = True
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._is_awaited:
+            self._is_awaited = False
+            self.wake()
 
     def follow(
         self, arrivals: Generator[Batch | Outcome, None, None]
     ) -> Generator[Batch | Outcome, None, None]:
-        yield from arrivals
+        try:
+            yield from arrivals
+        finally:
+            with self._changed:
+                self._room = math.inf
+                self._changed.notify()
         if self._error is not None:
             raise self._error
 

@@ -8,6 +8,7 @@ import itertools
 import multiprocessing
 import os
 import pickle
+import threading
 import weakref
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from functools import partial
@@ -184,6 +185,19 @@ class TestInterface:
                 found.extend(iterator)
             found.extend(iterator)  # the original's imap_unordered may be early with the error
             assert sorted(found) == list(range(count))
+
+    def test_results_come_before_the_next_item(self, pool):
+        for iterate in pool.imap, pool.imap_unordered:
+            taken = threading.Semaphore()
+
+            def items(taken=taken):
+                for number in range(5):
+                    assert taken.acquire(timeout=PATIENCE)
+                    yield number
+
+            for number, result in enumerate(iterate(functions.same, items())):
+                assert result == number
+                taken.release()
 
     def test_map_runs_all_items_though_one_fails(self, pool, place):
         here, there = place
