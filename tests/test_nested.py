@@ -178,6 +178,18 @@ class TestWaiting:
 
         assert place.call(parent) == list(range(8))
 
+    def test_by_a_thread_of_the_only_worker(self):
+        def parent():
+            results = []
+            target = lambda: results.append(nested.submit(os.getpid).result())  # noqa: E731
+            thread = threading.Thread(target=target)
+            thread.start()
+            thread.join()
+            return results == [os.getpid()]
+
+        with WorkManager(1, silent=True) as manager:
+            assert manager.executor.submit(parent).result(PATIENCE)
+
     def test_constants(self, place):
         def child(name):
             return nested.constant(name, 10)
@@ -231,18 +243,21 @@ class TestState:
             found = manager.executor.submit(parent).result(PATIENCE)
         assert found == (("parent", True), (None, False), True)
 
-    def test_the_alarm_of_a_parent_is_put_off_not_lost(self, place):
-        """A time limit is the parent's, whatever runs on top of it then."""
+    @pytest.mark.parametrize("child", ["time.sleep(60)", "ctypes.PyDLL(None).sleep(60)"])
+    def test_a_time_limit_is_that_of_the_parent(self, child):
+        """Whatever runs on top of it then, and whether that heeds an interrupt."""
 
         def parent(item):
             if item:
-                nested.submit(time.sleep, 60).result()
+                nested.submit(exec, f"import ctypes, time; {child}").result()
             return item
 
-        with pytest.raises(TaskTimeout):
-            place.manager.process(parent, [1], timeout=0.5)
-        assert place.manager.process(parent, [0, 0], timeout=20) == [0, 0]
-        assert place.manager.report.retried == 0
+        with WorkManager(1, silent=True) as manager:
+            with pytest.raises(TaskTimeout) as caught:
+                manager.process(parent, [0, 1], timeout=0.5, chunk_size=2)
+            assert caught.value.item == 1
+            assert manager.process(parent, [0, 0], timeout=20) == [0, 0]
+            assert manager.report.retried == 0
 
 
 class TestLosses:

@@ -211,7 +211,11 @@ class Nesting:
         )
         self._waiting[child] = None
         self._server.insert(self.call, child.chunk, child.task)
-        if self._helpers:
+        self._call_helper()
+
+    def _call_helper(self) -> None:
+        """Wake a worker that waits, if there is something that it may run."""
+        if self._waiting and self._helpers:
             stack, _ = self._helpers.popitem()
             stack.changed.notify_all()
 
@@ -273,11 +277,9 @@ class Nesting:
             found = None if is_enough else self._find(level, helps)
             left = deadline - time.monotonic()
             if is_enough or found or left <= 0:
-                return (
-                    "waited",
-                    self._hand_over(level, ready),
-                    found and self._put_on(stack, found),
-                )
+                job = found and self._give(level, found, is_part=helps == "parts")
+                self._call_helper()  # in place of this one
+                return "waited", self._hand_over(level, ready), job
             if helps == "any" and len(stack.levels) < MAX_STACK:
                 self._helpers[stack] = None
             stack.changed.wait(left)
@@ -310,12 +312,16 @@ class Nesting:
         assert child.task is not None
         return self._server.take(child.task)  # else a free worker has just taken it
 
-    def _put_on(self, stack: Stack, child: Child) -> bytes:
+    def _give(self, level: Level, child: Child, is_part: bool) -> tuple[int, bytes]:
+        """Give a job to a worker, to be run on top of others, or as a part of what waits."""
         del self._waiting[child]
         child.has_begun, child.task = True, None
-        child.level = Level(stack, child)
-        stack.levels.append(child.level)
-        return child.chunk
+        if is_part:
+            del level.children[child.number], level.wanted[child.number]
+        else:
+            child.level = Level(level.stack, child)
+            level.stack.levels.append(child.level)
+        return child.number, child.chunk
 
     def _answer_is_running(self, level: Level, number: int) -> tuple[Any, ...]:
         child = level.children.get(number)

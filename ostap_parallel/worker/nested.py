@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import logging
 import os
 import pickle
 import signal
@@ -33,6 +34,8 @@ from ostap_parallel.worker import execute, serialize
 from ostap_parallel.worker.execute import Call, Lost, executing, is_ours
 from ostap_parallel.worker.restore import SIGNALS, Baseline
 from ostap_parallel.worker.transport import Pipe
+
+logger = logging.getLogger(__name__)
 
 REQUEST = b"?"  # begins a request; no result begins with it
 CANCELLED = b""  # what stands for the result of a call that was cancelled
@@ -145,13 +148,13 @@ def _run_on_top(chunk: bytes) -> bytes:
 
     Raises KeyboardInterrupt if the time of the one that waits is over.
     """
+    index = executing.position[0]  # which the end of the process is ascribed to
     with _put_aside() as alarm:
         result = execute.new_outcome()
         if executing.position[1] > 0:  # the alarm is for all that is run until then
             signal.setitimer(signal.ITIMER_REAL, max(1e-6, alarm))
         if not executing.noted:
-            _, indices, items = pickle.loads(memoryview(chunk)[2:])
-            contextvars.Context().run(execute.run_items, _APPLY, indices, items, result)
+            contextvars.Context().run(execute.run_items, _APPLY, [index], [_item(chunk)], result)
         is_over = executing.timed_out or executing.noted == signal.SIGALRM
     if is_over:
         executing.now, executing.timed_out = False, True
@@ -188,6 +191,12 @@ def _put_aside() -> Iterator[float]:
         executing.noted = 0
         executing.position[0] = index
         executing.now = was_running
+
+
+def _item(chunk: bytes) -> Any:
+    """Return the packed call in the message for a job."""
+    _, _, (item,) = pickle.loads(memoryview(chunk)[2:])
+    return item
 
 
 def _count_frames() -> int:
@@ -272,9 +281,24 @@ class Future:
             self._value = _unpack(message)
         except (Exception, CancelledError) as exc:
             self._error = exc
+        self._announce()
+
+    def _do_here(self, chunk: bytes) -> None:
+        """Do the call as a part of the task that waits for it."""
+        try:
+            call = serialize.loads(_item(chunk))
+            self._value = contextvars.Context().run(execute.apply, call)
+        except Exception as exc:
+            self._error = exc
+        self._announce()
+
+    def _announce(self) -> None:
         self._is_known = True
         for fn in self._callbacks:
-            fn(self)
+            try:
+                fn(self)
+            except Exception:  # as the standard library has it
+                logger.exception("exception calling callback for %r", self)
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
@@ -393,31 +417,45 @@ def _wait(missing: dict[int, Future], seconds: float | None, any_of_them: bool) 
     numbers: list[int] | None = list(missing)
     ended = None
     while True:
-        left = _period(deadline)
-        finished, job = _ask("wait", numbers, any_of_them, left, _helps(seconds), ended=ended)
+        left, helps = _period(deadline), _helps(seconds)
+        finished, job = _ask("wait", numbers, any_of_them, left, helps, ended=ended)
         numbers = ended = None
         for number, message in finished:
             missing.pop(number)._settle(message)
         if job is not None:
-            ended = _run_on_top(job)
-            continue
+            number, chunk = job
+            if helps == "parts":
+                missing.pop(number)._do_here(chunk)
+            else:
+                ended = _run_on_top(chunk)
+                continue
         is_over = deadline is not None and time.monotonic() >= deadline
         if not missing or (finished and any_of_them) or is_over:
             return
 
 
+def _has_threads() -> bool:
+    return threading.active_count() > 1
+
+
 def _period(deadline: float | None) -> float:
     """Return for how many seconds to wait before signs of life are exchanged."""
-    period = PERIOD if threading.active_count() == 1 else PERIOD_OF_THREADS
+    period = PERIOD_OF_THREADS if _has_threads() else PERIOD
     if executing.position[1] > 0:  # an alarm that comes meanwhile is heeded then
         period = min(period, signal.getitimer(signal.ITIMER_REAL)[0] + 0.01)
     return period if deadline is None else max(0.0, min(period, deadline - time.monotonic()))
 
 
 def _helps(seconds: float | None) -> str:
-    """Return what this process may run while it waits: any job, those it waits for, or none."""
-    if seconds == 0 or not _in_main_thread():
+    """Return what this process may run while it waits.
+
+    That is any job, or those it waits for; or, as parts of the task, those that it waits for:
+    other threads of the task must not find the process as another task has it.
+    """
+    if seconds == 0:
         return "none"
+    if _has_threads():
+        return "parts"
     return "any" if seconds is None and executing.position[1] == 0 else "own"
 
 

@@ -480,13 +480,20 @@ def _make_enum(
     return cls
 
 
+@functools.lru_cache(maxsize=256)
+def _global_names(code: CodeType) -> list[str]:
+    """Return the names of globals in a function's code, which dill disassembles to find them."""
+    names: list[str] = detect.nestedglobals(code)
+    return names
+
+
 def _globals_of(func: Any, recurse: bool = True, builtin: bool = False) -> dict[str, Any]:
     """Return the global objects that a function itself names; others travel with what needs them.
 
     dill's own collects those of all functions that are called too, which never ends when two
     functions call each other.
     """
-    names = detect.nestedglobals(func.__code__)
+    names = _global_names(func.__code__)
     found = func.__globals__
     return {name: found[name] for name in names if name in found}
 
