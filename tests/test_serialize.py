@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import gc
 import inspect
 import operator
 import pickle
 import re
 import sys
 import textwrap
+import weakref
 from pathlib import Path
 
 import functions
@@ -330,6 +332,30 @@ PROGRAMS = {
 }
 
 
+STAYS = program("""
+    count, text = 0, "a"
+    def counts(x):
+        global count
+        count += 1
+        return count
+    def marked(x):
+        marked.times = getattr(marked, "times", 0) + 1
+        return marked.times
+    def down(x): return 1 if x == 0 else down(x - 1) + helper(x)
+    def helper(x): return len(text)
+    def marks(x):
+        helper.__defaults__ = None, 1
+        return helper.__defaults__
+    # run
+    def submit(function, item): return wm.executor.submit(function, item).result()
+    for _ in range(5):
+        assert submit(counts, 0) == submit(marked, 0) == 1
+        assert submit(down, 3) == 4
+        assert submit(marks, 0) == (None, 1)
+    text = "bc"
+    assert submit(down, 3) == 7
+""")
+
 CHANGES = program("""
     import math
     class cmath:  # stands where a module was
@@ -357,6 +383,22 @@ CHANGES = program("""
 
 
 class TestMain:
+    def test_a_function_that_comes_again_is_as_it_was_sent(self, tmp_path):
+        assert run_python("-c", STAYS, cwd=tmp_path) == "ok\n"
+
+    def test_a_function_that_is_not_kept_any_longer_is_freed(self):
+        main = {"__name__": "__main__"}
+        exec("def down(x): return x and down(x - 1)", main)
+        data = serialize.dumps(main["down"])
+        found = serialize.loads(data)
+        assert serialize.loads(data) is found
+        assert serialize.dumps(found) == data
+        last = weakref.ref(found)
+        serialize._last_made.cache_clear()
+        del found
+        gc.collect()  # it refers to itself
+        assert last() is None
+
     def test_what_a_function_is_when_it_is_sent_counts(self, tmp_path):
         assert run_python("-c", CHANGES, cwd=tmp_path) == "ok\n"
 

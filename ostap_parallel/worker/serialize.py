@@ -24,7 +24,7 @@ import threading
 import uuid
 from collections import namedtuple
 from collections.abc import Callable
-from types import CodeType, FunctionType, ModuleType
+from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
 
@@ -234,10 +234,14 @@ def _dump_by_value(obj: object, back: bool) -> bytes:
     if not isinstance(obj, FunctionType) or (parts := _parts_of(obj)) is None:
         return _dump_by_dill(obj, back)
     before, data = _known.get(obj, ([], b""))
-    if len(before) != len(parts) or not all(map(operator.is_, before, parts)):
+    if not _are_same(before, parts):
         data = _dump_by_dill(obj, back)
         _known[obj] = parts, data
     return data
+
+
+def _are_same(before: list[Any], now: list[Any] | None) -> bool:
+    return now is not None and len(before) == len(now) and all(map(operator.is_, before, now))
 
 
 def _dump_by_dill(obj: object, back: bool) -> bytes:
@@ -246,18 +250,38 @@ def _dump_by_dill(obj: object, back: bool) -> bytes:
     return buffer.getvalue()
 
 
-def _parts_of(function: FunctionType) -> list[Any] | None:
+def _parts_of(function: FunctionType, callers: tuple[FunctionType, ...] = ()) -> list[Any] | None:
     """Return all that makes a function what it is; ``None`` if that may change from within."""
     if function.__closure__ or function.__dict__ or function.__kwdefaults__:
         return None
     code, defaults = function.__code__, function.__defaults__ or ()
-    known = function.__globals__
-    modules = [known[name] for name in _names_in(code) if name in known]
-    if not all(isinstance(value, ModuleType) for value in modules):
-        return None
     if not all(type(value) in _CONSTANTS for value in defaults):
         return None
-    return [code, function.__name__, function.__qualname__, *defaults, *modules]
+    parts = [code, function.__name__, function.__qualname__, *defaults]
+    known = function.__globals__
+    for name in _names_in(code):
+        value = known.get(name, function)
+        parts.append(name)
+        if value is function:  # its own name, or one that it does not use as a global one
+            parts.append(name in known)
+            continue
+        parts.append(value)
+        if type(value) in _CONSTANTS or _is_fixed(value):
+            continue
+        if not isinstance(value, FunctionType) or value in callers:
+            return None
+        inner = _parts_of(value, (*callers, function))
+        if inner is None:
+            return None
+        parts += inner
+    return parts
+
+
+def _is_fixed(value: object) -> bool:
+    """Return whether a value is sent as a name."""
+    if isinstance(value, ModuleType):
+        return sys.modules.get(value.__name__) is value
+    return isinstance(value, type | FunctionType | BuiltinFunctionType) and _is_importable(value)
 
 
 _CONSTANTS = (type(None), bool, int, float, str, bytes)
@@ -289,6 +313,30 @@ class _DillUnpickler(dill.Unpickler):  # type: ignore[misc]
 
 
 def _load_by_value(data: bytes) -> Any:
+    """Read what `_dump_by_value` has written; the same small function is made once only."""
+    if len(data) > LARGE:
+        return _load_by_dill(data)
+    last = _last_made(data)
+    if not (last and _are_same(last[1], _parts_of(last[0]))):
+        value = _load_by_dill(data)
+        parts = _parts_of(value) if isinstance(value, FunctionType) else None
+        if parts is None:
+            return value
+        last[:] = value, parts
+        _known[value] = parts, data  # to be sent on as it is
+    return last[0]
+
+
+# Bytes of a function that is kept, in case that it comes again.
+LARGE = 1 << 14
+
+
+@functools.lru_cache(maxsize=64)
+def _last_made(data: bytes) -> list[Any]:
+    return []
+
+
+def _load_by_dill(data: bytes) -> Any:
     unpickler = _DillUnpickler(data)
     value = unpickler.load()
     for function in unpickler.functions:
