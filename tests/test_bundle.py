@@ -98,6 +98,7 @@ def test_packages_come_from_the_bundle(archive):
     code = (
         f"import sys; sys.path.insert(0, {str(archive)!r})\n"
         "import dill, ppft, ostap_parallel.worker.serve, ostap_parallel.worker.process\n"
+        "from ostap_parallel import IS_ORIGIN, futures, shared, logger\n"  # as tasks do
         "print(dill.__file__, dill.__version__, ppft.__file__, ppft.__version__, sep='\\n')"
     )
     done = subprocess.run([base, "-I", "-S", "-c", code], capture_output=True, text=True)
