@@ -129,16 +129,14 @@ class TestWaiting:
     def test_not_for_too_long(self, place):
         def parent(folder):
             futures = nested.submit_all([(functions.wait_for, (folder / "go",), {})] * 2)
-            begin = time.monotonic()
+            seen = []
             with contextlib.suppress(concurrent.futures.TimeoutError):
-                futures[0].result(0)
-                raise AssertionError("it was there")
-            assert not nested.wait(futures, 0).done
-            assert time.monotonic() - begin < 5
+                seen.append(futures[0].result(0))
+            seen += nested.wait(futures, 0).done
             (folder / "go").touch()
-            return [future.result() for future in futures]
+            return seen, [future.result() for future in futures]
 
-        assert place.call(parent, place.there) == [None, None]
+        assert place.call(parent, place.there) == ([], [None, None])
 
     def test_errors_arrive_in_the_parent(self, place):
         def parent():

@@ -381,7 +381,7 @@ def wait(
     if return_when not in (ALL_COMPLETED, FIRST_COMPLETED, FIRST_EXCEPTION):
         raise ValueError(f"Invalid return condition: {return_when!r}")
     deadline = None if timeout is None else time.monotonic() + timeout
-    wanted = set(futures)
+    wanted = list(dict.fromkeys(futures))  # of those that have not begun, the last comes first
     while not _is_enough(wanted, return_when):
         missing = {future._number: future for future in wanted if not future._is_known}
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
@@ -389,10 +389,10 @@ def wait(
         if deadline is not None and time.monotonic() >= deadline:
             break
     done = {future for future in wanted if future._is_known}
-    return DoneAndNotDone(done, wanted - done)
+    return DoneAndNotDone(done, set(wanted) - done)
 
 
-def _is_enough(futures: set[Future], return_when: str) -> bool:
+def _is_enough(futures: list[Future], return_when: str) -> bool:
     known = [future for future in futures if future._is_known]
     if len(known) == len(futures) or (known and return_when == FIRST_COMPLETED):
         return True
@@ -402,12 +402,13 @@ def _is_enough(futures: set[Future], return_when: str) -> bool:
 def as_completed(futures: Iterable[Future], timeout: float | None = None) -> Iterator[Future]:
     """Yield futures as they end; raises TimeoutError `timeout` seconds after the first `next`."""
     deadline = None if timeout is None else time.monotonic() + timeout
-    pending = set(futures)
+    pending = list(dict.fromkeys(futures))
     while pending:
         left = None if deadline is None else max(0, deadline - time.monotonic())
-        done, pending = wait(pending, left, FIRST_COMPLETED)
+        done = wait(pending, left, FIRST_COMPLETED).done
         if not done:
             raise TimeoutError(f"{len(pending)} calls have not ended after {timeout} s")
+        pending = [future for future in pending if future not in done]
         yield from done
 
 
