@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
+from weakref import WeakKeyDictionary
 
 # A chunk should take about this long: many times a round trip, yet short beside a user's patience.
 CHUNK_SECONDS = 0.3
@@ -17,11 +20,15 @@ ROUND_TRIPS_AT_THE_END = 1
 LONGEST_ROUND_TRIP = 0.1
 
 GROWTH = 8  # from one chunk to the next
-MANY = 32  # a few items are not enough to know of so many more how long they take
+MANY = 4  # items whose time is known, for each of a chunk that is as short as is worth it
+
+# When items take far longer than those before: after so many seconds a chunk gives back those
+# that it has not begun.
+LONGEST_CHUNK = 1.0
 
 
 class ChunkSize:
-    """The size of the next chunk, by the times of the items so far.
+    """The size of the next chunk, by the times of the items so far, also of earlier runs.
 
     Round trips are the seconds that a message to the farthest host and its answer take.
     """
@@ -30,6 +37,14 @@ class ChunkSize:
         self._seconds: float | None = None  # mean time per item
         self._count = 0  # of items that this comes from
         self._size = 1
+
+    @classmethod
+    def of(cls, function: Callable[..., Any]) -> ChunkSize:
+        """Return that of the last run of a function."""
+        try:
+            return _known.setdefault(function, cls())
+        except TypeError:  # it has no hash, or cannot be referred to weakly
+            return cls()
 
     def adapt(self, seconds: float, count: int, round_trip: float) -> None:
         """Take in that a chunk of `count` items took `seconds` on its worker."""
@@ -42,18 +57,21 @@ class ChunkSize:
         # came back, not with each of those that are under way
         self._size = max(1, min(int(fitting), max(self._size, GROWTH * count), MAX_CHUNK))
 
-    def choose(self, workers: int, read: int, left: int | None, round_trip: float) -> int:
-        """Return the size of the next chunk when `read` items were read and `left` are left."""
+    def choose(self, workers: int, left: int | None, round_trip: float) -> int:
+        """Return the size of the next chunk when so many items are left, if that is known."""
         if left is None:
             return self._size
         # guided: towards the end ever fewer, so that no worker idles while another works
         shortest = ROUND_TRIPS_AT_THE_END * min(round_trip, LONGEST_ROUND_TRIP)
         least = int(max(SHORTEST_CHUNK, shortest) / self._seconds) if self._seconds else 1
         guided = math.ceil(max(1, left) / (3 * workers))
-        return min(self._size, max(min(least, read // MANY), guided))
+        return min(self._size, max(min(least, self._count // MANY), guided))
 
     def is_short(self, count: int) -> bool:
         """Return whether a chunk of so many items is likely to be over soon."""
-        if self._seconds is None or self._count < MANY:
+        if self._seconds is None or self._count < count:
             return False
         return self._seconds * count < 2 * max(CHUNK_SECONDS, ROUND_TRIPS * LONGEST_ROUND_TRIP)
+
+
+_known: WeakKeyDictionary[Callable[..., Any], ChunkSize] = WeakKeyDictionary()

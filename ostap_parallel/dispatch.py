@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import os
 import queue
 import threading
@@ -19,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
 from typing import Any
 
-from ostap_parallel.chunking import CHUNK_SECONDS, ChunkSize
+from ostap_parallel.chunking import CHUNK_SECONDS, LONGEST_CHUNK, ChunkSize
 from ostap_parallel.errors import (
     RemoteTraceback,
     SerializeError,
@@ -121,9 +122,10 @@ class Run:
     _exhausted: bool = False
     _is_cancelled: bool = False
     _is_paused: bool = False
-    _size: ChunkSize = field(default_factory=ChunkSize)
 
     def __post_init__(self) -> None:
+        self._size = ChunkSize.of(self.call.function)
+        self._limit = LONGEST_CHUNK if self.chunk_size is None else math.inf
         _check_number("retries", self.retries, 0)
         _check_number("lost_retries", self.lost_retries, 0)
         if self.chunk_size is not None:
@@ -251,7 +253,7 @@ class Run:
         """Keep about two chunks per worker under way, and never more."""
         workers = self._workers()
         while len(self._running) < 2 * workers:
-            chunk = self._again.popleft() if self._again else self._read_chunk(workers)
+            chunk = self._take_again(workers) if self._again else self._read_chunk(workers)
             if not chunk:
                 return
             try:
@@ -267,16 +269,13 @@ class Run:
 
     def _pack(self, chunk: _Chunk | list[_Item]) -> bytes:
         if isinstance(chunk, _Chunk):
-            return execute.pack_chunk(chunk.indices, chunk.packed, self._id)
+            return execute.pack_chunk(chunk.indices, chunk.packed, self._id, self._limit)
         columns = [item.index for item in chunk], [item.packed for item in chunk]
-        return execute.pack_chunk(*columns, self._id)
+        return execute.pack_chunk(*columns, self._id, self._limit)
 
     def _read_chunk(self, workers: int) -> _Chunk | None:
         """Read and pack some items; ``None`` if there are none to be sent now."""
-        size, room = self.chunk_size, MAX_CHUNK_BYTES
-        if size is None:
-            left = None if self._total is None else self._total - self._next
-            size = self._size.choose(workers, self._next, left, self._round_trip())
+        size, room = self._wanted_size(workers), MAX_CHUNK_BYTES
         if self.ordered:  # what is held back for one slow item must not grow without limit
             size = min(size, 8 * size * workers + 64 - (self._next - self._first))
         size = max(0, size)
@@ -326,6 +325,20 @@ class Run:
             self._unsent.append(Outcome(index, value, error=exc, traceback=str(exc)))
             return _NOT_SENT
 
+    def _wanted_size(self, workers: int, given_back: int = 0) -> int:
+        if self.chunk_size is not None:
+            return self.chunk_size
+        left = None if self._total is None else self._total - self._next + given_back
+        return self._size.choose(workers, left, self._round_trip())
+
+    def _take_again(self, workers: int) -> list[_Item]:
+        """Take items that are run again, or of those that were given back, which may be many."""
+        chunk = self._again.popleft()
+        size = self._wanted_size(workers, len(chunk))
+        if chunk[size:]:
+            self._again.appendleft(chunk[size:])
+        return chunk[:size]
+
     def _round_trip(self) -> float:
         return getattr(self.executor, "round_trip", 0.0)
 
@@ -363,7 +376,10 @@ class Run:
             outcome = self._outcome(item, ok, packed, seconds, result)
             if outcome is not None:
                 yield outcome
-        rest = items[len(result.answers) :]  # interrupted before they ran
+        rest = items[len(result.answers) :]
+        if result.gave_back:
+            self._again.append(rest)
+            return
         yield from self._lost(Lost(result.host, result.pid, "it was interrupted"), rest)
 
     def _outcome(

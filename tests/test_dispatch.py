@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import operator
 import os
 import signal
 import threading
@@ -251,7 +252,7 @@ class TestWindow:
 
     def test_sizes_grow_and_shrink(self):
         executor = Finishing()
-        outcomes = run_items(executor, functions.same, range(100_000))
+        outcomes = run_items(executor, lambda item: item, range(100_000))
         assert sum(outcome.value for outcome in outcomes) == 4999950000
         assert executor.sizes[0] == 1
         assert max(executor.sizes) > 1000
@@ -328,6 +329,23 @@ class TestEveryItemOnce:
             for value in wm.iexecute(functions.same, INPUTS[kind](count), ordered=ordered):
                 found[value] += 1
         assert found.count(1) == count
+
+    @pytest.mark.parametrize("combine", [False, True])
+    def test_those_that_suddenly_take_long_are_shared_out(self, ours, tmp_path, combine):
+        def work(seconds):
+            if seconds:
+                functions.note(tmp_path, os.getpid())
+                time.sleep(seconds)
+            return 1
+
+        merger = TaskMerger(operator.add, combine=combine)
+        with WorkManager(executor=ours, silent=True) as wm:
+            assert wm.process(work, [0] * 2000, merger=merger) == 2000
+            # by what is known these are best sent together
+            assert wm.process(work, [0.4] * 8, merger=merger) == 8
+        ran = {int(file.name): file.stat().st_size for file in tmp_path.iterdir()}
+        assert sum(ran.values()) == 8
+        assert set(ran) == set(ours.server.pids())
 
     def test_a_list_that_grows_while_it_is_read(self, ours):
         items = [0]

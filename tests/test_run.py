@@ -196,7 +196,7 @@ class TestIexecute:
         assert wm.process(functions.square, [3]) == [9]
 
     def test_chunks_grow_step_by_step_in_an_infinite_input(self, wm):
-        results = wm.iexecute(functions.same, itertools.count())
+        results = wm.iexecute(lambda item: item, itertools.count())
         assert [next(results) is not None for _ in range(5)] == [True] * 5
         assert wm.report.submitted <= 5 + 4 * 16
         results.close()

@@ -138,6 +138,8 @@ class ChunkOutcome:
         Ranges of positions whose values were merged: the answer of the first stands for all.
     merge_failure
         The range whose merging has failed, and what `unpack_error` reads.
+    gave_back
+        Whether items were left for others, as those before them had taken so long.
     """
 
     host: str
@@ -147,6 +149,7 @@ class ChunkOutcome:
     failed: set[int] = field(default_factory=set)
     merged: list[tuple[int, int]] = field(default_factory=list)
     merge_failure: tuple[int, int, bytes] | None = None
+    gave_back: bool = False
 
     def values(self, count: int) -> list[Any] | None:
         """Return the values of all items; ``None`` unless `count` of them have come singly."""
@@ -188,12 +191,15 @@ class Lost:
     timed_out: bool = False
 
 
-def pack_chunk(indices: Sequence[int], items: Sequence[Any], run: bytes = b"") -> bytes:
+def pack_chunk(
+    indices: Sequence[int], items: Sequence[Any], run: bytes = b"", limit: float = math.inf
+) -> bytes:
     """Return the argument message for a chunk of items, packed by `pack_value`.
 
-    `run` is the same for all chunks of a run, and no other run has it.
+    `run` is the same for all chunks of a run, and no other run has it. When the items have taken
+    `limit` seconds, those that are left are given back.
     """
-    return b"\0\0" + pickle.dumps((run, indices, items), serialize.PROTOCOL)
+    return b"\0\0" + pickle.dumps((run, limit, indices, items), serialize.PROTOCOL)
 
 
 def locate(chunk: bytes, location: str, places: bytes) -> bytes:
@@ -270,7 +276,7 @@ def bind(call: bytes) -> Callable[[bytes], bytes]:
         end = chunk.index(b"\0")
         location = os.fsdecode(chunk[:end])
         begin = chunk.index(b"\0", end + 1) + 1
-        number, indices, items = pickle.loads(memoryview(chunk)[begin:])
+        number, limit, indices, items = pickle.loads(memoryview(chunk)[begin:])
         with preparing:
             if modules.use(chunk[end + 1 : begin - 1]):
                 shared.forget()
@@ -281,7 +287,7 @@ def bind(call: bytes) -> Callable[[bytes], bytes]:
                 state.update(_prepare(call, location))
         result = new_outcome()
         with executing.watch():
-            run_items(_with_shared(state, location), indices, items, result)
+            run_items(_with_shared(state, location), indices, items, result, limit)
         _disarm()
         _flush()
         return pack_result(result)
@@ -355,7 +361,11 @@ def _with_shared(state: dict[str, Any], location: str) -> dict[str, Any]:
 
 
 def run_items(
-    state: dict[str, Any], indices: Sequence[int], items: list[Any], result: ChunkOutcome
+    state: dict[str, Any],
+    indices: Sequence[int],
+    items: Sequence[Any],
+    result: ChunkOutcome,
+    limit: float = math.inf,
 ) -> None:
     """Run items with the call, or the error, in `state`; add to `result` what becomes of them."""
     if "error" in state:
@@ -379,6 +389,7 @@ def run_items(
                 _flush()  # a fork that came back from the task: this is not its work
                 os._exit(0)
             restore()
+        limit -= seconds
         if executing.interrupted:  # the run is over: no outcome for this item, none for the rest
             break
         result.answers.append(answer)
@@ -389,6 +400,9 @@ def run_items(
             _combine(combiner, result, answer)
             if executing.interrupted or result.merge_failure:
                 break
+        if limit < 0:
+            result.gave_back = len(result.answers) < len(items)
+            break
     executing.position[0] = -1
     if combiner:
         _end(combiner, result)

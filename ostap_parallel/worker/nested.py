@@ -195,7 +195,7 @@ def _put_aside() -> Iterator[float]:
 
 def _item(chunk: bytes) -> Any:
     """Return the packed call in the message for a job."""
-    _, _, (item,) = pickle.loads(memoryview(chunk)[2:])
+    *_, (item,) = pickle.loads(memoryview(chunk)[2:])
     return item
 
 
