@@ -1,11 +1,14 @@
-"""How many items are sent together: enough to be worth it, few enough to end together."""
+"""Items that are sent together: enough to be worth it, few enough that workers end together."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
+
+from ostap_parallel.worker import execute
 
 # A chunk should take about this long: many times a round trip, yet short beside a user's patience.
 CHUNK_SECONDS = 0.3
@@ -25,6 +28,54 @@ MANY = 4  # items whose time is known, for each of a chunk that is as short as i
 # When items take far longer than those before: after so many seconds a chunk gives back those
 # that it has not begun.
 LONGEST_CHUNK = 1.0
+
+
+@dataclass
+class Chunk:
+    """Items that are sent together for the first time."""
+
+    indices: Sequence[int]
+    items: list[Any]
+    packed: Sequence[Any]
+
+    def split(self) -> list[Item]:
+        """Return the items one by one, as each may get a history of its own."""
+        return list(map(Item, self.indices, self.items, self.packed))
+
+
+@dataclass
+class Item:
+    """An item that is run again.
+
+    Attributes
+    ----------
+    failed
+        How often it raised, or took too long.
+    lost
+        How often its worker died by it.
+    blameless
+        How often it was lost by the fault of others.
+    """
+
+    index: int
+    item: Any
+    packed: Any
+    failed: int = 0
+    lost: int = 0
+    blameless: int = 0
+
+    @property
+    def attempts(self) -> int:
+        """How often it will have run when this time is over."""
+        return 1 + self.failed + self.lost + self.blameless
+
+
+def pack_chunk(chunk: Chunk | list[Item], run: bytes, limit: float) -> bytes:
+    """Return the message for a chunk, see `execute.pack_chunk`."""
+    if isinstance(chunk, Chunk):
+        return execute.pack_chunk(chunk.indices, chunk.packed, run, limit)
+    columns = [item.index for item in chunk], [item.packed for item in chunk]
+    return execute.pack_chunk(*columns, run, limit)
 
 
 class ChunkSize:

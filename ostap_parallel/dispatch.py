@@ -13,14 +13,21 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Generator, Iterable, Iterator, Sized
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, wait
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
 from typing import Any
 
-from ostap_parallel.chunking import CHUNK_SECONDS, LONGEST_CHUNK, ChunkSize
+from ostap_parallel.chunking import (
+    CHUNK_SECONDS,
+    LONGEST_CHUNK,
+    Chunk,
+    ChunkSize,
+    Item,
+    pack_chunk,
+)
 from ostap_parallel.errors import (
     RemoteTraceback,
     SerializeError,
@@ -49,33 +56,6 @@ STOP_PATIENCE = 3.5
 
 # Told of each run that begins in this context, for who waits elsewhere and may want to cancel it.
 on_run: ContextVar[Callable[[Run], object]] = ContextVar("on_run", default=lambda run: None)
-
-
-@dataclass
-class _Chunk:
-    """Items that are sent together for the first time."""
-
-    indices: Sequence[int]
-    items: list[Any]
-    packed: Sequence[Any]
-
-    def split(self) -> list[_Item]:
-        """Return the items one by one, as each may get a history of its own."""
-        return list(map(_Item, self.indices, self.items, self.packed))
-
-
-@dataclass
-class _Item:
-    index: int
-    item: Any
-    packed: Any
-    failed: int = 0  # times it raised or took too long; its worker died by it; others' fault
-    lost: int = 0
-    blameless: int = 0
-
-    @property
-    def attempts(self) -> int:
-        return 1 + self.failed + self.lost + self.blameless
 
 
 @dataclass
@@ -111,9 +91,9 @@ class Run:
     retried: int = 0  # how often an item was run again
     checkpoint: Checkpoint | None = None
 
-    _again: deque[list[_Item]] = field(default_factory=deque)  # chunks to be run again
+    _again: deque[list[Item]] = field(default_factory=deque)  # chunks to be run again
     _unsent: deque[Outcome] = field(default_factory=deque)  # known without being sent
-    _running: dict[Future[Any], _Chunk | list[_Item]] = field(default_factory=dict)
+    _running: dict[Future[Any], Chunk | list[Item]] = field(default_factory=dict)
     _news: queue.SimpleQueue[Future[Any] | None] = field(default_factory=queue.SimpleQueue)
     _cache: dict[type, bytes] = field(default_factory=dict)
     _journal: Journal | None = None
@@ -257,23 +237,19 @@ class Run:
             if not chunk:
                 return
             try:
-                future = self._submit(self._pack(chunk), self._is_short(chunk))
+                future = self._submit(
+                    pack_chunk(chunk, self._id, self._limit), self._is_short(chunk)
+                )
             except BrokenExecutor as exc:  # a foreign one that a worker's death has ended
                 future = Future()
                 future.set_exception(exc)
             self._running[future] = chunk
             future.add_done_callback(self._news.put)
 
-    def _is_short(self, chunk: _Chunk | list[_Item]) -> bool:
-        return isinstance(chunk, _Chunk) and self._size.is_short(len(chunk.items))
+    def _is_short(self, chunk: Chunk | list[Item]) -> bool:
+        return isinstance(chunk, Chunk) and self._size.is_short(len(chunk.items))
 
-    def _pack(self, chunk: _Chunk | list[_Item]) -> bytes:
-        if isinstance(chunk, _Chunk):
-            return execute.pack_chunk(chunk.indices, chunk.packed, self._id, self._limit)
-        columns = [item.index for item in chunk], [item.packed for item in chunk]
-        return execute.pack_chunk(*columns, self._id, self._limit)
-
-    def _read_chunk(self, workers: int) -> _Chunk | None:
+    def _read_chunk(self, workers: int) -> Chunk | None:
         """Read and pack some items; ``None`` if there are none to be sent now."""
         size, room = self._wanted_size(workers), MAX_CHUNK_BYTES
         if self.ordered:  # what is held back for one slow item must not grow without limit
@@ -285,7 +261,7 @@ class Run:
             if set(map(type, values)) <= self._as_it_is:  # no need to look at them one by one
                 first, self._next = self._next, self._next + len(values)
                 self._exhausted = len(values) < size
-                return _Chunk(range(first, self._next), list(values), values) if values else None
+                return Chunk(range(first, self._next), list(values), values) if values else None
         enough = time.monotonic() + CHUNK_SECONDS  # input may come slowly: workers must not wait
         indices: list[int] = []
         items: list[Any] = []
@@ -311,7 +287,7 @@ class Run:
         if not items:
             return None
         without_gaps = range(indices[0], indices[-1] + 1)  # takes no memory, and no time to send
-        return _Chunk(without_gaps if len(without_gaps) == len(items) else indices, items, sent)
+        return Chunk(without_gaps if len(without_gaps) == len(items) else indices, items, sent)
 
     def _prepare(self, index: int, value: Any) -> Any:
         """Return a packed item; if there is an outcome without sending it, queue that."""
@@ -331,7 +307,7 @@ class Run:
         left = None if self._total is None else self._total - self._next + given_back
         return self._size.choose(workers, left, self._round_trip())
 
-    def _take_again(self, workers: int) -> list[_Item]:
+    def _take_again(self, workers: int) -> list[Item]:
         """Take items that are run again, or of those that were given back, which may be many."""
         chunk = self._again.popleft()
         size = self._wanted_size(workers, len(chunk))
@@ -343,7 +319,7 @@ class Run:
         return getattr(self.executor, "round_trip", 0.0)
 
     def _arrivals_of(
-        self, done: Future[Any], chunk: _Chunk | list[_Item]
+        self, done: Future[Any], chunk: Chunk | list[Item]
     ) -> Iterator[Batch | Outcome]:
         try:
             result = done.result()
@@ -351,12 +327,12 @@ class Run:
             result = Lost(type(self.executor).__name__, 0, f"{type(exc).__name__}: {exc}", True)
         if isinstance(result, ChunkOutcome) and result.answers:
             self._size.adapt(sum(result.seconds), len(result.seconds), self._round_trip())
-            values = result.values(len(chunk.items)) if isinstance(chunk, _Chunk) else None
-            if isinstance(chunk, _Chunk) and values is not None:
+            values = result.values(len(chunk.items)) if isinstance(chunk, Chunk) else None
+            if isinstance(chunk, Chunk) and values is not None:
                 columns = chunk.indices, chunk.items, values, result.seconds
                 yield Batch(*columns, result.host, result.pid)
                 return
-        items = chunk.split() if isinstance(chunk, _Chunk) else chunk
+        items = chunk.split() if isinstance(chunk, Chunk) else chunk
         if isinstance(result, Lost):
             yield from self._lost(result, items)
             return
@@ -366,7 +342,7 @@ class Run:
             yield _combined(result, items, start, stop)
         yield from self._outcomes_of(result, items)
 
-    def _outcomes_of(self, result: ChunkOutcome, items: list[_Item]) -> Iterator[Outcome]:
+    def _outcomes_of(self, result: ChunkOutcome, items: list[Item]) -> Iterator[Outcome]:
         answers = zip(result.answers, result.seconds, strict=True)
         done = {n for bounds in result.merged for n in range(*bounds)}
         for position, (item, (packed, seconds)) in enumerate(zip(items, answers, strict=False)):
@@ -383,7 +359,7 @@ class Run:
         yield from self._lost(Lost(result.host, result.pid, "it was interrupted"), rest)
 
     def _outcome(
-        self, item: _Item, ok: bool, packed: Any, seconds: float, result: ChunkOutcome
+        self, item: Item, ok: bool, packed: Any, seconds: float, result: ChunkOutcome
     ) -> Outcome | None:
         """Return what became of an item, or ``None`` if it is run again."""
         if not ok and item.failed < self.retries:
@@ -399,11 +375,11 @@ class Run:
         rest = (text, result.host, result.pid, seconds, item.attempts)
         return Outcome(item.index, item.item, value, error, *rest)
 
-    def _timed_out(self, item: _Item, host: str) -> TaskTimeout:
+    def _timed_out(self, item: Item, host: str) -> TaskTimeout:
         assert self.call.timeout is not None
         return TaskTimeout(item.index, host, self.call.timeout)
 
-    def _lost(self, lost: Lost, chunk: list[_Item]) -> Iterator[Outcome]:
+    def _lost(self, lost: Lost, chunk: list[Item]) -> Iterator[Outcome]:
         """Run the items of a lost chunk again, or give them up."""
         indices = [item.index for item in chunk]
         if lost.index in indices:
@@ -430,7 +406,7 @@ class Run:
             else:
                 yield self._given_up(item, lost)
 
-    def _lost_by(self, item: _Item, lost: Lost) -> Iterator[Outcome]:
+    def _lost_by(self, item: Item, lost: Lost) -> Iterator[Outcome]:
         """Run an item again that has ended its worker, alone, or give it up."""
         if lost.timed_out:
             item.failed += 1
@@ -441,14 +417,14 @@ class Run:
         else:
             yield self._given_up(item, lost)
 
-    def _given_up(self, item: _Item, lost: Lost) -> Outcome:
+    def _given_up(self, item: Item, lost: Lost) -> Outcome:
         error: Exception = WorkerLost(item.index, lost.host, lost.reason)
         if lost.timed_out:
             error = self._timed_out(item, lost.host)
         rest = (lost.reason, lost.host, lost.pid, 0.0, item.attempts - 1)
         return Outcome(item.index, item.item, None, error, *rest)
 
-    def _run_again(self, chunk: list[_Item]) -> None:
+    def _run_again(self, chunk: list[Item]) -> None:
         self._again.append(chunk)
         self.retried += len(chunk)
 
@@ -466,7 +442,7 @@ class Run:
         self._running.clear()
 
 
-def _combined(result: ChunkOutcome, items: list[_Item], start: int, stop: int) -> Combined:
+def _combined(result: ChunkOutcome, items: list[Item], start: int, stop: int) -> Combined:
     """Return items that were merged on the worker; raises what their value does in reading."""
     merged = items[start:stop]
     indices = [item.index for item in merged]
@@ -479,7 +455,7 @@ def _combined(result: ChunkOutcome, items: list[_Item], start: int, stop: int) -
     return Combined(indices, [item.item for item in merged], [value], *rest)
 
 
-def _merge_error(result: ChunkOutcome, items: list[_Item]) -> BaseException:
+def _merge_error(result: ChunkOutcome, items: list[Item]) -> BaseException:
     assert result.merge_failure is not None
     start, stop, packed = result.merge_failure
     error, text = execute.unpack_error(packed)
@@ -492,7 +468,7 @@ def _merge_error(result: ChunkOutcome, items: list[_Item]) -> BaseException:
     return error
 
 
-def _unpack(item: _Item, ok: bool, packed: Any) -> tuple[Any, BaseException | None, str]:
+def _unpack(item: Item, ok: bool, packed: Any) -> tuple[Any, BaseException | None, str]:
     """Return value, error and traceback of an item; what cannot be read is an error."""
     try:
         if ok:
