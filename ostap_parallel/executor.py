@@ -80,7 +80,7 @@ class Executor(ParallelExecutor):
         **settings: Unpack[HostArguments],
     ) -> None:
         if unknown := sorted(settings.keys() - HostArguments.__annotations__.keys()):
-            raise TypeError(f"{type(self).__name__}: there is no setting {', '.join(unknown)}")
+            raise TypeError(f"there is no setting {', '.join(unknown)}")
         _check(ncpus, timeout, patience)
         found = HostSettings()
         if servers != ():  # else the configuration, right or wrong, does not matter

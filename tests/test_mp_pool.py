@@ -433,7 +433,7 @@ class TestOurs:
         assert functions.run_python("-W", "ignore", script, cwd=tmp_path) == "0\n"
 
     def test_settings_are_checked_before_anything_starts(self):
-        with pytest.raises(ValueError, match="from 0 on"):
+        with pytest.raises(ValueError, match="at least 1"):
             Pool(-1)
         with pytest.raises(TypeError, match="no_such"):
             Pool(1, no_such=1)
