@@ -161,7 +161,7 @@ class Pool(multiprocessing.pool.Pool):
         given = {name: value for name, value in options.items() if value is not None}
         if executor is not None and given:
             raise TypeError(f"an executor of your own brings its workers: leave out {[*given]}")
-        if processes is not None and (processes < 0 or processes == 0 and not servers):
+        if processes is not None and (processes < 0 or (processes == 0 and not servers)):
             raise ValueError("Number of processes must be at least 1, or 0 with servers")
         owned = None if executor is not None else Executor(**given)
         self._executor = executor or owned  # type: ignore[assignment]
