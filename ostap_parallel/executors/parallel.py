@@ -288,7 +288,11 @@ class ParallelExecutor(Executor):
                 result = execute.unpack_result(message)
             except Exception as exc:
                 result = Lost("", 0, f"its answer cannot be read: {exc}", by_worker=True)
-            settle(replace(result, host=task.host or LOCAL))
+            if isinstance(result, ChunkOutcome):
+                result.host = task.host or LOCAL
+            else:
+                result = replace(result, host=task.host or LOCAL)
+            settle(result)
 
         self.check()
         modules = modules or self.modules.archive

@@ -151,6 +151,11 @@ class ChunkOutcome:
     merge_failure: tuple[int, int, bytes] | None = None
     gave_back: bool = False
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        seconds = self.seconds.tobytes()  # an array's own way takes longer than all else
+        rest = self.failed, self.merged, self.merge_failure, self.gave_back
+        return _outcome, (self.host, self.pid, self.answers, seconds, *rest)
+
     def values(self, count: int) -> list[Any] | None:
         """Return the values of all items; ``None`` unless `count` of them have come singly."""
         if self.failed or self.merged or self.merge_failure or len(self.answers) != count:
@@ -163,6 +168,10 @@ class ChunkOutcome:
             raise
         except BaseException:  # user code
             return None
+
+
+def _outcome(host: str, pid: int, answers: list[Any], seconds: bytes, *rest: Any) -> ChunkOutcome:
+    return ChunkOutcome(host, pid, answers, array("d", seconds), *rest)
 
 
 @dataclass(frozen=True)
