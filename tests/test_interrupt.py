@@ -19,6 +19,7 @@ import pytest
 from helpers import importable, open_manager, wait_until
 
 from ostap_parallel import ConfigError, Executor, WorkManager
+from ostap_parallel.worker import nested
 
 # Many small chunks: most of the caller's time goes into handing out jobs.
 SCRIPT = """
@@ -91,6 +92,46 @@ def test_a_run_that_is_stopped_leaves_others_alone(three):
         assert other.result(functions.PATIENCE) == [0, 1]
     assert [functions.attempts(here, item) for item in range(2)] == [1, 1]
     assert sum(manager.workers.values()) == 3
+
+
+@pytest.mark.parametrize("is_deaf", [False, True])
+def test_a_task_on_top_of_another_one(three, is_deaf):
+    """What lies below goes on; or is run again, if its worker has to be ended."""
+    manager, here, there = three
+
+    def child():
+        functions.note(there, "child")
+        while True:
+            with contextlib.suppress(KeyboardInterrupt) if is_deaf else contextlib.nullcontext():
+                time.sleep(60)
+
+    def canceller():
+        functions.wait_for(there / "slow")
+        future = nested.submit(child)
+        functions.wait_for(there / "child")
+        return future.cancel(interrupt=True), future.cancelled()
+
+    def slow():
+        functions.note(there, "slow")
+        functions.wait_for(there / "go")
+        return os.getpid()
+
+    def below():
+        functions.note(there, "below")
+        future = nested.submit(slow)
+        functions.wait_for(there / "slow")  # the third worker has it
+        return os.getpid(), future.result()
+
+    submit = manager.executor.submit
+    futures = submit(canceller), submit(below)
+    assert futures[0].result(functions.PATIENCE) == (True, True)
+    if is_deaf:  # its worker is ended
+        again = lambda: functions.attempts(here, "below") == 2  # noqa: E731
+        wait_until(again, functions.PATIENCE, "the task below to be run again")
+    (here / "go").touch()
+    assert len(futures[1].result(functions.PATIENCE)) == 2
+    assert functions.attempts(here, "below") == 1 + is_deaf
+    assert functions.attempts(here, "child") == 1
 
 
 STARTING = """
