@@ -65,6 +65,12 @@ def place(manager, request):
             yield Place(manager, folder, Path(host.inside(folder)), name)
 
 
+def wait_until_nested(manager):
+    """Wait until a task waits for others."""
+    stacks = manager.executor.server.nesting._stacks
+    wait_until(lambda: len(stacks) > 0, PATIENCE, "a nested task")
+
+
 class TestTrees:
     def test_of_many_tasks(self, place):
         assert place.call(functions.tree, 7) == 255
@@ -76,6 +82,7 @@ class TestTrees:
     @pytest.mark.slow
     @pytest.mark.parametrize("where", ["one worker", "two workers", "two hosts"])
     def test_as_of_scoop(self, where, request):
+        """With a worker that is killed in the middle."""
         if where == "two hosts":
             hosts = request.getfixturevalue("hosts")
             manager = open_manager(hosts, "h1*1 h2*2", environment=importable(hosts))
@@ -83,7 +90,11 @@ class TestTrees:
             manager = WorkManager(1 if where == "one worker" else 2, silent=True)
         with manager:
             assert manager.wait_for_hosts(PATIENCE)
-            assert manager.executor.submit(functions.tree, 12).result(100) == 8191
+            future = manager.executor.submit(functions.tree, 12)
+            wait_until_nested(manager)
+            local = manager.executor.server.pids()
+            kill(local[-1:] or workers_of(manager, "h2")[-1:])
+            assert future.result(100) == 8191
 
     def test_a_chain_that_is_deeper_than_python_allows_calls(self):
         with WorkManager(1, silent=True) as manager:
@@ -262,9 +273,7 @@ class TestLosses:
     @pytest.mark.parametrize("which", ["newest", "oldest"])
     def test_a_worker_that_is_killed_in_the_middle(self, place, which):
         future = place.submit(functions.tree, 9)
-        time_to_kill = threading.Event()
-        threading.Timer(0.2, time_to_kill.set).start()
-        time_to_kill.wait()
+        wait_until_nested(place.manager)
         kill([place.pids()[-1 if which == "newest" else 0]])
         assert future.result(100) == 1023
 
