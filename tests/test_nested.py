@@ -187,6 +187,45 @@ class TestWaiting:
 
         assert place.call(parent) == list(range(8))
 
+    @pytest.mark.parametrize("shared", [False, True])
+    def test_by_threads_for_what_others_run(self, place, shared):
+        """Each thread gets its own results, and one that all wait for arrives at all."""
+
+        def parent(folder):
+            results = []
+            number = 1 if shared else 4
+            calls = [(functions.wait_for, (folder / "go",), {})] * number
+            futures = nested.submit_all(calls) * (4 // number)
+            threads = [
+                threading.Thread(target=lambda f=f: results.append(f.result())) for f in futures
+            ]
+            for thread in threads:
+                thread.start()
+            (folder / "begun").touch()
+            for thread in threads:
+                thread.join(PATIENCE)
+            return len(results)
+
+        future = place.submit(parent, place.there)
+        wait_until((place.here / "begun").exists, PATIENCE, "the threads")
+        (place.here / "go").touch()
+        assert future.result(2 * PATIENCE) == 4
+
+    def test_by_a_thread_that_outlives_a_task_on_top(self):
+        def child():
+            ask = lambda: nested.constant("never", PATIENCE)  # noqa: E731
+            threading.Thread(target=ask, daemon=True).start()
+            time.sleep(0.02)
+            return os.getpid()
+
+        def parent():
+            return nested.submit(child).result() == os.getpid()
+
+        with WorkManager(1, silent=True) as manager:
+            pids = manager.executor.server.pids()
+            assert manager.executor.submit(parent).result(PATIENCE)
+            assert manager.executor.server.pids() == pids
+
     def test_by_a_thread_of_the_only_worker(self):
         def parent():
             results = []

@@ -53,9 +53,11 @@ class Link:
 
     def __init__(self, channel: Pipe) -> None:
         self.channel = channel
-        self.lock = threading.Lock()  # held from a request to its answer
+        self.lock = threading.RLock()  # held from a request to its answer
         self.is_open = False  # whether a job is run
         self.depth = 0  # number of jobs on top of the first one
+        self.ended: bytes | None = None  # the result of one on top, for the next request
+        self.waiter: object = None  # whose futures the server knows to be waited for
         self.pid = os.getpid()
 
     def serve(self, run: Callable[[bytes], bytes], chunk: bytes) -> None:
@@ -66,10 +68,8 @@ class Link:
             self.is_open = False
             self.channel.send(result)
 
-    def ask(self, kind: str, *details: Any, ended: bytes | None = None) -> Any:
+    def ask(self, kind: str, *details: Any) -> Any:
         """Send a request and return the answer.
-
-        `ended` is the result of the job that was run on top.
 
         Raises
         ------
@@ -81,11 +81,11 @@ class Link:
         with self.lock, _noting_signals():
             if not available():
                 raise RuntimeError("a nested task needs a task of ostap_parallel around it")
-            answer = self._exchange(kind, details, ended)
+            answer = self._exchange(kind, details)
             if executing.noted == signal.SIGINT and answer[0] != "interrupted":
                 # for this job, for one on top that has just ended, or for one about to begin?
                 executing.noted = 0
-                verdict = self._exchange("check", (), None)  # takes back what has not begun
+                verdict = self._exchange("check", ())  # takes back what has not begun
                 answer = verdict if verdict[0] == "interrupted" else (*answer[:2], None)
             if answer[0] == "interrupted":
                 executing.noted = signal.SIGINT
@@ -95,7 +95,8 @@ class Link:
             raise RuntimeError("the task was interrupted")
         return answer[1:]
 
-    def _exchange(self, kind: str, details: tuple[Any, ...], ended: bytes | None) -> Any:
+    def _exchange(self, kind: str, details: tuple[Any, ...]) -> Any:
+        ended, self.ended = self.ended, None
         request = pickle.dumps((self.depth, ended, kind, details), serialize.PROTOCOL)
         self.channel.send(REQUEST + request)
         return pickle.loads(self.channel.receive())
@@ -111,10 +112,10 @@ def connect(channel: Pipe) -> Link:
     return _link
 
 
-def _ask(kind: str, *details: Any, ended: bytes | None = None) -> Any:
+def _ask(kind: str, *details: Any) -> Any:
     if _link is None:
         raise RuntimeError("a nested task needs a task of ostap_parallel around it")
-    return _link.ask(kind, *details, ended=ended)
+    return _link.ask(kind, *details)
 
 
 def _in_main_thread() -> bool:
@@ -143,11 +144,13 @@ def _noting_signals() -> Iterator[None]:
         raise KeyboardInterrupt
 
 
-def _run_on_top(chunk: bytes) -> bytes:
+def _run_on_top(chunk: bytes) -> None:
     """Run a job while another one waits, which then finds the process as it had left it.
 
-    Raises KeyboardInterrupt if the time of the one that waits is over.
+    The next request brings its result. Raises KeyboardInterrupt if the time of the one that waits
+    is over.
     """
+    assert _link is not None
     index = executing.position[0]  # which the end of the process is ascribed to
     with _put_aside() as alarm:
         result = execute.new_outcome()
@@ -156,10 +159,12 @@ def _run_on_top(chunk: bytes) -> bytes:
         if not executing.noted:
             contextvars.Context().run(execute.run_items, _APPLY, [index], [_item(chunk)], result)
         is_over = executing.timed_out or executing.noted == signal.SIGALRM
+        if not is_over:
+            with _link.lock:  # a thread that it has left behind may be the next to ask
+                _link.depth, _link.ended = _link.depth - 1, execute.pack_result(result)
     if is_over:
         executing.now, executing.timed_out = False, True
         raise KeyboardInterrupt
-    return execute.pack_result(result)
 
 
 @contextlib.contextmanager
@@ -174,13 +179,14 @@ def _put_aside() -> Iterator[float]:
     index, limit, was_running = executing.position[0], pristine.recursion_limit, executing.now
     alarm, begin = signal.getitimer(signal.ITIMER_REAL)[0], time.monotonic()
     executing.now, executing.position[0] = False, -1
-    _link.depth += 1
+    depth, _link.depth = _link.depth, _link.depth + 1
     try:
         pristine.recursion_limit = limit + _count_frames()  # each has as much as the first
         pristine.restore()
         yield alarm
     finally:
-        _link.depth -= 1
+        with _link.lock:
+            _link.depth = depth
         pristine.recursion_limit = limit
         mine.restore()
         mine.close()
@@ -206,6 +212,9 @@ def _count_frames() -> int:
     return count
 
 
+_known = threading.Condition()  # notified when a future has ended, for other threads that wait
+
+
 class Future:
     """The outcome of a call that a task has submitted, as `concurrent.futures.Future` is.
 
@@ -214,6 +223,7 @@ class Future:
 
     def __init__(self, number: int) -> None:
         self._number = number
+        self._is_taken = False  # the server has no more to tell of it
         self._is_known = False
         self._value: Any = None
         self._error: BaseException | None = None
@@ -251,7 +261,7 @@ class Future:
 
     def running(self) -> bool:
         """Return whether a worker is at it; asks the caller."""
-        return not self.done() and bool(_ask("is_running", self._number)[0])
+        return not self.done() and (self._is_taken or bool(_ask("is_running", self._number)[0]))
 
     def cancelled(self) -> bool:
         """Return whether it was cancelled."""
@@ -261,17 +271,21 @@ class Future:
         """Cancel it unless it has begun, or also then; return whether it is cancelled."""
         if self._is_known:
             return isinstance(self._error, CancelledError)
-        if not _ask("cancel", self._number, interrupt)[0]:
-            return False
+        assert _link is not None
+        with _link.lock:
+            if not _ask("cancel", self._number, interrupt)[0]:
+                return False
+            self._is_taken = True
         self._settle(CANCELLED)
         return True
 
     def add_done_callback(self, fn: Callable[[Future], Any]) -> None:
         """Call ``fn(self)`` when this process learns that it has ended, or now if it has."""
-        if self._is_known:
-            fn(self)
-        else:
-            self._callbacks.append(fn)
+        with _known:
+            if not self._is_known:
+                self._callbacks.append(fn)
+                return
+        fn(self)
 
     def _settle(self, message: bytes) -> None:
         """Take the packed result."""
@@ -293,7 +307,9 @@ class Future:
         self._announce()
 
     def _announce(self) -> None:
-        self._is_known = True
+        with _known:
+            self._is_known = True
+            _known.notify_all()
         for fn in self._callbacks:
             try:
                 fn(self)
@@ -415,24 +431,42 @@ def as_completed(futures: Iterable[Future], timeout: float | None = None) -> Ite
 def _wait(missing: dict[int, Future], seconds: float | None, any_of_them: bool) -> None:
     """Wait for futures that have not ended, by their numbers; run other jobs meanwhile."""
     deadline = None if seconds is None else time.monotonic() + seconds
-    numbers: list[int] | None = list(missing)
-    ended = None
     while True:
         left, helps = _period(deadline), _helps(seconds)
-        finished, job = _ask("wait", numbers, any_of_them, left, helps, ended=ended)
-        numbers = ended = None
+        finished, job = _ask_for(missing, any_of_them, left, helps)
         for number, message in finished:
-            missing.pop(number)._settle(message)
+            missing[number]._settle(message)
         if job is not None:
             number, chunk = job
             if helps == "parts":
-                missing.pop(number)._do_here(chunk)
+                missing[number]._do_here(chunk)
             else:
-                ended = _run_on_top(chunk)
+                _run_on_top(chunk)
                 continue
+        ended = [number for number, future in missing.items() if future._is_known]
+        for number in ended:
+            del missing[number]
         is_over = deadline is not None and time.monotonic() >= deadline
-        if not missing or (finished and any_of_them) or is_over:
+        if not missing or (ended and any_of_them) or is_over:
             return
+
+
+def _ask_for(missing: dict[int, Future], any_of_them: bool, left: float, helps: str) -> Any:
+    """Ask for futures; or wait for other threads of the task, if they are at all of these."""
+    assert _link is not None
+    with _link.lock:
+        wanted = [number for number, future in missing.items() if not future._is_taken]
+        if wanted:
+            is_known = _link.waiter is missing
+            _link.waiter = missing
+            numbers = None if is_known else wanted
+            finished, job = _ask("wait", numbers, any_of_them, left, helps)
+            for number, _ in (*finished, *[job] * (helps == "parts" and job is not None)):
+                missing[number]._is_taken = True
+            return finished, job
+    with _known:
+        _known.wait_for(lambda: any(future._is_known for future in missing.values()), left)
+    return (), None
 
 
 def _has_threads() -> bool:
