@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import subprocess
 import sys
-import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import MAGIC_NUMBER, cache_from_source
 from pathlib import Path
 
 import dill
 import ppft
 import pytest
 
-from ostap_parallel.hosts.bundle import bundle
+from ostap_parallel.hosts.bundle import FOLDER, bundle
 from ostap_parallel.worker.serve import MARK
 
 VERSION = sys.version_info[:2]
@@ -23,10 +22,15 @@ VERSION = sys.version_info[:2]
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory):
-    """The bundle as a file."""
-    path = tmp_path_factory.mktemp("bundle") / "bundle.zip"
-    path.write_bytes(bundle(VERSION))
-    return path
+    """The bundle as it is on a host."""
+    return unpack(bundle(VERSION), tmp_path_factory.mktemp("bundle"))
+
+
+def unpack(data, folder):
+    """Do what a host does."""
+    subprocess.run(["tar", "-xz", "-C", folder], input=data, check=True)
+    assert [path.name for path in folder.iterdir()] == [FOLDER]
+    return folder / FOLDER
 
 
 def start(archive, *arguments, directory):
@@ -44,17 +48,19 @@ def start(archive, *arguments, directory):
 
 
 def test_it_holds_the_packages_and_no_more(archive):
-    with zipfile.ZipFile(archive) as file:
-        names = file.namelist()
-        assert file.testzip() is None
-    assert len(names) == len(set(names))
-    tops = {name.partition("/")[0] for name in names}
-    assert tops == {"__main__.py", "ostap_parallel", "ppft", "dill"}
-    for part in "tests", "__pycache__", "test":
+    assert {path.name for path in archive.iterdir()} == {
+        "__main__.py",
+        "ostap_parallel",
+        "ppft",
+        "dill",
+    }
+    names = {path.relative_to(archive).as_posix() for path in archive.rglob("*")}
+    for part in "tests", "test":
         assert [name for name in names if f"/{part}/" in name] == []
     for module in ostap_modules():
         assert f"ostap_parallel/{module}" in names
-        assert f"ostap_parallel/{module}c" in names
+        assert cache_from_source(f"ostap_parallel/{module}") in names
+    assert {path.stat().st_mode & 0o077 for path in archive.rglob("*") if path.is_file()} == {0}
 
 
 def ostap_modules():
@@ -109,15 +115,13 @@ def test_packages_come_from_the_bundle(archive):
 
 
 def test_modules_are_compiled_for_this_version(archive):
-    with zipfile.ZipFile(io.BytesIO(archive.read_bytes())) as file:
-        code = file.read("ostap_parallel/worker/serve.pyc")
-    assert code[:4] == __import__("importlib.util").util.MAGIC_NUMBER
+    code = Path(cache_from_source(archive / "ostap_parallel/worker/serve.py")).read_bytes()
+    assert code[:4] == MAGIC_NUMBER
 
 
 def test_a_python_of_another_minor_version_refuses(tmp_path):
     other = VERSION[0], VERSION[1] + 1
-    path = tmp_path / "bundle.zip"
-    path.write_bytes(bundle(other))
+    path = unpack(bundle(other), tmp_path)
     with start(path, "refuse", directory=tmp_path) as process:
         _, words = process.communicate('{"ncpus": 1}\n', timeout=20)
     assert process.returncode != 0

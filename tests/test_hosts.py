@@ -173,7 +173,7 @@ class TestWho:
                 in own_hosts["h1"].run(f"python3 -c 'import {package}'").stderr
             )
         source = cluster.process(lambda _: sys.modules["dill"].__file__, [0])[0]
-        assert "/bundle.zip/" in source
+        assert "/bundle/" in source
 
     def test_workers_are_as_many_as_the_host_grants(self, manage, write_config):
         if not shutil.which("taskset"):

@@ -373,7 +373,7 @@ class TestTheClientStandsStill:
     def test_stopped(self, hosts, tmp_path):
         with client(hosts, tmp_path, "stopped") as process:
             assert process.stdout.readline() == "stop me\n"
-            (server,) = matching(hosts["h1"], "bundle.zip")[:1]
+            (server,) = matching(hosts["h1"], "/bundle ")[:1]
             with stopped(process.pid):
                 time.sleep(4)  # a real delay, four times the keep-alive
             assert process.communicate(timeout=PATIENCE)[0] == f"{sum(range(50))} 0\n"

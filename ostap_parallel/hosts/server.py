@@ -242,7 +242,7 @@ class HostServer:
 
     def _copy(self, directory: str) -> None:
         assert self._session is not None
-        files = {"bundle.zip": bundle(sys.version_info[:2])}
+        files = {"bundle.tgz": bundle(sys.version_info[:2])}
         if self.host.environment is not None:
             files["environment.sh"] = self.host.environment.encode() + b"\n"
         if self.host.script is not None:
