@@ -318,6 +318,15 @@ class TestFarHosts:
             for future in as_completed([manager.executor.submit(slowly, n) for n in range(5)]):
                 assert future.result() in range(5)
                 assert len(under_way) < 2
+            # nor anything behind that, while others are idle
+            long = manager.executor.submit(time.sleep, 3600)
+            manager.executor.server.set_ncpus(1)
+            with ThreadPoolExecutor(1) as thread:
+                running = thread.submit(manager.process, slowly, range(ITEMS), chunk_size=4)
+                try:
+                    assert running.result(PATIENCE) == list(range(ITEMS))
+                finally:
+                    assert long.cancel(interrupt=True)
         wait_clean(hosts)
 
 

@@ -137,11 +137,12 @@ class ClientServer(Server):
         self._last_work = time.monotonic()
         return super().insert(sfunc, sargs, task)
 
-    def _choose(self, worker: Any) -> int | None:
+    def _is_for(self, worker: Any, job: Task) -> bool:
         if isinstance(worker, Worker) or not worker.is_spare:
-            return super()._choose(worker)
-        short = (n for n, (job, *_) in enumerate(self._Server__queue) if job.is_short)
-        return next(short, None)
+            return True
+        # where all is short; behind a long one it would wait though others were idle
+        there = map(self._running.get, self._connections.get(worker.label, ()))
+        return job.is_short and all(one is None or one.is_short for one in there)
 
     def broken_hosts(self) -> set[str]:
         """Return the hosts with a connection that was closed while nobody used it."""

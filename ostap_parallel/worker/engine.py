@@ -165,10 +165,12 @@ class Server(ppft.Server):  # type: ignore[misc]
         ppft's own runs in the caller's thread, where Ctrl-C leaves its lock held, loses a job that
         was about to start, or is swallowed. Here a worker's own thread takes the job.
         """
-        for worker in (*self._Server__workers[: self._Server__ncpus], *self._Server__rworkers):
-            if worker.is_free:
-                worker.calls.put(True)
-                return
+        workers = (*self._Server__workers[: self._Server__ncpus], *self._Server__rworkers)
+        for job, *_ in self._Server__queue[:1]:
+            for worker in workers:
+                if worker.is_free and self._is_for(worker, job):
+                    worker.calls.put(True)
+                    return
 
     def _watch(self) -> None:
         """End workers that are overdue or dead, until the server is closed.
@@ -266,20 +268,20 @@ class Server(ppft.Server):  # type: ignore[misc]
         with self._Server__queue_lock:
             local = self._Server__workers[: self._Server__ncpus]
             employed = worker in local or worker in self._Server__rworkers
-            position = self._choose(worker) if employed and self._Server__queue else None
-            worker.is_free = position is None
-            if position is None:
+            waiting = self._Server__queue if employed else []
+            worker.is_free = not (waiting and self._is_for(worker, waiting[0][0]))
+            if worker.is_free:
                 return None
-            found = self._Server__queue.pop(position)
+            found = waiting.pop(0)
             with self._running_lock:  # `interrupt` finds it there, once it is not waiting
                 self._running[worker] = found[0]
             if self._Server__queue:
                 self._Server__scheduler()
             return found
 
-    def _choose(self, worker: Any) -> int | None:
-        """Return which of the jobs that wait this worker is to do, if any."""
-        return 0
+    def _is_for(self, worker: Any, job: Task) -> bool:
+        """Return whether a worker may do the job whose turn it is."""
+        return True
 
     def pids(self) -> list[int]:
         """Return the process ids of the workers."""
