@@ -94,7 +94,7 @@ class ChunkSize:
         """Return that of the last run of a function."""
         try:
             return _known.setdefault(function, cls())
-        except TypeError:  # it has no hash, or cannot be referred to weakly
+        except Exception:  # it has no hash, or cannot be referred to weakly
             return cls()
 
     def adapt(self, seconds: float, count: int, round_trip: float) -> None:
@@ -108,15 +108,17 @@ class ChunkSize:
         # came back, not with each of those that are under way
         self._size = max(1, min(int(fitting), max(self._size, GROWTH * count), MAX_CHUNK))
 
-    def choose(self, workers: int, left: int | None, round_trip: float) -> int:
-        """Return the size of the next chunk when so many items are left, if that is known."""
-        if left is None:
+    def choose(self, workers: int, total: int | None, left: int, round_trip: float) -> int:
+        """Return the size of the next chunk when `left` of `total` items, if known, are left."""
+        if total is None:
             return self._size
         # guided: towards the end ever fewer, so that no worker idles while another works
         shortest = ROUND_TRIPS_AT_THE_END * min(round_trip, LONGEST_ROUND_TRIP)
         least = int(max(SHORTEST_CHUNK, shortest) / self._seconds) if self._seconds else 1
         guided = math.ceil(max(1, left) / (3 * workers))
-        return min(self._size, max(min(least, self._count // MANY), guided))
+        # these may take far longer than those of earlier runs
+        share = math.ceil(max(1, total) / workers)
+        return min(self._size, share, max(min(least, self._count // MANY), guided))
 
     def is_short(self, count: int) -> bool:
         """Return whether a chunk of so many items is likely to be over soon."""

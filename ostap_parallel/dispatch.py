@@ -79,6 +79,11 @@ class Run:
         A number is out of range.
     TypeError
         The executor cannot limit the time of an item.
+
+    Attributes
+    ----------
+    total
+        Number of items, if the input tells it.
     """
 
     executor: Executor
@@ -104,6 +109,7 @@ class Run:
     _is_paused: bool = False
 
     def __post_init__(self) -> None:
+        self.total = _length(self.items)
         self._size = ChunkSize.of(self.call.function)
         self._limit = LONGEST_CHUNK if self.chunk_size is None else math.inf
         _check_number("retries", self.retries, 0)
@@ -142,7 +148,6 @@ class Run:
             `cancel` was called.
         """
         on_run.get()(self)
-        self._total = len(self.items) if isinstance(self.items, Sized) else None
         self._input = iter(self.items)
         self._id = os.urandom(16)  # other programs may use the same servers
         # items that are sent as they are; a journal wants to see them all
@@ -154,7 +159,7 @@ class Run:
                 leaving.callback(self.executor.listen(lambda: self._news.put(None)))
             arriving = self._as_they_come()
             if self.checkpoint is not None:
-                opened = self.checkpoint.open(self.call, self._total)
+                opened = self.checkpoint.open(self.call, self.total)
                 self._journal = leaving.enter_context(opened)
                 arriving = keep(self._journal, arriving)
             try:
@@ -304,8 +309,8 @@ class Run:
     def _wanted_size(self, workers: int, given_back: int = 0) -> int:
         if self.chunk_size is not None:
             return self.chunk_size
-        left = None if self._total is None else self._total - self._next + given_back
-        return self._size.choose(workers, left, self._round_trip())
+        left = (self.total or 0) - self._next + given_back
+        return self._size.choose(workers, self.total, left, self._round_trip())
 
     def _take_again(self, workers: int) -> list[Item]:
         """Take items that are run again, or of those that were given back, which may be many."""
@@ -480,6 +485,13 @@ def _unpack(item: Item, ok: bool, packed: Any) -> tuple[Any, BaseException | Non
         error = SerializeError(f"the result of item {item.index}", reason)
         return None, error, str(error)
     return None, *execute.unpack_error(packed)
+
+
+def _length(items: Iterable[Any]) -> int | None:
+    try:
+        return len(items) if isinstance(items, Sized) else None
+    except TypeError:  # of a progress bar around a generator, for example
+        return None
 
 
 def _check_number(name: str, value: Any, least: int) -> None:

@@ -9,7 +9,7 @@ import functools
 import logging
 import os
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -304,7 +304,7 @@ class WorkManager:
     def _record(self, run: Run, progress: bool | None, title: str) -> Iterator[_Recorder]:
         """Keep `report` up to date during a run, however it ends, and show its progress."""
         show = self._progress if progress is None else progress
-        total = len(run.items) if isinstance(run.items, Sized) else None
+        total = run.total
         with open_progress(show, total, title, lambda: self.workers) as reporter:
             recorder = _Recorder(run, reporter)
             self.report = recorder.report

@@ -100,6 +100,19 @@ def die(how):
     ctypes.string_at(0)
 
 
+class Bar:
+    """Iterates over something and may not know its length, as bars of progress do."""
+
+    def __init__(self, items):
+        self.items = items
+
+    def __iter__(self):
+        return iter(self.items)
+
+    def __len__(self):
+        return len(self.items)
+
+
 class Refusal(Exception):
     """An exception of the user's own, as usual ones are."""
 

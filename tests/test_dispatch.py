@@ -342,10 +342,34 @@ class TestEveryItemOnce:
         with WorkManager(executor=ours, silent=True) as wm:
             assert wm.process(work, [0] * 2000, merger=merger) == 2000
             # by what is known these are best sent together
-            assert wm.process(work, [0.4] * 8, merger=merger) == 8
+            assert wm.process(work, iter([0.4] * 8), merger=merger) == 8
         ran = {int(file.name): file.stat().st_size for file in tmp_path.iterdir()}
         assert sum(ran.values()) == 8
         assert set(ran) == set(ours.server.pids())
+
+    def test_each_worker_gets_some_whatever_is_known(self, ours, tmp_path):
+        def work(name):
+            return name and functions.meet(tmp_path, name, {"a", "b"} - {name})
+
+        with WorkManager(executor=ours, silent=True) as wm:
+            assert wm.process(work, [""] * 2000) == [""] * 2000
+            # one worker would be thought enough
+            assert set(wm.process(work, ["a", "b"])) == set(ours.server.pids())
+
+    def test_a_length_that_is_not_to_be_had(self, ours):
+        with WorkManager(executor=ours, silent=True) as wm:
+            assert wm.process(functions.same, functions.Bar(iter(range(5)))) == [*range(5)]
+
+    def test_a_function_that_has_no_hash(self, ours):
+        class Function:
+            def __call__(self, item):
+                return item
+
+            def __hash__(self):
+                raise RuntimeError("it has none")
+
+        with WorkManager(executor=ours, silent=True) as wm:
+            assert wm.process(Function(), [1, 2]) == [1, 2]
 
     def test_a_list_that_grows_while_it_is_read(self, ours):
         items = [0]
