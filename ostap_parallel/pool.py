@@ -104,7 +104,7 @@ class AsyncResult:
         elif callback := self._callback if error is None else self._error_callback:
             try:
                 callback(done.result() if error is None else error)
-            except Exception:
+            except BaseException:
                 logger.exception("the callback of %r has failed", self)
         self._pool = None
         if error is None:
@@ -274,7 +274,8 @@ class Pool(multiprocessing.pool.Pool):
     def _stream(
         self, func: Function, iterable: Iterable[Any], chunksize: int | None, ordered: bool
     ) -> Stream:
-        source = iterable if isinstance(iterable, Sized) else _Source(iterable)
+        # what has a length may be lazy all the same: a progress bar around a generator
+        source = iterable if hasattr(iterable, "__getitem__") else _Source(iterable)
         run = self._run(func, source, chunksize, ordered)
         arrivals = run.arrivals()
         if isinstance(source, _Source):
@@ -310,7 +311,7 @@ class _Source:
         self._changed = threading.Condition()
         self._room: float = AHEAD
         self._is_awaited = self._is_read = False
-        self._error: Exception | None = None
+        self._error: BaseException | None = None
 
     def __iter__(self) -> Iterator[Any]:
         _in_thread(self._read)
@@ -334,7 +335,7 @@ class _Source:
                 self._tell()
                 if self._room == math.inf:
                     return
-        except Exception as exc:
+        except BaseException as exc:
             self._error = exc
         with self._changed:
             self._is_read = True

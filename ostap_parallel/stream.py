@@ -141,7 +141,12 @@ class Stream(Iterator[Any]):
         """
         buffer = self._buffer
         with buffer.changed:
-            if not buffer.changed.wait_for(buffer.is_ready, timeout):
+            try:
+                is_ready = buffer.changed.wait_for(buffer.is_ready, timeout)
+            except KeyboardInterrupt:
+                self.cancel()
+                raise
+            if not is_ready:
                 raise multiprocessing.TimeoutError
             if not buffer.held:
                 raise StopIteration
@@ -162,13 +167,13 @@ class Stream(Iterator[Any]):
         """Wait in an event loop; return whether there is a result."""
         await asyncio.sleep(0)  # the loop's other tasks have their turn
         buffer = self._buffer
-        with buffer.changed:
-            if buffer.is_ready():
-                return bool(buffer.held)
-            waiter: Future[None] = Future()
-            buffer.waiting.append(waiter)
-        await asyncio.wrap_future(waiter)
-        return bool(buffer.held)
+        while True:  # others may take what has come
+            with buffer.changed:
+                if buffer.is_ready():
+                    return bool(buffer.held)
+                waiter: Future[None] = Future()
+                buffer.waiting.append(waiter)
+            await asyncio.wrap_future(waiter)
 
 
 class Results(Iterator[Any]):

@@ -8,6 +8,7 @@ import itertools
 import multiprocessing
 import os
 import pickle
+import signal
 import threading
 import weakref
 from concurrent.futures import CancelledError, ThreadPoolExecutor
@@ -187,7 +188,11 @@ class TestInterface:
             assert sorted(found) == list(range(count))
 
     def test_results_come_before_the_next_item(self, pool):
-        for iterate in pool.imap, pool.imap_unordered:
+        for iterate, wrap in (
+            (pool.imap, iter),
+            (pool.imap_unordered, iter),
+            (pool.imap, functions.Bar),
+        ):
             taken = threading.Semaphore()
 
             def items(taken=taken):
@@ -195,7 +200,7 @@ class TestInterface:
                     assert taken.acquire(timeout=PATIENCE)
                     yield number
 
-            for number, result in enumerate(iterate(functions.same, items())):
+            for number, result in enumerate(iterate(functions.same, wrap(items()))):
                 assert result == number
                 taken.release()
 
@@ -367,9 +372,15 @@ class TestOurs:
             ours.apply_async(functions.die, ("kill",)).get(PATIENCE)
         assert ours.map(functions.same, [1]) == [1]
 
-    def test_a_callback_that_fails_harms_no_other(self, ours, caplog):
+    def test_an_input_that_exits(self, ours):
+        iterator = ours.imap(functions.same, (exit("no more") for _ in "a"))
+        with pytest.raises(SystemExit, match="no more"):
+            iterator.next(PATIENCE)
+
+    @pytest.mark.parametrize("error", [LookupError, SystemExit])
+    def test_a_callback_that_fails_harms_no_other(self, ours, caplog, error):
         def fail(value):
-            raise LookupError("the callback's own")
+            raise error("the callback's own")
 
         assert ours.apply_async(functions.add, (1,), callback=fail).get(PATIENCE) == 11
         assert "the callback's own" in caplog.text
@@ -390,6 +401,17 @@ class TestOurs:
             with pytest.raises(CancelledError):
                 get(PATIENCE)
         assert seen == []
+
+    def test_ctrl_c_stops_what_is_waited_for(self, ours, tmp_path):
+        def interrupt(iterator):
+            wait_until(lambda: iterator._buffer.changed._waiters, PATIENCE, "somebody to wait")
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+        iterator = ours.imap(partial(functions.late, tmp_path / "never"), [0])
+        threading.Thread(target=interrupt, args=[iterator]).start()
+        with pytest.raises(KeyboardInterrupt):
+            iterator.next(PATIENCE)
+        wait_until(lambda: not ours._under_way, PATIENCE, "it to end")
 
     def test_a_forgotten_pool_ends_when_its_work_is_done(self, tmp_path):
         result = Pool(1).map_async(partial(functions.late, tmp_path / "go"), [0])
@@ -452,6 +474,17 @@ class TestAsyncio:
             return one, results, await asyncio.gather(*(ours.map_async(abs, [-i]) for i in (1, 2)))
 
         assert asyncio.run(main()) == (11, [0, 1, 4, 9, 16], [[1], [2]])
+
+    def test_several_share_the_results(self, ours):
+        async def main():
+            results = ours.imap_unordered(functions.same, range(200), 1)
+
+            async def take():
+                return [result async for result in results]
+
+            return await asyncio.gather(*(take() for _ in range(3)))
+
+        assert sorted(itertools.chain(*asyncio.run(main()))) == list(range(200))
 
     def test_cancelling_ends_the_work(self, ours, tmp_path):
         async def main():
