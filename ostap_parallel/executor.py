@@ -187,7 +187,7 @@ class Executor(ParallelExecutor):
                     yield values.pop()
         finally:
             for future in pending:
-                future.cancel()
+                future.cancel(interrupt=True)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls, and end workers and servers when those that there are have ended.

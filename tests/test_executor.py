@@ -219,6 +219,13 @@ class TestMap:
         results.close()
         assert executor.submit(abs, -1).result(PATIENCE) == 1
 
+    @pytest.mark.parametrize("options", [{}, {"buffersize": 9}])
+    def test_leaving_it_interrupts_what_runs(self, executor, options):
+        results = executor.map(time.sleep, [0] + [3600] * 9, **options)
+        assert next(results) is None
+        results.close()
+        assert executor.submit(abs, -1).result(PATIENCE) == 1
+
     @pytest.mark.parametrize(
         ("options", "error", "text"),
         [
