@@ -216,7 +216,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _new_parser(**how: Any) -> argparse.ArgumentParser:
-    return (ProgramParser if how["prog"].endswith(" run") else argparse.ArgumentParser)(**how)
+    if how["prog"].endswith(" run"):
+        return ProgramParser(**how, allow_abbrev=False)  # `_find_program` knows no short forms
+    return argparse.ArgumentParser(**how)
 
 
 def _add_arguments(add: Callable[..., object], servers: str) -> None:

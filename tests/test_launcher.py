@@ -255,6 +255,7 @@ def test_ctrl_c(tmp_path):
         (["--hosts", "h1", "h2"], "write -- behind a list of hosts"),
         (["--no-tunnel", "x.py"], "--no-tunnel: all data goes through ssh"),
         (["--path", "gone", "x.py"], "--path: gone: No such file or directory"),
+        (["--nic", "1", "x.py"], "unrecognized arguments: --nic"),
         (["-n", "0", "x.py"], "-n: not a number of at least 1: '0'"),
         (["--hosts", "h1*x", "--", "x.py"], "host 'h1*x'"),
         (["--hostfile", "gone", "x.py"], "--hostfile: gone cannot be read"),

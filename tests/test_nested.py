@@ -238,6 +238,22 @@ class TestWaiting:
         with WorkManager(1, silent=True) as manager:
             assert manager.executor.submit(parent).result(PATIENCE)
 
+    @pytest.mark.parametrize("error", [SystemExit, StopIteration, KeyboardInterrupt])
+    def test_by_a_thread_for_what_ends_a_thread(self, error):
+        def child():
+            raise error
+
+        def parent():
+            errors = []
+            target = lambda: errors.append(nested.submit(child).exception())  # noqa: E731
+            thread = threading.Thread(target=target)
+            thread.start()
+            thread.join()
+            return [type(error).__name__ for error in errors]
+
+        with WorkManager(1, silent=True) as manager:
+            assert manager.executor.submit(parent).result(PATIENCE) == ["RemoteError"]
+
     def test_constants(self, place):
         def child(name):
             return nested.constant(name, 10)

@@ -29,7 +29,7 @@ from concurrent.futures import (
 )
 from typing import Any, NamedTuple, NoReturn
 
-from ostap_parallel.errors import RemoteTraceback, WorkerLost
+from ostap_parallel.errors import RemoteError, RemoteTraceback, WorkerLost
 from ostap_parallel.worker import execute, serialize
 from ostap_parallel.worker.execute import Call, Lost, executing, is_ours
 from ostap_parallel.worker.restore import SIGNALS, Baseline
@@ -302,9 +302,14 @@ class Future:
         try:
             call = serialize.loads(_item(chunk))
             self._value = contextvars.Context().run(execute.apply, call)
-        except Exception as exc:
-            self._error = exc
-        self._announce()
+        except BaseException as exc:  # user code
+            is_usual = isinstance(exc, Exception) and not isinstance(exc, StopIteration)
+            text = serialize.text_of(exc)
+            self._error = exc if is_usual else RemoteError(type(exc).__name__, text)
+            if executing.interrupted or executing.timed_out:
+                raise
+        finally:
+            self._announce()
 
     def _announce(self) -> None:
         with _known:
