@@ -36,7 +36,8 @@ def where(item):
 def all_workers(wanted):
     found = {}
     while len(found) < wanted:
-        for label, pid, *rest in futures.map(where, range(20)):
+        calls = [futures.submit(where, item) for item in range(20)]  # not sent together
+        for label, pid, *rest in (call.result() for call in calls):
             found[label, pid] = rest
     return [(*key, *rest) for key, rest in found.items()]
 
