@@ -8,6 +8,8 @@ There is no deadlock. A task waits for its children only, as futures do not trav
 that is run on top of another one keeps that from going on. Both lead from a task to one that was
 begun later. Of all tasks that have begun and not ended, look at the last: it is on top of its
 worker's stack, and those that it waits for have not begun, so its worker can begin one of them.
+That holds for workers of one caller: on a server that several use, what has been sent there may
+still wait behind a task of another caller, and two such servers can have both wait for ever.
 """
 
 from __future__ import annotations
