@@ -242,17 +242,13 @@ class Run:
             if not chunk:
                 return
             try:
-                future = self._submit(
-                    pack_chunk(chunk, self._id, self._limit), self._is_short(chunk)
-                )
+                is_short = isinstance(chunk, Chunk) and self._size.is_short(len(chunk.items))
+                future = self._submit(pack_chunk(chunk, self._id, self._limit), is_short)
             except BrokenExecutor as exc:  # a foreign one that a worker's death has ended
                 future = Future()
                 future.set_exception(exc)
             self._running[future] = chunk
             future.add_done_callback(self._news.put)
-
-    def _is_short(self, chunk: Chunk | list[Item]) -> bool:
-        return isinstance(chunk, Chunk) and self._size.is_short(len(chunk.items))
 
     def _read_chunk(self, workers: int) -> Chunk | None:
         """Read and pack some items; ``None`` if there are none to be sent now."""

@@ -304,8 +304,7 @@ class WorkManager:
     def _record(self, run: Run, progress: bool | None, title: str) -> Iterator[_Recorder]:
         """Keep `report` up to date during a run, however it ends, and show its progress."""
         show = self._progress if progress is None else progress
-        total = run.total
-        with open_progress(show, total, title, lambda: self.workers) as reporter:
+        with open_progress(show, run.total, title, lambda: self.workers) as reporter:
             recorder = _Recorder(run, reporter)
             self.report = recorder.report
             hosts = [] if self._owned is None else self._owned.hosts

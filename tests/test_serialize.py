@@ -341,6 +341,9 @@ STAYS = program("""
     def marked(x):
         marked.times = getattr(marked, "times", 0) + 1
         return marked.times
+    def hides(x):
+        globals()["hidden"] = globals().get("hidden", 0) + 1
+        return globals()["hidden"]
     def down(x): return 1 if x == 0 else down(x - 1) + helper(x)
     def helper(x): return len(text)
     def marks(x):
@@ -349,7 +352,7 @@ STAYS = program("""
     # run
     def submit(function, item): return wm.executor.submit(function, item).result()
     for _ in range(5):
-        assert submit(counts, 0) == submit(marked, 0) == 1
+        assert submit(counts, 0) == submit(marked, 0) == submit(hides, 0) == 1
         assert submit(down, 3) == 4
         assert submit(marks, 0) == (None, 1)
     text = "bc"

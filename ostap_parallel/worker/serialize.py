@@ -255,7 +255,7 @@ def _parts_of(function: FunctionType, callers: tuple[FunctionType, ...] = ()) ->
     if function.__closure__ or function.__dict__ or function.__kwdefaults__:
         return None
     code, defaults = function.__code__, function.__defaults__ or ()
-    if not all(type(value) in _CONSTANTS for value in defaults):
+    if not all(type(value) in _CONSTANTS for value in defaults) or _REACHING & {*_names_in(code)}:
         return None
     parts = [code, function.__name__, function.__qualname__, *defaults]
     known = function.__globals__
@@ -285,6 +285,7 @@ def _is_fixed(value: object) -> bool:
 
 
 _CONSTANTS = (type(None), bool, int, float, str, bytes)
+_REACHING = {"globals", "exec", "eval"}  # what they reach is not among the names in the code
 
 
 @functools.lru_cache(maxsize=1024)
