@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import secrets
@@ -27,8 +28,9 @@ import sys
 from ostap_parallel import WorkManager
 
 def where(number):
-    import os, socket
+    import os, time
     print("task", number)
+    time.sleep(0.05)  # else the first worker may do them all
     return number, os.getpid()
 
 if __name__ == "__main__":
@@ -53,6 +55,16 @@ def home(tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.chdir(path)
     return path
+
+
+@pytest.fixture(autouse=True)
+def _levels():
+    """A command is told to be the whole program: what it keeps quiet must not stay so."""
+    loggers = [logging.getLogger(name) for name in ("ostap_parallel.executors", "pp")]
+    levels = [logger.level for logger in loggers]
+    yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
 
 
 def run(*argv, timeout=60, **kwargs):
