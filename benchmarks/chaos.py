@@ -71,15 +71,14 @@ def kill(manager: WorkManager, host: Host, choose: random.Random, *, found: Foun
 
 def break_connection(manager: WorkManager, host: Host, choose: random.Random) -> bool:
     """Shut down one of this process' connections to a host's server."""
-    ports = {one.port for one in manager.executor.hosts if one.name == host.name}
+    peers = {("127.0.0.1", one.port) for one in manager.executor.hosts if one.name == host.name}
     descriptors = list(Path("/proc/self/fd").iterdir())
     choose.shuffle(descriptors)
     for descriptor in descriptors:
         with contextlib.suppress(OSError):  # closed meanwhile
             if descriptor.readlink().name.startswith("socket:"):
                 with socket.socket(fileno=os.dup(int(descriptor.name))) as connection:
-                    address, port = connection.getpeername()
-                    if address == "127.0.0.1" and port in ports:
+                    if connection.getpeername() in peers:  # that of another kind is a text
                         connection.shutdown(socket.SHUT_RDWR)
                         return True
     return False
@@ -121,7 +120,7 @@ ATTACKS: dict[str, Attack] = {
     for name, found in {
         "local worker": lambda manager, host: manager.executor.server.pids(),
         "host's worker": lambda manager, host: matching(host.processes(), "worker.process import"),
-        "host's server": lambda manager, host: matching(host.processes(), "/bundle.zip refuse"),
+        "host's server": lambda manager, host: matching(host.processes(), "/bundle refuse"),
         "ssh session": lambda manager, host: matching(host.processes(), "@notty"),
         "ssh client": lambda manager, host: matching(
             descendants(os.getpid()), f" -- {host.name} exec bash"
@@ -155,6 +154,10 @@ class Monkey:
         self._stop.set()
         self._thread.shutdown()
         self._running.result()  # its own error
+
+    def goes_on(self, kills: int) -> bool:
+        """Return whether it has done fewer, and has not failed."""
+        return sum(self.kills.values()) < kills and not self._running.done()
 
     def _run(self) -> None:
         """Do all kinds once, in any order and to any host where there is such a thing; repeat."""
@@ -246,7 +249,7 @@ def play(
             stack.enter_context(monkey)
         stack.callback(manager.close)  # while the monkey goes on
         numbers = itertools.takewhile(
-            lambda n: n < items or sum(monkey.kills.values()) < kills, itertools.count()
+            lambda n: n < items or monkey.goes_on(kills), itertools.count()
         )
         merged = manager.process(
             work,
