@@ -422,7 +422,6 @@ class TestResting:
 
         monkeypatch.setattr(supervisor.Supervisor, "_set_state", tell)
         with open_manager(hosts, keepalive=1, timeout=0.5) as manager:
-            assert manager.wait_for_hosts(PATIENCE)
             for _ in range(3):
                 gone.clear()
                 assert gone.wait(PATIENCE)
@@ -450,11 +449,12 @@ class TestResting:
         wait_clean(hosts)
 
     def test_not_while_there_is(self, hosts):
-        with open_manager(hosts, keepalive=1, timeout=0.5) as manager:
-            assert manager.wait_for_hosts(PATIENCE)
-            servers = [server_of(manager, name) for name in ("h1", "h2")]
-            assert manager.process(time.sleep, [2, 2]) == [None, None]
-            assert [server_of(manager, name) for name in ("h1", "h2")] == servers
+        with open_manager(hosts, "h1*1", keepalive=1, timeout=0.5) as manager:
+            running = manager.executor.submit(time.sleep, 2)
+            wait_until(lambda: manager.workers == {"h1": 1}, PATIENCE, "the host is up")
+            server = server_of(manager, "h1")
+            assert running.result(PATIENCE) is None
+            assert server_of(manager, "h1") == server
         wait_clean(hosts)
 
 
