@@ -29,6 +29,17 @@ def with_index(jobid, item):
     return jobid, item
 
 
+def slowly(item):
+    time.sleep(0.02)
+    return item
+
+
+def sum_of_children(count):
+    slowly(None)
+    futures = [nested.submit(slowly, n) for n in range(count)]
+    return sum(future.result() for future in futures)
+
+
 def pid_of(item):
     return os.getpid()
 

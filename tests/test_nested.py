@@ -19,8 +19,9 @@ import functions
 import pytest
 from functions import PATIENCE
 from helpers import importable, kill, open_manager, wait_until, workers_of
+from servers import open_server
 
-from ostap_parallel import TaskTimeout, WorkerLost, WorkManager
+from ostap_parallel import Executor, TaskTimeout, WorkerLost, WorkManager
 from ostap_parallel.worker import nested
 
 
@@ -115,6 +116,20 @@ class TestTrees:
 
         with WorkManager(1, silent=True) as manager:
             assert manager.executor.submit(count, 4).result(PATIENCE) <= 5
+
+
+class TestSharedServers:
+    def test_programs_do_not_wait_for_one_another_for_ever(self):
+        where = {"path": [Path(__file__).parent]}
+        with open_server("secret", **where) as one, open_server("secret", **where) as other:
+            names = [f"localhost:{port}" for port in (one, other)]
+            with (
+                Executor(0, names, secret="secret") as mine,
+                Executor(0, names, secret="secret") as yours,
+            ):
+                for _ in range(5):
+                    sums = [who.submit(functions.sum_of_children, 4) for who in (mine, yours) * 3]
+                    assert [future.result(PATIENCE) for future in sums] == [6] * 6
 
 
 class TestWaiting:

@@ -23,6 +23,7 @@ from ostap_parallel.worker import execute, handshake, transport
 from ostap_parallel.worker.engine import Server, Task
 from ostap_parallel.worker.execute import Lost
 from ostap_parallel.worker.local import Worker
+from ostap_parallel.worker.nested import REFUSED
 from ostap_parallel.worker.shared import Store
 
 LOCAL = "local"
@@ -40,6 +41,7 @@ class Connection(transport.Connection, ppft._pp._RWorker):  # type: ignore[misc]
         self.name = secrets.randbits(128)  # which the server calls it by
         self.jobs = 0  # that were sent
         self.is_spare = False  # for jobs that wait at the host
+        self.is_shared = False
         message = f"{purpose} {self.name}"
         super().__init__("127.0.0.1", port, server.secret, server, message, False, None)
 
@@ -85,9 +87,12 @@ class ClientServer(Server):
         self.nesting = Nesting(self)
         super().__init__(ncpus, secret=secret)
 
-    def add_host(self, label: str, port: int, limit: int | None = None) -> int:
+    def add_host(
+        self, label: str, port: int, limit: int | None = None, is_shared: bool = False
+    ) -> int:
         """Connect to a server on a port of this machine; return the number of its workers.
 
+        One that is shared may have other clients, whose jobs its workers do, too.
         Raises `HostError` if it does not answer, has another version or another secret.
         """
         status = Connection(self, label, port, "STAT")
@@ -103,6 +108,8 @@ class ClientServer(Server):
                 found += [Connection(self, label, port, "EXEC") for _ in range(count)]
             for spare in found[count:]:
                 spare.is_spare = True
+            for connection in found:
+                connection.is_shared = is_shared
         except HostError:
             raise
         except (OSError, RuntimeError, ValueError) as exc:
@@ -132,10 +139,12 @@ class ClientServer(Server):
             with contextlib.suppress(OSError):  # wakes the thread that waits for a result
                 connection.socket.shutdown(socket.SHUT_RDWR)
 
-    def insert(self, sfunc: bytes, sargs: bytes, task: Task | None = None) -> Task:
+    def insert(
+        self, sfunc: bytes, sargs: bytes, task: Task | None = None, if_free: bool = False
+    ) -> Task:
         """Queue a serialised job."""
         self._last_work = time.monotonic()
-        return super().insert(sfunc, sargs, task)
+        return super().insert(sfunc, sargs, task, if_free)
 
     def _is_for(self, worker: Any, job: Task) -> bool:
         if isinstance(worker, Worker) or not worker.is_spare:
@@ -233,6 +242,8 @@ class ClientServer(Server):
                 if job.is_interrupted:
                     raise Abandoned("it was interrupted")
                 worker.jobs += 1
+            if job.is_nested and worker.is_shared:  # see `nesting` for the reason
+                return REFUSED + sargs
         return sargs
 
     def _finish(self, worker: Any, job: Task, error: Exception | None) -> bytes:

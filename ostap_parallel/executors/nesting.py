@@ -8,8 +8,8 @@ There is no deadlock. A task waits for its children only, as futures do not trav
 that is run on top of another one keeps that from going on. Both lead from a task to one that was
 begun later. Of all tasks that have begun and not ended, look at the last: it is on top of its
 worker's stack, and those that it waits for have not begun, so its worker can begin one of them.
-That holds for workers of one caller: on a server that several use, what has been sent there may
-still wait behind a task of another caller, and two such servers can have both wait for ever.
+So a nested task must not wait at a server behind a task of another caller: a server that several
+use refuses it unless it has a free worker, and for a while only those who wait can have it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 from ostap_parallel.worker import serialize
 from ostap_parallel.worker.engine import Task
 from ostap_parallel.worker.execute import ChunkOutcome, Lost, pack_result, unpack_result
-from ostap_parallel.worker.nested import CANCELLED
+from ostap_parallel.worker.nested import CANCELLED, REFUSED
 
 if TYPE_CHECKING:
     from ostap_parallel.executors.client import ClientServer
@@ -42,6 +42,9 @@ HOST_RETRIES = 8
 
 # Jobs that one worker may have begun and not ended; then it runs only what it waits for.
 MAX_STACK = 30
+
+# Seconds until a task is sent anew that a server has refused, unless somebody has taken it.
+AGAIN = 0.5
 
 # Seconds that a task gets to come back when it was interrupted.
 GRACE = 2.0
@@ -174,6 +177,8 @@ class Nesting:
             self._interrupt_on_top(child, child.level)
         elif child.task is not None:
             self._server.interrupt([child.task])
+        else:  # kept back
+            self._waiting.pop(child, None)
 
     def _interrupt_on_top(self, child: Child, level: Level) -> None:
         stack = level.stack
@@ -211,6 +216,7 @@ class Nesting:
             is_wanted=partial(self._begin, child),
             modules=child.parent.stack.modules,
         )
+        child.task.is_nested = True
         self._waiting[child] = None
         self._server.insert(self.call, child.chunk, child.task)
         self._call_helper()
@@ -233,7 +239,29 @@ class Nesting:
         with self._lock:
             self._waiting.pop(child, None)
             child.task = None
-            self._settle(child, unpack_result(message), message)
+            if message == REFUSED and not child.is_interrupted:
+                self._keep_back(child)
+                return
+            result = (
+                Lost("", 0, "it was refused") if message == REFUSED else unpack_result(message)
+            )
+            self._settle(child, result, message)
+
+    def _keep_back(self, child: Child) -> None:
+        """Leave a child to workers that wait, and send it anew if none takes it."""
+        child.has_begun = False
+        self._waiting[child] = None
+        child.parent.stack.changed.notify_all()
+        self._call_helper()
+
+        def send() -> None:
+            with self._lock:
+                if child in self._waiting and child.task is None:
+                    self._queue(child)
+
+        timer = threading.Timer(AGAIN, send)
+        timer.daemon = True
+        timer.start()
 
     def _settle(self, child: Child, result: ChunkOutcome | Lost, message: bytes) -> None:
         """Keep a child's result for its parent, or run it again."""
@@ -311,8 +339,8 @@ class Nesting:
         return None
 
     def _take(self, child: Child) -> bool:
-        assert child.task is not None
-        return self._server.take(child.task)  # else a free worker has just taken it
+        # else a free worker has just taken it
+        return child.task is None or self._server.take(child.task)
 
     def _give(self, level: Level, child: Child, is_part: bool) -> tuple[int, bytes]:
         """Give a job to a worker, to be run on top of others, or as a part of what waits."""

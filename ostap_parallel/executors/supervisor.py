@@ -193,7 +193,7 @@ class Supervisor:
             if not port:
                 server = self._open(host, status.port)
                 port, about = server.port, server.about
-            workers = self._client.add_host(host.label, port, host.ncpus)
+            workers = self._client.add_host(host.label, port, host.ncpus, bool(host.server_port))
         except Exception as exc:
             if not isinstance(exc, HostError):
                 if not self._closed.is_set():

@@ -59,6 +59,7 @@ class Task(ppft._pp._Task):  # type: ignore[misc]
         self.is_wanted = is_wanted
         self.host = ""
         self.is_short = is_short
+        self.is_nested = False
         self.is_interrupted = False
 
     def finalize(self, sresult: bytes) -> None:
@@ -68,6 +69,10 @@ class Task(ppft._pp._Task):  # type: ignore[misc]
         super().finalize(sresult if deliver is None else b"")
         if deliver is not None:
             deliver(sresult)
+
+
+class Busy(Exception):
+    """No worker is free."""
 
 
 class Server(ppft.Server):  # type: ignore[misc]
@@ -145,14 +150,27 @@ class Server(ppft.Server):  # type: ignore[misc]
         for worker in started:
             self._employ(worker)
 
-    def insert(self, sfunc: bytes, sargs: bytes, task: Task | None = None) -> Task:
-        """Queue a serialised job; raises DestroyedServerError once the server is closed."""
+    def insert(
+        self, sfunc: bytes, sargs: bytes, task: Task | None = None, if_free: bool = False
+    ) -> Task:
+        """Queue a serialised job.
+
+        Raises
+        ------
+        DestroyedServerError
+            The server was closed.
+        Busy
+            It is only to be queued `if_free`, and no worker is free for it.
+        """
         if self._pid != os.getpid():
             raise RuntimeError("workers serve the process that started them, not its forks")
         task = task or Task(self)
         with self._Server__queue_lock:
             if self._exiting:  # set before `destroy` drops, with this lock, what waits
                 raise ppft.DestroyedServerError("the server was closed")
+            free = sum(worker.is_free for worker in self._Server__workers)
+            if if_free and free <= len(self._Server__queue):
+                raise Busy
             self._Server__queue.append((task, sfunc, sargs))
         if self._is_empty and not self._Server__rworkers:
             self.drop_waiting("no worker is left")

@@ -38,6 +38,9 @@ from ostap_parallel.worker.transport import Pipe
 logger = logging.getLogger(__name__)
 
 REQUEST = b"?"  # begins a request; no result begins with it
+
+# Begins the message for a job that a server refuses, by this, if it has no free worker.
+REFUSED = b"!"
 CANCELLED = b""  # what stands for the result of a call that was cancelled
 
 # Seconds that an answer takes at most; so often a worker that waits shows that it is there. What

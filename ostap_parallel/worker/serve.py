@@ -33,6 +33,7 @@ from ostap_parallel.worker import engine
 from ostap_parallel.worker.cpus import usable_cpus
 from ostap_parallel.worker.handshake import greet_client
 from ostap_parallel.worker.modules import Unpacked
+from ostap_parallel.worker.nested import REFUSED
 from ostap_parallel.worker.output import Sink
 from ostap_parallel.worker.shared import Blob, Store
 from ostap_parallel.worker.transport import Connection
@@ -148,7 +149,12 @@ class NetworkServer(engine.Server):
                 with self._jobs_lock:
                     self._jobs[name] = number, job
                     job.is_interrupted = self._stopped.get(name, 0) >= number
-                client.send(self.insert(sfunc, sargs, job)(True))
+                if_free = sargs.startswith(REFUSED)
+                try:
+                    done = self.insert(sfunc, sargs.removeprefix(REFUSED), job, if_free)
+                    client.send(done(True))
+                except engine.Busy:
+                    client.send(REFUSED)
         finally:
             with self._jobs_lock:
                 self._jobs.pop(name, None)
