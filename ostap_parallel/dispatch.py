@@ -435,7 +435,11 @@ class Run:
             return
         running = list(self._running)
         if isinstance(self.executor, ParallelExecutor):
-            self.executor.interrupt(running)
+            # The garbage collector may end a run anywhere, also where this thread has one of the
+            # executor's locks.
+            interrupting = threading.Thread(target=self.executor.interrupt, args=[running])
+            interrupting.daemon = True
+            interrupting.start()
         else:
             # one that is cancelled while it is queued may be notified only when its turn comes
             running = [future for future in running if not future.cancel()]

@@ -8,6 +8,7 @@ import functools
 import logging
 import math
 import multiprocessing.pool
+import os
 import threading
 import weakref
 from collections import deque
@@ -136,7 +137,6 @@ class Pool(multiprocessing.pool.Pool):
     """
 
     _executor: concurrent.futures.Executor
-    _check_running: Callable[[], None]
     _state = INIT  # `__del__` looks at it, also if `__init__` has raised
 
     def __init__(
@@ -173,10 +173,17 @@ class Pool(multiprocessing.pool.Pool):
         threads = self._callbacks, self._calls
         self._terminate = weakref.finalize(self, _end, self._under_way, owned, threads)
         self._closing: Future[None] | None = None
+        self._pid = os.getpid()
         self._state = RUN
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} state={self._state} pool_size={self._processes}>"
+
+    def _check_running(self) -> None:
+        if os.getpid() != self._pid:
+            raise RuntimeError("a pool serves the process that has opened it, not its forks")
+        if self._state != RUN:
+            raise ValueError("Pool not running")
 
     async def __aenter__(self) -> Pool:
         return self.__enter__()

@@ -454,6 +454,23 @@ class TestOurs:
         )
         assert functions.run_python("-W", "ignore", script, cwd=tmp_path) == "0\n"
 
+    def test_a_fork_has_no_pool(self):
+        with Pool(1) as pool:
+            reader, writer = os.pipe()
+            pid = os.fork()
+            if not pid:
+                try:
+                    pool.map(abs, [-1])
+                except RuntimeError as exc:
+                    os.write(writer, str(exc).encode())
+                finally:
+                    os._exit(0)
+            os.close(writer)
+            with os.fdopen(reader) as file:
+                assert "not its forks" in file.read()
+            os.waitpid(pid, 0)
+            assert pool.map(abs, [-1]) == [1]
+
     def test_settings_are_checked_before_anything_starts(self):
         with pytest.raises(ValueError, match="at least 1"):
             Pool(-1)
