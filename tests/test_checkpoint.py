@@ -344,6 +344,7 @@ def end(process, number=signal.SIGKILL):
     return process.communicate(timeout=PATIENCE)
 
 
+@pytest.mark.slow
 class TestKilled:
     def test_a_run_goes_on_after_sigkill(self, tmp_path, file, folder):
         with start(folder, file, 300) as process:
@@ -360,7 +361,6 @@ class TestKilled:
         assert sorted(after) == list(range(300))
         assert {item: after[item] for item in done} == {item: before[item] for item in done}
 
-    @pytest.mark.slow
     @pytest.mark.parametrize("seed", range(2))
     def test_killed_again_and_again_until_it_is_complete(self, file, folder, seed):
         chance = random.Random(seed)
@@ -482,6 +482,7 @@ made = [lambda x: f(x) for _ in range(3)]
 """
 
 
+@pytest.mark.slow
 class TestIdentity:
     @pytest.mark.parametrize(
         "name",
@@ -792,6 +793,7 @@ class TestFiles:
             assert first.result(PATIENCE) == [None]
         assert not Path(f"{file}-lock").exists()
 
+    @pytest.mark.slow
     def test_one_run_at_a_time_whatever_others_do(self, file, tmp_path):
         """Runs that begin while another one ends, which removes the file that keeps them out."""
         script = """

@@ -21,6 +21,8 @@ from sshd import descendants, describe, live_pids
 
 from ostap_parallel import WorkManager
 
+pytestmark = pytest.mark.slow
+
 PATIENCE = 60  # seconds; only a hang takes that long
 PACKAGE_PARENT = Path(sys.modules["ostap_parallel"].__file__).parents[1]
 

@@ -183,6 +183,7 @@ def test_what_is_wrong_is_shown_in_full_and_is_no_markup(ssh_config, tmp_path):
     assert "second line (ended with exit status 3)" in done.stdout
 
 
+@pytest.mark.slow
 def test_verbose_shows_what_scripts_print(ssh_config, tmp_path):
     script = tmp_path / "script.sh"
     script.write_text("echo hello from $((40 + 2))\n")
@@ -360,6 +361,7 @@ def test_launched_servers_do_the_work_of_another_program(
     assert not secret_file.parent.exists()
 
 
+@pytest.mark.slow
 def test_hosts_reports_a_wrong_secret(ssh_config, launch, tmp_path, monkeypatch):
     launched = launch("--ssh-config", ssh_config, "h1*1")
     server = launched.exports()["OSTAP_PPSERVERS"]
@@ -401,6 +403,7 @@ def test_no_host_at_all(ssh_config):
     assert "h2:9: connect: " in done.stderr
 
 
+@pytest.mark.slow
 def test_a_host_that_is_lost_comes_back_at_the_same_port(make_hosts, launch):
     hosts = make_hosts(2)
     launched = launch("--ssh-config", hosts.ssh_config, "h1*1", "h2*1")
@@ -422,6 +425,7 @@ def test_a_host_that_is_lost_comes_back_at_the_same_port(make_hosts, launch):
     assert launched.end()[0] == 0
 
 
+@pytest.mark.slow
 def test_the_last_host_ends_it(make_hosts, launch):
     (host,) = hosts = make_hosts(1)
     launched = launch("--ssh-config", hosts.ssh_config, "--patience", "0.5", "h1*1")

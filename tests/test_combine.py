@@ -126,6 +126,7 @@ class TestTheSameResult:
         assert found == {0: 30, 1: 30, 2: 30}
 
 
+@pytest.mark.slow
 class TestFailures:
     def test_of_single_items(self, wm):
         found = wm.process(

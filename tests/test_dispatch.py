@@ -305,6 +305,7 @@ INPUTS = {
 }
 
 
+@pytest.mark.slow
 class TestEveryItemOnce:
     @pytest.mark.parametrize("kind", INPUTS)
     @pytest.mark.parametrize("count", [0, 1, 997])

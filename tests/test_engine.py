@@ -105,6 +105,7 @@ class TestOutput:
         assert wm.process(lambda x: sys.stdin.read(), [1]) == [""]
 
 
+@pytest.mark.slow
 class TestLostWorkers:
     @pytest.mark.parametrize(
         ("how", "said"),
@@ -372,6 +373,7 @@ class TestInterrupting:
         wait_until(lambda: stat_of(pid) is None, GONE_WITHIN, "the program to end")
 
 
+@pytest.mark.slow
 class TestLife:
     @pytest.mark.parametrize("where", ["local", "host"])
     def test_workers_are_replaced_after_so_many_jobs(self, where, request, caplog):
@@ -549,6 +551,7 @@ class Script:
         wait_until(lambda: not any(map(stat_of, self.workers)), GONE_WITHIN, "no worker left")
 
 
+@pytest.mark.slow
 class TestCallers:
     @pytest.mark.parametrize("wait", WAITS)
     def test_interrupted(self, tmp_path, wait):

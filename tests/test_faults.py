@@ -78,6 +78,7 @@ def works(wm):
     return wm.process(functions.square, range(5)) == [0, 1, 4, 9, 16]
 
 
+@pytest.mark.slow
 class TestCulprit:
     """The item that ended the worker, and no other, pays for it."""
 
@@ -175,6 +176,7 @@ class TestCulprit:
             wm.process(lambda x: os._exit(0), [1], on_error="collect", lost_retries=0)
 
 
+@pytest.mark.slow
 class TestTimeout:
     HANGS = (
         faults.hang_in_python,
@@ -562,6 +564,7 @@ with wm:
 """
 
 
+@pytest.mark.slow
 class TestManagers:
     """Several of them, anywhere."""
 

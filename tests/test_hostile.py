@@ -90,6 +90,7 @@ def literal(name, text):
     return text
 
 
+@pytest.mark.slow
 class TestSettings:
     @pytest.mark.parametrize("name", TEXTS)
     def test_arguments(self, name):

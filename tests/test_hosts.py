@@ -396,6 +396,7 @@ def other_python():
     return pytest.skip("this machine has one Python version only")
 
 
+@pytest.mark.slow
 class TestFailures:
     def test_another_minor_version(self, fail, other_python):
         python, version = other_python
@@ -656,8 +657,8 @@ def test_an_event_that_the_end_has_cut_off():
     assert events == []
 
 
+@pytest.mark.slow
 class TestLimits:
-    @pytest.mark.slow
     def test_sixteen_hosts_behind_one_gateway(self, hosts, manage, tmp_path):
         names = [f"node{i}" for i in range(16)]
         gateway, inner = hosts

@@ -21,6 +21,8 @@ from helpers import importable, open_manager, wait_until
 from ostap_parallel import ConfigError, Executor, WorkManager
 from ostap_parallel.worker import nested
 
+pytestmark = pytest.mark.slow
+
 # Many small chunks: most of the caller's time goes into handing out jobs.
 SCRIPT = """
 from ostap_parallel import WorkManager, TaskMerger

@@ -85,6 +85,7 @@ def found_by(done):
     return argv, path, by_host
 
 
+@pytest.mark.slow
 class TestHosts:
     def test_a_program_on_hosts_and_here(self, program, ssh_config, tmp_path):
         words = ["--hosts", "localhost", "h1*2", "h2", "h2", "-n", 5, "--ssh-config", ssh_config]
@@ -194,12 +195,14 @@ def same_as_python(words, cwd):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ENDINGS.values(), ids=ENDINGS)
 def test_a_program_runs_as_with_python(tmp_path, text):
     (tmp_path / "program.py").write_text(f"import sys\n{text}\n")
     same_as_python(["program.py", "-n", "--", "a b"], tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["package", "module", "directory", "zip", "link", "no module"])
 def test_all_kinds_of_programs(tmp_path, how):
     text = ENDINGS["arguments"] + "\nimport beside\nraise OSError('end')"
@@ -249,6 +252,7 @@ def test_ctrl_c(tmp_path):
     assert errors.endswith("KeyboardInterrupt\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "text"),
     [

@@ -31,6 +31,8 @@ from sshd import HostOptions, descendants
 from ostap_parallel import HostError, ServersUnavailable, WorkManager
 from ostap_parallel.executors import supervisor
 
+pytestmark = pytest.mark.slow
+
 PATIENCE = 60  # seconds; only a hang takes that long
 PACKAGE_PARENT = Path(sys.modules["ostap_parallel"].__file__).parents[1]
 ITEMS = 120

@@ -202,6 +202,7 @@ def launched(words: list[str], home: Path) -> Iterator[dict[str, str]]:
             assert process.wait(20) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chapter", CHAPTERS, ids=str)
 def test_chapter(chapter: Chapter, home: Path, hosts: Hosts) -> None:
     with saved_files(chapter, home, hosts), ExitStack() as stack:

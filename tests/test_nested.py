@@ -340,6 +340,7 @@ class TestState:
             assert manager.report.retried == 0
 
 
+@pytest.mark.slow
 class TestLosses:
     @pytest.mark.parametrize("which", ["newest", "oldest"])
     def test_a_worker_that_is_killed_in_the_middle(self, place, which):

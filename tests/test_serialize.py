@@ -385,6 +385,7 @@ CHANGES = program("""
 """)
 
 
+@pytest.mark.slow
 class TestMain:
     def test_a_function_that_comes_again_is_as_it_was_sent(self, tmp_path):
         assert run_python("-c", STAYS, cwd=tmp_path) == "ok\n"

@@ -135,6 +135,7 @@ class TestWhatAFunctionGets:
         assert found == [expected] * 60
 
 
+@pytest.mark.slow
 class TestOnceForEachHost:
     def test_workers_share_its_pages(self, wm):
         data = buffer(size=3 * SIZE)
@@ -211,6 +212,7 @@ def blobs(pid):
     return {link for link in links if link.startswith(mine) and link.endswith("(deleted)")}
 
 
+@pytest.mark.slow
 class TestTrouble:
     def test_a_server_that_is_killed_gets_it_again(self, hosts):
         data = buffer()

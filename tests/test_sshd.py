@@ -235,6 +235,7 @@ def test_a_restart_keeps_the_network(make_hosts):
         assert ssh.communicate(b"old", timeout=10) == (b"old", b"")
 
 
+@pytest.mark.slow
 def test_a_session_ends_by_itself_after_a_cut(make_hosts):
     (host,) = make_hosts(network=True)
     probes = "-oServerAliveInterval=1", "-oServerAliveCountMax=2"
@@ -251,6 +252,7 @@ def test_a_session_ends_by_itself_after_a_cut(make_hosts):
     subprocess.run(["kill", pid], check=True)
 
 
+@pytest.mark.slow
 def test_a_session_survives_a_short_cut(make_hosts):
     (host,) = make_hosts(network=True)
     with start_ssh(host, "echo up; cat") as ssh:
