@@ -184,6 +184,8 @@ def _nothing_left_here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
         patch.setenv("HOME", str(home))
         for name in [name for name in os.environ if name.startswith("OSTAP_")]:
             patch.delenv(name)
+        # Thousands of processes are started: they need not compile the package each.
+        patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
         try:
             yield
             deadline = time.monotonic() + LEAK_PATIENCE
