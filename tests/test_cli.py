@@ -322,6 +322,7 @@ def test_version_and_help(capsys):
 # -- launch ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_launched_servers_do_the_work_of_another_program(
     hosts, ssh_config, launch, tmp_path, monkeypatch
 ):

@@ -214,6 +214,7 @@ class TestFailures:
         assert found == 780
 
 
+@pytest.mark.slow
 class TestMergersThatFail:
     def test_is_the_error_of_the_run(self, wm):
         with pytest.raises(ArithmeticError, match="five") as caught:

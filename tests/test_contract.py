@@ -211,6 +211,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["local", "processes"])
 def test_what_a_script_defines_travels(tmp_path, name):
     (tmp_path / "script.py").write_text(SCRIPT)

@@ -10,6 +10,8 @@ import nbclient
 import nbformat
 import pytest
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = functions.PROJECT / "examples"
 
 

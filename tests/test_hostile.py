@@ -29,6 +29,8 @@ from ostap_parallel.hosts.server import HostServer
 from ostap_parallel.hosts.ssh import Session, control_directory, ssh_argv
 from ostap_parallel.worker.serve import MARK
 
+pytestmark = pytest.mark.slow
+
 PATIENCE = 60  # seconds; only a hang takes that long
 MISSING = "no such file on this host, or not readable"
 
@@ -90,7 +92,6 @@ def literal(name, text):
     return text
 
 
-@pytest.mark.slow
 class TestSettings:
     @pytest.mark.parametrize("name", TEXTS)
     def test_arguments(self, name):

@@ -239,6 +239,7 @@ BAD_SCRIPTS = {
 }
 
 
+@pytest.mark.slow
 class TestPreparation:
     def test_profile_environment_script_in_this_order(self, manage, hosts, tmp_path):
         (hosts["h1"].home / "order.sh").write_text('export ORDER="$ORDER profile"\n')
@@ -829,6 +830,7 @@ export PYTHONPATH=$HOME/site
 """
 
 
+@pytest.mark.slow
 class TestNothingIsLost:
     """What ppft and pathos lose on a host."""
 

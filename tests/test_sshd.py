@@ -18,6 +18,8 @@ from conftest import hosts_or_skip
 from helpers import wait_until
 from sshd import HostOptions, SshdUnavailable, descendants, describe, open_hosts, stat_of
 
+pytestmark = pytest.mark.slow
+
 
 def need_private(hosts):
     if not hosts[0].private:
@@ -235,7 +237,6 @@ def test_a_restart_keeps_the_network(make_hosts):
         assert ssh.communicate(b"old", timeout=10) == (b"old", b"")
 
 
-@pytest.mark.slow
 def test_a_session_ends_by_itself_after_a_cut(make_hosts):
     (host,) = make_hosts(network=True)
     probes = "-oServerAliveInterval=1", "-oServerAliveCountMax=2"
@@ -252,7 +253,6 @@ def test_a_session_ends_by_itself_after_a_cut(make_hosts):
     subprocess.run(["kill", pid], check=True)
 
 
-@pytest.mark.slow
 def test_a_session_survives_a_short_cut(make_hosts):
     (host,) = make_hosts(network=True)
     with start_ssh(host, "echo up; cat") as ssh:

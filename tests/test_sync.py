@@ -25,6 +25,8 @@ from ostap_parallel.executors import syncing
 from ostap_parallel.executors.syncing import Modules, find_sources
 from ostap_parallel.worker.modules import Unpacked
 
+pytestmark = pytest.mark.slow
+
 PATIENCE = 30
 
 
