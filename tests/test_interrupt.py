@@ -133,7 +133,8 @@ def test_a_task_on_top_of_another_one(three, is_deaf):
     (here / "go").touch()
     assert len(futures[1].result(functions.PATIENCE)) == 2
     assert functions.attempts(here, "below") == 1 + is_deaf
-    assert functions.attempts(here, "child") == 1
+    # not again; it may have been interrupted when it had opened its file and not yet written
+    assert functions.attempts(here, "child") <= 1
 
 
 STARTING = """
