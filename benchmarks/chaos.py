@@ -36,8 +36,8 @@ from unittest import mock
 from sshd import Host, Hosts, descendants, describe, kill_if, open_hosts
 
 from ostap_parallel import WorkManager
-from ostap_parallel.executors import supervisor
-from ostap_parallel.report import Report
+from ostap_parallel.runs.report import Report
+from ostap_parallel.supply import supervisor
 
 PERIOD = 0.5  # mean number of seconds between two kills
 KEEPALIVE = 3  # seconds of silence after which a host is lost

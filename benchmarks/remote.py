@@ -98,7 +98,7 @@ CORES = os.cpu_count() or 1
 
 def start(count: int, ssh_config: str) -> Figures:
     """Return the seconds until each host has given a result, and what the processor needs."""
-    import ostap_parallel.manager  # noqa: F401  (what is measured is the start of hosts)
+    import ostap_parallel.faces.manager  # noqa: F401  (what is measured is the start of hosts)
 
     names = [f"h{number + 1}" for number in range(count)]
     begin = time.perf_counter()

@@ -49,7 +49,7 @@ chunk. Tasks sleep and all hosts are on this machine; their own processes are no
 
 def cost(hosts: int, workers: int, ssh_config: str) -> Figures:
     """Return what the caller uses for so many hosts with so many workers each."""
-    import ostap_parallel.manager  # noqa: F401
+    import ostap_parallel.faces.manager  # noqa: F401
 
     names = [f"h{number + 1}" for number in range(hosts)]
     before = own_cpu()
@@ -123,7 +123,7 @@ def limits(results: Results) -> dict[str, float]:
     soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     most = int(Path("/proc/sys/kernel/threads-max").read_text())
     # A core does so many chunks in the time that a worker takes for one of the usual length.
-    from ostap_parallel.chunking import CHUNK_SECONDS
+    from ostap_parallel.runs.chunking import CHUNK_SECONDS
 
     return {
         "1024 descriptors, the usual soft limit": room(FILES, 1024),

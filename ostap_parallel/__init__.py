@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ostap_parallel import futures as futures
-    from ostap_parallel.checkpoint import Checkpoint as Checkpoint
     from ostap_parallel.errors import CheckpointError as CheckpointError
     from ostap_parallel.errors import ConfigError as ConfigError
     from ostap_parallel.errors import HostError as HostError
@@ -22,29 +21,30 @@ if TYPE_CHECKING:
     from ostap_parallel.errors import ServersUnavailable as ServersUnavailable
     from ostap_parallel.errors import TaskTimeout as TaskTimeout
     from ostap_parallel.errors import WorkerLost as WorkerLost
-    from ostap_parallel.executor import Executor as Executor
-    from ostap_parallel.futures import shared as shared
-    from ostap_parallel.manager import WorkManager as WorkManager
-    from ostap_parallel.pool import Pool as Pool
-    from ostap_parallel.report import Failure as Failure
-    from ostap_parallel.report import Report as Report
-    from ostap_parallel.report import Statistics as Statistics
-    from ostap_parallel.report import StatMerger as StatMerger
-    from ostap_parallel.task import FuncTask as FuncTask
-    from ostap_parallel.task import GenericTask as GenericTask
-    from ostap_parallel.task import Task as Task
-    from ostap_parallel.task import TaskMerger as TaskMerger
+    from ostap_parallel.faces.executor import Executor as Executor
+    from ostap_parallel.faces.manager import WorkManager as WorkManager
+    from ostap_parallel.faces.pool import Pool as Pool
+    from ostap_parallel.faces.scoop import shared as shared
+    from ostap_parallel.runs.checkpoint import Checkpoint as Checkpoint
+    from ostap_parallel.runs.report import Failure as Failure
+    from ostap_parallel.runs.report import Report as Report
+    from ostap_parallel.runs.report import Statistics as Statistics
+    from ostap_parallel.runs.report import StatMerger as StatMerger
+    from ostap_parallel.runs.task import FuncTask as FuncTask
+    from ostap_parallel.runs.task import GenericTask as GenericTask
+    from ostap_parallel.runs.task import Task as Task
+    from ostap_parallel.runs.task import TaskMerger as TaskMerger
 
 _MODULES = {
-    "checkpoint": "Checkpoint",
+    "runs.checkpoint": "Checkpoint",
     "errors": "CheckpointError ConfigError HostError InitializerError OstapParallelError "
     "RemoteError SerializeError ServersUnavailable TaskTimeout WorkerLost",
-    "executor": "Executor",
-    "manager": "WorkManager",
-    "pool": "Pool",
-    "report": "Failure Report Statistics StatMerger",
-    "task": "FuncTask GenericTask Task TaskMerger",
-    "futures": "shared",
+    "faces.executor": "Executor",
+    "faces.manager": "WorkManager",
+    "faces.pool": "Pool",
+    "runs.report": "Failure Report Statistics StatMerger",
+    "runs.task": "FuncTask GenericTask Task TaskMerger",
+    "faces.scoop": "shared",
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names.split()}
 
@@ -60,7 +60,7 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> Any:
     if name == "futures":
         return importlib.import_module(f"{__name__}.futures")
-    home = "futures" if name in _TOLD else _HOMES.get(name)
+    home = "faces.scoop" if name in _TOLD else _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f"{__name__}.{home}"), name)

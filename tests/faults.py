@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from ostap_parallel.task import Task
+from ostap_parallel.runs.task import Task
 
 # How a worker dies, and what is said of it.
 DEATHS = {

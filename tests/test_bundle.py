@@ -14,7 +14,7 @@ import dill
 import ppft
 import pytest
 
-from ostap_parallel.hosts.bundle import FOLDER, bundle
+from ostap_parallel.supply.bundle import FOLDER, bundle
 from ostap_parallel.worker.serve import MARK
 
 VERSION = sys.version_info[:2]

@@ -35,7 +35,7 @@ from ostap_parallel import (
     checkpoint,
 )
 from ostap_parallel.cli import main
-from ostap_parallel.identity import Digester, identity_of
+from ostap_parallel.runs.identity import Digester, identity_of
 from ostap_parallel.worker.execute import Call
 
 PATIENCE = 30.0
@@ -426,7 +426,7 @@ def identity_in_new_process(folder, source, name="f", seed=0):
     (folder / "script.py").write_text(source)
     script = (
         "import json, runpy, sys\n"
-        "from ostap_parallel.identity import identity_of\n"
+        "from ostap_parallel.runs.identity import identity_of\n"
         "from ostap_parallel.worker.execute import Call\n"
         "from ostap_parallel import FuncTask\n"
         "names = runpy.run_path('script.py', run_name='__main__')\n"
@@ -800,7 +800,7 @@ class TestFiles:
             import os, sys, time
             from pathlib import Path
             from ostap_parallel import CheckpointError
-            from ostap_parallel.checkpoint import _only_writer
+            from ostap_parallel.runs.checkpoint import _only_writer
 
             end = time.monotonic() + 3
             times = 0

@@ -16,7 +16,7 @@ from foreign import HEAVY, open_foreign
 from helpers import importable, place_for
 
 from ostap_parallel import Executor, SerializeError, WorkerLost
-from ostap_parallel.chunking import MAX_CHUNK
+from ostap_parallel.runs.chunking import MAX_CHUNK
 
 OURS = ["local", "hosts"]
 

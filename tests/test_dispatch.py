@@ -18,9 +18,9 @@ import pytest
 from foreign import FOREIGN, open_foreign, processes
 
 from ostap_parallel import SerializeError, TaskMerger, WorkerLost, WorkManager
-from ostap_parallel.dispatch import Run
-from ostap_parallel.executors.parallel import ParallelExecutor
-from ostap_parallel.outcome import Batch
+from ostap_parallel.engine.parallel import ParallelExecutor
+from ostap_parallel.runs.outcome import Batch
+from ostap_parallel.runs.run import Run
 from ostap_parallel.worker.execute import Call
 
 

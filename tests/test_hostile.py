@@ -24,9 +24,9 @@ from ostap_parallel import GenericTask, WorkManager
 from ostap_parallel.config import HostConfig, load_settings
 from ostap_parallel.config.files import absolute
 from ostap_parallel.errors import ConfigError
-from ostap_parallel.hosts import server as hosts_server
-from ostap_parallel.hosts.server import HostServer
-from ostap_parallel.hosts.ssh import Session, control_directory, ssh_argv
+from ostap_parallel.supply import host as hosts_server
+from ostap_parallel.supply.host import HostServer
+from ostap_parallel.supply.ssh import Session, control_directory, ssh_argv
 from ostap_parallel.worker.serve import MARK
 
 pytestmark = pytest.mark.slow

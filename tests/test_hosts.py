@@ -25,7 +25,7 @@ from sshd import HostOptions, descendants, free_port
 from ostap_parallel import WorkManager
 from ostap_parallel.config import HostConfig
 from ostap_parallel.errors import HostError, RemoteTraceback, ServersUnavailable, WorkerLost
-from ostap_parallel.hosts.server import HostServer
+from ostap_parallel.supply.host import HostServer
 from ostap_parallel.worker.cpus import usable_cpus
 from ostap_parallel.worker.serve import MARK
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from ostap_parallel.cli import _parser
-from ostap_parallel.run import allot, is_here, split_local
+from ostap_parallel.cli.run import allot, is_here, split_local
 
 PROJECT = Path(__file__).parents[1]
 PATIENCE = 60

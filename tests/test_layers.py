@@ -20,22 +20,11 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = (
     {"__main__"},
     {"cli"},
-    {"run"},
-    {"futures", "joblib"},
-    {"manager"},
-    {"pools"},
-    {"pool"},
-    {"dump"},
-    {"checkpoint"},
-    {"identity"},
-    {"executor"},
-    {"task", "report", "progress"},
-    {"stream"},
-    {"dispatch"},
-    {"chunking"},
-    {"outcome"},
-    {"executors"},
-    {"hosts"},
+    {"futures", "joblib", "pools"},
+    {"faces"},
+    {"runs"},
+    {"engine"},
+    {"supply"},
     {"config"},
     {"worker"},
     {"errors"},
@@ -57,10 +46,7 @@ NO_CODE = {
 
 # What runs on bare hosts gets there with these, and what users' tasks derive from needs nothing.
 STANDARD = sys.stdlib_module_names
-ALLOWED = {
-    "worker": {"dill", "ppft", f"{NAME}.worker", f"{NAME}.errors"},
-    "task": {f"{NAME}.errors"},
-}
+ALLOWED = {"worker": {"dill", "ppft", f"{NAME}.worker", f"{NAME}.errors"}}
 OPTIONAL = {"numpy", "joblib"}  # in functions that make do without
 
 
@@ -109,7 +95,7 @@ def base_of(node: ast.ImportFrom, file: Path) -> str:
 
 
 def layer(module: str) -> str:
-    """Return ``hosts`` for ``ostap_parallel.hosts.ssh``; empty for the package itself."""
+    """Return ``supply`` for ``ostap_parallel.supply.ssh``; empty for the package itself."""
     return module.split(".")[1] if "." in module else ""
 
 
@@ -153,15 +139,15 @@ def test_the_far_side_needs_little(file):
 @pytest.mark.parametrize(
     ("path", "text", "found"),
     [
-        ("hosts/x.py", "from ostap_parallel.executors import parallel", 1),
-        ("hosts/x.py", "def f():\n    import ostap_parallel.cli", 1),
-        ("hosts/x.py", "try:\n    from ..manager import WorkManager\nexcept E:\n    pass", 1),
-        ("hosts/x.py", "from .. import WorkManager", 1),
-        ("hosts/x.py", "import ostap_parallel\nostap_parallel.WorkManager()", 1),
-        ("hosts/x.py", "import ostap_parallel\nprint(ostap_parallel.__file__)", 0),
-        ("hosts/x.py", "from . import y\nfrom ..config import z\nfrom ..errors import E", 0),
-        ("hosts/__init__.py", "from .ssh import Session\nfrom ..errors import HostError", 0),
-        ("hosts/x.py", "if TYPE_CHECKING:\n    from ostap_parallel.cli import main", 0),
+        ("supply/x.py", "from ostap_parallel.engine import parallel", 1),
+        ("supply/x.py", "def f():\n    import ostap_parallel.cli", 1),
+        ("supply/x.py", "try:\n    from ..manager import WorkManager\nexcept E:\n    pass", 1),
+        ("supply/x.py", "from .. import WorkManager", 1),
+        ("supply/x.py", "import ostap_parallel\nostap_parallel.WorkManager()", 1),
+        ("supply/x.py", "import ostap_parallel\nprint(ostap_parallel.__file__)", 0),
+        ("supply/x.py", "from . import y\nfrom ..config import z\nfrom ..errors import E", 0),
+        ("supply/__init__.py", "from .ssh import Session\nfrom ..errors import HostError", 0),
+        ("supply/x.py", "if TYPE_CHECKING:\n    from ostap_parallel.cli import main", 0),
         ("__init__.py", "from .manager import WorkManager", 1),
         ("__init__.py", "def __getattr__(name):\n    from .manager import WorkManager", 0),
     ],

@@ -29,7 +29,7 @@ from helpers import (
 from sshd import HostOptions, descendants
 
 from ostap_parallel import HostError, ServersUnavailable, WorkManager
-from ostap_parallel.executors import supervisor
+from ostap_parallel.supply import supervisor
 
 pytestmark = pytest.mark.slow
 
@@ -97,7 +97,7 @@ BREAK = {
 
 @pytest.mark.parametrize("how", BREAK)
 def test_its_items_run_elsewhere_and_it_comes_back(hosts, how, caplog):
-    caplog.set_level("WARNING", "ostap_parallel.executors")
+    caplog.set_level("WARNING", "ostap_parallel.engine")
     with open_manager(hosts) as manager:
         run_and_break(manager, lambda: BREAK[how](manager, hosts["h1"]))
         assert "host h1 lost" in str(manager.report)

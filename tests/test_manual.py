@@ -38,7 +38,7 @@ import ostap_parallel
 from ostap_parallel.cli import _parser
 from ostap_parallel.config import load_settings
 from ostap_parallel.config.files import KEYS
-from ostap_parallel.executor import Settings
+from ostap_parallel.faces.executor import Settings
 
 ROOT = Path(__file__).parent.parent
 NAMES = "lxplus701.cern.ch", "lxplus702.cern.ch"

@@ -16,9 +16,9 @@ import nbformat
 import pytest
 
 from ostap_parallel.errors import HostError
-from ostap_parallel.hosts.server import HostStatus
-from ostap_parallel.progress import open_progress, render_workers
-from ostap_parallel.report import Failure, Report, Statistics, StatMerger, describe, duration
+from ostap_parallel.runs.progress import open_progress, render_workers
+from ostap_parallel.runs.report import Failure, Report, Statistics, StatMerger, describe, duration
+from ostap_parallel.supply.host import HostStatus
 
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
@@ -241,7 +241,7 @@ def run_in_terminal(program, stdout=None, **environ):
     """Run a program in a pseudo-terminal of 100 columns; return what it showed, its status."""
     master, slave = pty.openpty()
     env = {**os.environ, "TERM": "xterm", "COLUMNS": "100", **environ}
-    code = "from ostap_parallel.progress import open_progress\n" + textwrap.dedent(program)
+    code = "from ostap_parallel.runs.progress import open_progress\n" + textwrap.dedent(program)
     with subprocess.Popen(
         [sys.executable, "-c", code],
         stdin=slave,
@@ -342,7 +342,7 @@ class TestTerminal:
 def test_jupyter_has_one_display_and_needs_no_widgets():
     code = """
         import time
-        from ostap_parallel.progress import open_progress
+        from ostap_parallel.runs.progress import open_progress
         with open_progress(True, 20, "process", lambda: {"local": 2}) as progress:
             for _ in range(20):
                 progress.advance(1)

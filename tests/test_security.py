@@ -23,7 +23,7 @@ from sshd import descendants, describe, live_pids
 from ostap_parallel import WorkManager
 from ostap_parallel.config import HostConfig, find_secret
 from ostap_parallel.errors import ConfigError, HostError
-from ostap_parallel.hosts.ssh import Session, Tunnel, control_directory, ssh_argv, write_files
+from ostap_parallel.supply.ssh import Session, Tunnel, control_directory, ssh_argv, write_files
 from ostap_parallel.worker import handshake
 from ostap_parallel.worker.handshake import GreetingError, derive_key, greet_client, greet_server
 from ostap_parallel.worker.serve import MAX_STRANGERS

@@ -19,7 +19,7 @@ from helpers import wait_until
 from ostap_parallel import WorkManager
 from ostap_parallel.config import HostConfig
 from ostap_parallel.errors import ConfigError, HostError
-from ostap_parallel.hosts.ssh import Copier, Session, Tunnel, control_directory, write_files
+from ostap_parallel.supply.ssh import Copier, Session, Tunnel, control_directory, write_files
 
 NASTY = ["a b", "quote'quote", 'double"double', "$HOME", "`id`", "$(id)", "*", "-rf", "new\nline"]
 NASTY += ["back\\slash", "tab\there", "!!", "\u00fc\u20ac", "~", ";ls"]

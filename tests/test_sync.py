@@ -21,8 +21,8 @@ from sshd import HostOptions
 
 from ostap_parallel import ConfigError, Executor, WorkManager, cli
 from ostap_parallel.config import load_settings
-from ostap_parallel.executors import syncing
-from ostap_parallel.executors.syncing import Modules, find_sources
+from ostap_parallel.supply import syncing
+from ostap_parallel.supply.syncing import Modules, find_sources
 from ostap_parallel.worker.modules import Unpacked
 
 pytestmark = pytest.mark.slow

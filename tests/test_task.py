@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy
 import pytest
 
-from ostap_parallel.task import FuncTask, GenericTask, Task, TaskMerger
+from ostap_parallel.runs.task import FuncTask, GenericTask, Task, TaskMerger
 
 
 class Forgetful(Task):

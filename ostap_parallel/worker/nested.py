@@ -1,7 +1,7 @@
 """Tasks that submit tasks and wait for them, in a worker of ours: what a task calls.
 
 While a worker runs a job it may send requests in place of the result; each is answered at once,
-or after a second at most. They go to the caller, see `ostap_parallel.executors.nesting`: from a
+or after a second at most. They go to the caller, see `ostap_parallel.engine.nesting`: from a
 worker on a host through its server. A worker that waits is given other jobs meanwhile, and runs
 them on top of the one that waits. Futures of here belong to the task that has made them, and do
 not travel.

@@ -25,15 +25,15 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-from ostap_parallel import futures
 from ostap_parallel.config import load_settings
 from ostap_parallel.config.entries import KEYWORDS, split_entries
 from ostap_parallel.config.host import check_number
 from ostap_parallel.config.hostlist import Share, granted_hosts, merge_shares, read_hostfile
 from ostap_parallel.errors import ConfigError
-from ostap_parallel.executor import Executor
-from ostap_parallel.executors.syncing import Source, Sync
-from ostap_parallel.report import relay
+from ostap_parallel.faces import scoop
+from ostap_parallel.faces.executor import Executor
+from ostap_parallel.runs.report import relay
+from ostap_parallel.supply.syncing import Source, Sync
 from ostap_parallel.worker.cpus import usable_cpus
 from ostap_parallel.worker.launched import PROFILE, prepare
 
@@ -138,7 +138,7 @@ def run(args: argparse.Namespace) -> int:
         on_event=profiles.receive if profiles else relay,
     )
     atexit.register(_finish, executor, profiles)
-    futures.use(executor)
+    scoop.use(executor)
     return run_as_python(start)
 
 

@@ -19,18 +19,18 @@ from dataclasses import dataclass, field
 from multiprocessing.pool import CLOSE, INIT, RUN, TERMINATE
 from typing import TYPE_CHECKING, Any
 
-from ostap_parallel.dispatch import PAUSE, Run
-from ostap_parallel.executor import Executor
-from ostap_parallel.executors.foreign import count_workers
-from ostap_parallel.executors.parallel import ParallelExecutor
-from ostap_parallel.outcome import Batch, Outcome
-from ostap_parallel.stream import AHEAD, Stream
+from ostap_parallel.engine.foreign import count_workers
+from ostap_parallel.engine.parallel import ParallelExecutor
+from ostap_parallel.faces.executor import Executor
+from ostap_parallel.runs.outcome import Batch, Outcome
+from ostap_parallel.runs.run import PAUSE, Run
+from ostap_parallel.runs.stream import AHEAD, Stream
 from ostap_parallel.worker import calls, execute, serialize
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from ostap_parallel.executor import Settings
+    from ostap_parallel.faces.executor import Settings
 
 logger = logging.getLogger(__name__)
 

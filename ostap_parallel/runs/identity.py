@@ -27,7 +27,7 @@ from types import (
 )
 from typing import Any
 
-from ostap_parallel.task import Task
+from ostap_parallel.runs.task import Task
 from ostap_parallel.worker import serialize
 from ostap_parallel.worker.execute import Call
 

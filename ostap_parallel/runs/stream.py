@@ -12,8 +12,8 @@ from concurrent.futures import Future
 from contextlib import closing, suppress
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
-from ostap_parallel.dispatch import Run, on_run
-from ostap_parallel.outcome import Batch, Outcome
+from ostap_parallel.runs.outcome import Batch, Outcome
+from ostap_parallel.runs.run import Run, on_run
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -10,13 +10,11 @@ from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from ostap_parallel.errors import HostError
+from ostap_parallel.supply.host import STEP
 from ostap_parallel.worker.shared import Blob
 
 if TYPE_CHECKING:
-    from ostap_parallel.executors.client import Connection
-
-# The step that has failed on a host which cannot take an object.
-STEP = "shared"
+    from ostap_parallel.engine.client import Connection
 
 
 class Abandoned(Exception):

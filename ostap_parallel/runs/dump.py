@@ -9,8 +9,8 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any
 
-from ostap_parallel.checkpoint import pack_value
 from ostap_parallel.errors import ConfigError
+from ostap_parallel.runs.checkpoint import pack_value
 
 Database = str | os.PathLike[str] | MutableMapping[str, Any]
 

@@ -15,10 +15,11 @@ from typing import Any
 import ppft
 from ppft.transport import SocketTransport
 
+from ostap_parallel.engine.nesting import Nesting
+from ostap_parallel.engine.sharing import Abandoned, Deliveries
 from ostap_parallel.errors import HostError
-from ostap_parallel.executors.nesting import Nesting
-from ostap_parallel.executors.sharing import STEP, Abandoned, Deliveries
-from ostap_parallel.executors.supervisor import EventHandler
+from ostap_parallel.supply.host import STEP
+from ostap_parallel.supply.supervisor import EventHandler
 from ostap_parallel.worker import execute, handshake, transport
 from ostap_parallel.worker.engine import Server, Task
 from ostap_parallel.worker.execute import Lost

@@ -20,8 +20,8 @@ from typing import Any, Literal
 
 from ostap_parallel.config import HostConfig
 from ostap_parallel.errors import HostError
-from ostap_parallel.hosts.bundle import bundle
-from ostap_parallel.hosts.ssh import DROPPED, TRIES, Copier, Session, Tunnel, write_files
+from ostap_parallel.supply.bundle import bundle
+from ostap_parallel.supply.ssh import DROPPED, TRIES, Copier, Session, Tunnel, write_files
 from ostap_parallel.worker.handshake import derive_key
 from ostap_parallel.worker.serve import MARK
 
@@ -34,6 +34,9 @@ _SOURCE = 'op_file={file}; op_find {step}; source "$op_file" </dev/null >&2; op_
 
 # One line: bash has read all of it before python reads what follows.
 _SERVE = "op_serve {python} {mismatch}; exit\n"
+
+# The step that has failed on a host which cannot take a shared object.
+STEP = "shared"
 
 # ssh's own exit status where the connection, not the command, has failed.
 SSH_FAILED = 255

@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from ostap_parallel.config import Settings as HostSettings
 from ostap_parallel.config import find_secret, load_settings
 from ostap_parallel.config.load import HostArguments
-from ostap_parallel.dispatch import Run
+from ostap_parallel.engine.future import Future
+from ostap_parallel.engine.parallel import PATIENCE, ParallelExecutor
 from ostap_parallel.errors import ConfigError, InitializerError
-from ostap_parallel.executors.future import Future
-from ostap_parallel.executors.parallel import PATIENCE, ParallelExecutor
-from ostap_parallel.executors.supervisor import EventHandler
-from ostap_parallel.executors.syncing import Sync, find_sources
-from ostap_parallel.report import relay
-from ostap_parallel.stream import Stream
+from ostap_parallel.runs.report import relay
+from ostap_parallel.runs.run import Run
+from ostap_parallel.runs.stream import Stream
+from ostap_parallel.supply.supervisor import EventHandler
+from ostap_parallel.supply.syncing import Sync, find_sources
 from ostap_parallel.worker import calls
 from ostap_parallel.worker.execute import Call
 

@@ -31,7 +31,7 @@ from ostap_parallel.worker.execute import ChunkOutcome, Lost, pack_result, unpac
 from ostap_parallel.worker.nested import CANCELLED, REFUSED
 
 if TYPE_CHECKING:
-    from ostap_parallel.executors.client import ClientServer
+    from ostap_parallel.engine.client import ClientServer
 
 logger = logging.getLogger(__name__)
 

@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from ostap_parallel.config import HostConfig
 from ostap_parallel.errors import HostError
-from ostap_parallel.executors.sharing import STEP
-from ostap_parallel.hosts.server import HostServer, HostStatus
-from ostap_parallel.hosts.ssh import BEATS, control_directory
+from ostap_parallel.supply.host import STEP, HostServer, HostStatus
+from ostap_parallel.supply.ssh import BEATS, control_directory
 
 if TYPE_CHECKING:
-    from ostap_parallel.executors.client import ClientServer
+    from ostap_parallel.engine.client import ClientServer
 
 logger = logging.getLogger(__name__)
 

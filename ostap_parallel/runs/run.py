@@ -20,14 +20,9 @@ from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
 from typing import Any
 
-from ostap_parallel.chunking import (
-    CHUNK_SECONDS,
-    LONGEST_CHUNK,
-    Chunk,
-    ChunkSize,
-    Item,
-    pack_chunk,
-)
+from ostap_parallel.engine.foreign import count_workers
+from ostap_parallel.engine.nesting import HOST_RETRIES, LOST_RETRIES
+from ostap_parallel.engine.parallel import ParallelExecutor
 from ostap_parallel.errors import (
     RemoteTraceback,
     SerializeError,
@@ -35,10 +30,15 @@ from ostap_parallel.errors import (
     WorkerLost,
     add_note,
 )
-from ostap_parallel.executors.foreign import count_workers
-from ostap_parallel.executors.nesting import HOST_RETRIES, LOST_RETRIES
-from ostap_parallel.executors.parallel import ParallelExecutor
-from ostap_parallel.outcome import Batch, Checkpoint, Combined, Journal, Outcome, keep
+from ostap_parallel.runs.chunking import (
+    CHUNK_SECONDS,
+    LONGEST_CHUNK,
+    Chunk,
+    ChunkSize,
+    Item,
+    pack_chunk,
+)
+from ostap_parallel.runs.outcome import Batch, Checkpoint, Combined, Journal, Outcome, keep
 from ostap_parallel.worker import execute, serialize
 from ostap_parallel.worker.execute import Call, ChunkOutcome, Lost
 from ostap_parallel.worker.shared import SMALL, Blob, Inline, Packed, Stored

@@ -18,14 +18,14 @@ from functools import partial
 from typing import Any
 
 from ostap_parallel import __version__
-from ostap_parallel.checkpoint import read_summary
+from ostap_parallel.cli.run import ProgramParser, add_arguments, run
 from ostap_parallel.config import HostConfig, Settings, find_secret, load_settings
+from ostap_parallel.engine.parallel import PATIENCE, ParallelExecutor
 from ostap_parallel.errors import CheckpointError, ConfigError, OstapParallelError
-from ostap_parallel.executors.parallel import PATIENCE, ParallelExecutor
-from ostap_parallel.hosts.server import HostStatus
-from ostap_parallel.hosts.ssh import control_directory, write_files
-from ostap_parallel.report import relay
-from ostap_parallel.run import ProgramParser, add_arguments, run
+from ostap_parallel.runs.checkpoint import read_summary
+from ostap_parallel.runs.report import relay
+from ostap_parallel.supply.host import HostStatus
+from ostap_parallel.supply.ssh import control_directory, write_files
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -59,7 +59,7 @@ def _set_up_output(verbose: bool) -> None:
 def hosts(args: argparse.Namespace) -> int:
     """Start a server with one worker on each host, all at once, and print how that went."""
     # The table holds what would be warned of.
-    logging.getLogger("ostap_parallel.executors").setLevel(logging.ERROR)
+    logging.getLogger("ostap_parallel.supply").setLevel(logging.ERROR)
     each = [host if host.server_port else replace(host, ncpus=1) for host in _load_hosts(args)]
     with ParallelExecutor(0, each, secret=find_secret(each)) as executor:
         executor.wait_for_hosts()

@@ -14,19 +14,19 @@ from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from ostap_parallel.checkpoint import Checkpoint
-from ostap_parallel.dispatch import Run
-from ostap_parallel.dump import Database, Dump
+from ostap_parallel.engine.foreign import count_workers
+from ostap_parallel.engine.nesting import LOST_RETRIES
 from ostap_parallel.errors import ConfigError, WorkerLost, add_note
-from ostap_parallel.executor import Executor, Settings
-from ostap_parallel.executors.foreign import count_workers
-from ostap_parallel.executors.nesting import LOST_RETRIES
-from ostap_parallel.outcome import Batch, Combined, Outcome
-from ostap_parallel.pools import ParallelPool
-from ostap_parallel.progress import ProgressReporter, open_progress
-from ostap_parallel.report import Failure, Report
-from ostap_parallel.stream import Results, in_thread
-from ostap_parallel.task import Collector, FuncTask, GenericTask, Merger, Task, TaskMerger
+from ostap_parallel.faces.executor import Executor, Settings
+from ostap_parallel.faces.pathos_pool import ParallelPool
+from ostap_parallel.runs.checkpoint import Checkpoint
+from ostap_parallel.runs.dump import Database, Dump
+from ostap_parallel.runs.outcome import Batch, Combined, Outcome
+from ostap_parallel.runs.progress import ProgressReporter, open_progress
+from ostap_parallel.runs.report import Failure, Report
+from ostap_parallel.runs.run import Run
+from ostap_parallel.runs.stream import Results, in_thread
+from ostap_parallel.runs.task import Collector, FuncTask, GenericTask, Merger, Task, TaskMerger
 from ostap_parallel.worker.execute import Call
 
 if TYPE_CHECKING:

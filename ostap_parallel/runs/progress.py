@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
-from ostap_parallel.report import duration
+from ostap_parallel.runs.report import duration
 
 if TYPE_CHECKING:
     from rich.console import Console

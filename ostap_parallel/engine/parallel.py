@@ -16,12 +16,12 @@ from dataclasses import replace
 from typing import Any
 
 from ostap_parallel.config import HostConfig
+from ostap_parallel.engine.client import LOCAL, ClientServer
+from ostap_parallel.engine.future import Future
+from ostap_parallel.engine.nesting import HOST_RETRIES, LOST_RETRIES
 from ostap_parallel.errors import ConfigError, RemoteTraceback, ServersUnavailable, WorkerLost
-from ostap_parallel.executors.client import LOCAL, ClientServer
-from ostap_parallel.executors.future import Future
-from ostap_parallel.executors.nesting import HOST_RETRIES, LOST_RETRIES
-from ostap_parallel.executors.supervisor import EventHandler, Supervisor
-from ostap_parallel.executors.syncing import Archive, Modules, Source
+from ostap_parallel.supply.supervisor import EventHandler, Supervisor
+from ostap_parallel.supply.syncing import Archive, Modules, Source
 from ostap_parallel.worker import execute, serialize
 from ostap_parallel.worker.engine import Task
 from ostap_parallel.worker.execute import ChunkOutcome, Lost

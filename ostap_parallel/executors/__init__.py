@@ -1,1 +1,0 @@
-"""What computes: executors as PEP 3148 defines them."""

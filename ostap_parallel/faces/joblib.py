@@ -1,0 +1,289 @@
+"""A backend of joblib: its parallel loops, and scikit-learn's ``n_jobs``, run on our workers."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import math
+import os
+import pickle
+import sys
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, cast
+
+from joblib import register_parallel_backend
+from joblib.parallel import AutoBatchingMixin, Parallel, ParallelBackendBase
+
+from ostap_parallel.engine.client import LOCAL
+from ostap_parallel.engine.foreign import count_workers
+from ostap_parallel.engine.parallel import ParallelExecutor
+from ostap_parallel.faces.executor import Executor, Settings
+from ostap_parallel.faces.manager import WorkManager
+from ostap_parallel.worker.batch import run_batch
+from ostap_parallel.worker.shared import KEPT, Blob, Packed, Store, shared
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+Calls = Sequence[tuple[Callable[..., Any], Sequence[Any], dict[str, Any]]]
+Callback = Callable[[Future[Any]], Any]
+
+# What joblib gives to every backend, and does not concern this one.
+_NOT_OURS = {"temp_folder", "mmap_mode", "prefer", "require", "verbose", "context"}
+
+
+def register() -> None:
+    """Make ``joblib.parallel_config(backend="ostap")`` known."""
+    register_parallel_backend("ostap", OstapBackend)
+
+
+class OstapBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]
+    """Runs the batches of `joblib.Parallel` on local workers and on hosts.
+
+    These start with the first loop, and end soon after the backend is forgotten, such as at the
+    end of ``with joblib.parallel_config(...)``.
+
+    Parameters
+    ----------
+    ncpus, servers
+        Local workers and hosts, and by name the other settings, as of `WorkManager`.
+    executor
+        Computes in place of workers of its own: a `WorkManager`, or any
+        `concurrent.futures.Executor`. It is not shut down.
+    nesting_level
+        For joblib's own use.
+    """
+
+    supports_retrieve_callback = True
+    default_n_jobs = -1
+
+    def __init__(
+        self,
+        ncpus: int | str = "autodetect",
+        servers: Any = (),
+        *,
+        executor: WorkManager | concurrent.futures.Executor | None = None,
+        nesting_level: int | None = None,
+        **settings: Unpack[Settings],
+    ) -> None:
+        super().__init__(nesting_level=nesting_level)
+        given = executor.executor if isinstance(executor, WorkManager) else executor
+        if given is not None and (servers or settings or ncpus != "autodetect"):
+            raise TypeError("an executor of your own brings its workers: leave out other settings")
+        if not isinstance(given, concurrent.futures.Executor | None):
+            raise TypeError(f"executor must be a WorkManager or an Executor, not {given!r}")
+        self._executor = given
+        self._settings: dict[str, Any] = {"ncpus": ncpus, "servers": servers, **settings}
+        # weakly, so that no cycle keeps the workers alive
+        self._loops: weakref.WeakKeyDictionary[Parallel, _Loop] = weakref.WeakKeyDictionary()
+
+    @property
+    def parallel(self) -> Parallel | None:
+        """What was configured last, by which joblib finds out how much it is to tell."""
+        return self._parallel()
+
+    def configure(
+        self, n_jobs: int, parallel: Parallel, *, max_nbytes: int | None = None, **options: Any
+    ) -> int:
+        """Prepare for the loops of `parallel`; return how many jobs run at the same time."""
+        given = {name: options[name] for name in options.keys() - _NOT_OURS}
+        if given and self._executor is not None:
+            raise ValueError(f"the workers are there already: {', '.join(given)} is too late")
+        self._settings |= given
+        found = self.effective_n_jobs(n_jobs)
+        limit = found if self._executor and found < _count(self._executor) else math.inf
+        nested = pickle.dumps(self.get_nested_backend())
+        self._loops[parallel] = _Loop(self._executor, limit, max_nbytes, nested)
+        self._parallel = weakref.ref(parallel)
+        return found
+
+    def effective_n_jobs(self, n_jobs: int | None) -> int:
+        """Return how many jobs run at the same time, when each host is up or has failed."""
+        if n_jobs == 0:
+            raise ValueError("n_jobs == 0 in Parallel has no meaning")
+        if n_jobs in (None, 1):
+            return 1
+        if self._executor is None:
+            self._executor = Executor(**self._settings)
+            # not by the executor's own finalizer: threads of its own may still refer to it
+            weakref.finalize(self, _close, self._executor).atexit = False
+        here = True
+        if isinstance(self._executor, ParallelExecutor):
+            self._executor.wait_for_hosts()
+            self._executor.check()
+            here = LOCAL in self._executor.workers
+        workers = _count(self._executor)
+        found = min(n_jobs, workers) if n_jobs > 0 else max(1, workers + 1 + n_jobs)
+        return max(found, 1 if here else 2)  # a single job would run in this process
+
+    def submit(self, func: Any, callback: Any) -> None:
+        """Run a batch as soon as fewer than ``n_jobs`` are running."""
+        self._loops[callback.parallel].submit(func.items, callback)
+
+    apply_async = submit  # as joblib before 1.5 calls it
+
+    def retrieve_result_callback(self, out: Future[Any]) -> Any:
+        """Return what a batch gave, or raise what it raised."""
+        return out.result()
+
+    def abort_everything(self, ensure_ready: bool = True) -> None:
+        """Drop what waits, and interrupt what runs, of the loop that has failed."""
+        for parallel, loop in list(self._loops.items()):
+            if parallel._aborting:  # and not a generator that is read at the same time
+                loop.stop()
+
+    def terminate(self) -> None:
+        """Forget how long the batches of the last loop took."""
+        self.reset_batch_stats()
+
+
+class _Loop:
+    """The batches of one `joblib.Parallel`.
+
+    Parameters
+    ----------
+    limit
+        How many run at the same time.
+    max_nbytes
+        Arguments larger than that are sent once to each host if they come again; ``None``: none.
+    nested
+        The pickled backend of loops within this one.
+    """
+
+    def __init__(self, executor: Any, limit: float, max_nbytes: int | None, nested: bytes) -> None:
+        self._executor = executor
+        self._nested = nested
+        self._max_nbytes = max_nbytes
+        self._lock = threading.Lock()
+        self._free = limit
+        self._queue: deque[tuple[Calls, Callback]] = deque()
+        self._running: dict[Future[Any], Callback] = {}
+        self._stops = 0
+        self._seen: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+        self._blobs: deque[tuple[dict[int, Any], Blob]] = deque(maxlen=KEPT)
+
+    def submit(self, calls: Calls, callback: Callback) -> None:
+        """Queue a batch; `callback` gets its future when that is done."""
+        self._queue.append((calls, callback))
+        self._start()
+
+    def stop(self) -> None:
+        """Drop what waits, and interrupt what runs."""
+        with self._lock:
+            self._stops += 1
+            self._queue.clear()
+            running = list(self._running)
+        self._interrupt(running)
+
+    def _interrupt(self, running: list[Future[Any]]) -> None:
+        if isinstance(self._executor, ParallelExecutor):
+            self._executor.interrupt(running)
+        else:
+            for future in running:
+                future.cancel()
+
+    def _start(self) -> None:
+        with self._lock:
+            if not self._free or not self._queue:
+                return
+            self._free -= 1
+            stops = self._stops
+            calls, callback = self._queue.popleft()
+        future = self._send(calls)
+        with self._lock:
+            self._running[future] = callback
+            stopped = self._stops > stops
+        if stopped:
+            self._interrupt([future])
+        future.add_done_callback(self._settle)
+
+    def _settle(self, done: Future[Any]) -> None:
+        with self._lock:
+            callback = self._running.pop(done)
+            self._free += 1
+        self._start()
+        callback(done)
+
+    def _send(self, calls: Calls) -> Future[Any]:
+        try:
+            if not isinstance(self._executor, ParallelExecutor):
+                # with a number of its own, as dask takes calls that are alike for one
+                batch = calls, self._nested, os.urandom(16)
+                return cast("Future[Any]", self._executor.submit(run_batch, *batch))
+            blob, calls = self._share(calls)
+            return self._executor.submit_with(blob, run_batch, calls, self._nested)
+        except Exception as exc:  # joblib often calls from a thread of ours, where nobody listens
+            failed: Future[Any] = Future()
+            failed.set_exception(exc)
+            return failed
+
+    def _share(self, calls: Calls) -> tuple[Blob | None, Calls]:
+        """Put large arguments that have come before into a blob, and references in their place."""
+        found: dict[int, Any] = {}
+        for _, args, kwargs in calls:
+            common = filter(self._is_common, (*args, *kwargs.values()))
+            found.update((id(arg), arg) for arg in common)
+        known, blob = self._blob(found) if found else ({}, None)
+        places = {key: place for place, key in enumerate(known)}
+
+        def refer(arg: Any) -> Any:
+            return _Reference(places[id(arg)]) if id(arg) in places else arg
+
+        return blob, [
+            (function, [*map(refer, args)], {name: refer(arg) for name, arg in kwargs.items()})
+            for function, args, kwargs in calls
+        ]
+
+    def _is_common(self, arg: Any) -> bool:
+        """Return whether an argument is large, and was seen before in this loop."""
+        if self._max_nbytes is None or _size(arg) <= self._max_nbytes:
+            return False
+        if self._seen.get(id(arg)) is arg:
+            return True
+        with suppress(TypeError):  # no weak references to it
+            self._seen[id(arg)] = arg
+        return False
+
+    def _blob(self, found: dict[int, Any]) -> tuple[dict[int, Any], Blob | None]:
+        """Return a blob with these objects, and what is in it, by id; none if there is no room."""
+        for known, blob in list(self._blobs):
+            if found.keys() <= known.keys():  # kept alive by this, and so the same
+                return known, blob
+        store: Store = self._executor.server.store
+        try:
+            blob = store.add(Packed(list(found.values())))
+        except OSError:
+            return {}, None
+        self._blobs.append((found, blob))
+        return found, blob
+
+
+class _Reference:
+    """Stands for an entry of the object that is shared with a batch."""
+
+    def __init__(self, place: int) -> None:
+        self._place = place
+
+    def __reduce__(self) -> Any:
+        return shared, (self._place,)
+
+
+def _size(arg: Any) -> int:
+    """Return the bytes of an array or of a data frame; other objects are small."""
+    size = getattr(arg, "nbytes", None)
+    return size if isinstance(size, int) else sys.getsizeof(arg)
+
+
+def _count(executor: concurrent.futures.Executor) -> int:
+    if isinstance(executor, ParallelExecutor):
+        return sum(executor.workers.values())
+    return count_workers(executor)
+
+
+def _close(executor: Executor) -> None:
+    """End an executor, in a thread: that its backend is forgotten may happen in one of its own."""
+    threading.Thread(target=executor.close).start()

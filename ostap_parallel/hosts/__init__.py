@@ -1,1 +1,0 @@
-"""Reaching other machines: one ssh connection and one server per host."""

@@ -1,0 +1,1 @@
+"""One way to run many items, and what is told of it."""
