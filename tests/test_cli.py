@@ -20,7 +20,7 @@ from sshd import describe
 
 from ostap_parallel import WorkManager, __version__, cli
 
-ROOT = Path(cli.__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 PPLAUNCH = ROOT / "scripts" / "pplaunch"
 
 RUN = """
