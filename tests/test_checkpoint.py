@@ -25,14 +25,7 @@ import functions
 import pytest
 from helpers import wait_until
 
-from ostap_parallel import (
-    Checkpoint,
-    CheckpointError,
-    FuncTask,
-    Task,
-    TaskMerger,
-    WorkManager,
-)
+from ostap_parallel import Checkpoint, CheckpointError, FuncTask, Task, TaskMerger, WorkManager
 from ostap_parallel.cli import main
 from ostap_parallel.runs import checkpoint
 from ostap_parallel.runs.identity import Digester, identity_of
@@ -426,8 +419,7 @@ def identity_in_new_process(folder, source, name="f", seed=0):
     (folder / "script.py").write_text(source)
     script = (
         "import json, runpy, sys\n"
-        "from ostap_parallel.runs import checkpoint
-from ostap_parallel.runs.identity import identity_of\n"
+        "from ostap_parallel.runs.identity import identity_of\n"
         "from ostap_parallel.worker.execute import Call\n"
         "from ostap_parallel import FuncTask\n"
         "names = runpy.run_path('script.py', run_name='__main__')\n"
