@@ -182,15 +182,15 @@ class TestLostWorkers:
                 os.kill(pid, signal.SIGKILL)
             (tmp_path / "go").touch()
 
-        pids = wm._owned.server.pids()
+        pids = wm.executor.server.pids()
         killer = threading.Thread(target=kill)
         killer.start()
         assert wm.process(work, [1, 2], chunk_size=1) == [1, 2]
         killer.join()
-        assert not set(pids) & set(wm._owned.server.pids())
+        assert not set(pids) & set(wm.executor.server.pids())
 
     def test_idle_workers_that_are_killed(self, wm):
-        for pid in wm._owned.server.pids():
+        for pid in wm.executor.server.pids():
             os.kill(pid, signal.SIGKILL)
         assert wm.process(functions.square, range(20)) == [x * x for x in range(20)]
 
@@ -201,7 +201,7 @@ class TestLostWorkers:
 
         started, python = [], local.command
         monkeypatch.setattr(local, "command", command)
-        os.kill(wm._owned.server.pids()[0], signal.SIGKILL)
+        os.kill(wm.executor.server.pids()[0], signal.SIGKILL)
         assert wm.process(functions.square, range(20)) == [x * x for x in range(20)]
         wait_until(lambda: len(started) == 3, PATIENCE, "the third start")
         assert wm.workers == {"local": 2}
@@ -297,12 +297,12 @@ class TestInterrupting:
                 (tmp_path / "seen").touch()
                 raise
 
-        pids = wm._owned.server.pids()
+        pids = wm.executor.server.pids()
         with pytest.raises(LookupError):
             wm.process(work, [0, 1], chunk_size=1)
         assert (tmp_path / "seen").exists()
         assert wm.process(functions.square, [2]) == [4]
-        assert wm._owned.server.pids() == pids
+        assert wm.executor.server.pids() == pids
 
     @pytest.mark.parametrize("where", ["local", "host"])
     def test_what_is_about_to_begin_ends_too(self, where, request):
@@ -396,7 +396,7 @@ class TestLife:
         before = set(descendants(os.getpid()))
         with WorkManager(3, silent=True) as manager:
             pids = set(descendants(os.getpid())) - before
-            assert pids == set(manager._owned.server.pids())
+            assert pids == set(manager.executor.server.pids())
             assert len(pids) == 3
             assert manager.workers == {"local": 3}
             assert repr(manager) == "<WorkManager local: 3>"
@@ -478,7 +478,7 @@ def work(item):
 
 if __name__ == "__main__":
     wm = WorkManager(2, silent=True)
-    print(*wm._owned.server.pids(), flush=True)
+    print(*wm.executor.server.pids(), flush=True)
 """
 
 INTERRUPTED = (

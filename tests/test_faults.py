@@ -657,7 +657,7 @@ class TestManagers:
     def test_a_task_with_workers_of_its_own_that_is_ended(self, single, tmp_path):
         def outer(item):
             with WorkManager(2, silent=True) as inner:
-                pids = inner._owned.server.pids()
+                pids = inner.executor.server.pids()
                 (tmp_path / "pids").write_text(" ".join(map(str, pids)))
                 inner.process(faults.hang_in_c, range(2), chunk_size=1)
 
@@ -670,13 +670,13 @@ class TestManagers:
 
     def test_a_fork_of_the_caller(self):
         with WorkManager(1, silent=True) as manager:
-            pids = manager._owned.server.pids()
+            pids = manager.executor.server.pids()
             child = os.fork()
             if child == 0:
                 os._exit(_in_a_fork(manager))
             assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
             assert manager.process(functions.square, range(5)) == [0, 1, 4, 9, 16]
-            assert manager._owned.server.pids() == pids
+            assert manager.executor.server.pids() == pids
 
     def test_in_a_thread(self):
         def run():

@@ -52,7 +52,7 @@ class TestMaps:
 
     def test_it_runs_on_the_manager_s_workers(self, manager, pool):
         pids = set(pool.map(functions.pid_of, range(20)))
-        assert pids <= set(manager._owned.server.pids())
+        assert pids <= set(manager.executor.server.pids())
         assert os.getpid() not in pids
 
     def test_several_sequences(self, pool):

@@ -16,16 +16,16 @@ from dataclasses import replace
 from typing import Any
 
 from ostap_parallel.config import HostConfig
-from ostap_parallel.engine.client import LOCAL, ClientServer
+from ostap_parallel.engine.core import LOCAL, Core
 from ostap_parallel.engine.future import Future
 from ostap_parallel.engine.nesting import HOST_RETRIES, LOST_RETRIES
 from ostap_parallel.errors import ConfigError, RemoteTraceback, ServersUnavailable, WorkerLost
 from ostap_parallel.supply.supervisor import EventHandler, Supervisor
 from ostap_parallel.supply.syncing import Archive, Modules, Source
 from ostap_parallel.worker import execute, serialize
-from ostap_parallel.worker.engine import Task
 from ostap_parallel.worker.execute import ChunkOutcome, Lost
 from ostap_parallel.worker.initializer import Initializer
+from ostap_parallel.worker.jobs import Job, deferring_interrupts
 from ostap_parallel.worker.shared import Blob, Stored
 
 logger = logging.getLogger(__name__)
@@ -98,15 +98,14 @@ class ParallelExecutor(Executor):
         self._lock = threading.Lock()
         self._listeners: list[Callable[[], None]] = []
         # the present job of each future
-        self._tasks: weakref.WeakKeyDictionary[AnyFuture, Task] = weakref.WeakKeyDictionary()
+        self._tasks: weakref.WeakKeyDictionary[AnyFuture, Job] = weakref.WeakKeyDictionary()
         self._closed = threading.Event()
         self._alone_since: float | None = None  # when the last worker was lost
         self._alarm = threading.Timer(0, _ignore)  # rings when that is too long ago
         call = execute.Call(execute.apply, initializer=self.initializer)
         self._call = replace(call, log_level=logging.getLogger().level)
         self._apply = serialize.dumps(self._call)
-        self.server = ClientServer(ncpus, secret, on_event)
-        self.server.tasks_per_worker = tasks_per_worker
+        self.server = Core(ncpus, on_event, tasks_per_worker=tasks_per_worker)
         self.server.nesting.call = self._apply
         # Neither it nor its threads keep a forgotten executor alive.
         changed = weakref.WeakMethod(self._changed)
@@ -130,13 +129,13 @@ class ParallelExecutor(Executor):
     @property
     def workers(self) -> dict[str, int]:
         """Number of workers by host, of those that are up; the local ones are ``"local"``."""
-        local = {LOCAL: self.server.get_ncpus()} if self.server.get_ncpus() else {}
+        local = {LOCAL: self.server.ncpus} if self.server.ncpus else {}
         return local | {host.name: host.workers for host in self.hosts if host.state == "up"}
 
     @property
     def round_trip(self) -> float:
         """Seconds that a message to the farthest host and its answer take."""
-        return max(self.server.round_trips.copy().values(), default=0.0)
+        return self.server.round_trip()
 
     def wait_for_hosts(self, timeout: float | None = None) -> bool:
         """Wait until every host is up or has failed; return whether all are up."""
@@ -289,22 +288,33 @@ class ParallelExecutor(Executor):
             except Exception as exc:
                 result = Lost("", 0, f"its answer cannot be read: {exc}", by_worker=True)
             if isinstance(result, ChunkOutcome):
-                result.host = task.host or LOCAL
+                result.host = task.label or LOCAL
             else:
-                result = replace(result, host=task.host or LOCAL)
+                result = replace(result, host=task.label or LOCAL)
             settle(result)
 
         self.check()
         modules = modules or self.modules.archive
-        task = Task(self.server, deliver, blob, future.begin, modules, is_short)
-        with self._lock:
-            before = self._tasks.get(future)
-            task.is_interrupted = before is not None and before.is_interrupted
-            self._tasks[future] = task
-        self.server.insert(call, chunk, task)
+        loop = self.server.loop
+        task = Job(
+            call,
+            chunk,
+            lambda message: loop.deliver(lambda: deliver(message)),
+            is_wanted=future.begin,
+            ask=self.server.nesting.ask,
+            blob=blob,
+            modules=modules,
+            is_short=is_short,
+        )
+        with deferring_interrupts():
+            with self._lock:
+                before = self._tasks.get(future)
+                task.is_interrupted = before is not None and before.is_interrupted
+                self._tasks[future] = task
+            self.server.add(task)
         self._supervisor.wake()  # the last hosts may just have gone
         if self._is_hopeless():
-            self.server.drop_waiting("no worker is left")
+            self.server.give_up_waiting("no worker is left")
 
     def _try(
         self,
@@ -362,7 +372,7 @@ class ParallelExecutor(Executor):
                 self._alone_since = None
                 self._alarm.cancel()
         if self._is_hopeless():
-            self.server.drop_waiting("no worker is left")
+            self.server.give_up_waiting("no worker is left")
         for listener in list(self._listeners):
             listener()
 
@@ -393,10 +403,10 @@ def _settle(future: Future[Any], result: ChunkOutcome) -> None:
     future.set_exception(error)
 
 
-def _close(pid: int, server: ClientServer, supervisor: Supervisor) -> None:
+def _close(pid: int, server: Core, supervisor: Supervisor) -> None:
     """Close what an executor owns; a function, so that a forgotten executor can be collected."""
     if os.getpid() != pid:  # a fork that exits: nothing of this is its own
         return
     supervisor.hang_up()
-    server.destroy()
+    server.close()
     supervisor.close()

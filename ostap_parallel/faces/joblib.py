@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 from joblib import register_parallel_backend
 from joblib.parallel import AutoBatchingMixin, Parallel, ParallelBackendBase
 
-from ostap_parallel.engine.client import LOCAL
+from ostap_parallel.engine.core import LOCAL
 from ostap_parallel.engine.foreign import count_workers
 from ostap_parallel.engine.parallel import ParallelExecutor
 from ostap_parallel.faces.executor import Executor, Settings

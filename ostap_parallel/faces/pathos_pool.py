@@ -89,7 +89,7 @@ class ParallelPool(PathosParallelPool):  # type: ignore[misc]
             raise TypeError("got multiple values for keyword argument 'ncpus'")
         self._nodes = _number(ncpus if nodes is None else nodes)
         if executor is not None and self._nodes is None:
-            self._nodes = executor.server.get_ncpus()
+            self._nodes = executor.server.ncpus
         self._servers = _entries(servers)
         self._settings: dict[str, Any] = dict(settings)
         self._executor = executor
@@ -206,7 +206,7 @@ class ParallelPool(PathosParallelPool):  # type: ignore[misc]
             service = _Service(pool, options)
             self._services[self._id] = service
         server = cast(ParallelExecutor, service.pool._executor).server
-        if self._nodes not in (None, server.get_ncpus()) and not server._exiting:
+        if self._nodes not in (None, server.ncpus) and not server.is_closed:
             server.set_ncpus(self._nodes)
         return service.pool
 

@@ -33,7 +33,7 @@ from ostap_parallel.errors import RemoteError, RemoteTraceback, WorkerLost
 from ostap_parallel.worker import execute, serialize
 from ostap_parallel.worker.execute import Call, Lost, executing, is_ours
 from ostap_parallel.worker.restore import SIGNALS, Baseline
-from ostap_parallel.worker.transport import Pipe
+from ostap_parallel.worker.transport import Connection
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +41,7 @@ REQUEST = b"?"  # begins a request; no result begins with it
 
 # Begins the message for a job that a server refuses, by this, if it has no free worker.
 REFUSED = b"!"
+LAST = b"."  # begins the last result of a worker that has done as many jobs as it may
 CANCELLED = b""  # what stands for the result of a call that was cancelled
 
 # Seconds that an answer takes at most; so often a worker that waits shows that it is there. What
@@ -54,22 +55,25 @@ _APPLY = {"call": Call(execute.apply)}
 class Link:
     """The way from this process to its server: for results, and for requests of a job."""
 
-    def __init__(self, channel: Pipe) -> None:
+    def __init__(self, channel: Connection) -> None:
         self.channel = channel
         self.lock = threading.RLock()  # held from a request to its answer
         self.is_open = False  # whether a job is run
+        self.jobs = 0  # that were begun, also on top of others
         self.depth = 0  # number of jobs on top of the first one
         self.ended: bytes | None = None  # the result of one on top, for the next request
         self.waiter: object = None  # whose futures the server knows to be waited for
         self.pid = os.getpid()
 
-    def serve(self, run: Callable[[bytes], bytes], chunk: bytes) -> None:
-        """Run a job and send its result."""
+    def serve(self, run: Callable[[bytes], bytes], chunk: bytes, tasks: int | None = None) -> None:
+        """Run a job and send its result, which says so if it is the last of so many."""
+        self.jobs += 1
         self.is_open = True
         result = run(chunk)
+        is_last = tasks is not None and self.jobs >= tasks
         with self.lock:  # a thread that the job has left behind may be asking
             self.is_open = False
-            self.channel.send(result)
+            self.channel.send(LAST + result if is_last else result)
 
     def ask(self, kind: str, *details: Any) -> Any:
         """Send a request and return the answer.
@@ -108,7 +112,7 @@ class Link:
 _link: Link | None = None
 
 
-def connect(channel: Pipe) -> Link:
+def connect(channel: Connection) -> Link:
     """Make a channel the way to this process' server."""
     global _link
     _link = Link(channel)
@@ -154,6 +158,7 @@ def _run_on_top(chunk: bytes) -> None:
     is over.
     """
     assert _link is not None
+    _link.jobs += 1
     index = executing.position[0]  # which the end of the process is ascribed to
     with _put_aside() as alarm:
         result = execute.new_outcome()
