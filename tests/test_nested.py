@@ -377,7 +377,7 @@ class TestLosses:
             with pytest.raises(WorkerLost):
                 manager.executor.submit(parent).result(PATIENCE)
             assert manager.executor.submit(abs, -1).result(PATIENCE) == 1
-        assert functions.attempts(tmp_path, "deadly") == 9
+        assert functions.attempts(tmp_path, "deadly") == 3
 
 
 class TestStopping:

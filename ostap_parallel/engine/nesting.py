@@ -316,6 +316,8 @@ class Nesting:
             elif self._is_worth_it(child, result):
                 self._enqueue(child)
                 return
+        elif self._deadly:
+            self._deadly.pop(_digest(child.chunk), None)
         self._end(child, message)
 
     def _end(self, child: Child, message: bytes) -> None:
@@ -414,16 +416,19 @@ class Nesting:
         if helps != "none":
             for number in reversed(level.wanted):
                 child = level.children[number]
-                if child in self._unbegun and (alone or not child.lost) and self._take(child):
+                if child in self._unbegun and self._may_run_on_top(child, alone):
                     return child
         if helps == "any" and len(level.stack.levels) < MAX_STACK:
             for child in reversed(self._unbegun):
                 fits = child.parent.stack.modules is level.stack.modules
-                if fits and (alone or not child.lost) and self._take(child):
+                if fits and self._may_run_on_top(child, alone):
                     return child
         return None
 
-    def _take(self, child: Child) -> bool:
+    def _may_run_on_top(self, child: Child, alone: bool) -> bool:
+        """Take a child out of the queue unless it is better left to a free worker."""
+        if self._deadly and not alone and _digest(child.chunk) in self._deadly:
+            return False
         # else a free worker has just taken it
         return child.job is None or self._queue.take(child.job)
 

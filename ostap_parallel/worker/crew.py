@@ -285,6 +285,7 @@ class Worker:
         for descriptor, kind in self._pipes.items():
             self._printed.register(descriptor, select.POLLIN)
             self.crew.output.add(descriptor, kind, pid)
+        self.crew.tell()
 
     def cannot_start(self, reason: str) -> None:
         """Take notice that there is no process."""
@@ -414,14 +415,19 @@ class Crew(Machine):
         return len(self._workers)
 
     def pids(self) -> list[int]:
-        """Return the process ids of the workers."""
+        """Return the process ids of the workers, also of those that are just being started."""
         with self._loop.lock:
+            self._changed.wait_for(lambda: all(w.pid for w in self._workers), PATIENCE)
             return [worker.pid for worker in self._workers if worker.pid]
 
     def has_room(self) -> bool:
         """Return whether a worker is free."""
         limited = self.limit is not None and len(self.running) >= self.limit
         return bool(self._free) and not limited
+
+    def tell(self) -> None:
+        """Wake who waits for workers."""
+        self._changed.notify_all()
 
     def resize(self, wanted: int) -> None:
         """Have so many workers; return when they are ready.
