@@ -314,8 +314,8 @@ class TestSecrecy:
 
     def test_secrets_differ(self, hosts, running):
         with WorkManager(0, config=()) as other:
-            assert other.executor.server.secret != running.executor.server.secret
-        assert len(running.executor.server.secret) == 64
+            assert other.executor.backend.server.secret != running.executor.backend.server.secret
+        assert len(running.executor.backend.server.secret) == 64
 
     def test_the_server_listens_on_loopback_only(self, hosts, running):
         ports = {host.about["port"] for host in running.executor.hosts}

@@ -22,6 +22,7 @@ from sshd import descendants, stat_of
 
 from ostap_parallel import Failure, WorkerLost, WorkManager
 from ostap_parallel.worker import engine, execute, local, serialize
+from ostap_parallel.worker.chunk import ChunkOutcome, pack_chunk, unpack_result
 from ostap_parallel.worker.cpus import usable_cpus
 
 GONE_WITHIN = 5.0  # seconds after which nothing of a killed caller may remain
@@ -182,15 +183,15 @@ class TestLostWorkers:
                 os.kill(pid, signal.SIGKILL)
             (tmp_path / "go").touch()
 
-        pids = wm._owned.server.pids()
+        pids = wm._owned.backend.pids()
         killer = threading.Thread(target=kill)
         killer.start()
         assert wm.process(work, [1, 2], chunk_size=1) == [1, 2]
         killer.join()
-        assert not set(pids) & set(wm._owned.server.pids())
+        assert not set(pids) & set(wm._owned.backend.pids())
 
     def test_idle_workers_that_are_killed(self, wm):
-        for pid in wm._owned.server.pids():
+        for pid in wm._owned.backend.pids():
             os.kill(pid, signal.SIGKILL)
         assert wm.process(functions.square, range(20)) == [x * x for x in range(20)]
 
@@ -201,7 +202,7 @@ class TestLostWorkers:
 
         started, python = [], local.command
         monkeypatch.setattr(local, "command", command)
-        os.kill(wm._owned.server.pids()[0], signal.SIGKILL)
+        os.kill(wm._owned.backend.pids()[0], signal.SIGKILL)
         assert wm.process(functions.square, range(20)) == [x * x for x in range(20)]
         wait_until(lambda: len(started) == 3, PATIENCE, "the third start")
         assert wm.workers == {"local": 2}
@@ -297,12 +298,12 @@ class TestInterrupting:
                 (tmp_path / "seen").touch()
                 raise
 
-        pids = wm._owned.server.pids()
+        pids = wm._owned.backend.pids()
         with pytest.raises(LookupError):
             wm.process(work, [0, 1], chunk_size=1)
         assert (tmp_path / "seen").exists()
         assert wm.process(functions.square, [2]) == [4]
-        assert wm._owned.server.pids() == pids
+        assert wm._owned.backend.pids() == pids
 
     @pytest.mark.parametrize("where", ["local", "host"])
     def test_what_is_about_to_begin_ends_too(self, where, request):
@@ -333,19 +334,19 @@ class TestInterrupting:
             worker.signal(signal.SIGSTOP)  # so that it cannot begin
             results = queue.SimpleQueue()
             call = serialize.dumps(execute.Call(time.sleep))
-            chunk = execute.pack_chunk([0], [60])
+            chunk = pack_chunk([0], [60])
             server.insert(call, chunk, engine.Task(server, results.put))
             wait_until(lambda: server._running, PATIENCE, "the job to be sent")
             server.interrupt(grace=30)
             worker.signal(signal.SIGCONT)
-            assert execute.unpack_result(results.get(timeout=15)).answers == []
+            assert unpack_result(results.get(timeout=15)).answers == []
         finally:
             server.destroy()
 
     def test_a_worker_that_starts_again_is_left_alone(self, capfd):
         with WorkManager(1, silent=True) as manager:
             future = manager.executor.submit(time.sleep, 60)
-            server = manager.executor.server
+            server = manager.executor.backend.server
             wait_until(lambda: server._running, PATIENCE, "the job to be sent")
             future.cancel()  # it is not tried again
             (pid,) = server.pids()
@@ -396,7 +397,7 @@ class TestLife:
         before = set(descendants(os.getpid()))
         with WorkManager(3, silent=True) as manager:
             pids = set(descendants(os.getpid())) - before
-            assert pids == set(manager._owned.server.pids())
+            assert pids == set(manager._owned.backend.pids())
             assert len(pids) == 3
             assert manager.workers == {"local": 3}
             assert repr(manager) == "<WorkManager local: 3>"
@@ -444,7 +445,7 @@ class TestLife:
         try:
             with WorkManager(2, silent=True) as manager:
                 total = sum(manager.iexecute(functions.square, range(1000), chunk_size=10))
-                held = [x for x in gc.get_objects() if isinstance(x, execute.ChunkOutcome)]
+                held = [x for x in gc.get_objects() if isinstance(x, ChunkOutcome)]
         finally:
             gc.enable()
         assert total == sum(x * x for x in range(1000))
@@ -478,7 +479,7 @@ def work(item):
 
 if __name__ == "__main__":
     wm = WorkManager(2, silent=True)
-    print(*wm._owned.server.pids(), flush=True)
+    print(*wm._owned.backend.pids(), flush=True)
 """
 
 INTERRUPTED = (

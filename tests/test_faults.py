@@ -37,6 +37,7 @@ from ostap_parallel import (
 )
 from ostap_parallel.errors import RemoteTraceback
 from ostap_parallel.worker import engine, execute, output, serialize
+from ostap_parallel.worker.chunk import MAX_TEXT, pack_chunk, unpack_result
 
 
 @pytest.fixture(scope="module", params=["local", "h1"])
@@ -473,7 +474,7 @@ class TestValues:
 
         (failure,) = wm.process(work, [1], on_error="collect")
         assert failure.error.args == ("x" * 10_000_000,)
-        assert len(failure.traceback) < 2 * execute.MAX_TEXT
+        assert len(failure.traceback) < 2 * MAX_TEXT
         assert failure.traceback.startswith("Traceback")
 
     def test_attributes_that_do_not_travel(self, wm):
@@ -657,7 +658,7 @@ class TestManagers:
     def test_a_task_with_workers_of_its_own_that_is_ended(self, single, tmp_path):
         def outer(item):
             with WorkManager(2, silent=True) as inner:
-                pids = inner._owned.server.pids()
+                pids = inner._owned.backend.pids()
                 (tmp_path / "pids").write_text(" ".join(map(str, pids)))
                 inner.process(faults.hang_in_c, range(2), chunk_size=1)
 
@@ -670,13 +671,13 @@ class TestManagers:
 
     def test_a_fork_of_the_caller(self):
         with WorkManager(1, silent=True) as manager:
-            pids = manager._owned.server.pids()
+            pids = manager._owned.backend.pids()
             child = os.fork()
             if child == 0:
                 os._exit(_in_a_fork(manager))
             assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
             assert manager.process(functions.square, range(5)) == [0, 1, 4, 9, 16]
-            assert manager._owned.server.pids() == pids
+            assert manager._owned.backend.pids() == pids
 
     def test_in_a_thread(self):
         def run():
@@ -788,12 +789,12 @@ class TestServers:
         server.on_empty = told.set
         monkeypatch.setattr(sys, "executable", "/nowhere/python")
         call = serialize.dumps(execute.Call(functions.die))
-        chunk = execute.pack_chunk([0], [serialize.dumps("exit")])
-        lost = execute.unpack_result(server.insert(call, chunk)(raw_result=True))
+        chunk = pack_chunk([0], [serialize.dumps("exit")])
+        lost = unpack_result(server.insert(call, chunk)(raw_result=True))
         assert (lost.index, lost.by_worker) == (0, True)
         assert lost.reason.endswith("ended with exit status 3")
         assert told.wait(PATIENCE)
-        later = execute.unpack_result(server.insert(call, chunk)(raw_result=True))
+        later = unpack_result(server.insert(call, chunk)(raw_result=True))
         assert (later.reason, later.by_worker) == ("no worker is left", False)
 
     def test_a_run_ends_when_the_last_worker_cannot_be_replaced(self, monkeypatch):

@@ -137,7 +137,7 @@ class TestWho:
     def test_hosts_do_it_all(self, cluster):
         assert run_together(cluster, 2, host_here()) == ["h1", "h2"]
         assert cluster.workers == {"h1": 1, "h2": 1}
-        assert cluster.executor.server.pids() == []
+        assert cluster.executor.backend.pids() == []
         assert {host: stat.njobs for host, stat in cluster.report.stats} == {"h1": 1, "h2": 1}
 
     def test_local_workers_and_hosts(self, manage):
@@ -895,7 +895,9 @@ class TestNothingIsLost:
         assert cluster.pool.apipe(lambda a, b=0: (a, b), 1, b=2).get(timeout=30) == (1, 2)
 
     def test_no_connection_has_a_time_limit(self, cluster):
-        connections = [c for group in cluster.executor.server._connections.values() for c in group]
+        connections = [
+            c for group in cluster.executor.backend.server._connections.values() for c in group
+        ]
         assert len(connections) >= 2
         assert {c.socket.gettimeout() for c in connections} == {None}
 

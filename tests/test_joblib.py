@@ -84,7 +84,7 @@ class TestLoops:
 
     def test_they_run_on_the_workers(self, manager):
         pids = set(Parallel(batch_size=1)(delayed(functions.pid_of)(n) for n in range(8)))
-        assert pids <= set(manager.executor.server.pids())
+        assert pids <= set(manager.executor.backend.pids())
 
     def test_generators(self, tmp_path):
         calls = [delayed(partial(late, str(tmp_path / "go")))(n) for n in range(3)]

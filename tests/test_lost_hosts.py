@@ -82,7 +82,7 @@ def check_regained(manager, name="h1", seconds=PATIENCE):
 
 def break_connection(manager, name):
     """Break what leads through the tunnel, while ssh itself lives on."""
-    for connection in manager.executor.server._connections[name]:
+    for connection in manager.executor.backend.server._connections[name]:
         connection.socket.shutdown(socket.SHUT_RDWR)
 
 
@@ -310,7 +310,7 @@ class TestFarHosts:
         with open_manager(hosts, "h1*1") as manager:
             assert manager.wait_for_hosts(PATIENCE)
             assert manager.workers == {"h1": 1}
-            under_way = manager.executor.server._running
+            under_way = manager.executor.backend.server._running
             with ThreadPoolExecutor(1) as thread:
                 running = thread.submit(manager.process, slowly, range(ITEMS), chunk_size=4)
                 wait_until(lambda: len(under_way) == 2, PATIENCE, "one waits behind another")
@@ -322,7 +322,7 @@ class TestFarHosts:
                 assert len(under_way) < 2
             # nor anything behind that, while others are idle
             long = manager.executor.submit(time.sleep, 3600)
-            manager.executor.server.set_ncpus(1)
+            manager.executor.backend.set_ncpus(1)
             with ThreadPoolExecutor(1) as thread:
                 running = thread.submit(manager.process, slowly, range(ITEMS), chunk_size=4)
                 try:

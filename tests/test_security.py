@@ -477,7 +477,14 @@ class TestSecrecy:
         manager, _ = running
         executor = manager.executor
         error = executor.hosts[1].error
-        shown = [manager, executor, executor.server, *executor.hosts, manager.report, manager.pool]
+        shown = [
+            manager,
+            executor,
+            executor.backend.server,
+            *executor.hosts,
+            manager.report,
+            manager.pool,
+        ]
         inner = vars(executor).values()
         shown += [one for one in inner if "ostap_parallel" in type(one).__module__]
         texts = [f"{one!r} {one}" for one in shown]
@@ -554,7 +561,7 @@ class TestSockets:
     def test_what_the_caller_starts_has_none(self, running):
         command = ["ls", "-l", "/proc/self/fd"]
         done = subprocess.run(command, capture_output=True, close_fds=False, text=True)
-        server = running[0].executor.server
+        server = running[0].executor.backend.server
         connections = [c for group in server._connections.values() for c in group]
         inodes = {str(os.fstat(c.socket.fileno()).st_ino) for c in connections}
         assert inodes
@@ -566,7 +573,7 @@ class TestSockets:
 
         with connect(server) as manager:
             assert manager.wait_for_hosts(PATIENCE)
-            ((connection,),) = manager.executor.server._connections.values()
+            ((connection,),) = manager.executor.backend.server._connections.values()
             for n in [*range(3 * REMEMBERED), *range(3 * REMEMBERED), 0, 0]:
                 assert manager.process(lambda x, n=n: x + n, [1, 2]) == [1 + n, 2 + n]
                 assert len(connection.scache) <= REMEMBERED

@@ -289,13 +289,13 @@ class TestTrouble:
 
             running = threading.Thread(target=run)
             running.start()
-            deliveries = manager.executor.server._deliveries._deliveries
+            deliveries = manager.executor.backend.server._deliveries._deliveries
             wait_until(
                 lambda: [one for host in list(deliveries.values()) for one in host.values()],
                 PATIENCE,
                 "a delivery has begun",
             )
-            manager.executor.server.interrupt()
+            manager.executor.backend.give_up()
             os.kill(server, signal.SIGCONT)
             running.join(PATIENCE)  # it was run again
             assert not running.is_alive()

@@ -20,9 +20,9 @@ from ostap_parallel.engine.sharing import Abandoned, Deliveries
 from ostap_parallel.errors import HostError
 from ostap_parallel.supply.host import STEP
 from ostap_parallel.supply.supervisor import EventHandler
-from ostap_parallel.worker import execute, handshake, transport
+from ostap_parallel.worker import chunk, handshake, transport
+from ostap_parallel.worker.chunk import Lost
 from ostap_parallel.worker.engine import Server, Task
-from ostap_parallel.worker.execute import Lost
 from ostap_parallel.worker.local import Worker
 from ostap_parallel.worker.nested import REFUSED
 from ostap_parallel.worker.shared import Store
@@ -233,11 +233,11 @@ class ClientServer(Server):
         blob, modules, is_local = job.blob, job.modules, isinstance(worker, Worker)
         if is_local and (blob or modules):
             places = modules.local if modules else b""
-            return execute.locate(sargs, blob.location if blob else "", places)
+            return chunk.locate(sargs, blob.location if blob else "", places)
         if blob or modules:
             location = self._deliveries.locate(blob, worker.label) if blob else ""
             there = self._deliveries.locate(modules, worker.label) if modules else ""
-            sargs = execute.locate(sargs, location, modules.at(there) if modules else b"")
+            sargs = chunk.locate(sargs, location, modules.at(there) if modules else b"")
         if not is_local:
             with self._running_lock:  # from here on, an interrupt has to go there, too
                 if job.is_interrupted:
@@ -256,14 +256,14 @@ class ClientServer(Server):
                 raise error
             return self.nesting.close(job, self._receive(worker, job))
         except Abandoned as exc:  # nothing was sent on this connection
-            return execute.pack_result(Lost(worker.label, 0, str(exc)))
+            return chunk.pack_result(Lost(worker.label, 0, str(exc)))
         except Exception as exc:
             worker.close()
             if not isinstance(exc, HostError):
                 reason = f"the connection to {worker.label} was lost: {exc}"
                 exc = HostError(worker.label, "run", reason)
             self._break(worker, exc)
-            return self.nesting.close(job, execute.pack_result(Lost(worker.label, 0, exc.reason)))
+            return self.nesting.close(job, chunk.pack_result(Lost(worker.label, 0, exc.reason)))
         finally:
             self._has_ended(worker)
 

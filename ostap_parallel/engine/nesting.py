@@ -25,20 +25,16 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from ostap_parallel.engine.retries import HOST_RETRIES, LOST_RETRIES
 from ostap_parallel.worker import serialize
+from ostap_parallel.worker.chunk import ChunkOutcome, Lost, pack_result, unpack_result
 from ostap_parallel.worker.engine import Task
-from ostap_parallel.worker.execute import ChunkOutcome, Lost, pack_result, unpack_result
 from ostap_parallel.worker.nested import CANCELLED, REFUSED
 
 if TYPE_CHECKING:
     from ostap_parallel.engine.client import ClientServer
 
 logger = logging.getLogger(__name__)
-
-# How often is run again what has ended its worker; and what is not to blame, as its host was lost
-# or something else has ended the worker: one that takes every host along must end.
-LOST_RETRIES = 2
-HOST_RETRIES = 8
 
 # Jobs that one worker may have begun and not ended; then it runs only what it waits for.
 MAX_STACK = 30

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from ostap_parallel.worker import execute
+from ostap_parallel.engine.retries import Attempts
+from ostap_parallel.worker.chunk import PLAIN, Writer, pack_chunk
 
 # A chunk should take about this long: many times a round trip, yet short beside a user's patience.
 CHUNK_SECONDS = 0.3
@@ -30,52 +31,89 @@ MANY = 4  # items whose time is known, for each of a chunk that is as short as i
 LONGEST_CHUNK = 1.0
 
 
+# Of these there may be as many as are wanted.
+SMALL = frozenset(PLAIN) - {str}
+
+# Bytes of a chunk, unless one item has more, or the next ones add little.
+MAX_CHUNK_BYTES = 1 << 22
+LITTLE = MAX_CHUNK_BYTES >> 6
+
+
 @dataclass
 class Chunk:
-    """Items that are sent together for the first time."""
+    """Items that are sent together, without their bytes.
+
+    `history` is there if they are not sent for the first time.
+    """
 
     indices: Sequence[int]
     items: list[Any]
-    packed: Sequence[Any]
+    history: list[Item] | None = None
 
     def split(self) -> list[Item]:
         """Return the items one by one, as each may get a history of its own."""
-        return list(map(Item, self.indices, self.items, self.packed))
+        return self.history or list(map(Item, self.indices, self.items))
 
 
 @dataclass
-class Item:
-    """An item that is run again.
-
-    Attributes
-    ----------
-    failed
-        How often it raised, or took too long.
-    lost
-        How often its worker died by it.
-    blameless
-        How often it was lost by the fault of others.
-    """
+class Item(Attempts):
+    """An item that is run again; it is packed again, too, as it is then."""
 
     index: int
     item: Any
-    packed: Any
-    failed: int = 0
-    lost: int = 0
-    blameless: int = 0
+
+
+class Packing:
+    """The items of one chunk, as they are read.
+
+    Parameters
+    ----------
+    cache
+        Of one run, see `serialize.dumps`.
+    """
+
+    def __init__(self, cache: dict[type, bytes]) -> None:
+        self.indices: list[int] = []
+        self.items: list[Any] = []
+        self._sent: list[Any] = []
+        self._writer = Writer(cache)
+        self._is_over = False
 
     @property
-    def attempts(self) -> int:
-        """How often it will have run when this time is over."""
-        return 1 + self.failed + self.lost + self.blameless
+    def is_full(self) -> bool:
+        """Whether it has all the bytes that a chunk may have."""
+        return self._writer.size >= MAX_CHUNK_BYTES
+
+    def has_room(self, value: Any) -> bool:
+        """Return whether another item should be added: it is likely to add little if it shares."""
+        return not self.is_full or (not self._is_over and _share(value, self.items[-1]))
+
+    def add(self, index: int, value: Any) -> None:
+        """Add an item; raises `SerializeError`."""
+        before, was_full = self._writer.size, self.is_full
+        sent = value
+        if type(value) not in SMALL:
+            sent = self._writer.add(value, f"item {index} (a {type(value).__name__})")
+        self._is_over = was_full and self._writer.size - before > LITTLE
+        self.indices.append(index)
+        self.items.append(value)
+        self._sent.append(sent)
+
+    def chunk(self) -> Chunk:
+        """Return the chunk of those that were added."""
+        without_gaps = range(self.indices[0], self.indices[-1] + 1)  # no memory, no time to send
+        is_whole = len(without_gaps) == len(self.items)
+        return Chunk(without_gaps if is_whole else self.indices, self.items)
+
+    def message(self, indices: Sequence[int], run: bytes, limit: float) -> bytes:
+        """Return what is sent; see `worker.chunk.pack_chunk`."""
+        return pack_chunk(indices, self._sent, self._writer.stream(), run, limit)
 
 
-def pack_chunk(chunk: Chunk | list[Item], run: bytes, limit: float) -> bytes:
-    """Return the message for a chunk, see `execute.pack_chunk`."""
-    if isinstance(chunk, Chunk):
-        return execute.pack_chunk(chunk.indices, chunk.packed, run, limit)
-    columns = [item.index for item in chunk], [item.packed for item in chunk]
-    return execute.pack_chunk(*columns, run, limit)
+def _share(one: Any, other: Any) -> bool:
+    """Return whether two items have something in common, at a glance."""
+    both = (each if isinstance(each, tuple) else (each,) for each in (one, other))
+    return any(a is b and type(a) not in PLAIN for a, b in zip(*both, strict=False))
 
 
 class ChunkSize:

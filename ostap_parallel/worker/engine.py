@@ -19,8 +19,8 @@ from typing import Any
 
 import ppft
 
+from ostap_parallel.worker.chunk import Lost, pack_result
 from ostap_parallel.worker.cpus import usable_cpus
-from ostap_parallel.worker.execute import Lost, pack_result
 from ostap_parallel.worker.local import OVERDUE, Worker
 from ostap_parallel.worker.nested import REQUEST
 from ostap_parallel.worker.output import OutputReader, Sink

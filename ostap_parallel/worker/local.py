@@ -16,8 +16,8 @@ from dataclasses import replace
 
 import ppft
 
+from ostap_parallel.worker.chunk import Lost
 from ostap_parallel.worker.cpus import thread_limits
-from ostap_parallel.worker.execute import Lost
 from ostap_parallel.worker.output import OutputReader
 from ostap_parallel.worker.process import POSITION, command, disconnect, open_position
 from ostap_parallel.worker.transport import Pipe

@@ -1,4 +1,4 @@
-"""The executor on ppft: local workers, and the servers of hosts as they come and go."""
+"""The engine: local workers, and the servers of hosts as they come and go."""
 
 from __future__ import annotations
 
@@ -10,25 +10,26 @@ import secrets
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import CancelledError, Executor, InvalidStateError
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import CancelledError, InvalidStateError
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
 from ostap_parallel.config import HostConfig
+from ostap_parallel.engine.backend import Abilities, Backend, Result, Submit, pack_function, settle
 from ostap_parallel.engine.client import LOCAL, ClientServer
 from ostap_parallel.engine.future import Future
-from ostap_parallel.engine.nesting import HOST_RETRIES, LOST_RETRIES
-from ostap_parallel.errors import ConfigError, RemoteTraceback, ServersUnavailable, WorkerLost
+from ostap_parallel.engine.retries import Attempts, Limits
+from ostap_parallel.errors import ConfigError, SerializeError, ServersUnavailable
+from ostap_parallel.supply.host import HostStatus
 from ostap_parallel.supply.supervisor import EventHandler, Supervisor
 from ostap_parallel.supply.syncing import Archive, Modules, Source
-from ostap_parallel.worker import execute, serialize
+from ostap_parallel.worker import serialize
+from ostap_parallel.worker.chunk import ChunkOutcome, Lost, pack_call, unpack_result
 from ostap_parallel.worker.engine import Task
-from ostap_parallel.worker.execute import ChunkOutcome, Lost
+from ostap_parallel.worker.execute import Call, apply
 from ostap_parallel.worker.initializer import Initializer
-from ostap_parallel.worker.shared import Blob, Stored
-
-logger = logging.getLogger(__name__)
+from ostap_parallel.worker.shared import SMALL, Blob, Inline, Packed, Stored
 
 # Seconds that work waits for lost hosts when no worker is left.
 PATIENCE = 60.0
@@ -37,8 +38,8 @@ PATIENCE = 60.0
 AnyFuture = concurrent.futures.Future[Any]
 
 
-class ParallelExecutor(Executor):
-    """Local workers and servers on hosts, as one executor.
+class Engine(Backend):
+    """Local workers and servers on hosts.
 
     Returns at once: hosts join while work is already going on; see `hosts` and `wait_for_hosts`.
 
@@ -72,6 +73,8 @@ class ParallelExecutor(Executor):
         The user's modules; who begins a run looks at them.
     """
 
+    abilities = Abilities(interrupt=True, time_limit=True, nesting=True)
+
     def __init__(
         self,
         ncpus: int | str = "autodetect",
@@ -86,7 +89,7 @@ class ParallelExecutor(Executor):
         initargs: Iterable[Any] = (),
         sync: Sequence[Source] = (),
     ) -> None:
-        self.initializer = initializer and Initializer.of(initializer, initargs)
+        self._initializer = initializer and Initializer.of(initializer, initargs)
         least = 1 if tasks_per_worker is None else tasks_per_worker
         if not isinstance(least, int) or least < 1:
             raise ConfigError(f"tasks_per_worker must be at least 1, not {tasks_per_worker!r}")
@@ -102,7 +105,7 @@ class ParallelExecutor(Executor):
         self._closed = threading.Event()
         self._alone_since: float | None = None  # when the last worker was lost
         self._alarm = threading.Timer(0, _ignore)  # rings when that is too long ago
-        call = execute.Call(execute.apply, initializer=self.initializer)
+        call = Call(apply, initializer=self._initializer)
         self._call = replace(call, log_level=logging.getLogger().level)
         self._apply = serialize.dumps(self._call)
         self.server = ClientServer(ncpus, secret, on_event)
@@ -121,22 +124,50 @@ class ParallelExecutor(Executor):
         )
         self.server.on_lost = self._supervisor.connection_lost
         self.server.on_useless = self._supervisor.give_up
-        self.hosts = self._supervisor.statuses
+        self.hosts: list[HostStatus] = self._supervisor.statuses
         self._finalizer = weakref.finalize(
             self, _close, os.getpid(), self.server, self._supervisor
         )
         self._supervisor.start()
 
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("an executor stays in its process: use ostap_parallel.futures in tasks")
+
     @property
     def workers(self) -> dict[str, int]:
         """Number of workers by host, of those that are up; the local ones are ``"local"``."""
-        local = {LOCAL: self.server.get_ncpus()} if self.server.get_ncpus() else {}
+        local = {LOCAL: self.ncpus} if self.ncpus else {}
         return local | {host.name: host.workers for host in self.hosts if host.state == "up"}
 
     @property
-    def round_trip(self) -> float:
+    def ncpus(self) -> int:
+        """Number of local workers that are wanted."""
+        return int(self.server.get_ncpus())
+
+    def set_ncpus(self, ncpus: int | str) -> None:
+        """Have so many local workers from now on; nothing once this is closed."""
+        if not self._closed.is_set():
+            self.server.set_ncpus(ncpus)
+
+    def pids(self) -> list[int]:
+        """Return the process ids of the local workers."""
+        return self.server.pids()
+
+    @property
+    def round_trip(self) -> float:  # type: ignore[override]
         """Seconds that a message to the farthest host and its answer take."""
         return max(self.server.round_trips.copy().values(), default=0.0)
+
+    def window(self) -> int:
+        """Return how many chunks should be under way now: about two per worker."""
+        self.check()
+        return 2 * sum(self.workers.values())
 
     def wait_for_hosts(self, timeout: float | None = None) -> bool:
         """Wait until every host is up or has failed; return whether all are up."""
@@ -146,7 +177,7 @@ class ParallelExecutor(Executor):
     def check(self) -> None:
         """Raise `ServersUnavailable` if nothing can run and no host is about to come (back).
 
-        Raises RuntimeError after `shutdown`.
+        Raises RuntimeError after `close`.
         """
         if self._closed.is_set():
             raise RuntimeError("the executor has been shut down")
@@ -166,64 +197,67 @@ class ParallelExecutor(Executor):
             self._changed()
         return lambda: self._listeners.remove(listener)
 
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Run a call on any worker; see `concurrent.futures.Executor.submit`.
+    def open(self, call: Call) -> Submit:
+        """Pack a call for workers, and see to it that they find what it needs."""
+        blob = None
+        if call.shared is not None:
+            where, blob = self._share(Packed(call.shared))
+            call = replace(call, shared=where)
+        function = pack_function(replace(call, initializer=self._initializer))
+        modules = self.modules.look()
 
-        Raises
-        ------
-        SerializeError
-            The function or an argument cannot be sent.
-        RuntimeError
-            The executor has been shut down.
-        """
-        return self.submit_with(None, fn, *args, **kwargs)
+        def submit(
+            chunk: bytes, *, is_short: bool = False, hosts: frozenset[str] | None = None
+        ) -> Future[Result]:
+            future = self._new_future()
 
-    def submit_with(
-        self, blob: Blob | None, fn: Callable[..., Any], /, *args: Any, **kwargs: Any
+            def take(result: Result) -> None:
+                with contextlib.suppress(InvalidStateError):  # cancelled
+                    future.set_result(result)
+
+            self._insert(future, function, chunk, take, blob, modules, is_short)
+            return future
+
+        return submit
+
+    def call(
+        self,
+        function: Callable[..., Any],
+        args: Iterable[Any] = (),
+        kwargs: Mapping[str, Any] = {},
+        shared: Any = None,
     ) -> Future[Any]:
-        """Run a call for which `shared.shared` finds the object in a blob of `server.store`."""
-        what = f"the call of {getattr(fn, '__qualname__', type(fn).__name__)}"
-        item = execute.pack_value((serialize.Anew(), fn, args, kwargs), what)
+        """Run one call; see `Backend.call`."""
+        chunk = pack_call(function, args, kwargs)
         future = self._new_future()
         if self.modules and self.server.is_idle():
             self.modules.look()
-        self._try(future, execute.pack_chunk([0], [item]), blob)
+        self._try(future, chunk, shared, Attempts())
         return future
 
-    def submit_chunk(
-        self,
-        call: bytes,
-        chunk: bytes,
-        blob: Blob | None = None,
-        modules: Archive | None = None,
-        is_short: bool = False,
-    ) -> Future[ChunkOutcome | Lost]:
-        """Run a chunk of a serialised `Call`; `execute.pack_chunk` makes the second message.
+    def _share(self, packed: Packed) -> tuple[Inline | Stored, Blob | None]:
+        """Return where workers find a shared object, and the blob, if it is in one."""
+        if packed.size <= SMALL:
+            return Inline(b"".join(packed)), None
+        try:
+            blob = self.server.store.add(packed)
+        except OSError as exc:
+            raise SerializeError("the shared object", f"{exc.strerror}; set TMPDIR") from exc
+        return Stored(blob.digest), blob
 
-        A `blob`, of `server.store`, is on its host by then, and so are `modules`, by default
-        those of the last look. If the future is cancelled before its turn comes, the chunk is not
-        begun. A short one may wait at a far host while that does another one.
-        """
-        future = self._new_future()
+    def share(self, value: Any) -> Any:
+        """Return a handle of something large, which hosts get once; ``None``: there is no room."""
+        try:
+            return self.server.store.add(Packed(value))
+        except OSError:
+            return None
 
-        def settle(result: ChunkOutcome | Lost) -> None:
-            with contextlib.suppress(InvalidStateError):  # cancelled
-                future.set_result(result)
-
-        self._insert(future, call, chunk, settle, blob, modules, is_short)
-        return future
-
-    def interrupt(self, futures: Iterable[AnyFuture] | None = None) -> None:
+    def give_up(self, futures: Iterable[AnyFuture] | None = None) -> None:
         """Give up what was submitted, queued or running, here and on hosts; workers stay.
 
         A task that runs gets KeyboardInterrupt; if its worker has not come back 2 seconds later,
-        that is replaced. Does not wait for any of this. Futures of `submit` then raise
+        that is replaced. Does not wait for any of this. Futures of `call` then raise
         CancelledError, unless the call has ended before.
-
-        Parameters
-        ----------
-        futures
-            Those of this executor to give up; ``None``: all.
         """
         with self._lock:
             wanted = list(self._tasks) if futures is None else futures
@@ -248,12 +282,8 @@ class ParallelExecutor(Executor):
         """Wait, a few seconds at most, until what workers have printed so far has arrived."""
         self._supervisor.ping()
 
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """End all workers and servers; nothing of ours remains on any host."""
-        if wait and not cancel_futures:
-            with self._lock:
-                pending = list(self._tasks)
-            concurrent.futures.wait(pending)
+    def close(self) -> None:
+        """End all workers and servers at once; nothing of ours remains on any host."""
         self._closed.set()
         closing = threading.Thread(target=self._finalizer, name="closing")
         try:
@@ -265,7 +295,7 @@ class ParallelExecutor(Executor):
         self._alarm.cancel()
 
     def _new_future(self) -> Future[Any]:
-        interrupt = weakref.WeakMethod(self.interrupt)
+        interrupt = weakref.WeakMethod(self.give_up)
         future: Future[Any] = Future(lambda futures: (interrupt() or _ignore)(futures))
         future.add_done_callback(_tell_cancelled)
         return future
@@ -275,7 +305,7 @@ class ParallelExecutor(Executor):
         future: Future[Any],
         call: bytes,
         chunk: bytes,
-        settle: Callable[[ChunkOutcome | Lost], None],
+        take: Callable[[Result], None],
         blob: Blob | None = None,
         modules: Archive | None = None,
         is_short: bool = False,
@@ -283,16 +313,16 @@ class ParallelExecutor(Executor):
         """Queue a job on behalf of a future."""
 
         def deliver(message: bytes) -> None:
-            result: ChunkOutcome | Lost
+            result: Result
             try:
-                result = execute.unpack_result(message)
+                result = unpack_result(message)
             except Exception as exc:
                 result = Lost("", 0, f"its answer cannot be read: {exc}", by_worker=True)
             if isinstance(result, ChunkOutcome):
                 result.host = task.host or LOCAL
             else:
                 result = replace(result, host=task.host or LOCAL)
-            settle(result)
+            take(result)
 
         self.check()
         modules = modules or self.modules.archive
@@ -307,38 +337,27 @@ class ParallelExecutor(Executor):
             self.server.drop_waiting("no worker is left")
 
     def _try(
-        self,
-        future: Future[Any],
-        chunk: bytes,
-        blob: Blob | None,
-        lost: int = 0,
-        blameless: int = 0,
+        self, future: Future[Any], chunk: bytes, blob: Blob | None, attempts: Attempts
     ) -> None:
-        """Run a call that was lost so many times, by its own fault and by that of others."""
+        """Run a call that was lost so often."""
         call = self._apply
         if blob is not None:
             call = serialize.dumps(replace(self._call, shared=Stored(blob.digest)))
 
-        def settle(result: ChunkOutcome | Lost) -> None:
+        def take(result: Result) -> None:
             if isinstance(result, ChunkOutcome) and not result.answers:
                 result = Lost(result.host, result.pid, "it was interrupted")
-            try:
-                if future.cancelled():
-                    return
-                if isinstance(result, ChunkOutcome):
-                    _settle(future, result)
-                elif self._tasks[future].is_interrupted:
-                    _cancel(future)
-                elif self._closed.is_set() or lost == LOST_RETRIES or blameless == HOST_RETRIES:
-                    future.set_exception(WorkerLost(0, result.host, result.reason))
-                else:
-                    by_it = result.by_worker
-                    self._try(future, chunk, blob, lost + by_it, blameless + (not by_it))
-            except BaseException as exc:  # user code
-                with contextlib.suppress(InvalidStateError):
-                    future.set_exception(exc)
+            if future.cancelled():
+                return
+            if isinstance(result, Lost) and self._tasks[future].is_interrupted:
+                _cancel(future)
+                return
+            attempts.count(result)
+            is_over = self._closed.is_set() or not attempts.may_go_on(Limits())
+            again = None if is_over else lambda: self._try(future, chunk, blob, attempts)
+            settle(future, result, again)
 
-        self._insert(future, call, chunk, settle, blob)
+        self._insert(future, call, chunk, take, blob)
 
     def _is_hopeless(self) -> bool:
         """Return whether there is no worker and none is about to come (back)."""
@@ -380,17 +399,6 @@ def _tell_cancelled(future: AnyFuture) -> None:
 def _cancel(future: Future[Any]) -> None:
     if not future.cancel():  # it counts as running
         future.set_exception(CancelledError())
-
-
-def _settle(future: Future[Any], result: ChunkOutcome) -> None:
-    packed = result.answers[0]
-    if not result.failed:
-        future.set_result(execute.unpack_value(packed))
-        return
-    error, text = execute.unpack_error(packed)
-    assert error is not None  # such calls have no time limit
-    error.__cause__ = RemoteTraceback(f"on {result.host}, process {result.pid}:\n{text}")
-    future.set_exception(error)
 
 
 def _close(pid: int, server: ClientServer, supervisor: Supervisor) -> None:
