@@ -89,12 +89,10 @@ class Engine(Backend):
         initargs: Iterable[Any] = (),
         sync: Sequence[Source] = (),
     ) -> None:
-        self._initializer = initializer and Initializer.of(initializer, initargs)
-        least = 1 if tasks_per_worker is None else tasks_per_worker
-        if not isinstance(least, int) or least < 1:
-            raise ConfigError(f"tasks_per_worker must be at least 1, not {tasks_per_worker!r}")
-        if secret == "":
-            raise ConfigError("secret: it is empty; leave it out for a random one")
+        large: dict[str, Any] = {}
+        keep = large.__setitem__
+        self._initializer = initializer and Initializer.of(initializer, initargs, keep)
+        _check(secret, tasks_per_worker)
         secret = secret if secret is not None else secrets.token_hex(32)
         self._patience = patience
         self.modules = Modules(sync)
@@ -111,16 +109,13 @@ class Engine(Backend):
         self.server = ClientServer(ncpus, secret, on_event)
         self.server.tasks_per_worker = tasks_per_worker
         self.server.nesting.call = self._apply
+        for item in large.items():
+            self.set_constant(*item)
         # Neither it nor its threads keep a forgotten executor alive.
         changed = weakref.WeakMethod(self._changed)
+        call_back = lambda: (changed() or _ignore)()  # noqa: E731
         self._supervisor = Supervisor(
-            self.server,
-            hosts,
-            secret,
-            timeout,
-            on_event,
-            lambda: (changed() or _ignore)(),
-            tasks_per_worker,
+            self.server, hosts, secret, timeout, on_event, call_back, tasks_per_worker
         )
         self.server.on_lost = self._supervisor.connection_lost
         self.server.on_useless = self._supervisor.give_up
@@ -384,6 +379,14 @@ class Engine(Backend):
             self.server.drop_waiting("no worker is left")
         for listener in list(self._listeners):
             listener()
+
+
+def _check(secret: str | None, tasks_per_worker: Any) -> None:
+    least = 1 if tasks_per_worker is None else tasks_per_worker
+    if not isinstance(least, int) or least < 1:
+        raise ConfigError(f"tasks_per_worker must be at least 1, not {tasks_per_worker!r}")
+    if secret == "":
+        raise ConfigError("secret: it is empty; leave it out for a random one")
 
 
 def _ignore(*what: object) -> None:

@@ -172,8 +172,11 @@ def bind(call: bytes) -> Callable[[bytes], bytes]:
                 _begin_anew()
             state = _state_of(call, chunk.run)
             if not state:
-                executing.position[0] = chunk.indices[0]
-                state.update(_prepare(call, chunk.location))
+                executing.position[0], executing.interrupted = chunk.indices[0], False
+                prepared = _prepare(call, chunk.location)
+                if executing.interrupted:  # this chunk is given up; the next one tries again
+                    state = prepared
+                state.update(prepared)
         result = new_outcome()
         with executing.watch():
             run_items(_with_shared(state, chunk.location), chunk, result)
