@@ -146,8 +146,13 @@ class ChunkSize:
         # came back, not with each of those that are under way
         self._size = max(1, min(int(fitting), max(self._size, GROWTH * count), MAX_CHUNK))
 
-    def choose(self, workers: int, total: int | None, left: int, round_trip: float) -> int:
-        """Return the size of the next chunk when `left` of `total` items, if known, are left."""
+    def choose(
+        self, workers: int, total: int | None, left: int, round_trip: float, is_heavy: bool = False
+    ) -> int:
+        """Return the size of the next chunk when `left` of `total` items, if known, are left.
+
+        One that `is_heavy` costs much by itself, by what its items share, and there should be few.
+        """
         if total is None:
             return self._size
         # guided: towards the end ever fewer, so that no worker idles while another works
@@ -156,7 +161,11 @@ class ChunkSize:
         guided = math.ceil(max(1, left) / (3 * workers))
         # these may take far longer than those of earlier runs
         share = math.ceil(max(1, total) / workers)
-        return min(self._size, share, max(min(least, self._count // MANY), guided))
+        size = min(self._size, share, max(min(least, self._count // MANY), guided))
+        if not is_heavy or not self._seconds:
+            return size
+        fitting = int(LONGEST_CHUNK / self._seconds)  # what it does not begin by then comes back
+        return max(size, min(fitting, MAX_CHUNK, math.ceil(total / (4 * workers))))
 
     def is_short(self, count: int) -> bool:
         """Return whether a chunk of so many items is likely to be over soon."""

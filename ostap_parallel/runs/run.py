@@ -100,6 +100,7 @@ class Run:
     _exhausted: bool = False
     _is_cancelled: bool = False
     _is_paused: bool = False
+    _is_heavy: bool = False  # items share so much that there should be few chunks
 
     def __post_init__(self) -> None:
         self.total = _length(self.items)
@@ -247,6 +248,8 @@ class Run:
             self._exhausted = self._next < last
         if not packing.items:
             return None
+        if isinstance(self.items, list | tuple) and packing.is_full:
+            self._is_heavy = any(map(packing.has_room, self.items[self._next : self._next + 1]))
         chunk = packing.chunk()
         return chunk, packing.message(chunk.indices, self._id, self._limit)
 
@@ -264,7 +267,8 @@ class Run:
         if self.chunk_size is not None:
             return self.chunk_size
         left = (self.total or 0) - self._next + given_back
-        return self._size.choose(workers, self.total, left, self.backend.round_trip)
+        known = workers, self.total, left, self.backend.round_trip, self._is_heavy
+        return self._size.choose(*known)
 
     def _take_again(self, workers: int) -> tuple[Chunk, bytes] | None:
         """Take items that are run again, or of those that were given back, which may be many."""
