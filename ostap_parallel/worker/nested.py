@@ -509,7 +509,7 @@ def set_constant(name: str, value: Any) -> None:
 def constant(name: str, timeout: float | None = None) -> Any:
     """Return the value with a name, waiting for it; raises KeyError after `timeout` seconds.
 
-    The caller has the same: `ParallelExecutor.set_constant` and `ParallelExecutor.constant`.
+    The caller has the same: `Engine.set_constant` and `Engine.constant`.
     """
     deadline = None if timeout is None else time.monotonic() + timeout
     while True:
