@@ -122,6 +122,22 @@ class TestReading:
         assert [found[n] for n in range(10) if n != 4] == [n for n in range(10) if n != 4]
         assert type(wm.report.failures[0].error).__name__ == "TaskTimeout"
 
+    @pytest.mark.parametrize("retries", [0, 1])
+    def test_what_a_generator_changes_is_sent_as_it_was(self, wm, tmp_path, retries):
+        def values():
+            value = [0]
+            for n in range(50):
+                value[0] = n
+                yield value
+
+        def work(item):
+            if retries and functions.note(tmp_path, item[0]) < 2:
+                raise OSError("not yet")
+            return item[0]
+
+        found = wm.process(work, values(), chunk_size=8, retries=retries)
+        assert found == list(range(50))
+
     def test_what_is_run_again_is_whole(self, wm, tmp_path):
         shared = {"key": [1, 2, 3]}
 

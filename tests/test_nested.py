@@ -283,7 +283,7 @@ class TestWaiting:
         assert place.call(parent, name) == [[1, 2]] * 2
         assert place.manager.executor.backend.constant(name) == [1, 2]
         with pytest.raises(TypeError, match="already exists"):
-            place.manager.executor.set_constant(name, 3)
+            place.manager.executor.backend.set_constant(name, 3)
         with pytest.raises(KeyError):
             place.call(lambda: nested.constant("unknown", 0.1))
 

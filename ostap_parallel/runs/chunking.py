@@ -9,7 +9,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from ostap_parallel.engine.retries import Attempts
-from ostap_parallel.worker.chunk import PLAIN, Writer, pack_chunk
+from ostap_parallel.worker.chunk import NEXT, PLAIN, Writer, pack_chunk
 
 # A chunk should take about this long: many times a round trip, yet short beside a user's patience.
 CHUNK_SECONDS = 0.3
@@ -41,26 +41,34 @@ LITTLE = MAX_CHUNK_BYTES >> 6
 
 @dataclass
 class Chunk:
-    """Items that are sent together, without their bytes.
+    """Items that are sent together.
 
-    `history` is there if they are not sent for the first time.
+    Attributes
+    ----------
+    sent
+        What stands for them in the message: their bytes, unless these were written with those of
+        others.
+    history
+        Is there if they are not sent for the first time.
     """
 
     indices: Sequence[int]
     items: list[Any]
+    sent: Sequence[Any]
     history: list[Item] | None = None
 
     def split(self) -> list[Item]:
         """Return the items one by one, as each may get a history of its own."""
-        return self.history or list(map(Item, self.indices, self.items))
+        return self.history or list(map(Item, self.indices, self.items, self.sent))
 
 
 @dataclass
 class Item(Attempts):
-    """An item that is run again; it is packed again, too, as it is then."""
+    """An item that is run again: as it was sent, or as it is now if it was sent with others."""
 
     index: int
     item: Any
+    sent: Any = NEXT
 
 
 class Packing:
@@ -68,15 +76,15 @@ class Packing:
 
     Parameters
     ----------
-    cache
-        Of one run, see `serialize.dumps`.
+    cache, together
+        Of one run, see `Writer`.
     """
 
-    def __init__(self, cache: dict[type, bytes]) -> None:
+    def __init__(self, cache: dict[type, bytes], together: bool) -> None:
         self.indices: list[int] = []
         self.items: list[Any] = []
-        self._sent: list[Any] = []
-        self._writer = Writer(cache)
+        self.sent: list[Any] = []
+        self._writer = Writer(cache, together)
         self._is_over = False
 
     @property
@@ -88,26 +96,28 @@ class Packing:
         """Return whether another item should be added: it is likely to add little if it shares."""
         return not self.is_full or (not self._is_over and _share(value, self.items[-1]))
 
-    def add(self, index: int, value: Any) -> None:
-        """Add an item; raises `SerializeError`."""
+    def add(self, index: int, value: Any, packed: Any = NEXT) -> None:
+        """Add an item, which may be packed already; raises `SerializeError`."""
         before, was_full = self._writer.size, self.is_full
         sent = value
-        if type(value) not in SMALL:
+        if packed is not NEXT:
+            sent = self._writer.add_packed(packed)
+        elif type(value) not in SMALL:
             sent = self._writer.add(value, f"item {index} (a {type(value).__name__})")
         self._is_over = was_full and self._writer.size - before > LITTLE
         self.indices.append(index)
         self.items.append(value)
-        self._sent.append(sent)
+        self.sent.append(sent)
 
     def chunk(self) -> Chunk:
         """Return the chunk of those that were added."""
         without_gaps = range(self.indices[0], self.indices[-1] + 1)  # no memory, no time to send
         is_whole = len(without_gaps) == len(self.items)
-        return Chunk(without_gaps if is_whole else self.indices, self.items)
+        return Chunk(without_gaps if is_whole else self.indices, self.items, self.sent)
 
     def message(self, indices: Sequence[int], run: bytes, limit: float) -> bytes:
         """Return what is sent; see `worker.chunk.pack_chunk`."""
-        return pack_chunk(indices, self._sent, self._writer.stream(), run, limit)
+        return pack_chunk(indices, self.sent, self._writer.stream(), run, limit)
 
 
 def _share(one: Any, other: Any) -> bool:

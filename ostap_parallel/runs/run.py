@@ -224,14 +224,15 @@ class Run:
         self._exhausted = len(values) < size
         if not values:
             return None
-        chunk = Chunk(range(first, self._next), list(values))
+        chunk = Chunk(range(first, self._next), list(values), values)
         return chunk, pack_chunk(chunk.indices, values, b"", self._id, self._limit)
 
     def _pack(self, values: Iterable[Any], size: int) -> tuple[Chunk, bytes] | None:
         """Pack some of so many items, as their bytes and the time to get them allow."""
         enough = time.monotonic() + CHUNK_SECONDS  # input may come slowly: workers must not wait
-        packing = Packing(self._cache)
-        can_wait = isinstance(values, (list, tuple))  # it is no loss to look at one only
+        # what comes later may be what came before, changed
+        is_there = isinstance(values, (list, tuple))
+        packing = Packing(self._cache, together=is_there)
         last = self._next + size
         self._is_paused = False
         for value in values:
@@ -242,7 +243,7 @@ class Run:
                 break
             index, self._next = self._next, self._next + 1
             self._add(packing, index, value)
-            if time.monotonic() > enough or (packing.is_full and not can_wait):
+            if time.monotonic() > enough or (packing.is_full and not is_there):
                 break
         else:
             self._exhausted = self._next < last
@@ -273,12 +274,12 @@ class Run:
     def _take_again(self, workers: int) -> tuple[Chunk, bytes] | None:
         """Take items that are run again, or of those that were given back, which may be many."""
         items = deque(self._again.popleft())
-        packing, taken = Packing(self._cache), list[Item]()
+        packing, taken = Packing(self._cache, together=True), list[Item]()
         size = self._wanted_size(workers, len(items))
         while items and len(taken) < size and packing.has_room(items[0].item):
             one = items.popleft()
             try:
-                packing.add(one.index, one.item)
+                packing.add(one.index, one.item, one.sent)
             except SerializeError as exc:  # it has changed since
                 error = (exc, str(exc), "", 0, 0.0, one.attempts - 1)
                 self._unsent.append(Outcome(one.index, one.item, None, *error))
@@ -288,7 +289,7 @@ class Run:
             self._again.appendleft(list(items))
         if not taken:
             return None
-        chunk = Chunk(packing.indices, packing.items, taken)
+        chunk = Chunk(packing.indices, packing.items, packing.sent, taken)
         return chunk, packing.message(chunk.indices, self._id, self._limit)
 
     def _arrivals_of(self, done: Future[Any], chunk: Chunk) -> Iterator[Batch | Outcome]:

@@ -126,6 +126,9 @@ class Writer:
     ----------
     cache
         See `serialize.dumps`.
+    together
+        What they share travels once. For values that all exist, and do not change, until the last
+        of them has been added: one that is changed and added again would be taken for the same.
 
     Attributes
     ----------
@@ -133,11 +136,11 @@ class Writer:
         Bytes so far, of what is not small.
     """
 
-    def __init__(self, cache: dict[type, bytes] | None = None) -> None:
+    def __init__(self, cache: dict[type, bytes] | None = None, together: bool = True) -> None:
         self.size = 0
         self._cache = cache
         self._stream = serialize.Stream(cache)
-        self._is_open = True
+        self._is_open = together
 
     def add(self, value: Any, what: str) -> Any:
         """Return what stands for a value in the chunk's list; raises `SerializeError`."""
@@ -156,6 +159,11 @@ class Writer:
                 return NEXT
         packed = serialize.pack(value, what, cache=self._cache)
         self.size += len(packed)
+        return packed
+
+    def add_packed(self, packed: Any) -> Any:
+        """Return what stands for a value that was added to another chunk, but `NEXT`."""
+        self.size += len(packed) if type(packed) in (bytes, str) else 0
         return packed
 
     def stream(self) -> bytes:
