@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from helpers import (
+    core_of,
     kill,
     matching,
     open_manager,
@@ -82,8 +83,9 @@ def check_regained(manager, name="h1", seconds=PATIENCE):
 
 def break_connection(manager, name):
     """Break what leads through the tunnel, while ssh itself lives on."""
-    for connection in manager.executor.server._connections[name]:
-        connection.socket.shutdown(socket.SHUT_RDWR)
+    for link in core_of(manager).links():
+        if link.label == name:
+            link.channel.socket.shutdown(socket.SHUT_RDWR)
 
 
 BREAK = {
@@ -310,19 +312,20 @@ class TestFarHosts:
         with open_manager(hosts, "h1*1") as manager:
             assert manager.wait_for_hosts(PATIENCE)
             assert manager.workers == {"h1": 1}
-            under_way = manager.executor.server._running
+            core = core_of(manager)
+            under_way = lambda: list(core.queue.running())  # noqa: E731
             with ThreadPoolExecutor(1) as thread:
                 running = thread.submit(manager.process, slowly, range(ITEMS), chunk_size=4)
-                wait_until(lambda: len(under_way) == 2, PATIENCE, "one waits behind another")
+                wait_until(lambda: len(under_way()) == 2, PATIENCE, "one waits behind another")
                 kill(workers_of(manager, "h1"))
                 assert running.result(PATIENCE) == list(range(ITEMS))
             # what may take long does not wait behind anything
             for future in as_completed([manager.executor.submit(slowly, n) for n in range(5)]):
                 assert future.result() in range(5)
-                assert len(under_way) < 2
+                assert len(under_way()) < 2
             # nor anything behind that, while others are idle
             long = manager.executor.submit(time.sleep, 3600)
-            manager.executor.server.set_ncpus(1)
+            manager.executor.backend.set_ncpus(1)
             with ThreadPoolExecutor(1) as thread:
                 running = thread.submit(manager.process, slowly, range(ITEMS), chunk_size=4)
                 try:

@@ -14,8 +14,8 @@ from typing import Any
 from ostap_parallel.errors import HostError
 from ostap_parallel.supply.host import STEP
 from ostap_parallel.worker import handshake, wire
+from ostap_parallel.worker.chunk import Lost, pack_result
 from ostap_parallel.worker.endpoint import Endpoint
-from ostap_parallel.worker.execute import Lost, pack_result
 from ostap_parallel.worker.jobs import Job, Machine, Queue
 from ostap_parallel.worker.loop import Loop
 from ostap_parallel.worker.shared import Blob

@@ -25,18 +25,14 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+from ostap_parallel.engine.retries import Attempts, Limits
 from ostap_parallel.worker import serialize, wire
-from ostap_parallel.worker.execute import ChunkOutcome, Lost, pack_result, unpack_result
+from ostap_parallel.worker.chunk import ChunkOutcome, Lost, pack_result, unpack_result
 from ostap_parallel.worker.jobs import Job, Queue
 from ostap_parallel.worker.loop import Loop, Timer
 from ostap_parallel.worker.nested import CANCELLED
 
 logger = logging.getLogger(__name__)
-
-# How often is run again what has ended its worker; and what is not to blame, as its host was lost
-# or something else has ended the worker: one that takes every host along must end.
-LOST_RETRIES = 2
-HOST_RETRIES = 8
 
 # Jobs that one worker may have begun and not ended; then it runs only what it waits for.
 MAX_STACK = 30
@@ -63,8 +59,7 @@ class Child:
     has_begun: bool = False
     is_interrupted: bool = False
     message: bytes | None = None  # its result
-    lost: int = 0
-    blameless: int = 0
+    attempts: Attempts = field(default_factory=Attempts)
 
 
 @dataclass(eq=False)
@@ -244,8 +239,8 @@ class Nesting:
         level.children.update((child.number, child) for child in children)
         for child in children:
             if self._deadly:
-                child.lost = self._deadly.get(_digest(child.chunk), 0)
-            if child.lost > LOST_RETRIES:
+                child.attempts.lost = self._deadly.get(_digest(child.chunk), 0)
+            if not child.attempts.may_go_on(Limits()):
                 lost = Lost("", 0, "it has ended its worker each time")
                 self._end(child, pack_result(lost))
             else:
@@ -330,12 +325,8 @@ class Nesting:
 
     def _is_worth_it(self, child: Child, result: ChunkOutcome | Lost) -> bool:
         """Count a loss; return whether to try again."""
-        if isinstance(result, Lost) and result.by_worker:
-            child.lost += 1
-        else:
-            child.blameless += 1
-        few = child.lost <= LOST_RETRIES and child.blameless <= HOST_RETRIES
-        return few and not self._queue.is_closed
+        child.attempts.count(result)
+        return child.attempts.may_go_on(Limits()) and not self._queue.is_closed
 
     def _answer_wait(
         self,

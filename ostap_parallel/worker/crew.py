@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from ostap_parallel.worker import template
+from ostap_parallel.worker.chunk import Lost, locate, pack_result
 from ostap_parallel.worker.cpus import thread_limits
-from ostap_parallel.worker.execute import Lost, locate, pack_result
 from ostap_parallel.worker.jobs import Job, Machine, Queue
 from ostap_parallel.worker.loop import Loop, Timer
 from ostap_parallel.worker.nested import LAST, REQUEST

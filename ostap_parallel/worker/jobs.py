@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ostap_parallel.worker.execute import Lost, pack_result
+from ostap_parallel.worker.chunk import Lost, pack_result
 from ostap_parallel.worker.loop import Loop
 
 _numbers = itertools.count(1)

@@ -29,9 +29,17 @@ from concurrent.futures import (
 )
 from typing import Any, NamedTuple, NoReturn
 
-from ostap_parallel.errors import RemoteError, RemoteTraceback, WorkerLost
+from ostap_parallel.errors import RemoteError, WorkerLost
 from ostap_parallel.worker import execute, serialize
-from ostap_parallel.worker.execute import Call, Lost, executing, is_ours
+from ostap_parallel.worker.chunk import (
+    Lost,
+    Received,
+    pack_call,
+    pack_result,
+    unpack_call,
+    unpack_result,
+)
+from ostap_parallel.worker.execute import Call, executing, is_ours
 from ostap_parallel.worker.restore import SIGNALS, Baseline
 from ostap_parallel.worker.transport import Connection
 
@@ -165,11 +173,13 @@ def _run_on_top(chunk: bytes) -> None:
         if executing.position[1] > 0:  # the alarm is for all that is run until then
             signal.setitimer(signal.ITIMER_REAL, max(1e-6, alarm))
         if not executing.noted:
-            contextvars.Context().run(execute.run_items, _APPLY, [index], [_item(chunk)], result)
+            received = Received(chunk)
+            received.indices = [index]
+            contextvars.Context().run(execute.run_items, _APPLY, received, result)
         is_over = executing.timed_out or executing.noted == signal.SIGALRM
         if not is_over:
             with _link.lock:  # a thread that it has left behind may be the next to ask
-                _link.depth, _link.ended = _link.depth - 1, execute.pack_result(result)
+                _link.depth, _link.ended = _link.depth - 1, pack_result(result)
     if is_over:
         executing.now, executing.timed_out = False, True
         raise KeyboardInterrupt
@@ -205,12 +215,6 @@ def _put_aside() -> Iterator[float]:
         executing.noted = 0
         executing.position[0] = index
         executing.now = was_running
-
-
-def _item(chunk: bytes) -> Any:
-    """Return the packed call in the message for a job."""
-    *_, (item,) = pickle.loads(memoryview(chunk)[2:])
-    return item
 
 
 def _count_frames() -> int:
@@ -308,7 +312,9 @@ class Future:
     def _do_here(self, chunk: bytes) -> None:
         """Do the call as a part of the task that waits for it."""
         try:
-            call = serialize.loads(_item(chunk))
+            received = Received(chunk)
+            (packed,) = received.items
+            call = received.read(packed)
             self._value = contextvars.Context().run(execute.apply, call)
         except BaseException as exc:  # user code
             is_usual = isinstance(exc, Exception) and not isinstance(exc, StopIteration)
@@ -339,16 +345,13 @@ def _unpack(message: bytes) -> Any:
     """Return the value of a call; raises its error."""
     if message == CANCELLED:
         raise CancelledError
-    result = execute.unpack_result(message)
+    result = unpack_result(message)
     if isinstance(result, Lost):
         raise WorkerLost(0, result.host, result.reason)
-    (packed,) = result.answers
-    if not result.failed:
-        return execute.unpack_value(packed)
-    error, text = execute.unpack_error(packed)
-    assert error is not None  # such calls have no time limit of their own
-    error.__cause__ = RemoteTraceback(f"on {result.host}, process {result.pid}:\n{text}")
-    raise error
+    value, error = unpack_call(result)
+    if error is not None:
+        raise error
+    return value
 
 
 class DoneAndNotDone(NamedTuple):
@@ -392,11 +395,7 @@ def submit_all(
     RuntimeError
         This process runs no task of ours, see `available`; or the executor is being shut down.
     """
-    chunks = []
-    for fn, args, kwargs in calls:
-        what = f"the call of {getattr(fn, '__qualname__', type(fn).__name__)}"
-        item = execute.pack_value((serialize.Anew(), fn, args, kwargs), what)
-        chunks.append(execute.pack_chunk([0], [item]))
+    chunks = [pack_call(fn, args, kwargs) for fn, args, kwargs in calls]
     return [Future(number) for number in _ask("submit", chunks)[0]]
 
 
@@ -515,7 +514,7 @@ def set_constant(name: str, value: Any) -> None:
 def constant(name: str, timeout: float | None = None) -> Any:
     """Return the value with a name, waiting for it; raises KeyError after `timeout` seconds.
 
-    The caller has the same: `ParallelExecutor.set_constant` and `ParallelExecutor.constant`.
+    The caller has the same: `Engine.set_constant` and `Engine.constant`.
     """
     deadline = None if timeout is None else time.monotonic() + timeout
     while True:

@@ -17,8 +17,8 @@ from typing import IO
 from weakref import WeakValueDictionary
 
 from ostap_parallel.worker import wire
+from ostap_parallel.worker.chunk import Lost, locate, pack_result
 from ostap_parallel.worker.crew import Crew
-from ostap_parallel.worker.execute import Lost, locate, pack_result
 from ostap_parallel.worker.handshake import greet_client
 from ostap_parallel.worker.jobs import Job, Queue
 from ostap_parallel.worker.loop import Loop
