@@ -358,6 +358,7 @@ class TestInterrupting:
             wait_until(lambda: core.pids() != [pid], PATIENCE, "the next process")
             while list(core.queue.running()):
                 manager.executor.interrupt()
+                time.sleep(0.001)
             assert manager.process(abs, [-1]) == [1]
             assert len(core.pids()) == 1
         assert "KeyboardInterrupt" not in capfd.readouterr().err
