@@ -8,12 +8,14 @@ import os
 import subprocess
 import sys
 import threading
-from concurrent.futures import Future
+import time
+from concurrent.futures import CancelledError, Future
 from pathlib import Path
 
 import faults
 import pytest
 from functions import PATIENCE, Unsendable
+from helpers import wait_until
 
 from ostap_parallel import Pool, SerializeError, TaskMerger, WorkerLost, WorkManager
 from ostap_parallel.engine.backend import Backend, pack_function
@@ -145,6 +147,11 @@ class TestArrayOverFiles:
         with Pool(executor=backend) as pool:
             assert pool.apply(int, ("101",), {"base": 2}) == 5
             assert pool.starmap(pow, [(2, 2), (3, 3)]) == [4, 27]
+        slow = backend.call(time.sleep, (2,))
+        wait_until(lambda: backend._processes, PATIENCE, "it runs")
+        backend.give_up([slow])
+        with pytest.raises(CancelledError):
+            slow.result(0)
         with pytest.raises(WorkerLost, match="exit status 3"):
             backend.call(os._exit, (3,)).result(PATIENCE)
         with pytest.raises(SerializeError):

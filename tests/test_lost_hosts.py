@@ -437,18 +437,18 @@ class TestResting:
     def test_work_that_comes_just_before_they_go(self, hosts, monkeypatch):
         with open_manager(hosts) as manager:
             assert manager.wait_for_hosts(PATIENCE)
-            executor, check = manager.executor.backend, manager.executor.backend.check
+            engine, check = manager.executor.backend, manager.executor.backend.check
 
             def check_and_go():
                 check()
-                if executor.workers:
-                    for status in executor.hosts:
-                        server = executor._supervisor._servers[status.name]
-                        executor._supervisor._set_state(status, "resting", of="up")
-                        executor._supervisor._drop(status, server)
+                if engine.workers:
+                    for status in engine.hosts:
+                        server = engine._supervisor._servers[status.name]
+                        engine._supervisor._set_state(status, "resting", of="up")
+                        engine._supervisor._drop(status, server)
 
-            monkeypatch.setattr(executor, "check", check_and_go)
-            future = manager.executor.submit(abs, -1)
+            monkeypatch.setattr(engine, "check", check_and_go)
+            future = engine.call(abs, [-1])
             monkeypatch.undo()
             assert future.result(PATIENCE) == 1
         wait_clean(hosts)

@@ -125,7 +125,10 @@ class Backend(ABC):
         Does not wait for any of this. ``None`` is for all, where a backend knows them.
         """
         for future in futures or ():
-            future.cancel()
+            if isinstance(future, _Called):
+                future.cancel(interrupt=True)
+            else:
+                future.cancel()
 
     def call(
         self,
@@ -207,6 +210,8 @@ class _Called(concurrent.futures.Future[Any]):
         self._inner.add_done_callback(self._take)
 
     def _take(self, done: AnyFuture) -> None:
+        if self.cancelled():
+            return
         if done.cancelled():
             if super().cancel():
                 self.set_running_or_notify_cancel()
@@ -219,6 +224,8 @@ class _Called(concurrent.futures.Future[Any]):
         """Return whether a worker is at it."""
         return not self.done() and self._inner.running()
 
-    def cancel(self) -> bool:
-        """Cancel it unless it has begun; return whether it is cancelled."""
-        return self._inner.cancel() and self.cancelled()
+    def cancel(self, interrupt: bool = False) -> bool:
+        """Cancel it unless it has begun; with `interrupt` wait for it no longer, in any case."""
+        if not self._inner.cancel() and interrupt and super().cancel():
+            self.set_running_or_notify_cancel()
+        return self.cancelled()

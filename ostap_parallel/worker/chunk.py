@@ -18,7 +18,7 @@ import os
 import pickle
 import traceback
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -258,10 +258,10 @@ def unpack_result(message: bytes) -> ChunkOutcome | Lost:
     return outcome
 
 
-def pack_error(exc: BaseException, timed_out: bool = False) -> bytes:
+def pack_error(exc: BaseException, is_over: Callable[[], bool] = bool) -> bytes:
     """Serialise an exception, what remains of it if it cannot travel, and its traceback.
 
-    If it stands for time that was over, it does not travel.
+    That time is over is asked last: it may be just this that takes too long.
     """
     text = _shorten("".join(_format_exception(exc)))
     data = None
@@ -275,7 +275,7 @@ def pack_error(exc: BaseException, timed_out: bool = False) -> bytes:
         except BaseException:
             data = None
     name = f"{type(exc).__module__}.{type(exc).__qualname__}".removeprefix("builtins.")
-    rest = None if timed_out else (name, _shorten(serialize.text_of(exc)))
+    rest = None if is_over() else (name, _shorten(serialize.text_of(exc)))
     return pickle.dumps((data, rest, text), serialize.PROTOCOL)
 
 

@@ -349,7 +349,7 @@ def _run_item(
 
 
 def _pack_error(exc: BaseException) -> bytes:
-    return pack_error(exc, executing.timed_out)
+    return pack_error(exc, lambda: executing.timed_out)
 
 
 def restore() -> None:
