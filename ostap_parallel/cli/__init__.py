@@ -24,8 +24,9 @@ from ostap_parallel.engine.parallel import PATIENCE, ParallelExecutor
 from ostap_parallel.errors import CheckpointError, ConfigError, OstapParallelError
 from ostap_parallel.runs.checkpoint import read_summary
 from ostap_parallel.runs.report import relay
-from ostap_parallel.supply.host import HostStatus
-from ostap_parallel.supply.ssh import control_directory, write_files
+from ostap_parallel.supply.source import HostStatus
+from ostap_parallel.supply.ssh import control_directory
+from ostap_parallel.supply.ways import write_files
 
 
 def main(argv: Sequence[str] | None = None) -> int:

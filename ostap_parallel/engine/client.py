@@ -18,9 +18,10 @@ from ppft.transport import SocketTransport
 from ostap_parallel.engine.nesting import Nesting
 from ostap_parallel.engine.sharing import Abandoned, Deliveries
 from ostap_parallel.errors import HostError
-from ostap_parallel.supply.host import STEP
+from ostap_parallel.supply.source import STEP
 from ostap_parallel.supply.supervisor import EventHandler
 from ostap_parallel.worker import execute, handshake, transport
+from ostap_parallel.worker.endpoint import Endpoint
 from ostap_parallel.worker.engine import Server, Task
 from ostap_parallel.worker.execute import Lost
 from ostap_parallel.worker.local import Worker
@@ -32,19 +33,23 @@ LOCAL = "local"
 # Seconds: a host whose round trip takes longer is sent the next short job while it does the last.
 FAR = 0.005
 
+# Seconds between two looks at connections that nobody uses.
+LOOKS = 0.5
+
 
 class Connection(transport.Connection, ppft._pp._RWorker):  # type: ignore[misc]
     """One connection to a server; unlike ppft's it says what is wrong, and it has no time-out."""
 
-    def __init__(self, server: ClientServer, label: str, port: int, purpose: str) -> None:
+    def __init__(self, server: ClientServer, label: str, endpoint: Endpoint, purpose: str) -> None:
         self.label = label
+        self.endpoint = endpoint
         self.calls: queue.SimpleQueue[bool] = queue.SimpleQueue()  # to its thread: go on, or end
         self.name = secrets.randbits(128)  # which the server calls it by
         self.jobs = 0  # that were sent
         self.is_spare = False  # for jobs that wait at the host
         self.is_shared = False
         message = f"{purpose} {self.name}"
-        super().__init__("127.0.0.1", port, server.secret, server, message, False, None)
+        super().__init__(*endpoint.address, server.secret, server, message, False, None)
 
     @property
     def t(self) -> Connection:
@@ -55,9 +60,10 @@ class Connection(transport.Connection, ppft._pp._RWorker):  # type: ignore[misc]
         """Connect, and go on only with a server that knows the secret; raises HostError."""
         SocketTransport.__init__(self, None, handshake.TIMEOUT)
         try:
-            self._connect(self.host, self.port)
+            self.socket.close()
+            self.socket = socket.create_connection(self.endpoint.address, handshake.TIMEOUT)
             self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            handshake.greet_server(self.socket, handshake.derive_key(self.secret, self.port))
+            handshake.greet_server(self.socket, self.endpoint.key)
             is_status = message.startswith("STAT")
             self.socket.settimeout(handshake.TIMEOUT if is_status else None)
             self.send(message)
@@ -85,18 +91,19 @@ class ClientServer(Server):
         self._last_work = time.monotonic()
         self.round_trips: dict[str, float] = {}  # seconds
         self._connections: dict[str, list[Connection]] = {}
+        self._is_watched = False
         self.nesting = Nesting(self)
         super().__init__(ncpus, secret=secret)
 
-    def add_host(
-        self, label: str, port: int, limit: int | None = None, is_shared: bool = False
+    def attach(
+        self, label: str, endpoint: Endpoint, limit: int | None = None, is_shared: bool = False
     ) -> int:
-        """Connect to a server on a port of this machine; return the number of its workers.
+        """Connect to a server; return the number of its workers.
 
         One that is shared may have other clients, whose jobs its workers do, too.
         Raises `HostError` if it does not answer, has another version or another secret.
         """
-        status = Connection(self, label, port, "STAT")
+        status = Connection(self, label, endpoint, "STAT")
         begin = time.monotonic()
         try:
             count = min(int(status.receive()), limit or 1 << 16)
@@ -104,9 +111,9 @@ class ClientServer(Server):
             status.close()
             # One per worker; ppft makes as many again, to have a job wait at each host. There it
             # would wait behind a long one while others are idle: only far hosts get short ones.
-            found = [Connection(self, label, port, "EXEC") for _ in range(count)]
+            found = [Connection(self, label, endpoint, "EXEC") for _ in range(count)]
             if round_trip > FAR:
-                found += [Connection(self, label, port, "EXEC") for _ in range(count)]
+                found += [Connection(self, label, endpoint, "EXEC") for _ in range(count)]
             for spare in found[count:]:
                 spare.is_spare = True
             for connection in found:
@@ -121,13 +128,16 @@ class ClientServer(Server):
             self._Server__rworkers.extend(found)
             self._Server__rworkers.sort(key=lambda connection: connection.is_spare)
         if self._exiting:  # `destroy` has not seen these
-            self.drop_host(label)
+            self.detach(label)
             raise HostError(label, "server", "closed while it was starting")
         for connection in found:
             self._employ(connection)
+        if not self._is_watched:
+            self._is_watched = True
+            threading.Thread(target=self._watch, name="watch", daemon=True).start()
         return count
 
-    def drop_host(self, label: str) -> None:
+    def detach(self, label: str) -> None:
         """Close the connections to a host; the jobs that it had end as `Lost`."""
         with self._Server__queue_lock:
             gone = self._connections.pop(label, [])
@@ -154,7 +164,14 @@ class ClientServer(Server):
         there = map(self._running.get, self._connections.get(worker.label, ()))
         return job.is_short and all(one is None or one.is_short for one in there)
 
-    def broken_hosts(self) -> set[str]:
+    def _watch(self) -> None:
+        """Tell of hosts whose connections were closed while nobody used them."""
+        while not self._exiting:
+            time.sleep(LOOKS)
+            for label in self._broken_hosts():
+                self.on_lost(HostError(label, "run", "its connections were closed"))
+
+    def _broken_hosts(self) -> set[str]:
         """Return the hosts with a connection that was closed while nobody used it."""
         with self._Server__queue_lock:  # nobody begins to
             idle = {c.socket.fileno(): c for c in self._Server__rworkers if c.is_free}
@@ -218,7 +235,7 @@ class ClientServer(Server):
         """End all workers, close all connections and give up all jobs."""
         self._exiting = True
         for label in list(self._connections):
-            self.drop_host(label)
+            self.detach(label)
         super().destroy()
         self.store.clear()
 
@@ -227,7 +244,7 @@ class ClientServer(Server):
             known = self._connections.get(label)
         if not known:
             raise HostError(label, "run", "it was lost")
-        return Connection(self, label, known[0].port, purpose)
+        return Connection(self, label, known[0].endpoint, purpose)
 
     def _place(self, worker: Any, job: Task, sargs: bytes) -> bytes:
         blob, modules, is_local = job.blob, job.modules, isinstance(worker, Worker)
@@ -275,6 +292,6 @@ class ClientServer(Server):
             self._Server__rworkers.remove(connection)
         tell = self.on_lost
         if error.step == STEP:  # the job must not come back to this host
-            self.drop_host(connection.label)
+            self.detach(connection.label)
             tell = self.on_useless
         threading.Thread(target=tell, args=[error], name="lost", daemon=True).start()

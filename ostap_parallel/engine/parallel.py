@@ -20,6 +20,7 @@ from ostap_parallel.engine.client import LOCAL, ClientServer
 from ostap_parallel.engine.future import Future
 from ostap_parallel.engine.nesting import HOST_RETRIES, LOST_RETRIES
 from ostap_parallel.errors import ConfigError, RemoteTraceback, ServersUnavailable, WorkerLost
+from ostap_parallel.supply.host import sources_of
 from ostap_parallel.supply.supervisor import EventHandler, Supervisor
 from ostap_parallel.supply.syncing import Archive, Modules, Source
 from ostap_parallel.worker import execute, serialize
@@ -112,12 +113,10 @@ class ParallelExecutor(Executor):
         changed = weakref.WeakMethod(self._changed)
         self._supervisor = Supervisor(
             self.server,
-            hosts,
-            secret,
+            sources_of(hosts, secret, tasks_per_worker),
             timeout,
             on_event,
             lambda: (changed() or _ignore)(),
-            tasks_per_worker,
         )
         self.server.on_lost = self._supervisor.connection_lost
         self.server.on_useless = self._supervisor.give_up
@@ -139,7 +138,11 @@ class ParallelExecutor(Executor):
         return max(self.server.round_trips.copy().values(), default=0.0)
 
     def wait_for_hosts(self, timeout: float | None = None) -> bool:
-        """Wait until every host is up or has failed; return whether all are up."""
+        """Wait until every host is up or has failed; return whether all are up.
+
+        One that has failed for a reason that may pass, and is tried again, is not waited for;
+        one that is queued is.
+        """
         self._supervisor.wait(timeout)
         return all(host.state == "up" for host in self.hosts)
 
@@ -342,7 +345,7 @@ class ParallelExecutor(Executor):
 
     def _is_hopeless(self) -> bool:
         """Return whether there is no worker and none is about to come (back)."""
-        if self.workers or self._supervisor.has("starting", "resting"):
+        if self.workers or self._supervisor.has("starting", "queued", "resting"):
             return False
         since = self._alone_since  # not known yet: a host is being lost right now
         patient = since is None or time.monotonic() - since < self._patience

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from ostap_parallel.errors import HostError
-from ostap_parallel.supply.host import STEP
+from ostap_parallel.supply.source import STEP
 from ostap_parallel.worker.shared import Blob
 
 if TYPE_CHECKING:
