@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import queue
 import secrets
 import select
@@ -92,6 +93,7 @@ class ClientServer(Server):
         self.round_trips: dict[str, float] = {}  # seconds
         self._connections: dict[str, list[Connection]] = {}
         self._is_watched = False
+        self._owner = os.getpid()
         self.nesting = Nesting(self)
         super().__init__(ncpus, secret=secret)
 
@@ -233,6 +235,8 @@ class ClientServer(Server):
 
     def destroy(self) -> None:
         """End all workers, close all connections and give up all jobs."""
+        if os.getpid() != self._owner:  # a fork that exits: they are not its own
+            return
         self._exiting = True
         for label in list(self._connections):
             self.detach(label)

@@ -25,7 +25,7 @@ from ostap_parallel.supply.existing import ExistingSource
 from ostap_parallel.supply.session import Session
 from ostap_parallel.supply.source import Grant, Server, Source, TryLater, Watch
 from ostap_parallel.supply.ssh import BEATS, TRIES, open_ssh
-from ostap_parallel.supply.ways import Way
+from ostap_parallel.supply.ways import SPARE_LINES, Way
 from ostap_parallel.worker.endpoint import Endpoint
 from ostap_parallel.worker.handshake import derive_key
 from ostap_parallel.worker.serve import MARK
@@ -44,9 +44,6 @@ _SERVE = "op_serve {python} {mismatch}; exit\n"
 # what bash should read counts as lost.
 QUIET = 5.0
 LOST_WORDS = 3.0
-
-# Where a start-up file reads a line or a few that are meant for bash, it shall get these.
-_SPARE_LINES = "\n" * 16
 
 # What is said where there is no room just now.
 _FULL = re.compile(
@@ -224,7 +221,7 @@ class HostServer(Server):
         """Open the connection, again if it is dropped; return the private directory there."""
         tmpdir = _quote_path(self.host.tmpdir) if self.host.tmpdir else '"${TMPDIR:-/tmp}"'
         script = Path(__file__).with_name("remote.bash").read_text()
-        text = f"{_SPARE_LINES}op_mark={shlex.quote(MARK)} op_tmpdir={tmpdir}\n{script}"
+        text = f"{SPARE_LINES}op_mark={shlex.quote(MARK)} op_tmpdir={tmpdir}\n{script}"
         for attempt in range(TRIES):
             self._open()
             try:

@@ -345,15 +345,19 @@ class Tunnel(PathosTunnel):  # type: ignore[misc]
         if through not in (None, label, self._way.host.name):
             raise TunnelError(label, "tunnel", f"it leads through {label}, not through {through}")
         self.disconnect()
-        for _ in range(TRIES):
-            local, self._wanted = self._wanted or free_port(), 0
-            try:
-                self._connect(local, host, port)
-            except HostError as exc:
-                refusal = exc  # another process may have taken the port meanwhile
-                continue
-            self.connected = True
-            return local
+        refusal: HostError | None = None
+        # With "AddressFamily inet6" ssh does not listen on the first one.
+        for self.address in ("127.0.0.1", "::1"):
+            for _ in range(TRIES):
+                local, self._wanted = self._wanted or free_port(), 0
+                try:
+                    self._connect(local, host, port)
+                except HostError as exc:
+                    refusal = refusal or exc  # another process may have taken the port meanwhile
+                    continue
+                self.connected = True
+                return local
+        assert refusal is not None
         raise refusal
 
     def disconnect(self) -> None:
@@ -370,16 +374,7 @@ class Tunnel(PathosTunnel):  # type: ignore[misc]
         self, localport: int, remotehost: str, remoteport: int, through: str | None = None
     ) -> None:
         self._lport, self._host, self._rport = localport, remotehost, remoteport
-        try:
-            self._control("forward")
-        except HostError:
-            # With "AddressFamily inet6" ssh does not listen on 127.0.0.1.
-            self.address = "::1"
-            try:
-                self._control("forward")
-            except HostError:
-                self.address = "127.0.0.1"
-                raise
+        self._control("forward")
 
     def _forwarded(self) -> str:
         address = f"[{self.address}]" if ":" in self.address else self.address

@@ -14,6 +14,10 @@ Verdict = Literal["dropped", "passing", "failed", "ended"]
 later, ``"failed"`` none; in the case of ``"ended"`` the way was good, and bash has ended."""
 
 
+# Where a start-up file reads a line or a few that are meant for bash, it shall get these.
+SPARE_LINES = "\n" * 16
+
+
 class Way(Protocol):
     """One connection to a machine.
 
@@ -63,7 +67,7 @@ def pack(files: Mapping[str, bytes]) -> bytes:
 
 def unpack(directory: str) -> str:
     """Return the bash text that writes the archive which follows it into a directory."""
-    return f"exec tar -x -f - -C {shlex.quote(directory)}\n"
+    return f"{SPARE_LINES}exec tar -x -f - -C {shlex.quote(directory)}\n"
 
 
 def write_files(directory: Path, files: Mapping[str, bytes]) -> None:
