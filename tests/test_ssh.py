@@ -15,6 +15,7 @@ from pathlib import Path
 import pathos.secure
 import pytest
 from helpers import wait_until
+from pathos.connection import PipeException
 
 from ostap_parallel import WorkManager
 from ostap_parallel.config import HostConfig
@@ -231,8 +232,58 @@ class TestCopier:
             Copier(session.way).copy(tmp_path, "/tmp")
         assert caught.value.step == "copy"
 
+    def test_as_pathos_writes_it(self, session, folder, hosts, tmp_path):
+        """``copier(source=..., destination=...)``, then ``launch``, then ``response``."""
+        (tmp_path / "a b.txt").write_text("text")
+        copier = Copier(session.way)
+        there = hosts["h1"].inside(folder)
+        settings = copier(source=tmp_path / "a b.txt", destination=f"h1:{there}")
+        assert settings["destination"] == f"h1:{there}"
+        copier.launch()
+        assert copier.response() == ""
+        assert (folder / "a b.txt").read_text() == "text"
+        assert repr(copier).startswith("Pipe('ssh ")
+        assert copier.pid() == 0
+        assert copier.config()["options"] == ""
+        for wrong in {"launcher": "cp"}, {"command": "id"}:
+            with pytest.raises(KeyError):
+                copier(**wrong)
+
+    def test_in_the_background(self, session, folder, hosts, tmp_path):
+        (tmp_path / "file").write_bytes(bytes(1 << 20))
+        copier = Copier(session.way)
+        copier(source=tmp_path, destination=hosts["h1"].inside(folder), background=True)
+        copier.launch()
+        assert copier.pid() > 0
+        assert copier.response() == ""
+        wait_until(lambda: (folder / "file").stat().st_size == 1 << 20, 10, "the whole file")
+        copier.kill()
+        assert copier.pid() == 0
+
+    def test_a_failure_is_an_exception_of_pathos_too(self, session, tmp_path):
+        (tmp_path / "file").touch()
+        copier = Copier(session.way)
+        copier(source=tmp_path, destination="/no/such/place")
+        with pytest.raises(PipeException):
+            copier.launch()
+
 
 class TestTunnel:
+    def test_as_pathos_writes_it(self, session, listener):
+        tunnel = Tunnel(session.way)
+        assert repr(tunnel) == "Tunnel('tunnel')"
+        first = tunnel.connect("localhost", listener)
+        assert repr(tunnel) == f"Tunnel('127.0.0.1:{first}:localhost:{listener} h1')"
+        second = tunnel.connect("127.0.0.1", port=listener, through="h1")  # in place of the first
+        assert greeting(first) == "ConnectionRefusedError"
+        assert greeting(second) == b"hello"
+        tunnel.disconnect()
+        assert (tunnel.connected, repr(tunnel)) == (False, "Tunnel('tunnel')")
+        assert greeting(second) == "ConnectionRefusedError"
+        for wrong in {"through": "h2", "port": 9}, {}:
+            with pytest.raises(pathos.secure.TunnelException):
+                tunnel.connect("localhost", **wrong)
+
     def test_it_is_up_when_connect_returns(self, session, listener):
         tunnel = Tunnel(session.way)
         assert isinstance(tunnel, pathos.secure.Tunnel)

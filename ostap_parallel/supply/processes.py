@@ -54,7 +54,7 @@ def start_apart(
         prefix = _restoring(tuple(number.name.removeprefix("SIG") for number in wanted))
         argv = [*prefix, *argv]
         if not prefix:  # rather a moment without protection than a proxy that stays for ever
-            wanted.remove(signal.SIGHUP) if signal.SIGHUP in wanted else None
+            wanted = [number for number in wanted if number != signal.SIGHUP]
     with _forking:
         with _blocked(wanted):
             process = subprocess.Popen(argv, start_new_session=True, **popen)
@@ -126,10 +126,10 @@ def _restoring(names: tuple[str, ...]) -> list[str]:
     signals = ",".join(names)
     prefix = ["env", f"--ignore-signal={signals}", "env", f"--default-signal={signals}"]
     try:
-        done = subprocess.run([*prefix, "true"], capture_output=True, stdin=subprocess.DEVNULL)
+        done = run_apart([*prefix, "true"])
     except OSError:
         return []
-    return prefix if done.returncode == 0 or not done.stderr else []
+    return [] if done.status or done.errors else prefix
 
 
 def _let_go() -> None:

@@ -356,7 +356,9 @@ class Supervisor:
         """Take notice that a source could not be started."""
         self._drop(status, server)
         first = status.name not in self._up_since  # else it can be had, as we have seen
-        if first and not isinstance(error, TryLater):
+        is_final = first and not isinstance(error, TryLater)
+        error = HostError(error.host, error.step, error.reason)  # a worker may come to read it
+        if is_final:
             if self._set_state(status, "failed", ("starting", "queued", "lost"), error=error):
                 logger.warning("not available: %s", error)
             return
