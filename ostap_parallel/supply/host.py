@@ -43,7 +43,7 @@ _SERVE = "op_serve {python} {mismatch}; exit\n"
 # Seconds without a word from bash after which we look whether the way is good, and then until
 # what bash should read counts as lost.
 QUIET = 5.0
-LOST_WORDS = 3.0
+LOST_WORDS = 10.0
 
 # What is said where there is no room just now.
 _FULL = re.compile(

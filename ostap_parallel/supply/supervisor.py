@@ -389,7 +389,9 @@ class Supervisor:
         threading.Thread(target=replace, name="replace-host", daemon=True).start()
 
     def _drop(self, status: HostStatus, server: Server | None) -> None:
-        self._consumer.detach(status.name)
+        now = self._status_of(status.name)
+        if now is None or now is status:  # else another source has the name by now
+            self._consumer.detach(status.name)
         if server is None:
             return
         with self._changed:
