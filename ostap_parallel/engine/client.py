@@ -136,7 +136,7 @@ class ClientServer(Server):
             self._employ(connection)
         if not self._is_watched:
             self._is_watched = True
-            threading.Thread(target=self._watch, name="watch", daemon=True).start()
+            threading.Thread(target=self._watch_hosts, name="watch-hosts", daemon=True).start()
         return count
 
     def detach(self, label: str) -> None:
@@ -166,7 +166,7 @@ class ClientServer(Server):
         there = map(self._running.get, self._connections.get(worker.label, ()))
         return job.is_short and all(one is None or one.is_short for one in there)
 
-    def _watch(self) -> None:
+    def _watch_hosts(self) -> None:
         """Tell of hosts whose connections were closed while nobody used them."""
         while not self._exiting:
             time.sleep(LOOKS)
