@@ -69,7 +69,7 @@ def test_the_canary_works(command, canary):
 
 
 TEXTS = ["profile", "environment", "script", "python", "user", "tmpdir", "python_mismatch"]
-TEXTS += ["ssh_config", "ssh_options", "port", "ncpus_per_host", "keepalive"]
+TEXTS += ["ssh_config", "ssh_options", "port", "ncpus_per_host", "keepalive", "start_timeout"]
 
 
 def load(*args, **given):
@@ -89,7 +89,7 @@ def literal(name, text):
             return tuple(shlex.split(text))
         case "script" | "ssh_config":
             return absolute(text, Path.cwd())
-        case "port" | "ncpus" | "keepalive":
+        case "port" | "ncpus" | "keepalive" | "start_timeout":
             return int(text)
     return text
 
