@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from ostap_parallel.runs.outcome import Outcome
-    from ostap_parallel.supply.host import HostStatus
+    from ostap_parallel.supply.source import HostStatus
 
 _MAX_REPR = 200
 _MAX_FAILURES = 10  # shown by a report; all of them are in its list
