@@ -365,8 +365,8 @@ def fail(manage, write_config):
     def run(server="h1", section="", name=None, state="failed", **given):
         config = write_config(f"[Parallel:{name or server}]\n{section}\n")
         manager = manage([server, "h2*1"], config=config, **given)
-        assert manager.process(lambda n: n * n, range(5)) == [0, 1, 4, 9, 16]
         assert not manager.wait_for_hosts(PATIENCE)
+        assert manager.process(lambda n: n * n, range(5)) == [0, 1, 4, 9, 16]
         bad, good = manager.report.hosts
         assert (bad.name, bad.state, bad.workers) == (server, state, 0)
         assert (good.name, good.state, good.error) == ("h2", "up", None)

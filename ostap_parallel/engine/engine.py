@@ -94,7 +94,7 @@ class Engine(Backend):
         keep = large.__setitem__
         self._initializer = initializer and Initializer.of(initializer, initargs, keep)
         _check(secret, tasks_per_worker)
-        secret = secret if secret is not None else secrets.token_hex(32)
+        self._secret = secret if secret is not None else secrets.token_hex(32)
         self._patience = patience
         self.modules = Modules(sync)
         self._lock = threading.Lock()
@@ -115,7 +115,11 @@ class Engine(Backend):
         changed = weakref.WeakMethod(self._changed)
         call_back = lambda: (changed() or _ignore)()  # noqa: E731
         self._supervisor = Supervisor(
-            self._core, sources_of(hosts, secret, tasks_per_worker), timeout, on_event, call_back
+            self._core,
+            sources_of(hosts, self._secret, tasks_per_worker),
+            timeout,
+            on_event,
+            call_back,
         )
         self._core.on_lost = self._supervisor.connection_lost
         self._core.on_useless = self._supervisor.give_up

@@ -19,28 +19,15 @@ import mmap
 import os
 import signal
 import socket
-import struct
 import sys
 from typing import Any
 
 from ostap_parallel.worker import nested
+from ostap_parallel.worker.control import POSITION
 from ostap_parallel.worker.execute import bind, executing, restore, take_signals
 from ostap_parallel.worker.processes import disconnect
 from ostap_parallel.worker.restore import Baseline
 from ostap_parallel.worker.transport import Connection
-
-# What a worker shares with its server, see `Executing.position`: two integers.
-POSITION = struct.Struct("qq")
-
-
-def open_position() -> int:
-    """Return the descriptor of memory for a worker's position, at no item."""
-    # os.memfd_create is not in all builds of Python: conda's and uv's support older systems.
-    descriptor: int = ctypes.CDLL(None, use_errno=True).memfd_create(b"position", 1)  # CLOEXEC
-    if descriptor < 0:
-        raise OSError(ctypes.get_errno(), "memfd_create failed")
-    os.write(descriptor, POSITION.pack(-1, 0))
-    return descriptor
 
 
 def main(arguments: tuple[tuple[int, int, int, int], int | None]) -> None:
