@@ -25,9 +25,11 @@ from ostap_parallel.runs.outcome import Batch, Combined, Outcome
 from ostap_parallel.runs.progress import ProgressReporter, open_progress
 from ostap_parallel.runs.report import Failure, Report
 from ostap_parallel.runs.run import Run
+from ostap_parallel.runs.shapes import as_merger, as_task
 from ostap_parallel.runs.stream import Results, in_thread
 from ostap_parallel.runs.task import Collector, FuncTask, GenericTask, Merger, Task, TaskMerger
 from ostap_parallel.worker.execute import Call
+from ostap_parallel.worker.tasks import TaskCall
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -206,6 +208,7 @@ class WorkManager:
 
         For the others see `iexecute`.
         """
+        task, merger = as_task(task), as_merger(merger)
         merging = _merging(task, merger, collector, init)
         if on_error not in ("raise", "collect"):
             raise ValueError(f"on_error must be 'raise' or 'collect', not {on_error!r}")
@@ -286,7 +289,7 @@ class WorkManager:
             No worker is left; an item's worker died too often; an item took too long; something
             cannot be sent; the checkpoint cannot be used, or is that of something else.
         """
-        call = _call(func, jobid, shared, seed, timeout)
+        call = _call(as_task(func), jobid, shared, seed, timeout)
         options = chunk_size, ordered, retries, lost_retries
         run = Run(self.executor, call, items, *options, checkpoint=_checkpoint(checkpoint))
         return Results(self._arrivals(run, progress, description or _title(func)), run.cancel)
@@ -467,11 +470,11 @@ def _call(
 ) -> Call:
     level = logging.getLogger().level
     if isinstance(task, Task):
+        call = TaskCall(task)
         return Call(
-            task.process,
+            call,
             with_index=True,
-            before_item=task.initialize_remote,
-            worker_init=task.worker_init,
+            worker_init=call.prepare,
             surroundings={name: value for name, value in task.surroundings.items() if value},
             seed=seed,
             log_level=level,
