@@ -20,7 +20,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = (
     {"__main__"},
     {"cli"},
-    {"futures", "joblib", "pools"},
+    {"futures", "joblib", "ostap", "pools"},
     {"faces"},
     {"runs"},
     {"engine"},

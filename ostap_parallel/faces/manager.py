@@ -180,6 +180,7 @@ class WorkManager:
         ordered: bool | None = None,
         jobid: bool = False,
         chunk_size: int | None = None,
+        window: int | None = None,
         on_error: OnError = "raise",
         retries: int = 0,
         lost_retries: int = LOST_RETRIES,
@@ -189,6 +190,7 @@ class WorkManager:
         seed: int | str | None = None,
         description: str | None = None,
         checkpoint: Checkpoint | str | os.PathLike[str] | None = None,
+        dump_freq: int | None = None,
     ) -> Any:
         """Run a function or a task on all items and return what its results are merged to.
 
@@ -205,6 +207,8 @@ class WorkManager:
             ``"raise"``: the first failure stops the run, and the task's own exception is
             raised. ``"collect"``: the run goes on; failures are in `report`, and in a list
             each stands, as a `Failure`, in the place of its result.
+        dump_freq
+            In place of the manager's.
 
         For the others see `iexecute`.
         """
@@ -215,7 +219,8 @@ class WorkManager:
         if ordered is None:
             ordered = isinstance(merging, _ListTask)
         call = _call(task, jobid, shared, seed, timeout)
-        combine = _combiner(merging, checkpoint is not None, self._dump)
+        dump = self._dump if dump_freq is None else self._dump.every(dump_freq)
+        combine = _combiner(merging, checkpoint is not None, dump)
         run = Run(
             self.executor,
             replace(call, combine=combine),
@@ -225,9 +230,10 @@ class WorkManager:
             retries,
             lost_retries,
             checkpoint=_checkpoint(checkpoint),
+            window=window,
         )
         with self._record(run, progress, description or _title(task)) as recorder:
-            recorder.merge(merging, on_error, self._dump)
+            recorder.merge(merging, on_error, dump)
         return recorder.report.result
 
     async def aprocess(
@@ -244,6 +250,7 @@ class WorkManager:
         ordered: bool = False,
         jobid: bool = False,
         chunk_size: int | None = None,
+        window: int | None = None,
         retries: int = 0,
         lost_retries: int = LOST_RETRIES,
         timeout: float | None = None,
@@ -266,6 +273,9 @@ class WorkManager:
             Yield in the order of the items, holding back what comes early.
         chunk_size
             Items sent together; adapted to the time that they take by default.
+        window
+            Chunks that are under way at most, which bounds what the input is read ahead;
+            default: about two per worker.
         retries, lost_retries
             How often an item is run again when it raises or takes too long, and when its worker
             dies.
@@ -291,7 +301,8 @@ class WorkManager:
         """
         call = _call(as_task(func), jobid, shared, seed, timeout)
         options = chunk_size, ordered, retries, lost_retries
-        run = Run(self.executor, call, items, *options, checkpoint=_checkpoint(checkpoint))
+        more: dict[str, Any] = {"checkpoint": _checkpoint(checkpoint), "window": window}
+        run = Run(self.executor, call, items, *options, **more)
         return Results(self._arrivals(run, progress, description or _title(func)), run.cancel)
 
     def _arrivals(

@@ -40,6 +40,8 @@ class ShapedTask(Task):
     @property
     def surroundings(self) -> dict[str, Any]:
         """The attributes of the task that a worker applies before an item."""
+        if isinstance(self.task, Task):
+            return self.task.surroundings
         return surroundings_of(self.task)
 
     def initialize_local(self) -> None:
