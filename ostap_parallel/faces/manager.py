@@ -212,7 +212,9 @@ class WorkManager:
 
         For the others see `iexecute`.
         """
-        task, merger = as_task(task), as_merger(merger)
+        task, adapted = as_task(task), as_merger(merger)
+        if adapted is not merger and collector is None:
+            merger, collector = None, adapted  # it is to have the first result, too
         merging = _merging(task, merger, collector, init)
         if on_error not in ("raise", "collect"):
             raise ValueError(f"on_error must be 'raise' or 'collect', not {on_error!r}")

@@ -93,7 +93,10 @@ def as_task(task: Any) -> Any:
 
 
 def as_merger(merger: Any) -> Any:
-    """Return `merger`, or a function for one that merges by ``merge(result)`` into ``result``."""
+    """Return `merger`, or a function for one that merges by ``merge(result)`` into ``result``.
+
+    The function takes the place of a merger and that of a collector.
+    """
     if callable(merger) or not callable(getattr(merger, "merge", None)):
         return merger
     return _Merging(merger)
@@ -103,7 +106,7 @@ class _Merging:
     def __init__(self, merger: Any) -> None:
         self._merger = merger
 
-    def __call__(self, merged: Any, result: Any) -> Any:
+    def __call__(self, merged: Any, result: Any, jobid: int = -1) -> Any:
         self._merger.merge(result)
         return self._merger.result
 

@@ -71,7 +71,8 @@ def _is_flat(obj: Any, kept: Iterable[Any]) -> bool:
     cls = type(obj)
     usual = all(getattr(cls, name, None) is getattr(_Plain, name, None) for name in _WAYS)
     usual = usual and not any(hasattr(cls, name) for name in _WAYS_TO_MAKE)
-    if not usual or cls.__basicsize__ != _Plain.__basicsize__:  # slots, or a built-in base
+    usual = usual and cls.__basicsize__ == _Plain.__basicsize__  # no slots, no built-in base
+    if not usual or not hasattr(obj, "__dict__"):
         return False
     same = set(map(id, kept))
     others = [one for one in vars(obj).values() if id(one) not in same and not _is_atom(one)]
