@@ -107,15 +107,15 @@ class TestCallers:
         found = wm.process(Keeping(), [1] * 10, chunk_size=10)
         assert len(found[-1][0]) == 10
 
-    def test_copying_files(self, wm, tmp_path):
-        if "local" not in getattr(wm, "manager", wm).workers:
-            pytest.skip("the files are here")
+    @pytest.mark.parametrize("kind", FACES)
+    def test_copying_files(self, kind, tmp_path):
         pairs = []
         for name in ("a", "b c", "d\ne"):
             (tmp_path / name).write_text(name)
             pairs.append((tmp_path / name, tmp_path / "to" / name))
-        found = wm.process(callers.CopyFiles(callers.copy_file), [pairs[:2], pairs[2:]])
-        assert found == sorted(pairs)
+        with FACES[kind](2, silent=True, progress=False) as manager:
+            task = callers.CopyFiles(callers.copy_file)
+            assert manager.process(task, [pairs[:2], pairs[2:]]) == sorted(pairs)
         assert [target.read_text() for _, target in pairs] == ["a", "b c", "d\ne"]
 
     def test_the_bare_interface(self, wm):

@@ -212,28 +212,16 @@ class WorkManager:
 
         For the others see `iexecute`.
         """
-        task, adapted = as_task(task), as_merger(merger)
-        if adapted is not merger and collector is None:
-            merger, collector = None, adapted  # it is to have the first result, too
         merging = _merging(task, merger, collector, init)
         if on_error not in ("raise", "collect"):
             raise ValueError(f"on_error must be 'raise' or 'collect', not {on_error!r}")
         if ordered is None:
             ordered = isinstance(merging, _ListTask)
         call = _call(task, jobid, shared, seed, timeout)
-        dump = self._dump if dump_freq is None else self._dump.every(dump_freq)
+        dump = self._dump.every(dump_freq)
         combine = _combiner(merging, checkpoint is not None, dump)
-        run = Run(
-            self.executor,
-            replace(call, combine=combine),
-            items,
-            chunk_size,
-            ordered,
-            retries,
-            lost_retries,
-            checkpoint=_checkpoint(checkpoint),
-            window=window,
-        )
+        limits = _limits(chunk_size, window, ordered, retries, lost_retries, checkpoint)
+        run = Run(self.executor, replace(call, combine=combine), items, **limits)
         with self._record(run, progress, description or _title(task)) as recorder:
             recorder.merge(merging, on_error, dump)
         return recorder.report.result
@@ -276,8 +264,7 @@ class WorkManager:
         chunk_size
             Items sent together; adapted to the time that they take by default.
         window
-            Chunks that are under way at most, which bounds what the input is read ahead;
-            default: about two per worker.
+            Chunks that are under way at most; about two per worker by default.
         retries, lost_retries
             How often an item is run again when it raises or takes too long, and when its worker
             dies.
@@ -301,10 +288,9 @@ class WorkManager:
             No worker is left; an item's worker died too often; an item took too long; something
             cannot be sent; the checkpoint cannot be used, or is that of something else.
         """
-        call = _call(as_task(func), jobid, shared, seed, timeout)
-        options = chunk_size, ordered, retries, lost_retries
-        more: dict[str, Any] = {"checkpoint": _checkpoint(checkpoint), "window": window}
-        run = Run(self.executor, call, items, *options, **more)
+        call = _call(func, jobid, shared, seed, timeout)
+        limits = _limits(chunk_size, window, ordered, retries, lost_retries, checkpoint)
+        run = Run(self.executor, call, items, **limits)
         return Results(self._arrivals(run, progress, description or _title(func)), run.cancel)
 
     def _arrivals(
@@ -447,6 +433,10 @@ def _merging(
     task: Task | Callable[..., Any], merger: Merger | None, collector: Collector | None, init: Any
 ) -> Task:
     """Return the task whose way of merging a run uses."""
+    task = as_task(task)
+    adapted = as_merger(merger)
+    if adapted is not merger and collector is None:
+        merger, collector = None, adapted  # it is to have the first result, too
     if isinstance(task, Task):
         if merger is not None or collector is not None or init is not None:
             raise TypeError("a Task brings its own merging: give it the items only")
@@ -481,7 +471,7 @@ def _call(
     seed: int | str | None,
     timeout: float | None,
 ) -> Call:
-    level = logging.getLogger().level
+    level, task = logging.getLogger().level, as_task(task)
     if isinstance(task, Task):
         call = TaskCall(task)
         return Call(
@@ -510,6 +500,20 @@ def _call(
         shared=shared,
         with_keywords=with_keywords,
     )
+
+
+def _limits(
+    chunk_size: int | None,
+    window: int | None,
+    ordered: bool,
+    retries: int,
+    lost_retries: int,
+    checkpoint: Checkpoint | str | os.PathLike[str] | None,
+) -> dict[str, Any]:
+    """Return the keywords of a `Run` besides what it runs."""
+    sizes = {"chunk_size": chunk_size, "window": window, "ordered": ordered}
+    again = {"retries": retries, "lost_retries": lost_retries}
+    return {**sizes, **again, "checkpoint": _checkpoint(checkpoint)}
 
 
 def _checkpoint(given: Checkpoint | str | os.PathLike[str] | None) -> Checkpoint | None:
