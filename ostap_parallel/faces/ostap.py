@@ -52,10 +52,12 @@ __all__ = [
     "WorkManager",
     "func_executor",
     "has_dill",
+    "keyboard_interrupt",
     "random_random",
     "task_executor",
 ]
 
+keyboard_interrupt = "Keyboard interrupt"
 has_dill = importlib.util.find_spec("dill") is not None
 
 logger = logging.getLogger(__name__)
@@ -322,7 +324,7 @@ class WorkManager(TaskManager):
 
     def _tell_interrupt(self) -> None:
         count = self.report.merged
-        logger.warning("Keyboard interrupt: %d jobs only are processed", count)
+        logger.warning("%s: %d jobs only are processed", keyboard_interrupt, count)
 
     @property
     def report(self) -> Any:
