@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import numpy
 import ostap_callers as callers
@@ -323,6 +324,20 @@ class TestModes:
             found = manager.process(look, range(4), merger=callers.join, ordered=True)
         assert found == [None, True, True, True]
 
+    def test_temporary_files_of_ostap_are_removed(self, monkeypatch):
+        module, removed = ModuleType("ostap.utils.cleanup"), []
+        module.base_tmp_pid_dirs = {os.getpid(): "mine", -1: "another's"}
+        module.CleanUp = SimpleNamespace(remove_dir=removed.append)
+        with modes_of({"cleanup": True}):
+            monkeypatch.setitem(sys.modules, "ostap.utils.cleanup", module)  # by the task
+            assert removed == []
+        assert removed == ["mine"]
+        assert module.base_tmp_pid_dirs == {-1: "another's"}
+        with modes_of({"cleanup": True}), modes_of({"cleanup": False}):
+            pass
+        assert callers.Toys().surroundings["modes"] == {"cleanup": True}
+        assert removed == ["mine"]
+
     def test_surroundings(self, wm, tmp_path):
         class Here(callers.Modes):
             def process(self, jobid, item):
@@ -388,6 +403,15 @@ class TestManager:
             assert manager.get_pp_stat().njobs == 4
             assert "#jobs" in manager.get_pp_stat().table(title="Jobs", prefix="# ")
             assert manager.pool.map(abs, [-1, -2]) == [1, 2]
+
+    def test_hosts_of_the_configuration(self, one_host, tmp_path):
+        file = tmp_path / "ostaprc"
+        file.write_text("[Pathos]\nworkers = h1*1\n")
+        settings = {"ssh_config": one_host.ssh_config, "config": file, "sync": callers}
+        with ostap.WorkManager(0, ppservers="auto", **settings, progress=False) as manager:
+            assert manager.ncpus == 0
+            assert manager.process(callers.Toys(), [1]) == [((0,), [0, 1])]
+            assert [host for host, _ in manager.get_pp_stat()] == ["h1"]
 
     def test_it_can_be_used_again_after_with(self, face):
         with ostap.WorkManager(1, progress=False) as manager:

@@ -17,7 +17,7 @@ class TaskCall:
     """
 
     def __init__(self, task: Any) -> None:
-        self.__self__ = task
+        self.__self__: Any = task
         self.__qualname__ = f"{type(task).__qualname__}.process"
         self._copy: Callable[[], Any] | None = None
 
@@ -35,6 +35,7 @@ class TaskCall:
         now = getattr(task, "__dict__", {}).items()
         new = [value for name, value in now if name not in before or before[name] is not value]
         self._copy = copier_of(task, new)
+        self.__self__ = None  # it may be large, and the copies come from elsewhere
 
     def __call__(self, index: int, item: Any) -> Any:
         """Return the result of one item."""
