@@ -20,6 +20,7 @@ from ostap_parallel.errors import ConfigError, WorkerLost, add_note
 from ostap_parallel.faces.executor import Executor, Settings
 from ostap_parallel.faces.pathos_pool import ParallelPool
 from ostap_parallel.runs.checkpoint import Checkpoint
+from ostap_parallel.runs.display import Shown, caller, show_as, title_of
 from ostap_parallel.runs.dump import Database, Dump
 from ostap_parallel.runs.outcome import Batch, Combined, Outcome
 from ostap_parallel.runs.progress import ProgressReporter, open_progress
@@ -39,7 +40,7 @@ logger = logging.getLogger(__name__)
 OnError = Literal["raise", "collect"]
 
 
-class WorkManager:
+class WorkManager(Shown):
     """Runs functions and tasks on local cores and on hosts reached by ssh.
 
     Local workers are there at once; hosts are started in the background, all at the same time,
@@ -212,6 +213,7 @@ class WorkManager:
 
         For the others see `iexecute`.
         """
+        __tracebackhide__ = True
         merging = _merging(task, merger, collector, init)
         if on_error not in ("raise", "collect"):
             raise ValueError(f"on_error must be 'raise' or 'collect', not {on_error!r}")
@@ -222,7 +224,7 @@ class WorkManager:
         combine = _combiner(merging, checkpoint is not None, dump)
         limits = _limits(chunk_size, window, ordered, retries, lost_retries, checkpoint)
         run = Run(self.executor, replace(call, combine=combine), items, **limits)
-        with self._record(run, progress, description or _title(task)) as recorder:
+        with self._record(run, progress, description or title_of(task)) as recorder:
             recorder.merge(merging, on_error, dump)
         return recorder.report.result
 
@@ -291,11 +293,12 @@ class WorkManager:
         call = _call(func, jobid, shared, seed, timeout)
         limits = _limits(chunk_size, window, ordered, retries, lost_retries, checkpoint)
         run = Run(self.executor, call, items, **limits)
-        return Results(self._arrivals(run, progress, description or _title(func)), run.cancel)
+        return Results(self._arrivals(run, progress, description or title_of(func)), run.cancel)
 
     def _arrivals(
         self, run: Run, progress: bool | None, title: str
     ) -> Generator[Batch | Outcome, None, None]:
+        __tracebackhide__ = True
         with self._record(run, progress, title) as recorder:
             for arrival in recorder.arrivals("raise"):
                 recorder.report.merged += len(arrival) if isinstance(arrival, Batch) else 1
@@ -313,6 +316,9 @@ class WorkManager:
             lost = [host.lost for host in hosts]
             try:
                 yield recorder
+            except KeyboardInterrupt as exc:
+                show_as(exc, f"interrupted: {self.report.summary}")
+                raise
             finally:
                 if self._owned is not None:
                     self._owned.flush()
@@ -334,6 +340,7 @@ class _Recorder:
 
     def merge(self, task: Task, on_error: OnError, dump: Dump) -> None:
         """Merge the results of the whole run by a task's own way of merging."""
+        __tracebackhide__ = True
         task.initialize_local()
         try:
             for arrival in self.arrivals(on_error):
@@ -379,6 +386,7 @@ class _Recorder:
 
     def arrivals(self, on_error: OnError) -> Iterator[Batch | Outcome]:
         """Yield what arrives; raise the first error, or record it and go on."""
+        __tracebackhide__ = True
         report = self.report
         with closing(self._run.arrivals()) as arrivals:
             try:
@@ -396,6 +404,7 @@ class _Recorder:
                 report.wall = time.monotonic() - self._start
 
     def _count(self, outcome: Outcome, on_error: OnError) -> None:
+        __tracebackhide__ = True
         self.report.resumed += outcome.error is None and not outcome.attempts
         if outcome.host and not isinstance(outcome.error, WorkerLost):
             self.report.stats.add(outcome.host, outcome.seconds)
@@ -404,12 +413,15 @@ class _Recorder:
             self._fail(outcome, on_error)
 
     def _fail(self, outcome: Outcome, on_error: OnError) -> None:
+        __tracebackhide__ = True
         assert outcome.error is not None
         failure = Failure.of(outcome)
         self.report.failures.append(failure)
         if on_error == "raise":
             where = f"on {failure.host}, process {failure.pid}"
-            add_note(outcome.error, f"item {failure.index} ({failure.item}) {where}")
+            note = f"item {failure.index} ({failure.item}) {where}"
+            add_note(outcome.error, note)
+            show_as(outcome.error, f"{failure.traceback.rstrip()}\n{note}, from {caller()}")
             raise outcome.error
 
 
@@ -518,10 +530,6 @@ def _limits(
 
 def _checkpoint(given: Checkpoint | str | os.PathLike[str] | None) -> Checkpoint | None:
     return given if given is None or isinstance(given, Checkpoint) else Checkpoint(given)
-
-
-def _title(task: Task | Callable[..., Any]) -> str:
-    return str(getattr(task, "__name__", type(task).__name__))
 
 
 def _one_of(servers: Any, ppservers: Any) -> Any:
