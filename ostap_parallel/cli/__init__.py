@@ -21,7 +21,7 @@ from ostap_parallel import __version__
 from ostap_parallel.cli import sync_dirs
 from ostap_parallel.cli.run import ProgramParser, add_arguments, run
 from ostap_parallel.config import HostConfig, Settings, find_secret, load_settings
-from ostap_parallel.engine.parallel import PATIENCE, ParallelExecutor
+from ostap_parallel.engine.engine import PATIENCE, Engine
 from ostap_parallel.errors import CheckpointError, ConfigError, OstapParallelError
 from ostap_parallel.runs.checkpoint import read_summary
 from ostap_parallel.runs.report import relay
@@ -62,10 +62,10 @@ def hosts(args: argparse.Namespace) -> int:
     # The table holds what would be warned of.
     logging.getLogger("ostap_parallel.supply").setLevel(logging.ERROR)
     each = [host if host.server_port else replace(host, ncpus=1) for host in _load_hosts(args)]
-    with ParallelExecutor(0, each, secret=find_secret(each)) as executor:
-        executor.wait_for_hosts()
-        _print_table(executor.hosts)
-        return int(any(host.state != "up" for host in executor.hosts))
+    with Engine(0, each, secret=find_secret(each)) as engine:
+        engine.wait_for_hosts()
+        _print_table(engine.hosts)
+        return int(any(host.state != "up" for host in engine.hosts))
 
 
 def config(args: argparse.Namespace) -> int:
@@ -101,31 +101,31 @@ def launch(args: argparse.Namespace) -> int:
     changes: queue.SimpleQueue[None] = queue.SimpleQueue()
     with (
         control_directory() as private,
-        ParallelExecutor(
+        Engine(
             0,
             found,
             secret=secret,
             timeout=args.timeout,
             patience=args.patience,
             on_event=partial(relay, out=sys.stderr),
-        ) as executor,
+        ) as engine,
     ):
         write_files(private, {"secret": secret.encode()})
-        executor.listen(lambda: changes.put(None))
-        executor.wait_for_hosts()
+        engine.listen(lambda: changes.put(None))
+        engine.wait_for_hosts()
         with contextlib.suppress(KeyboardInterrupt):
-            up = [host for host in executor.hosts if host.state == "up"]
+            up = [host for host in engine.hosts if host.state == "up"]
             _tell(up)
             if up:
                 servers = ",".join(f"localhost:{host.port}" for host in up)
                 print(f'export OSTAP_PPSERVERS="{servers}"')
                 file = shlex.quote(str(private / "secret"))
                 print(f"export OSTAP_PPSECRET_FILE={file}", flush=True)
-            lost = {host.name: host.lost for host in executor.hosts}
+            lost = {host.name: host.lost for host in engine.hosts}
             while True:
-                executor.check()
+                engine.check()
                 changes.get()
-                back = [host for host in executor.hosts if host.state == "up"]
+                back = [host for host in engine.hosts if host.state == "up"]
                 _tell(host for host in back if host.lost > lost[host.name])
                 lost |= {host.name: host.lost for host in back}
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not stop the closing

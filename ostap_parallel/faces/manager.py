@@ -12,10 +12,11 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
-from ostap_parallel.engine.foreign import count_workers
-from ostap_parallel.engine.nesting import LOST_RETRIES
+from ostap_parallel.engine.backend import Backend
+from ostap_parallel.engine.foreign import backend_of
+from ostap_parallel.engine.retries import LOST_RETRIES
 from ostap_parallel.errors import ConfigError, WorkerLost, add_note
 from ostap_parallel.faces.executor import Executor, Settings
 from ostap_parallel.faces.pathos_pool import ParallelPool
@@ -83,7 +84,8 @@ class WorkManager(Shown):
     ssh_config
         Configuration file for ssh in place of the user's own.
     executor
-        Computes in place of ours: any `concurrent.futures.Executor`. It is not shut down.
+        Computes in place of ours: any `concurrent.futures.Executor`, or a `Backend`. It is not
+        shut down.
     dump_dbase, dump_jobs, dump_freq
         A data base that `process` writes results to: the first `dump_jobs` of them (all, if
         negative), and what is merged, every `dump_freq` results.
@@ -91,7 +93,9 @@ class WorkManager(Shown):
     Attributes
     ----------
     executor
-        What computes.
+        What computes, as it was given or made.
+    backend
+        What computes, as runs see it.
     report
         The report of the run that is going on, or of the last one.
 
@@ -109,20 +113,21 @@ class WorkManager(Shown):
         ppservers: str | int | Iterable[str | int] | None = None,
         progress: bool = True,
         silent: bool = False,
-        executor: concurrent.futures.Executor | None = None,
+        executor: concurrent.futures.Executor | Backend | None = None,
         dump_dbase: Database | None = None,
         dump_jobs: int = 0,
         dump_freq: int = 0,
         **settings: Unpack[Settings],
     ) -> None:
         named = _one_of(servers, ppservers)
-        _check(executor, named, settings)
+        given = _check(executor, named, settings)
         self.report = Report()
         self._dump = Dump(dump_dbase, dump_jobs, dump_freq)
         self._progress, self._silent = progress and not silent, silent
         self._pool: ParallelPool | None = None
         self._owned = Executor(ncpus, named, **settings) if executor is None else None
-        self.executor = cast(concurrent.futures.Executor, executor or self._owned)
+        self.executor: Any = self._owned if executor is None else executor
+        self.backend = backend_of(self._owned) if given is None else given
 
     def __enter__(self) -> WorkManager:
         return self
@@ -145,11 +150,11 @@ class WorkManager(Shown):
         """Number of workers by host, of those that are up; the local ones are ``"local"``."""
         if self._owned is not None:
             return self._owned.workers
-        return {type(self.executor).__name__: count_workers(self.executor)}
+        return {type(self.executor).__name__: sum(self.backend.workers.values())}
 
     @property
     def pool(self) -> ParallelPool:
-        """The pathos ParallelPool that does the work: map, imap, uimap, amap, pipe, apipe."""
+        """A pathos ParallelPool on the same workers: map, imap, uimap, amap, pipe, apipe."""
         if self._owned is None:
             raise TypeError("an executor of your own has no ParallelPool")
         if self._pool is None:
@@ -223,7 +228,7 @@ class WorkManager(Shown):
         dump = self._dump.every(dump_freq)
         combine = _combiner(merging, checkpoint is not None, dump)
         limits = _limits(chunk_size, window, ordered, retries, lost_retries, checkpoint)
-        run = Run(self.executor, replace(call, combine=combine), items, **limits)
+        run = Run(self.backend, replace(call, combine=combine), items, **limits)
         with self._record(run, progress, description or title_of(task)) as recorder:
             recorder.merge(merging, on_error, dump)
         return recorder.report.result
@@ -292,7 +297,7 @@ class WorkManager(Shown):
         """
         call = _call(func, jobid, shared, seed, timeout)
         limits = _limits(chunk_size, window, ordered, retries, lost_retries, checkpoint)
-        run = Run(self.executor, call, items, **limits)
+        run = Run(self.backend, call, items, **limits)
         return Results(self._arrivals(run, progress, description or title_of(func)), run.cancel)
 
     def _arrivals(
@@ -320,8 +325,7 @@ class WorkManager(Shown):
                 show_as(exc, f"interrupted: {self.report.summary}")
                 raise
             finally:
-                if self._owned is not None:
-                    self._owned.flush()
+                self.backend.flush()
                 recorder.report.hosts = [
                     host.since(before) for host, before in zip(hosts, lost, strict=True)
                 ]
@@ -538,9 +542,14 @@ def _one_of(servers: Any, ppservers: Any) -> Any:
     return servers if ppservers is None else ppservers
 
 
-def _check(executor: object, named: object, settings: Mapping[str, Any]) -> None:
-    if not isinstance(executor, concurrent.futures.Executor | None):
-        raise ConfigError(f"executor must be a concurrent.futures.Executor, not {executor!r}")
-    if executor is not None and (named != () or settings):
+def _check(executor: object, named: object, settings: Mapping[str, Any]) -> Backend | None:
+    """Return the backend that was given, if one was."""
+    if executor is None:
+        return None
+    if named != () or settings:
         what = ", ".join(["servers"] * (named != ()) + [*settings])
         raise ConfigError(f"give either an executor of your own or {what}, not both")
+    try:
+        return backend_of(executor)
+    except TypeError as exc:
+        raise ConfigError(str(exc)) from None

@@ -19,13 +19,14 @@ from dataclasses import dataclass, field
 from multiprocessing.pool import CLOSE, INIT, RUN, TERMINATE
 from typing import TYPE_CHECKING, Any
 
-from ostap_parallel.engine.foreign import count_workers
-from ostap_parallel.engine.parallel import ParallelExecutor
+from ostap_parallel.engine.backend import Backend
+from ostap_parallel.engine.foreign import backend_of
 from ostap_parallel.faces.executor import Executor
 from ostap_parallel.runs.outcome import Batch, Outcome
 from ostap_parallel.runs.run import PAUSE, Run
 from ostap_parallel.runs.stream import AHEAD, Stream
-from ostap_parallel.worker import calls, execute, serialize
+from ostap_parallel.worker import calls
+from ostap_parallel.worker.execute import Call
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -128,7 +129,8 @@ class Pool(multiprocessing.pool.Pool):
     servers
         Hosts, and `settings` for them, as of `WorkManager`.
     executor
-        Computes in place of ours: any `concurrent.futures.Executor`. It is not shut down.
+        Computes in place of ours: any `concurrent.futures.Executor`, or a `Backend`. It is not
+        shut down.
 
     Raises
     ------
@@ -136,7 +138,6 @@ class Pool(multiprocessing.pool.Pool):
         A number or a setting is wrong; no host has been contacted.
     """
 
-    _executor: concurrent.futures.Executor
     _state = INIT  # `__del__` looks at it, also if `__init__` has raised
 
     def __init__(
@@ -147,7 +148,7 @@ class Pool(multiprocessing.pool.Pool):
         maxtasksperchild: int | None = None,
         *,
         servers: str | int | Iterable[str | int] | None = None,
-        executor: concurrent.futures.Executor | None = None,
+        executor: concurrent.futures.Executor | Backend | None = None,
         **settings: Unpack[Settings],
     ) -> None:
         options: dict[str, Any] = {
@@ -164,14 +165,12 @@ class Pool(multiprocessing.pool.Pool):
         if processes is not None and (processes < 0 or (processes == 0 and not servers)):
             raise ValueError("Number of processes must be at least 1, or 0 with servers")
         owned = None if executor is not None else Executor(**given)
-        self._executor = executor or owned  # type: ignore[assignment]
+        self.backend = backend_of(executor or owned)
         self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
         # what is not done yet, and how it is stopped
         self._under_way: dict[Future[Any], Stop] = {}
         self._callbacks = ThreadPoolExecutor(1, "callbacks")
-        self._calls = ThreadPoolExecutor(2 * self._processes or 1, "calls")  # of others' executors
-        threads = self._callbacks, self._calls
-        self._terminate = weakref.finalize(self, _end, self._under_way, owned, threads)
+        self._terminate = weakref.finalize(self, _end, self._under_way, owned, self._callbacks)
         self._closing: Future[None] | None = None
         self._pid = os.getpid()
         self._state = RUN
@@ -194,9 +193,7 @@ class Pool(multiprocessing.pool.Pool):
     @property
     def _processes(self) -> int:
         """The number of workers, which many programs ask for."""
-        if isinstance(self._executor, ParallelExecutor):
-            return sum(self._executor.workers.values())
-        return count_workers(self._executor)
+        return sum(self.backend.workers.values())
 
     def apply_async(  # type: ignore[override]
         self,
@@ -208,14 +205,8 @@ class Pool(multiprocessing.pool.Pool):
     ) -> AsyncResult:
         """Call a function on a worker; return at once."""
         self._check_running()
-        stop: Stop
-        if isinstance(self._executor, ParallelExecutor):
-            future = _submit(self._executor, func, args, kwds)
-            stop = functools.partial(self._executor.interrupt, [future])
-        else:
-            run = self._run(execute.apply, [(serialize.Anew(), func, tuple(args), dict(kwds))])
-            future = self._calls.submit(lambda: _collect(run)[0])
-            stop = run.cancel
+        future = _submit(self.backend, func, args, kwds)
+        stop = functools.partial(self.backend.give_up, [future])
         return self._result(future, stop, callback, error_callback)
 
     def imap(  # type: ignore[override]
@@ -275,8 +266,8 @@ class Pool(multiprocessing.pool.Pool):
         order: bool = True,
     ) -> Run:
         self._check_running()
-        call = execute.Call(func, log_level=logging.getLogger().level)
-        return Run(self._executor, call, items, chunksize, order)
+        call = Call(func, log_level=logging.getLogger().level)
+        return Run(self.backend, call, items, chunksize, order)
 
     def _stream(
         self, func: Function, iterable: Iterable[Any], chunksize: int | None, ordered: bool
@@ -377,19 +368,18 @@ def _collect(run: Run) -> list[Any]:
             else:
                 values.append(arrival.value)
                 error = error or arrival.error
-    if isinstance(run.executor, ParallelExecutor):
-        run.executor.flush()  # what tasks have printed is there, too
+    run.backend.flush()  # what tasks have printed is there, too
     if error is not None:
         raise error
     return values
 
 
 def _submit(
-    executor: ParallelExecutor, func: Function, args: Iterable[Any], kwds: Mapping[str, Any]
+    backend: Backend, func: Function, args: Iterable[Any], kwds: Mapping[str, Any]
 ) -> Future[Any]:
     """Submit a call; that it cannot be sent is its outcome."""
     try:
-        return executor.submit(func, *args, **kwds)
+        return backend.call(func, args, kwds)
     except Exception as exc:
         future: Future[Any] = Future()
         future.set_exception(exc)
@@ -423,14 +413,11 @@ def _finish(under_way: dict[Future[Any], Stop], end: Callable[[], object]) -> No
 
 
 def _end(
-    under_way: dict[Future[Any], Stop],
-    owned: Executor | None,
-    threads: Iterable[ThreadPoolExecutor],
+    under_way: dict[Future[Any], Stop], owned: Executor | None, callbacks: ThreadPoolExecutor
 ) -> None:
     """End what a pool owns; a function, so that a forgotten pool can be collected."""
     for stop in reversed(list(under_way.values())):  # so that none begins as another ends
         stop()
     if owned is not None:
         owned.close()
-    for executor in threads:
-        executor.shutdown(wait=False)
+    callbacks.shutdown(wait=False)

@@ -16,9 +16,11 @@ from ostap_parallel.config import HostConfig
 from ostap_parallel.errors import HostError
 from ostap_parallel.supply.host import STEP, HostServer, HostStatus
 from ostap_parallel.supply.ssh import BEATS, control_directory
+from ostap_parallel.worker.endpoint import Endpoint
+from ostap_parallel.worker.handshake import derive_key
 
 if TYPE_CHECKING:
-    from ostap_parallel.engine.client import ClientServer
+    from ostap_parallel.engine.core import Core
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +67,7 @@ class Supervisor:
 
     def __init__(
         self,
-        client: ClientServer,
+        client: Core,
         hosts: Sequence[HostConfig],
         secret: str,
         rest: float,
@@ -192,7 +194,9 @@ class Supervisor:
             if not port:
                 server = self._open(host, status.port)
                 port, about = server.port, server.about
-            workers = self._client.add_host(host.label, port, host.ncpus, bool(host.server_port))
+            endpoint = Endpoint(("127.0.0.1", port), derive_key(self._secret, port))
+            is_shared = bool(host.server_port)
+            workers = self._client.attach(host.label, endpoint, host.ncpus, is_shared)
         except Exception as exc:
             if not isinstance(exc, HostError):
                 if not self._closed.is_set():
@@ -248,7 +252,7 @@ class Supervisor:
         if time.monotonic() - self._up_since[status.name] > LONGEST_PAUSE:
             self._pauses.pop(status.name, None)
         server = self._servers.get(status.name)
-        self._client.drop_host(status.name)  # its jobs go elsewhere, however long its end takes
+        self._client.detach(status.name)  # its jobs go elsewhere, however long its end takes
 
         def replace() -> None:
             self._drop(status, server)
@@ -258,7 +262,7 @@ class Supervisor:
         threading.Thread(target=replace, name="replace-host", daemon=True).start()
 
     def _drop(self, status: HostStatus, server: HostServer | None) -> None:
-        self._client.drop_host(status.name)
+        self._client.detach(status.name)
         if server is None:
             return
         with self._changed:
@@ -281,8 +285,6 @@ class Supervisor:
         while not self._closed.wait(period):
             for server in self._all_servers():
                 server.beat(period)
-            for label in self._client.broken_hosts():
-                self.connection_lost(HostError(label, "run", "its connections were closed"))
             if self._client.seconds_idle() > self._rest:
                 self._rest_all()
 

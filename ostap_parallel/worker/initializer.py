@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ostap_parallel.errors import InitializerError
-from ostap_parallel.worker import serialize
+from ostap_parallel.worker import nested, serialize
+from ostap_parallel.worker.shared import SMALL
 
 # What became of those that this process has run, by their tokens.
 _errors: dict[bytes, InitializerError | None] = {}
@@ -18,34 +19,54 @@ _errors: dict[bytes, InitializerError | None] = {}
 class Initializer:
     """A call for each worker process; made by `of`, run by calling it.
 
+    Unless it is small it travels as a name: each process gets it once, as a constant of that
+    name, see `nested.constant`, and does not keep it.
+
     Raises
     ------
     InitializerError
         It raised, in this process, now or before.
     """
 
-    packed: bytes = field(repr=False)
+    packed: bytes | None = field(repr=False)
     token: bytes = field(default_factory=lambda: os.urandom(16))
 
     @classmethod
-    def of(cls, function: Callable[..., Any], args: Iterable[Any]) -> Initializer:
-        """Return the initializer that calls ``function(*args)``; raises `SerializeError`."""
+    def of(
+        cls, function: Callable[..., Any], args: Iterable[Any], keep: Callable[[str, Any], object]
+    ) -> Initializer:
+        """Return the initializer that calls ``function(*args)``.
+
+        `keep` makes something large a constant of a name. Raises `SerializeError`.
+        """
         if not callable(function):
             raise TypeError("initializer must be a callable")
         what = f"the initializer {getattr(function, '__qualname__', function)}"
-        return cls(serialize.pack((function, tuple(args)), what))
+        packed = serialize.pack((function, tuple(args)), what)
+        if len(packed) <= SMALL:
+            return cls(packed)
+        large = cls(None)
+        keep(large.name, packed)
+        return large
+
+    @property
+    def name(self) -> str:
+        """What a large one is kept under."""
+        return f"initializer {self.token.hex()}"
 
     def __call__(self) -> None:
         if self.token not in _errors:
-            _errors[self.token] = self._run()
+            packed = nested.constant(self.name) if self.packed is None else self.packed
+            _errors[self.token] = _run(packed)
         if error := _errors[self.token]:
             raise error
 
-    def _run(self) -> InitializerError | None:
-        try:
-            serialize.call_for_good(self.packed)
-        except BaseException as exc:  # user code
-            error = InitializerError(serialize.name_and_text(exc))
-            error.__cause__ = exc
-            return error
-        return None
+
+def _run(packed: bytes) -> InitializerError | None:
+    try:
+        serialize.call_for_good(packed)
+    except BaseException as exc:  # user code
+        error = InitializerError(serialize.name_and_text(exc))
+        error.__cause__ = exc
+        return error
+    return None

@@ -112,6 +112,7 @@ def text_of(exc: BaseException) -> str:
 
 
 loads: Callable[[bytes], Any] = pickle.loads
+Unpickler = pickle.Unpickler  # of a `Stream`
 
 
 class _ByValue:
@@ -156,6 +157,33 @@ class _Pickler(pickle.Pickler):
         if cls not in cache:
             cache[cls] = _dump_by_value(cls, self._back)
         return _load_class, (_token(cls), cache[cls])
+
+
+class Stream:
+    """Objects that are written one after another, and what they share once.
+
+    They are read, in their order, by one `Unpickler`. Where C pickle refuses one, it raises; what
+    is written afterwards may refer to what was lost then.
+    """
+
+    def __init__(self, cache: dict[type, bytes] | None) -> None:
+        self.size = 0  # bytes
+        self._buffer = io.BytesIO()
+        self._pickler = _Pickler(self._buffer, False, cache, None)
+
+    def add(self, obj: object) -> None:
+        """Write an object, or raise as `dumps` does."""
+        try:
+            self._pickler.dump(obj)
+        except BaseException:
+            self._buffer.seek(self.size)
+            self._buffer.truncate()
+            raise
+        self.size = self._buffer.tell()
+
+    def getvalue(self) -> bytes:
+        """Return all that was written."""
+        return self._buffer.getvalue()
 
 
 _READERS = (

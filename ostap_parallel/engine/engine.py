@@ -1,4 +1,4 @@
-"""The executor on ppft: local workers, and the servers of hosts as they come and go."""
+"""The engine: local workers, and the servers of hosts as they come and go."""
 
 from __future__ import annotations
 
@@ -10,25 +10,26 @@ import secrets
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import CancelledError, Executor, InvalidStateError
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import CancelledError, InvalidStateError
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
 from ostap_parallel.config import HostConfig
-from ostap_parallel.engine.client import LOCAL, ClientServer
+from ostap_parallel.engine.backend import Abilities, Backend, Result, Submit, pack_function, settle
+from ostap_parallel.engine.core import LOCAL, Core
 from ostap_parallel.engine.future import Future
-from ostap_parallel.engine.nesting import HOST_RETRIES, LOST_RETRIES
-from ostap_parallel.errors import ConfigError, RemoteTraceback, ServersUnavailable, WorkerLost
+from ostap_parallel.engine.retries import Attempts, Limits
+from ostap_parallel.errors import ConfigError, SerializeError, ServersUnavailable
+from ostap_parallel.supply.host import HostStatus
 from ostap_parallel.supply.supervisor import EventHandler, Supervisor
 from ostap_parallel.supply.syncing import Archive, Modules, Source
-from ostap_parallel.worker import execute, serialize
-from ostap_parallel.worker.engine import Task
-from ostap_parallel.worker.execute import ChunkOutcome, Lost
+from ostap_parallel.worker import serialize
+from ostap_parallel.worker.chunk import ChunkOutcome, Lost, pack_call, unpack_result
+from ostap_parallel.worker.execute import Call, apply
 from ostap_parallel.worker.initializer import Initializer
-from ostap_parallel.worker.shared import Blob, Stored
-
-logger = logging.getLogger(__name__)
+from ostap_parallel.worker.jobs import Job, deferring_interrupts
+from ostap_parallel.worker.shared import SMALL, Blob, Inline, Packed, Stored
 
 # Seconds that work waits for lost hosts when no worker is left.
 PATIENCE = 60.0
@@ -37,8 +38,8 @@ PATIENCE = 60.0
 AnyFuture = concurrent.futures.Future[Any]
 
 
-class ParallelExecutor(Executor):
-    """Local workers and servers on hosts, as one executor.
+class Engine(Backend):
+    """Local workers and servers on hosts.
 
     Returns at once: hosts join while work is already going on; see `hosts` and `wait_for_hosts`.
 
@@ -72,6 +73,8 @@ class ParallelExecutor(Executor):
         The user's modules; who begins a run looks at them.
     """
 
+    abilities = Abilities(interrupt=True, time_limit=True, nesting=True)
+
     def __init__(
         self,
         ncpus: int | str = "autodetect",
@@ -86,57 +89,77 @@ class ParallelExecutor(Executor):
         initargs: Iterable[Any] = (),
         sync: Sequence[Source] = (),
     ) -> None:
-        self.initializer = initializer and Initializer.of(initializer, initargs)
-        least = 1 if tasks_per_worker is None else tasks_per_worker
-        if not isinstance(least, int) or least < 1:
-            raise ConfigError(f"tasks_per_worker must be at least 1, not {tasks_per_worker!r}")
-        if secret == "":
-            raise ConfigError("secret: it is empty; leave it out for a random one")
+        large: dict[str, Any] = {}
+        keep = large.__setitem__
+        self._initializer = initializer and Initializer.of(initializer, initargs, keep)
+        _check(secret, tasks_per_worker)
         secret = secret if secret is not None else secrets.token_hex(32)
         self._patience = patience
         self.modules = Modules(sync)
         self._lock = threading.Lock()
         self._listeners: list[Callable[[], None]] = []
         # the present job of each future
-        self._tasks: weakref.WeakKeyDictionary[AnyFuture, Task] = weakref.WeakKeyDictionary()
+        self._jobs: weakref.WeakKeyDictionary[AnyFuture, Job] = weakref.WeakKeyDictionary()
         self._closed = threading.Event()
         self._alone_since: float | None = None  # when the last worker was lost
         self._alarm = threading.Timer(0, _ignore)  # rings when that is too long ago
-        call = execute.Call(execute.apply, initializer=self.initializer)
+        call = Call(apply, initializer=self._initializer)
         self._call = replace(call, log_level=logging.getLogger().level)
         self._apply = serialize.dumps(self._call)
-        self.server = ClientServer(ncpus, secret, on_event)
-        self.server.tasks_per_worker = tasks_per_worker
-        self.server.nesting.call = self._apply
+        self._core = Core(ncpus, on_event, tasks_per_worker=tasks_per_worker)
+        self._core.nesting.call = self._apply
+        for item in large.items():
+            self.set_constant(*item)
         # Neither it nor its threads keep a forgotten executor alive.
         changed = weakref.WeakMethod(self._changed)
+        call_back = lambda: (changed() or _ignore)()  # noqa: E731
         self._supervisor = Supervisor(
-            self.server,
-            hosts,
-            secret,
-            timeout,
-            on_event,
-            lambda: (changed() or _ignore)(),
-            tasks_per_worker,
+            self._core, hosts, secret, timeout, on_event, call_back, tasks_per_worker
         )
-        self.server.on_lost = self._supervisor.connection_lost
-        self.server.on_useless = self._supervisor.give_up
-        self.hosts = self._supervisor.statuses
-        self._finalizer = weakref.finalize(
-            self, _close, os.getpid(), self.server, self._supervisor
-        )
+        self._core.on_lost = self._supervisor.connection_lost
+        self._core.on_useless = self._supervisor.give_up
+        self.hosts: list[HostStatus] = self._supervisor.statuses
+        self._finalizer = weakref.finalize(self, _close, os.getpid(), self._core, self._supervisor)
         self._supervisor.start()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("an executor stays in its process: use ostap_parallel.futures in tasks")
 
     @property
     def workers(self) -> dict[str, int]:
         """Number of workers by host, of those that are up; the local ones are ``"local"``."""
-        local = {LOCAL: self.server.get_ncpus()} if self.server.get_ncpus() else {}
+        local = {LOCAL: self.ncpus} if self.ncpus else {}
         return local | {host.name: host.workers for host in self.hosts if host.state == "up"}
 
     @property
-    def round_trip(self) -> float:
+    def ncpus(self) -> int:
+        """Number of local workers."""
+        return self._core.ncpus
+
+    def set_ncpus(self, ncpus: int | str) -> None:
+        """Have so many local workers from now on; nothing once this is closed."""
+        if not self._closed.is_set():
+            self._core.set_ncpus(ncpus)
+
+    def pids(self) -> list[int]:
+        """Return the process ids of the local workers."""
+        return self._core.pids()
+
+    @property
+    def round_trip(self) -> float:  # type: ignore[override]
         """Seconds that a message to the farthest host and its answer take."""
-        return max(self.server.round_trips.copy().values(), default=0.0)
+        return self._core.round_trip()
+
+    def window(self) -> int:
+        """Return how many chunks should be under way now: about two per worker."""
+        self.check()
+        return 2 * sum(self.workers.values())
 
     def wait_for_hosts(self, timeout: float | None = None) -> bool:
         """Wait until every host is up or has failed; return whether all are up."""
@@ -146,7 +169,7 @@ class ParallelExecutor(Executor):
     def check(self) -> None:
         """Raise `ServersUnavailable` if nothing can run and no host is about to come (back).
 
-        Raises RuntimeError after `shutdown`.
+        Raises RuntimeError after `close`.
         """
         if self._closed.is_set():
             raise RuntimeError("the executor has been shut down")
@@ -166,80 +189,83 @@ class ParallelExecutor(Executor):
             self._changed()
         return lambda: self._listeners.remove(listener)
 
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Run a call on any worker; see `concurrent.futures.Executor.submit`.
+    def open(self, call: Call) -> Submit:
+        """Pack a call for workers, and see to it that they find what it needs."""
+        blob = None
+        if call.shared is not None:
+            where, blob = self._share(Packed(call.shared))
+            call = replace(call, shared=where)
+        function = pack_function(replace(call, initializer=self._initializer))
+        modules = self.modules.look()
 
-        Raises
-        ------
-        SerializeError
-            The function or an argument cannot be sent.
-        RuntimeError
-            The executor has been shut down.
-        """
-        return self.submit_with(None, fn, *args, **kwargs)
+        def submit(
+            chunk: bytes, *, is_short: bool = False, hosts: frozenset[str] | None = None
+        ) -> Future[Result]:
+            future = self._new_future()
 
-    def submit_with(
-        self, blob: Blob | None, fn: Callable[..., Any], /, *args: Any, **kwargs: Any
-    ) -> Future[Any]:
-        """Run a call for which `shared.shared` finds the object in a blob of `server.store`."""
-        what = f"the call of {getattr(fn, '__qualname__', type(fn).__name__)}"
-        item = execute.pack_value((serialize.Anew(), fn, args, kwargs), what)
-        future = self._new_future()
-        if self.modules and self.server.is_idle():
-            self.modules.look()
-        self._try(future, execute.pack_chunk([0], [item]), blob)
-        return future
+            def take(result: Result) -> None:
+                with contextlib.suppress(InvalidStateError):  # cancelled
+                    future.set_result(result)
 
-    def submit_chunk(
+            self._insert(future, function, chunk, take, blob, modules, is_short, hosts)
+            return future
+
+        return submit
+
+    def call(
         self,
-        call: bytes,
-        chunk: bytes,
-        blob: Blob | None = None,
-        modules: Archive | None = None,
-        is_short: bool = False,
-    ) -> Future[ChunkOutcome | Lost]:
-        """Run a chunk of a serialised `Call`; `execute.pack_chunk` makes the second message.
-
-        A `blob`, of `server.store`, is on its host by then, and so are `modules`, by default
-        those of the last look. If the future is cancelled before its turn comes, the chunk is not
-        begun. A short one may wait at a far host while that does another one.
-        """
+        function: Callable[..., Any],
+        args: Iterable[Any] = (),
+        kwargs: Mapping[str, Any] = {},
+        shared: Any = None,
+    ) -> Future[Any]:
+        """Run one call; see `Backend.call`."""
+        chunk = pack_call(function, args, kwargs)
         future = self._new_future()
-
-        def settle(result: ChunkOutcome | Lost) -> None:
-            with contextlib.suppress(InvalidStateError):  # cancelled
-                future.set_result(result)
-
-        self._insert(future, call, chunk, settle, blob, modules, is_short)
+        if self.modules and self._core.is_idle():
+            self.modules.look()
+        self._try(future, chunk, shared, Attempts())
         return future
 
-    def interrupt(self, futures: Iterable[AnyFuture] | None = None) -> None:
+    def _share(self, packed: Packed) -> tuple[Inline | Stored, Blob | None]:
+        """Return where workers find a shared object, and the blob, if it is in one."""
+        if packed.size <= SMALL:
+            return Inline(b"".join(packed)), None
+        try:
+            blob = self._core.store.add(packed)
+        except OSError as exc:
+            raise SerializeError("the shared object", f"{exc.strerror}; set TMPDIR") from exc
+        return Stored(blob.digest), blob
+
+    def share(self, value: Any) -> Any:
+        """Return a handle of something large, which hosts get once; ``None``: there is no room."""
+        try:
+            return self._core.store.add(Packed(value))
+        except OSError:
+            return None
+
+    def give_up(self, futures: Iterable[AnyFuture] | None = None) -> None:
         """Give up what was submitted, queued or running, here and on hosts; workers stay.
 
         A task that runs gets KeyboardInterrupt; if its worker has not come back 2 seconds later,
-        that is replaced. Does not wait for any of this. Futures of `submit` then raise
+        that is replaced. Does not wait for any of this. Futures of `call` then raise
         CancelledError, unless the call has ended before.
-
-        Parameters
-        ----------
-        futures
-            Those of this executor to give up; ``None``: all.
         """
         with self._lock:
-            wanted = list(self._tasks) if futures is None else futures
-            tasks = {self._tasks[future] for future in wanted if future in self._tasks}
-            for task in tasks:
-                task.is_interrupted = True
-        self.server.interrupt(tasks)
+            wanted = list(self._jobs) if futures is None else futures
+            jobs = {self._jobs[future] for future in wanted if future in self._jobs}
+            for job in jobs:
+                job.is_interrupted = True
+        self._core.interrupt(jobs)
 
     def set_constant(self, name: str, value: Any) -> None:
         """Give all tasks a value by a name; raises TypeError if it has one, or SerializeError."""
         packed = serialize.pack(value, f"the constant {name}")
-        self.server.nesting.set_constant(name, packed)
+        self._core.nesting.set_constant(name, packed)
 
     def constant(self, name: str, timeout: float | None = None) -> Any:
         """Return a value by its name, waiting for it; raises KeyError after `timeout` seconds."""
-        packed = self.server.nesting.constant(name, timeout)
+        packed = self._core.nesting.constant(name, timeout)
         if packed is None:
             raise KeyError(name)
         return serialize.loads(packed)
@@ -248,12 +274,8 @@ class ParallelExecutor(Executor):
         """Wait, a few seconds at most, until what workers have printed so far has arrived."""
         self._supervisor.ping()
 
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """End all workers and servers; nothing of ours remains on any host."""
-        if wait and not cancel_futures:
-            with self._lock:
-                pending = list(self._tasks)
-            concurrent.futures.wait(pending)
+    def close(self) -> None:
+        """End all workers and servers at once; nothing of ours remains on any host."""
         self._closed.set()
         closing = threading.Thread(target=self._finalizer, name="closing")
         try:
@@ -265,7 +287,7 @@ class ParallelExecutor(Executor):
         self._alarm.cancel()
 
     def _new_future(self) -> Future[Any]:
-        interrupt = weakref.WeakMethod(self.interrupt)
+        interrupt = weakref.WeakMethod(self.give_up)
         future: Future[Any] = Future(lambda futures: (interrupt() or _ignore)(futures))
         future.add_done_callback(_tell_cancelled)
         return future
@@ -275,70 +297,72 @@ class ParallelExecutor(Executor):
         future: Future[Any],
         call: bytes,
         chunk: bytes,
-        settle: Callable[[ChunkOutcome | Lost], None],
+        take: Callable[[Result], None],
         blob: Blob | None = None,
         modules: Archive | None = None,
         is_short: bool = False,
+        hosts: frozenset[str] | None = None,
     ) -> None:
         """Queue a job on behalf of a future."""
 
         def deliver(message: bytes) -> None:
-            result: ChunkOutcome | Lost
+            result: Result
             try:
-                result = execute.unpack_result(message)
+                result = unpack_result(message)
             except Exception as exc:
                 result = Lost("", 0, f"its answer cannot be read: {exc}", by_worker=True)
             if isinstance(result, ChunkOutcome):
-                result.host = task.host or LOCAL
+                result.host = job.label or LOCAL
             else:
-                result = replace(result, host=task.host or LOCAL)
-            settle(result)
+                result = replace(result, host=job.label or LOCAL)
+            take(result)
 
         self.check()
         modules = modules or self.modules.archive
-        task = Task(self.server, deliver, blob, future.begin, modules, is_short)
-        with self._lock:
-            before = self._tasks.get(future)
-            task.is_interrupted = before is not None and before.is_interrupted
-            self._tasks[future] = task
-        self.server.insert(call, chunk, task)
+        loop = self._core.loop
+        job = Job(
+            call,
+            chunk,
+            lambda message: loop.deliver(lambda: deliver(message)),
+            is_wanted=future.begin,
+            ask=self._core.nesting.ask,
+            blob=blob,
+            modules=modules,
+            hosts=hosts,
+            is_short=is_short,
+        )
+        with deferring_interrupts():
+            with self._lock:
+                before = self._jobs.get(future)
+                job.is_interrupted = before is not None and before.is_interrupted
+                self._jobs[future] = job
+            self._core.add(job)
         self._supervisor.wake()  # the last hosts may just have gone
         if self._is_hopeless():
-            self.server.drop_waiting("no worker is left")
+            self._core.give_up_waiting("no worker is left")
 
     def _try(
-        self,
-        future: Future[Any],
-        chunk: bytes,
-        blob: Blob | None,
-        lost: int = 0,
-        blameless: int = 0,
+        self, future: Future[Any], chunk: bytes, blob: Blob | None, attempts: Attempts
     ) -> None:
-        """Run a call that was lost so many times, by its own fault and by that of others."""
+        """Run a call that was lost so often."""
         call = self._apply
         if blob is not None:
             call = serialize.dumps(replace(self._call, shared=Stored(blob.digest)))
 
-        def settle(result: ChunkOutcome | Lost) -> None:
+        def take(result: Result) -> None:
             if isinstance(result, ChunkOutcome) and not result.answers:
                 result = Lost(result.host, result.pid, "it was interrupted")
-            try:
-                if future.cancelled():
-                    return
-                if isinstance(result, ChunkOutcome):
-                    _settle(future, result)
-                elif self._tasks[future].is_interrupted:
-                    _cancel(future)
-                elif self._closed.is_set() or lost == LOST_RETRIES or blameless == HOST_RETRIES:
-                    future.set_exception(WorkerLost(0, result.host, result.reason))
-                else:
-                    by_it = result.by_worker
-                    self._try(future, chunk, blob, lost + by_it, blameless + (not by_it))
-            except BaseException as exc:  # user code
-                with contextlib.suppress(InvalidStateError):
-                    future.set_exception(exc)
+            if future.cancelled():
+                return
+            if isinstance(result, Lost) and self._jobs[future].is_interrupted:
+                _cancel(future)
+                return
+            attempts.count(result)
+            is_over = self._closed.is_set() or not attempts.may_go_on(Limits())
+            again = None if is_over else lambda: self._try(future, chunk, blob, attempts)
+            settle(future, result, again)
 
-        self._insert(future, call, chunk, settle, blob)
+        self._insert(future, call, chunk, take, blob)
 
     def _is_hopeless(self) -> bool:
         """Return whether there is no worker and none is about to come (back)."""
@@ -362,9 +386,17 @@ class ParallelExecutor(Executor):
                 self._alone_since = None
                 self._alarm.cancel()
         if self._is_hopeless():
-            self.server.drop_waiting("no worker is left")
+            self._core.give_up_waiting("no worker is left")
         for listener in list(self._listeners):
             listener()
+
+
+def _check(secret: str | None, tasks_per_worker: Any) -> None:
+    least = 1 if tasks_per_worker is None else tasks_per_worker
+    if not isinstance(least, int) or least < 1:
+        raise ConfigError(f"tasks_per_worker must be at least 1, not {tasks_per_worker!r}")
+    if secret == "":
+        raise ConfigError("secret: it is empty; leave it out for a random one")
 
 
 def _ignore(*what: object) -> None:
@@ -382,21 +414,10 @@ def _cancel(future: Future[Any]) -> None:
         future.set_exception(CancelledError())
 
 
-def _settle(future: Future[Any], result: ChunkOutcome) -> None:
-    packed = result.answers[0]
-    if not result.failed:
-        future.set_result(execute.unpack_value(packed))
-        return
-    error, text = execute.unpack_error(packed)
-    assert error is not None  # such calls have no time limit
-    error.__cause__ = RemoteTraceback(f"on {result.host}, process {result.pid}:\n{text}")
-    future.set_exception(error)
-
-
-def _close(pid: int, server: ClientServer, supervisor: Supervisor) -> None:
+def _close(pid: int, core: Core, supervisor: Supervisor) -> None:
     """Close what an executor owns; a function, so that a forgotten executor can be collected."""
     if os.getpid() != pid:  # a fork that exits: nothing of this is its own
         return
     supervisor.hang_up()
-    server.destroy()
+    core.close()
     supervisor.close()
