@@ -330,7 +330,7 @@ class TestSecrecy:
             assert folder.name.startswith("ostap-parallel.")
             assert folder.stat().st_mode & 0o777 == 0o700
             names = {path.name for path in folder.iterdir()}
-            assert {"bundle", "environment.sh"} <= names
+            assert {"ppserver", "environment.sh"} <= names
             assert {path.stat().st_mode & 0o077 for path in folder.iterdir()} == {0}
 
 

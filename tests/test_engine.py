@@ -22,7 +22,7 @@ from sshd import descendants, stat_of
 
 from ostap_parallel import Failure, WorkerLost, WorkManager
 from ostap_parallel.engine.core import Core
-from ostap_parallel.worker import crew, execute, serialize
+from ostap_parallel.worker import execute, local, serialize
 from ostap_parallel.worker.chunk import ChunkOutcome, pack_chunk, unpack_result
 from ostap_parallel.worker.cpus import usable_cpus
 from ostap_parallel.worker.jobs import Job
@@ -204,8 +204,8 @@ class TestLostWorkers:
                 os.kill(pid, signal.SIGKILL)
             go_on(worker, pid)
 
-        started, go_on = [], crew.Worker.has_started
-        monkeypatch.setattr(crew.Worker, "has_started", has_started)
+        started, go_on = [], local.Worker.has_started
+        monkeypatch.setattr(local.Worker, "has_started", has_started)
         os.kill(wm._owned.backend.pids()[0], signal.SIGKILL)
         assert wm.process(functions.square, range(20)) == [x * x for x in range(20)]
         wait_until(lambda: len(started) == 3, PATIENCE, "the third start")

@@ -38,7 +38,7 @@ from ostap_parallel import (
 )
 from ostap_parallel.engine.core import Core
 from ostap_parallel.errors import RemoteTraceback
-from ostap_parallel.worker import crew, execute, output, serialize
+from ostap_parallel.worker import execute, local, output, serialize
 from ostap_parallel.worker.chunk import MAX_TEXT, pack_chunk, unpack_result
 from ostap_parallel.worker.jobs import Job
 from ostap_parallel.worker.server import Server
@@ -791,7 +791,7 @@ class TestServers:
         server.close()
 
     def test_no_job_waits_for_workers_that_will_not_come(self, server, monkeypatch):
-        monkeypatch.setattr(crew.Worker, "_open", refuse)
+        monkeypatch.setattr(local.Worker, "_open", refuse)
         call = serialize.dumps(execute.Call(functions.die))
         chunk = pack_chunk([0], [serialize.dumps("exit")])
         results = queue.SimpleQueue()
@@ -804,7 +804,7 @@ class TestServers:
     def test_nor_for_those_of_the_caller(self, monkeypatch):
         core = Core(1, lambda host, event: None)
         try:
-            monkeypatch.setattr(crew.Worker, "_open", refuse)
+            monkeypatch.setattr(local.Worker, "_open", refuse)
             os.kill(core.pids()[0], signal.SIGKILL)
             wait_until(lambda: not core.ncpus, PATIENCE, "no worker is left")
             results = queue.SimpleQueue()
@@ -816,7 +816,7 @@ class TestServers:
 
     def test_a_run_ends_when_the_last_worker_cannot_be_replaced(self, monkeypatch):
         with WorkManager(1, silent=True) as manager:
-            monkeypatch.setattr(crew.Worker, "_open", refuse)
+            monkeypatch.setattr(local.Worker, "_open", refuse)
             with pytest.raises(ServersUnavailable, match="no local worker"):
                 manager.process(functions.die, ["kill"])
 

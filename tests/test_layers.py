@@ -46,22 +46,15 @@ DOORS = {
         *("checkpoint", "display", "dump", "outcome", "progress", "report", "run", "shapes"),
         *("stream", "task"),
     },
-    "engine": {"backend", "client", "engine", "foreign", "future", "retries"},
-    "supply": {"host", "ssh", "supervisor", "syncing"},
+    "engine": {"backend", "core", "engine", "foreign", "future", "retries"},
+    "supply": {"host", "source", "ssh", "supervisor", "syncing", "ways"},
     "config": {"", "entries", "files", "host", "hostlist", "load"},
     "worker": {
-        *("batch", "calls", "chunk", "cpus", "engine", "execute", "handshake", "initializer"),
-        *("launched", "local", "modes", "modules", "nested", "serialize", "serve", "shared"),
-        *("tasks", "transport"),
+        *("batch", "calls", "chunk", "cpus", "crew", "endpoint", "execute", "handshake"),
+        *("initializer", "jobs", "launched", "loop", "modes", "modules", "nested", "output"),
+        *("processes", "serialize", "serve", "shared", "tasks", "transport", "wire"),
     },
     "errors": {""},
-}
-
-# Imports that are to go: each names one that is not looked at.
-DEBTS = {
-    ("supply.supervisor", "engine.client"),
-    ("engine.nesting", "engine.client"),
-    ("engine.sharing", "engine.client"),
 }
 
 MAX_FUNCTION_LINES = 50
@@ -129,12 +122,6 @@ def is_type_checking(node: ast.AST) -> bool:
     return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
 
 
-def is_debt(file: Path, module: str) -> bool:
-    short = module.removeprefix(f"{NAME}.")
-    own = module_of(file).removeprefix(f"{NAME}.")
-    return any(own == one and f"{short}.".startswith(f"{other}.") for one, other in DEBTS)
-
-
 def upward(file: Path) -> Iterator[str]:
     """Yield the imports of `file` that go up."""
     own = layer(module_of(file))
@@ -145,8 +132,6 @@ def upward(file: Path) -> Iterator[str]:
         if own == "":  # the package itself: workers import it too, so it may load nothing at once
             if depth == 0 and module not in names_for_checkers(file):
                 yield f"{module} while ostap_parallel is imported"
-        elif is_debt(file, module):
-            continue
         elif target and RANK.get(target, -1) < RANK[own]:  # a public name knows the whole package
             yield module
 
@@ -171,8 +156,7 @@ def graph() -> dict[str, set[str]]:
     for file in FILES:
         own = module_of(file)
         if own in names:
-            all_of_it = (module for module, _ in imports(file) if not is_debt(file, module))
-            found[own] = {known(module, names) for module in all_of_it} - {"", own}
+            found[own] = {known(module, names) for module, _ in imports(file)} - {"", own}
     return found
 
 

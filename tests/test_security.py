@@ -23,7 +23,9 @@ from sshd import descendants, describe, live_pids
 from ostap_parallel import WorkManager
 from ostap_parallel.config import HostConfig, find_secret
 from ostap_parallel.errors import ConfigError, HostError
-from ostap_parallel.supply.ssh import Session, Tunnel, control_directory, ssh_argv, write_files
+from ostap_parallel.supply.session import Session
+from ostap_parallel.supply.ssh import Ssh, Tunnel, control_directory, ssh_argv
+from ostap_parallel.supply.ways import write_files
 from ostap_parallel.worker import handshake
 from ostap_parallel.worker.handshake import GreetingError, derive_key, greet_client, greet_server
 from ostap_parallel.worker.server import MAX_STRANGERS
@@ -276,12 +278,13 @@ def test_a_tunnel_is_never_at_a_port_of_somebody_else(hosts):
     config = HostConfig(name="h1", ssh_config=hosts.ssh_config)
     lines = queue.SimpleQueue()
     with control_directory() as directory, Impostor(guess) as impostor:
-        session = Session(config, directory / "control", lines.put)
+        way = Ssh(config, directory / "control")
+        session = Session("h1", way.argv(), lines.put)
         session.open()
         try:
             session.write("echo up\n")
             assert lines.get(timeout=PATIENCE) == "up"
-            assert Tunnel(session, impostor.port).connect("127.0.0.1", 9) != impostor.port
+            assert Tunnel(way, impostor.port).connect("127.0.0.1", 9) != impostor.port
         finally:
             session.close()
 

@@ -22,11 +22,17 @@ from ostap_parallel.cli import sync_dirs
 from ostap_parallel.cli.run import ProgramParser, add_arguments, run
 from ostap_parallel.config import HostConfig, Settings, find_secret, load_settings
 from ostap_parallel.engine.engine import PATIENCE, Engine
-from ostap_parallel.errors import CheckpointError, ConfigError, OstapParallelError
+from ostap_parallel.errors import (
+    CheckpointError,
+    ConfigError,
+    OstapParallelError,
+    ServersUnavailable,
+)
 from ostap_parallel.runs.checkpoint import read_summary
 from ostap_parallel.runs.report import relay
-from ostap_parallel.supply.host import HostStatus
-from ostap_parallel.supply.ssh import control_directory, write_files
+from ostap_parallel.supply.source import HostStatus
+from ostap_parallel.supply.ssh import control_directory
+from ostap_parallel.supply.ways import write_files
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -116,11 +122,13 @@ def launch(args: argparse.Namespace) -> int:
         with contextlib.suppress(KeyboardInterrupt):
             up = [host for host in engine.hosts if host.state == "up"]
             _tell(up)
-            if up:
-                servers = ",".join(f"localhost:{host.port}" for host in up)
-                print(f'export OSTAP_PPSERVERS="{servers}"')
-                file = shlex.quote(str(private / "secret"))
-                print(f"export OSTAP_PPSECRET_FILE={file}", flush=True)
+            if not up:
+                errors = [host.error for host in engine.hosts if host.error]
+                raise ServersUnavailable(tuple(errors))
+            servers = ",".join(f"localhost:{host.port}" for host in up)
+            print(f'export OSTAP_PPSERVERS="{servers}"')
+            file = shlex.quote(str(private / "secret"))
+            print(f"export OSTAP_PPSECRET_FILE={file}", flush=True)
             lost = {host.name: host.lost for host in engine.hosts}
             while True:
                 engine.check()

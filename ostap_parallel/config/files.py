@@ -208,7 +208,7 @@ def convert(key: str, value: Any, origin: str, base: Path) -> Any:
             return _check_text(value, where)
         case "script" | "ssh_config":
             return _find_local(key, value, where, base)
-        case "ncpus" | "port" | "keepalive":
+        case "ncpus" | "port" | "keepalive" | "start_timeout":
             return check_number(value, 65535 if key == "port" else None, where)
         case "user":
             return check_user(value, where)

@@ -49,6 +49,7 @@ class HostArguments(TypedDict, total=False):
     tmpdir: str | None
     python_mismatch: str | None
     keepalive: int | None
+    start_timeout: int | None
     ssh_config: str | Path | None
 
 

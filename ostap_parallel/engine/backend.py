@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from ostap_parallel.engine.retries import Attempts, Limits
 from ostap_parallel.errors import WorkerLost
-from ostap_parallel.supply.host import HostStatus
+from ostap_parallel.supply.source import HostStatus
 from ostap_parallel.worker import serialize
 from ostap_parallel.worker.chunk import ChunkOutcome, Lost, pack_call, unpack_call
 from ostap_parallel.worker.execute import Call, apply

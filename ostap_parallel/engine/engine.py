@@ -21,7 +21,8 @@ from ostap_parallel.engine.core import LOCAL, Core
 from ostap_parallel.engine.future import Future
 from ostap_parallel.engine.retries import Attempts, Limits
 from ostap_parallel.errors import ConfigError, SerializeError, ServersUnavailable
-from ostap_parallel.supply.host import HostStatus
+from ostap_parallel.supply.host import sources_of
+from ostap_parallel.supply.source import HostStatus
 from ostap_parallel.supply.supervisor import EventHandler, Supervisor
 from ostap_parallel.supply.syncing import Archive, Modules, Source
 from ostap_parallel.worker import serialize
@@ -114,7 +115,7 @@ class Engine(Backend):
         changed = weakref.WeakMethod(self._changed)
         call_back = lambda: (changed() or _ignore)()  # noqa: E731
         self._supervisor = Supervisor(
-            self._core, hosts, secret, timeout, on_event, call_back, tasks_per_worker
+            self._core, sources_of(hosts, secret, tasks_per_worker), timeout, on_event, call_back
         )
         self._core.on_lost = self._supervisor.connection_lost
         self._core.on_useless = self._supervisor.give_up
@@ -162,7 +163,11 @@ class Engine(Backend):
         return 2 * sum(self.workers.values())
 
     def wait_for_hosts(self, timeout: float | None = None) -> bool:
-        """Wait until every host is up or has failed; return whether all are up."""
+        """Wait until every host is up or has failed; return whether all are up.
+
+        One that has failed for a reason that may pass, and is tried again, is not waited for;
+        one that is queued is.
+        """
         self._supervisor.wait(timeout)
         return all(host.state == "up" for host in self.hosts)
 
@@ -366,7 +371,7 @@ class Engine(Backend):
 
     def _is_hopeless(self) -> bool:
         """Return whether there is no worker and none is about to come (back)."""
-        if self.workers or self._supervisor.has("starting", "resting"):
+        if self.workers or self._supervisor.has("starting", "queued", "resting"):
             return False
         since = self._alone_since  # not known yet: a host is being lost right now
         patient = since is None or time.monotonic() - since < self._patience

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from ostap_parallel.errors import HostError
-from ostap_parallel.supply.host import STEP
+from ostap_parallel.supply.source import STEP
 from ostap_parallel.worker import handshake, wire
 from ostap_parallel.worker.chunk import Lost, pack_result
 from ostap_parallel.worker.endpoint import Endpoint

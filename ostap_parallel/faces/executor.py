@@ -26,7 +26,7 @@ from ostap_parallel.errors import ConfigError, InitializerError
 from ostap_parallel.runs.report import relay
 from ostap_parallel.runs.run import PAUSE, Run
 from ostap_parallel.runs.stream import Stream
-from ostap_parallel.supply.host import HostStatus
+from ostap_parallel.supply.source import HostStatus
 from ostap_parallel.supply.supervisor import EventHandler
 from ostap_parallel.supply.syncing import Sync, find_sources
 from ostap_parallel.worker import calls

@@ -17,7 +17,7 @@ from ostap_parallel.runs.display import Shown
 
 if TYPE_CHECKING:
     from ostap_parallel.runs.outcome import Outcome
-    from ostap_parallel.supply.host import HostStatus
+    from ostap_parallel.supply.source import HostStatus
 
 _MAX_REPR = 200
 _MAX_FAILURES = 10  # shown by a report; all of them are in its list

@@ -1,4 +1,4 @@
-"""Where a server of ours is reached, and what proves that it is one."""
+"""Where a server is reached, and what both ends prove to know there."""
 
 from __future__ import annotations
 
@@ -7,7 +7,15 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Endpoint:
-    """The address of a server as this machine reaches it, and the key that both ends know."""
+    """The near end of a link to a server.
+
+    Attributes
+    ----------
+    address
+        Host and port to connect to; of loopback, unless the user has said otherwise.
+    key
+        What the server lets in only those who know it; it is not shown.
+    """
 
     address: tuple[str, int]
     key: bytes = field(repr=False)

@@ -1,4 +1,4 @@
-"""Starting processes that the terminal's signals do not reach."""
+"""Processes that the terminal's signals never reach, and descriptors that forks let go of."""
 
 from __future__ import annotations
 
@@ -7,21 +7,27 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
-# What a terminal, or its end, sends to the processes in it.
+# What a terminal sends to all processes in its foreground.
 TERMINAL_SIGNALS = (signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP, signal.SIGHUP)
+
+# Descriptors that a fork of this process must not keep open: who reads from the other end would
+# never see its end, however dead we are. No fork may come while they are made or closed.
+_ours: set[int] = set()
+forking = threading.RLock()
 
 
 @contextlib.contextmanager
-def holding_signals() -> Iterator[None]:
+def holding_signals(signals: Collection[signal.Signals] = TERMINAL_SIGNALS) -> Iterator[None]:
     """Have what this thread starts begin with the terminal's signals held back.
 
     `subprocess` gives them their usual effect before it makes the process a session of its own:
     one that came between the two would end it.
     """
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, TERMINAL_SIGNALS)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
         yield
     finally:
@@ -59,12 +65,6 @@ def disconnect(*descriptors: int) -> None:
     os.close(null)
 
 
-# Descriptors that a process which this one forks must not hold open: it may live on when this
-# one has died, and so keep alive what waits for that.
-_ours: set[int] = set()
-os.register_at_fork(after_in_child=lambda: disconnect(*_ours))
-
-
 def keep_from_forks(descriptor: int) -> None:
     """Have forks of this process disconnect a descriptor."""
     _ours.add(descriptor)
@@ -77,6 +77,20 @@ def let_forks_keep(descriptor: int) -> None:
 
 def close_kept(descriptor: int) -> None:
     """Close a descriptor that was kept from forks."""
-    let_forks_keep(descriptor)
-    with contextlib.suppress(OSError):
-        os.close(descriptor)
+    with forking:
+        let_forks_keep(descriptor)
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
+
+
+def _let_go() -> None:
+    """Give up our descriptors in a fork, in place: who owns their numbers may close them."""
+    forking.release()
+    if _ours:
+        disconnect(*_ours)
+        _ours.clear()
+
+
+os.register_at_fork(
+    before=forking.acquire, after_in_parent=forking.release, after_in_child=_let_go
+)
