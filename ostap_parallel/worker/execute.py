@@ -38,6 +38,7 @@ from ostap_parallel.worker.chunk import (
     unpack_value,
 )
 from ostap_parallel.worker.combine import Combiner
+from ostap_parallel.worker.modes import modes_of
 from ostap_parallel.worker.restore import Baseline, NoBaseline
 
 # Seconds that an item gets to come back after its time is over, before the process is ended; and
@@ -59,15 +60,13 @@ class Call:
     ----------
     function
         Called as ``function(item)``, or ``function(index, item)`` with `with_index`.
-    before_item
-        Called with the index before each item.
     initializer
         Called in each worker process before all else; it knows whether it was already.
     worker_init
         Called once in each worker process before its first item.
     surroundings
-        ``directory``, ``environment``, ``prepend_to``, ``append_to`` and ``dot_in_path`` that
-        hold while an item runs, see `surroundings_of`.
+        ``directory``, ``environment``, ``prepend_to``, ``append_to``, ``dot_in_path`` and
+        ``modes`` that hold while an item runs, see `surroundings_of`.
     seed
         Seeds the random generators before each item, together with its index.
     log_level
@@ -84,7 +83,6 @@ class Call:
 
     function: Callable[..., Any]
     with_index: bool = False
-    before_item: Callable[[int], Any] | None = None
     worker_init: Callable[[], Any] | None = None
     surroundings: dict[str, Any] = field(default_factory=dict)
     seed: int | str | None = None
@@ -109,8 +107,6 @@ class Call:
                 return replace(self, surroundings={}).run(index, item)
         if self.seed is not None:
             seed_item(self.seed, index)
-        if self.before_item is not None:
-            self.before_item(index)
         return self.function(index, item) if self.with_index else self.function(item)
 
 
@@ -462,7 +458,8 @@ def surroundings_of(wanted: dict[str, Any]) -> Iterator[None]:
                 os.environ[name] = os.pathsep.join(part for part in ordered if part)
         if wanted.get("dot_in_path") and "." not in sys.path:
             sys.path.insert(0, ".")
-        yield
+        with modes_of(wanted.get("modes", {})):
+            yield
     finally:
         os.chdir(old_directory)
         sys.path[:] = old_path
