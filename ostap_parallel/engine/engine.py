@@ -65,6 +65,9 @@ class Engine(Backend):
         ``initializer(*initargs)`` is called in each worker process before its first job.
     sync
         Modules of the user's that workers are to find.
+    preload, fresh
+        Modules that what starts local workers imports for them; whether they are new interpreters
+        all the same. Hosts have their own.
 
     Attributes
     ----------
@@ -89,6 +92,8 @@ class Engine(Backend):
         initializer: Callable[..., Any] | None = None,
         initargs: Iterable[Any] = (),
         sync: Sequence[Source] = (),
+        preload: Sequence[str] = (),
+        fresh: bool = False,
     ) -> None:
         large: dict[str, Any] = {}
         keep = large.__setitem__
@@ -107,25 +112,24 @@ class Engine(Backend):
         call = Call(apply, initializer=self._initializer)
         self._call = replace(call, log_level=logging.getLogger().level)
         self._apply = serialize.dumps(self._call)
-        self._core = Core(ncpus, on_event, tasks_per_worker=tasks_per_worker)
+        self._core = Core(
+            ncpus, on_event, tasks_per_worker=tasks_per_worker, preload=preload, fresh=fresh
+        )
         self._core.nesting.call = self._apply
         for item in large.items():
             self.set_constant(*item)
-        # Neither it nor its threads keep a forgotten executor alive.
-        changed = weakref.WeakMethod(self._changed)
-        call_back = lambda: (changed() or _ignore)()  # noqa: E731
-        self._supervisor = Supervisor(
-            self._core,
-            sources_of(hosts, self._secret, tasks_per_worker),
-            timeout,
-            on_event,
-            call_back,
-        )
+        sources = sources_of(hosts, self._secret, tasks_per_worker)
+        self._supervisor = Supervisor(self._core, sources, timeout, on_event, self._call_back())
         self._core.on_lost = self._supervisor.connection_lost
         self._core.on_useless = self._supervisor.give_up
         self.hosts: list[HostStatus] = self._supervisor.statuses
         self._finalizer = weakref.finalize(self, _close, os.getpid(), self._core, self._supervisor)
         self._supervisor.start()
+
+    def _call_back(self) -> Callable[[], None]:
+        """Return what calls `_changed`, without keeping a forgotten engine alive."""
+        changed = weakref.WeakMethod(self._changed)
+        return lambda: (changed() or _ignore)()
 
     def __enter__(self) -> Engine:
         return self
@@ -292,7 +296,8 @@ class Engine(Backend):
         except RuntimeError:  # at the exit of the interpreter there are no threads to be had
             self._finalizer()
         else:
-            closing.join()  # Ctrl-C ends the waiting, not the closing
+            if not self._core.loop.is_inside():  # which is to end, too
+                closing.join()  # Ctrl-C ends the waiting, not the closing
         self._alarm.cancel()
 
     def _new_future(self) -> Future[Any]:

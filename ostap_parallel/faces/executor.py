@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ostap_parallel.config import Settings as HostSettings
-from ostap_parallel.config import find_secret, load_settings
+from ostap_parallel.config import find_secret, load_settings, local_settings
 from ostap_parallel.config.load import HostArguments
 from ostap_parallel.engine.engine import PATIENCE, Engine
 from ostap_parallel.engine.foreign import backend_of
@@ -92,6 +92,7 @@ class Executor(concurrent.futures.Executor):
         found = HostSettings()
         if servers != ():  # else the configuration, right or wrong, does not matter
             found = load_settings(servers, config=config, **settings)
+        local = local_settings(found, preload=settings.get("preload"), start=settings.get("start"))
         self._is_open = True
         self._broken: InitializerError | None = None
         self._watches_initializer = initializer is not None
@@ -108,6 +109,8 @@ class Executor(concurrent.futures.Executor):
             initializer=initializer,
             initargs=initargs,
             sync=find_sources(found.sync if sync is None else sync),
+            preload=local.preload,
+            fresh=local.start == "spawn",
         )
 
     @property

@@ -63,8 +63,12 @@ class WorkManager(Shown):
     profile, environment, script
         What prepares a host, in this order: a script that is there, text for bash, a local
         script that is sent there. An argument wins over the configuration.
-    python, tmpdir, user, port, ncpus_per_host, ssh_options, python_mismatch, keepalive
+    python, tmpdir, user, port, ncpus_per_host, ssh_options, python_mismatch, keepalive, \
+    start_timeout
         Further settings of hosts, see the manual.
+    preload, start
+        Modules that are imported once on each machine, for all its workers, which are forks of
+        the process that has imported them; ``start="spawn"``: they are new interpreters.
     secret
         Shared by this process and the servers; random by default. Existing servers need theirs:
         it is read from the file that ``OSTAP_PPSECRET_FILE`` names if it is not given.

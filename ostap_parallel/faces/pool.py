@@ -14,7 +14,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sized
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from multiprocessing.pool import CLOSE, INIT, RUN, TERMINATE
 from typing import TYPE_CHECKING, Any
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from ostap_parallel.faces.executor import Settings
 
 logger = logging.getLogger(__name__)
+
+# Said where work was stopped from outside.
+TERMINATED = "the pool was terminated, or the waiting cancelled"
 
 Function = Callable[..., Any]
 Callback = Callable[[Any], object] | None
@@ -66,7 +69,8 @@ class AsyncResult:
 
     def wait(self, timeout: float | None = None) -> None:
         """Wait until it is ready, or for `timeout` seconds."""
-        concurrent.futures.wait([self._settled], timeout)
+        with suppress(concurrent.futures.TimeoutError):
+            self._settled.exception(timeout)
 
     def get(self, timeout: float | None = None) -> Any:
         """Return the value, or raise what was raised.
@@ -102,7 +106,7 @@ class AsyncResult:
         """Take the outcome of the work, after telling the callback."""
         error = CancelledError() if done.cancelled() else done.exception()
         if error is not None and self._is_cancelled:
-            error = CancelledError("the pool was terminated, or the waiting cancelled")
+            error = CancelledError(TERMINATED)
         elif callback := self._callback if error is None else self._error_callback:
             try:
                 callback(done.result() if error is None else error)
@@ -209,6 +213,18 @@ class Pool(multiprocessing.pool.Pool):
         stop = functools.partial(self.backend.give_up, [future])
         return self._result(future, stop, callback, error_callback)
 
+    def map(  # type: ignore[override]
+        self, func: Function, iterable: Iterable[Any], chunksize: int | None = None
+    ) -> list[Any]:
+        """Return the results in the order of the items."""
+        return self._map_here(func, iterable, chunksize)
+
+    def starmap(  # type: ignore[override]
+        self, func: Function, iterable: Iterable[Any], chunksize: int | None = None
+    ) -> list[Any]:
+        """Return the results of ``func(*args)`` for each ``args`` of the items, in their order."""
+        return self._map_here(functools.partial(calls.spread, func), iterable, chunksize)
+
     def imap(  # type: ignore[override]
         self, func: Function, iterable: Iterable[Any], chunksize: int | None = None
     ) -> Stream:
@@ -254,9 +270,22 @@ class Pool(multiprocessing.pool.Pool):
         """Do what `map`, `map_async`, `starmap` and `starmap_async` have in common."""
         if mapper is multiprocessing.pool.starmapstar:  # type: ignore[attr-defined]
             func = functools.partial(calls.spread, func)
-        items = iterable if isinstance(iterable, Sized) else list(iterable)
-        run = self._run(func, items, chunksize)
+        run = self._run(func, _sized(iterable), chunksize)
         return self._result(_in_thread(_collect, run), run.cancel, callback, error_callback)
+
+    def _map_here(
+        self, func: Function, iterable: Iterable[Any], chunksize: int | None
+    ) -> list[Any]:
+        """Do what `map` and `starmap` have in common: no other thread need be woken for them."""
+        run = self._run(func, _sized(iterable), chunksize)
+        ended: Future[None] = Future()
+        self._track(ended, run.cancel)
+        try:
+            return _collect(run)
+        except CancelledError:
+            raise CancelledError(TERMINATED) from None
+        finally:
+            ended.set_result(None)
 
     def _run(
         self,
@@ -288,7 +317,10 @@ class Pool(multiprocessing.pool.Pool):
     ) -> AsyncResult:
         result = AsyncResult(self, stop, callback, error_callback)
         self._track(result._settled, result._cancel)
-        future.add_done_callback(functools.partial(_deliver, self._callbacks, result))
+        settle: Callable[[Future[Any]], object] = result._settle
+        if callback is not None or error_callback is not None:  # which may take long
+            settle = functools.partial(_deliver, self._callbacks, result)
+        future.add_done_callback(settle)
         return result
 
     def _track(self, done: Future[Any], stop: Stop) -> None:
@@ -355,6 +387,10 @@ class _Source:
                 self._changed.notify()
         if self._error is not None:
             raise self._error
+
+
+def _sized(iterable: Iterable[Any]) -> Iterable[Any]:
+    return iterable if isinstance(iterable, Sized) else list(iterable)
 
 
 def _collect(run: Run) -> list[Any]:
