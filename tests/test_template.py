@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from functions import PATIENCE, square
-from helpers import core_of, is_worker, open_manager, wait_until
+from helpers import open_manager, wait_until
 from sshd import descendants
 
 from ostap_parallel import ConfigError, WorkerLost, WorkManager
@@ -30,10 +30,6 @@ def parent_of(pid):
     return parent, Path(f"/proc/{parent}/comm").read_text() == "pptemplate\n"
 
 
-def parent_name():
-    return Path(f"/proc/{os.getppid()}/comm").read_text().strip()
-
-
 def templates():
     return [pid for pid in descendants(os.getpid()) if parent_of(pid)[1]]
 
@@ -42,7 +38,8 @@ def templates():
 class TestPreload:
     def test_it_is_imported_once(self, where, request):
         def look(item):
-            return "colorsys" in sys.modules, parent_name()
+            name = Path(f"/proc/{os.getppid()}/comm").read_text().strip()
+            return "colorsys" in sys.modules, name
 
         for preload, expected in ("colorsys", True), ("", False):
             with open_here(request, where, preload=preload) as manager:
@@ -151,4 +148,4 @@ class TestStopped:
         with WorkManager(2, silent=True) as manager:
             assert manager.process(work, range(6), chunk_size=1) == list(range(6))
             assert manager.report.retried == 1
-            assert all(map(is_worker, core_of(manager).pids()))
+            assert manager.workers == {"local": 2}

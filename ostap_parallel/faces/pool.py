@@ -213,13 +213,13 @@ class Pool(multiprocessing.pool.Pool):
         stop = functools.partial(self.backend.give_up, [future])
         return self._result(future, stop, callback, error_callback)
 
-    def map(  # type: ignore[override]
+    def map(
         self, func: Function, iterable: Iterable[Any], chunksize: int | None = None
     ) -> list[Any]:
         """Return the results in the order of the items."""
         return self._map_here(func, iterable, chunksize)
 
-    def starmap(  # type: ignore[override]
+    def starmap(
         self, func: Function, iterable: Iterable[Any], chunksize: int | None = None
     ) -> list[Any]:
         """Return the results of ``func(*args)`` for each ``args`` of the items, in their order."""
