@@ -508,7 +508,8 @@ class TestFailures:
         try:
             small = "tmpdir = /tmp/small"
             error = fail(section=small, ssh_config=one.ssh_config, state="lost")
-            assert one.run("ls -A /tmp/small").stdout == ""
+            empty = lambda: one.run("ls -A /tmp/small").stdout == ""  # noqa: E731
+            wait_until(empty, PATIENCE, "nothing is left; it is tried again now and then")
         finally:
             one.run("umount /tmp/small && rmdir /tmp/small")
         assert error.step == "copy"
