@@ -351,9 +351,10 @@ class Engine(Backend):
                 job.is_interrupted = before is not None and before.is_interrupted
                 self._jobs[future] = job
             self._core.add(job)
-        self._supervisor.wake()  # the last hosts may just have gone
-        if self._is_hopeless():
-            self._core.give_up_waiting("no worker is left")
+        if not self.ncpus:
+            self._supervisor.wake()  # the last hosts may just have gone
+            if self._is_hopeless():
+                self._core.give_up_waiting("no worker is left")
 
     def _try(
         self, future: Future[Any], chunk: bytes, blob: Blob | None, attempts: Attempts
@@ -380,7 +381,7 @@ class Engine(Backend):
 
     def _is_hopeless(self) -> bool:
         """Return whether there is no worker and none is about to come (back)."""
-        if self.workers or self._supervisor.has("starting", "queued", "resting"):
+        if self.ncpus or self.workers or self._supervisor.has("starting", "queued", "resting"):
             return False
         since = self._alone_since  # not known yet: a host is being lost right now
         patient = since is None or time.monotonic() - since < self._patience
