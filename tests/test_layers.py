@@ -46,7 +46,7 @@ NO_CODE = {
 
 # What runs on bare hosts gets there with these, and what users' tasks derive from needs nothing.
 STANDARD = sys.stdlib_module_names
-ALLOWED = {"worker": {"dill", "ppft", f"{NAME}.worker", f"{NAME}.errors"}}
+ALLOWED = {"worker": {"cloudpickle", "dill", "ppft", f"{NAME}.worker", f"{NAME}.errors"}}
 OPTIONAL = {"numpy", "joblib"}  # in functions that make do without
 
 

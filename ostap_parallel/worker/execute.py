@@ -28,7 +28,7 @@ from types import FrameType
 from typing import Any
 
 from ostap_parallel.errors import RemoteError, SerializeError
-from ostap_parallel.worker import calls, modules, serialize, shared
+from ostap_parallel.worker import calls, modules, program, serialize, shared
 from ostap_parallel.worker.combine import Combiner
 from ostap_parallel.worker.restore import Baseline, NoBaseline
 
@@ -286,16 +286,18 @@ def bind(call: bytes) -> Callable[[bytes], bytes]:
         location = os.fsdecode(chunk[:end])
         begin = chunk.index(b"\0", end + 1) + 1
         number, limit, indices, items = pickle.loads(memoryview(chunk)[begin:])
-        with preparing:
-            if modules.use(chunk[end + 1 : begin - 1]):
-                shared.forget()
-                _begin_anew()
-            state = _state_of(call, number)
-            if not state:
-                executing.position[0] = indices[0]
-                state.update(_prepare(call, location))
-        result = new_outcome()
-        with executing.watch():
+        state, result = _state_of(call, number), new_outcome()
+        if number and "space" not in state:
+            state["space"] = program.Space(is_fixed=True)
+        is_ours = isinstance(executing.baseline, Baseline)
+        with program.inside(state.get("space", program.POOL), is_ours), executing.watch():
+            with preparing:
+                if modules.use(chunk[end + 1 : begin - 1]):
+                    shared.forget()
+                    _begin_anew()
+                if state.keys() <= {"space"}:
+                    executing.position[0] = indices[0]
+                    state.update(_prepare(call, location))
             run_items(_with_shared(state, location), indices, items, result, limit)
         _disarm()
         _flush()
@@ -334,7 +336,6 @@ def _state_of(call: bytes, run: bytes) -> dict[str, Any]:
 def _prepare(data: bytes, location: str) -> dict[str, Any]:
     """Load the call and start the worker's part of it; an error is every item's outcome."""
     try:
-        serialize.forget_classes()
         call: Call = serialize.loads(data)
         logging.getLogger().setLevel(call.log_level)
         if call.seed is not None:

@@ -9,9 +9,11 @@ from typing import Any
 
 from ostap_parallel.errors import InitializerError
 from ostap_parallel.worker import serialize
+from ostap_parallel.worker.program import Kept
 
-# What became of those that this process has run, by their tokens.
-_errors: dict[bytes, InitializerError | None] = {}
+# What became of those that this process has run, by their tokens: the error, or what they have
+# left in the program.
+_ended: dict[bytes, InitializerError | Kept] = {}
 
 
 @dataclass(frozen=True)
@@ -36,16 +38,17 @@ class Initializer:
         return cls(serialize.pack((function, tuple(args)), what))
 
     def __call__(self) -> None:
-        if self.token not in _errors:
-            _errors[self.token] = self._run()
-        if error := _errors[self.token]:
-            raise error
+        if self.token not in _ended:
+            _ended[self.token] = self._run()
+        found = _ended[self.token]
+        if isinstance(found, InitializerError):
+            raise found
+        found.restore()
 
-    def _run(self) -> InitializerError | None:
+    def _run(self) -> InitializerError | Kept:
         try:
-            serialize.call_for_good(self.packed)
+            return serialize.call_for_good(self.packed)
         except BaseException as exc:  # user code
             error = InitializerError(serialize.name_and_text(exc))
             error.__cause__ = exc
             return error
-        return None
