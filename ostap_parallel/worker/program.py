@@ -119,7 +119,7 @@ class Program:
                     space.known[key] = data
                 elif old is None or _is_other(space, key, old, data):
                     self._pending[key] = data
-            while self._pending:
+            while self._pending and not self._reading:
                 self._read(next(iter(self._pending)))
 
     def find(self, module: str, name: str) -> Any:

@@ -399,7 +399,7 @@ def _rank(definition: Definition) -> int:
     """Return when to read a definition: what may run code comes after the code."""
     module, name, _ = definition
     value = vars(program.module_by(module))[name]
-    if isinstance(value, type):
+    if isinstance(value, type) and type(value) not in _Pickler.dispatch_table:
         return 1
     return 0 if isinstance(value, (*_PLAIN, FunctionType, ModuleType)) else 2
 
