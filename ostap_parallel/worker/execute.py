@@ -28,7 +28,7 @@ from types import FrameType
 from typing import Any
 
 from ostap_parallel.errors import RemoteError, SerializeError
-from ostap_parallel.worker import calls, modules, program, serialize, shared
+from ostap_parallel.worker import calls, modules, program, serialize, settings, shared
 from ostap_parallel.worker.combine import Combiner
 from ostap_parallel.worker.restore import Baseline, NoBaseline
 
@@ -79,6 +79,8 @@ class Call:
         The shared object is a mapping, of keyword arguments for the function.
     combine
         ``combine(merged, value)`` merges the values of a chunk's items before they travel.
+    settings
+        Those of the process that sends this, see `settings.apply`; noted when it is pickled.
     """
 
     function: Callable[..., Any]
@@ -93,6 +95,10 @@ class Call:
     with_keywords: bool = False
     combine: Callable[[Any, Any], Any] | None = None
     initializer: Callable[[], None] | None = None
+    settings: bytes = b""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "settings": settings.pack()}
 
     def with_shared(self, location: str) -> Call:
         """Return the call for a chunk, and have `shared.shared` find the object from now on."""
@@ -337,6 +343,7 @@ def _prepare(data: bytes, location: str) -> dict[str, Any]:
     """Load the call and start the worker's part of it; an error is every item's outcome."""
     try:
         call: Call = serialize.loads(data)
+        settings.apply(call.settings, isinstance(executing.baseline, Baseline))
         logging.getLogger().setLevel(call.log_level)
         if call.seed is not None:
             # Loaded now: a task that imports it later must find it seeded for its first item.

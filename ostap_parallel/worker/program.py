@@ -29,7 +29,7 @@ MAIN = ("__main__", "__mp_main__")
 Key = tuple[str, str]  # of a module, and of what it has by that name
 Definition = tuple[str, str, bytes]  # the same, and what to read
 
-_home: tuple[int, str] = (0, "")
+_home = [uuid.uuid4().hex]
 _programs: dict[str, Program] = {}
 _tokens: WeakKeyDictionary[ModuleType, str] = WeakKeyDictionary()  # of programs from elsewhere
 _by_value: WeakKeyDictionary[ModuleType, bool] = WeakKeyDictionary()
@@ -39,10 +39,14 @@ _now: ContextVar[Space | None] = ContextVar("space", default=None)
 
 def home() -> str:
     """Return what names the program of this process; a fork is another one."""
-    global _home
-    if _home[0] != os.getpid():
-        _home = os.getpid(), uuid.uuid4().hex
-    return _home[1]
+    return _home[0]
+
+
+def _renew() -> None:
+    _home[0] = uuid.uuid4().hex
+
+
+os.register_at_fork(after_in_child=_renew)
 
 
 class Space:
@@ -152,7 +156,10 @@ class Program:
             self._reading.pop(key, None)
 
 
-_BARE = ("__name__", "__doc__", "__loader__", "__spec__", "__package__", "__builtins__")
+_BARE = (
+    *("__name__", "__doc__", "__loader__", "__spec__", "__builtins__"),
+    *("__package__", "__file__"),  # see `settings.apply`
+)
 
 # The space whose version of a class is the present one.
 filled_by: WeakKeyDictionary[type, Space] = WeakKeyDictionary()

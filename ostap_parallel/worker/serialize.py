@@ -230,7 +230,6 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         if program.is_by_value(module):
             own = program.token_of(module), program.key_of(module)
             self.need(module, used, function.__qualname__)
-            self.need(module, _ALWAYS & vars(module).keys(), "")
             if names.reach_all:
                 self.need_all(module)
             variables = self._shared(function, lambda: byvalue.OwnVariables(*own))
@@ -266,10 +265,6 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             if isinstance(text, str):
                 names = set(re.findall(r"[^\W\d]\w*", text))
                 self.need(module, names & vars(module).keys(), "")
-
-
-# Attributes of a module that its functions use without a name for them.
-_ALWAYS = {"__file__", "__package__"}
 
 
 class _Inner(_Pickler):

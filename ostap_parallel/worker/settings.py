@@ -1,0 +1,131 @@
+"""What a script sets for its whole process: workers have it, too."""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+import re
+import sys
+import warnings
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+from ostap_parallel.worker import program
+
+_last: list[Any] = [None, b""]  # what was packed last, and its bytes
+_applied: list[bytes] = [b""]
+
+
+def pack() -> bytes:
+    """Return the settings of this process."""
+    found = _find()
+    if found != _last[0]:
+        _last[:] = found, pickle.dumps(found)
+    data: bytes = _last[1]
+    return data
+
+
+def apply(data: bytes, is_ours: bool) -> None:
+    """Give a program, and this process if it is a worker of ours, the settings of the caller."""
+    token, names, settings = pickle.loads(data)
+    owner = program.program_of(token)
+    if owner is None:
+        return
+    vars(owner.module("__main__")).update(names)
+    if is_ours and data != _applied[0]:
+        for key, value in settings.items():
+            with contextlib.suppress(Exception):  # a locale may be missing on this host
+                _SETTERS[key](value)
+        _applied[0] = data
+
+
+def _find() -> tuple[str, dict[str, Any], dict[str, Any]]:
+    main = vars(sys.modules["__main__"])
+    names = {name: main[name] for name in ("__file__", "__package__") if name in main}
+    settings = {
+        "argv": list(map(str, sys.argv)),
+        "warnings": _find_filters(),
+        "recursion": sys.getrecursionlimit(),
+    }
+    for key, (module, find) in _FINDERS.items():
+        if module in sys.modules:  # otherwise nobody has set anything
+            settings[key] = find(sys.modules[module])
+    return program.token_of(sys.modules["__main__"]), names, settings
+
+
+def _find_filters() -> list[tuple[Any, ...]]:
+    return [
+        (action, _text_of(message), category, _text_of(module), line)
+        for action, message, category, module, line in warnings.filters
+        if category.__module__ not in program.MAIN
+    ]
+
+
+def _text_of(pattern: Any) -> tuple[str, int] | str | None:
+    return (pattern.pattern, pattern.flags) if isinstance(pattern, re.Pattern) else pattern
+
+
+def _find_decimal(decimal: ModuleType) -> dict[str, Any]:
+    context = decimal.getcontext()
+    found = {name: getattr(context, name) for name in _OF_DECIMAL}
+    traps = [signal.__name__ for signal, is_set in context.traps.items() if is_set]
+    return {**found, "traps": traps}
+
+
+_OF_DECIMAL = ("prec", "rounding", "Emin", "Emax", "capitals", "clamp")
+
+_FINDERS: dict[str, tuple[str, Callable[[Any], Any]]] = {
+    "decimal": ("decimal", _find_decimal),
+    "locale": ("locale", lambda locale: locale.setlocale(locale.LC_ALL)),
+    "key": ("multiprocessing.managers", lambda _: bytes(_process().authkey)),
+}
+
+
+def _process() -> Any:
+    return sys.modules["multiprocessing.process"].current_process()  # type: ignore[attr-defined]
+
+
+def _set_argv(argv: list[str]) -> None:
+    sys.argv[:] = argv
+
+
+def _set_filters(filters: list[tuple[Any, ...]]) -> None:
+    warnings.resetwarnings()
+    for action, message, category, module, line in reversed(filters):
+        warnings.simplefilter(action, category, line)
+        patterns = [re.compile(*one) if isinstance(one, tuple) else one for one in (message, module)]
+        warnings.filters[0] = (action, patterns[0], category, patterns[1], line)  # type: ignore[index]
+
+
+def _set_decimal(wanted: dict[str, Any]) -> None:
+    import decimal
+
+    traps = {getattr(decimal, name) for name in wanted["traps"]}
+    for context in (decimal.DefaultContext, decimal.getcontext()):
+        for name in _OF_DECIMAL:
+            setattr(context, name, wanted[name])
+        for signal in context.traps:
+            context.traps[signal] = signal in traps
+
+
+def _set_locale(name: str) -> None:
+    import locale
+
+    locale.setlocale(locale.LC_ALL, name)
+
+
+def _set_key(key: bytes) -> None:
+    import multiprocessing
+
+    multiprocessing.current_process().authkey = key
+
+
+_SETTERS: dict[str, Callable[[Any], None]] = {
+    "argv": _set_argv,
+    "warnings": _set_filters,
+    "recursion": sys.setrecursionlimit,
+    "decimal": _set_decimal,
+    "locale": _set_locale,
+    "key": _set_key,
+}
