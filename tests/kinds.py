@@ -99,7 +99,7 @@ HOOKS = """
         must_have = True
         def run(self): return 3
     class Keyed(type):
-        def __new__(meta, name, bases, namespace, *, key): 
+        def __new__(meta, name, bases, namespace, *, key):
             cls = super().__new__(meta, name, bases, namespace); cls.key = key; return cls
         def __init__(cls, name, bases, namespace, *, key): super().__init__(name, bases, namespace)
     class WithKey(metaclass=Keyed, key=7):
@@ -263,7 +263,8 @@ ENUM_FUNCTIONS = """
 METACLASSES = """
     import abc, array, copyreg
     class Creator(type):
-        def __new__(meta, name, base, namespace): return super().__new__(meta, name, (base,), namespace)
+        def __new__(meta, name, base, namespace):
+            return super().__new__(meta, name, (base,), namespace)
         def __init__(cls, name, base, namespace): super().__init__(name, (base,), namespace)
         def __reduce__(cls): return create, (cls.__name__, cls.__bases__[0], cls.extra)
     copyreg.pickle(Creator, Creator.__reduce__)
@@ -297,7 +298,8 @@ LOCKS = """
         @functools.cached_property
         def square(self): return self.n ** 2
     class Box:
-        def __init__(self, x): self.x, self.lock, self.plain = x, threading.RLock(), threading.Lock()
+        def __init__(self, x):
+            self.x, self.lock, self.plain = x, threading.RLock(), threading.Lock()
     def locked(x):
         with LOCK, RLOCK, COND, SEMAPHORE: return x
     def set_event(x): EVENT.set(); return EVENT.is_set()
@@ -353,7 +355,8 @@ FILES = """
 MADE_MODULES = """
     import importlib.util, pathlib, tempfile, types
     FILE = pathlib.Path(tempfile.mkdtemp(), "odd name.py")
-    FILE.write_text("K = 5\\ndef add(x): return x + K\\nclass Thing:\\n    def go(self): return add(1)\\n")
+    FILE.write_text("K = 5\\ndef add(x): return x + K\\n"
+        "class Thing:\\n    def go(self): return add(1)\\n")
     spec = importlib.util.spec_from_file_location("made_of_a_file", FILE)
     made = importlib.util.module_from_spec(spec); sys.modules["made_of_a_file"] = made
     spec.loader.exec_module(made)

@@ -21,14 +21,7 @@ from types import CellType, CodeType, FunctionType, ModuleType
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
 
-from ostap_parallel.worker.program import (
-    Key,
-    filled_by,
-    is_by_value,
-    namespace,
-    program_of,
-    space_now,
-)
+from ostap_parallel.worker.program import filled_by, is_by_value, namespace, program_of, space_now
 
 Place = tuple[str, str, str]  # the token of a program, a module of it, a name there
 
@@ -238,7 +231,7 @@ def known_class(token: str) -> type | None:
     return _classes.get(token)
 
 
-def reduce_class(cls: type, place: Place | None, state: Any, fill: Callable[..., None]) -> Any:
+def reduce_class(cls: Any, place: Place | None, state: Any, fill: Callable[..., None]) -> Any:
     """Return how pickle makes a class; `fill` gives it the attributes in `state`."""
     own = vars(cls)
     kept = {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
@@ -317,7 +310,7 @@ class _Member:
 
 
 def _new_member(cls: Any, made: _Member) -> Any:
-    member = made.base.__new__(cls, *made.args)  # type: ignore[call-overload]
+    member = made.base.__new__(cls, *made.args)
     member._value_ = made.value
     return member
 
@@ -381,7 +374,8 @@ def _make_enum(
     values = {entry: _Member(value, base, args) for entry, value, args in members}
     for entry, value in [*names.items(), *makers.items(), *values.items()]:
         namespace[entry] = value
-    return enum.EnumMeta.__new__(meta, name, bases, namespace)
+    cls: type = enum.EnumMeta.__new__(meta, name, bases, namespace)
+    return cls
 
 
 def _fill_enum(cls: Any, state: tuple[dict[str, Any], dict[str, dict[str, Any]]]) -> None:

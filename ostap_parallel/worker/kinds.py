@@ -121,17 +121,18 @@ def _typing(pickler: Any, obj: Any) -> Any:
 
 
 def _typing_by_value(pickler: Any, obj: Any) -> Any:
-    if pickler.place_of(obj, obj.__name__) is None and obj.__module__ in sys.modules:
-        found = getattr(sys.modules[obj.__module__], obj.__name__, None)
-        if found is obj:
-            return obj.__name__
-    if isinstance(obj, typing.NewType):
+    kind: Any = type(obj)
+    owner = sys.modules.get(obj.__module__)
+    is_named = getattr(owner, obj.__name__, None) is obj
+    if is_named and pickler.place_of(obj, obj.__name__) is None:
+        return obj.__name__
+    if kind is typing.NewType:
         return _make_new_type, (obj.__name__, obj.__supertype__, obj.__module__)
-    if isinstance(obj, typing.ParamSpec):
+    if kind is typing.ParamSpec:
         return _make_param_spec, (obj.__name__, obj.__module__)
-    if type(obj).__name__ == "TypeVarTuple":
+    if kind.__name__ == "TypeVarTuple":
         return type(obj), (obj.__name__,)
-    if type(obj).__name__ == "TypeAliasType":
+    if kind.__name__ == "TypeAliasType":
         if obj in pickler.within:  # it names itself
             return typing.ForwardRef, (obj.__name__,)
         pickler.within.append(obj)
@@ -140,7 +141,7 @@ def _typing_by_value(pickler: Any, obj: Any) -> Any:
 
 
 def _make_new_type(name: str, kind: Any, module: str) -> Any:
-    made = typing.NewType(name, kind)
+    made = typing.NewType(name, kind)  # type: ignore[misc]
     made.__module__ = module
     return made
 
@@ -188,10 +189,9 @@ _WAYS: dict[type, Way] = {
 # Classes of ctypes: what they consist of is known to their metaclasses only.
 
 _STRUCTURES = type(ctypes.Structure), type(ctypes.Union)
-_METAS = {
-    type(one): one
-    for one in (ctypes.Structure, ctypes.Union, ctypes.Array, ctypes._Pointer, ctypes._SimpleCData)
-}
+_ARRAY, _POINTER = type(ctypes.Array), type(ctypes.POINTER(ctypes.c_int))
+_KNOWN: Any = (ctypes.Structure, ctypes.Union, ctypes.Array, ctypes.c_int)
+_METAS: dict[type, Any] = {type(one): one for one in _KNOWN}
 _LAYOUT = ("_pack_", "_anonymous_", "_align_", "_layout_", "_swappedbytes_")
 
 
@@ -199,10 +199,10 @@ def reduce_ctypes(cls: Any, place: Place | None) -> Any:
     """Reduce a class of ctypes, or one of its metaclasses; ``None`` for other classes."""
     if cls in _METAS:
         return type, (_METAS[cls],)
-    if isinstance(cls, type(ctypes._Pointer)) and ctypes.POINTER(cls._type_) is cls:
+    if isinstance(cls, _POINTER) and ctypes.POINTER(cls._type_) is cls:
         return ctypes.POINTER, (cls._type_,)
-    if isinstance(cls, type(ctypes.Array)) and cls._type_ * cls._length_ is cls:
-        return operator.mul, (cls._type_, cls._length_)
+    if isinstance(cls, _ARRAY) and operator.mul(*(parts := (cls._type_, cls._length_))) is cls:
+        return operator.mul, parts
     if not isinstance(cls, _STRUCTURES):
         return None
     own = dict(vars(cls))

@@ -116,7 +116,8 @@ class OutputReader:
 
     def _pass_on(self, source: _Source) -> None:
         *lines, rest = source.pending.split(b"\n")
-        limit = MAX_OUTPUT if source.kind == "log" else MAX_LINE  # a record is of use as a whole only
+        # a record of the log is of use as a whole only
+        limit = MAX_OUTPUT if source.kind == "log" else MAX_LINE
         while len(rest) > limit:
             lines.append(rest[:limit])
             rest = rest[limit:]

@@ -27,7 +27,8 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 MAIN = ("__main__", "__mp_main__")
 
 Key = tuple[str, str]  # of a module, and of what it has by that name
-Definition = tuple[str, str, bytes]  # the same, and what to read
+# The same, what to read, and whether it may be done without.
+Definition = tuple[str, str, bytes, bool]
 
 _home = [uuid.uuid4().hex]
 _programs: dict[str, Program] = {}
@@ -80,7 +81,7 @@ class Program:
         self.token = token
         self.modules: dict[str, ModuleType] = {}
         self.space = self.pool = Space()
-        self._pending: dict[Key, bytes] = {}
+        self._pending: dict[Key, tuple[bytes, bool]] = {}
         self._reading: dict[Key, bytes] = {}
         self._lock = threading.RLock()
         self.module("__main__")
@@ -114,7 +115,7 @@ class Program:
         """Read what is new, and leave the rest as tasks may have changed it."""
         with self._lock:
             space, is_own = self.space, sender == home()
-            for module, name, data in definitions:
+            for module, name, data, is_optional in definitions:
                 key = module, name
                 if is_own and name in vars(self.module(module)):
                     continue
@@ -122,7 +123,7 @@ class Program:
                 if old is None and key in space.kept:
                     space.known[key] = data
                 elif old is None or _is_other(space, key, old, data):
-                    self._pending[key] = data
+                    self._pending[key] = data, is_optional
             while self._pending and not self._reading:
                 self._read(next(iter(self._pending)))
 
@@ -145,10 +146,13 @@ class Program:
         vars(self.module(module))[name] = self.space.placed[module, name] = value
 
     def _read(self, key: Key) -> None:
-        self.space.known[key] = self._reading[key] = data = self._pending.pop(key)
+        data, is_optional = self._pending.pop(key)
+        self.space.known[key] = self._reading[key] = data
         try:
             vars(self.module(key[0]))[key[1]] = pickle.loads(data)
-        except BaseException:
+        except BaseException as exc:
+            if is_optional and isinstance(exc, Exception):
+                return
             self._pending.clear()
             self.space.known.pop(key, None)
             raise
@@ -371,7 +375,7 @@ def _can_be_found(module: ModuleType) -> bool:
 
 
 def _is_from(spec: importlib.machinery.ModuleSpec, module: ModuleType) -> bool:
-    file = getattr(module, "__file__", None)
+    file: str | None = getattr(module, "__file__", None)
     if file is None or spec.origin is None or not spec.has_location:
         return True
     return os.path.realpath(spec.origin) == os.path.realpath(file)

@@ -275,8 +275,10 @@ class _Inner(_Pickler):
         self._entry = entry
 
     def is_entry(self, place: Place) -> bool:
-        return self._entry is not None and place[:2] == self._entry[:2] and (
-            place[2].partition(".")[0] == self._entry[2]
+        return (
+            self._entry is not None
+            and place[:2] == self._entry[:2]
+            and (place[2].partition(".")[0] == self._entry[2])
         )
 
     def by_name(self, place: Place) -> Any:
@@ -362,7 +364,7 @@ class _Outer(_Pickler):
                     raise
                 continue
             self._sent.add(key)
-            found.append((*key, data))
+            found.append((*key, data, not who))
             for one, user in more.items():
                 waiting[one] = waiting.get(one) or (who and user)
         return tuple(sorted(found, key=_rank))
@@ -392,7 +394,7 @@ _BLAME = "the global variable"
 
 def _rank(definition: Definition) -> int:
     """Return when to read a definition: what may run code comes after the code."""
-    module, name, _ = definition
+    module, name, *_ = definition
     value = vars(program.module_by(module))[name]
     if isinstance(value, type) and type(value) not in _Pickler.dispatch_table:
         return 1
@@ -407,7 +409,7 @@ def _dump(obj: object, back: bool, entry: Place | None, depth: int = 0) -> tuple
     return buffer.getvalue(), pickler.needs
 
 
-# What functions became, and what they were made of: to pickle one takes much longer than to call it.
+# What functions became, and what they were made of: to pickle one takes longer than to call it.
 _known: WeakKeyDictionary[FunctionType, tuple[list[Any], bytes, _Needs]] = WeakKeyDictionary()
 
 

@@ -42,8 +42,10 @@ def apply(data: bytes, is_ours: bool) -> None:
 
 def _find() -> tuple[str, dict[str, Any], dict[str, Any]]:
     main = vars(sys.modules["__main__"])
-    names = {name: main[name] for name in ("__file__", "__package__") if name in main}
-    settings = {
+    names: dict[str, Any] = {
+        name: main[name] for name in ("__file__", "__package__") if name in main
+    }
+    settings: dict[str, Any] = {
         "argv": list(map(str, sys.argv)),
         "warnings": _find_filters(),
         "recursion": sys.getrecursionlimit(),
@@ -66,6 +68,10 @@ def _text_of(pattern: Any) -> tuple[str, int] | str | None:
     return (pattern.pattern, pattern.flags) if isinstance(pattern, re.Pattern) else pattern
 
 
+def _pattern_of(text: tuple[str, int] | str | None) -> Any:
+    return re.compile(*text) if isinstance(text, tuple) else text
+
+
 def _find_decimal(decimal: ModuleType) -> dict[str, Any]:
     context = decimal.getcontext()
     found = {name: getattr(context, name) for name in _OF_DECIMAL}
@@ -83,7 +89,7 @@ _FINDERS: dict[str, tuple[str, Callable[[Any], Any]]] = {
 
 
 def _process() -> Any:
-    return sys.modules["multiprocessing.process"].current_process()  # type: ignore[attr-defined]
+    return sys.modules["multiprocessing.process"].current_process()
 
 
 def _set_argv(argv: list[str]) -> None:
@@ -94,8 +100,8 @@ def _set_filters(filters: list[tuple[Any, ...]]) -> None:
     warnings.resetwarnings()
     for action, message, category, module, line in reversed(filters):
         warnings.simplefilter(action, category, line)
-        patterns = [re.compile(*one) if isinstance(one, tuple) else one for one in (message, module)]
-        warnings.filters[0] = (action, patterns[0], category, patterns[1], line)  # type: ignore[index]
+        texts = _pattern_of(message), category, _pattern_of(module)
+        warnings.filters[0] = (action, *texts, line)  # type: ignore[index]
 
 
 def _set_decimal(wanted: dict[str, Any]) -> None:
