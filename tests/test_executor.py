@@ -41,7 +41,7 @@ class Looking:
 if __name__ == "__main__":
     with Executor(2, initializer=set_up, initargs=("it",)) as executor:
         untouched.append("too")
-        wanted = "it", True, ["mine"], "it"
+        wanted = "it", True, ["mine", "too"], "it"  # what is changed here counts
         assert executor.submit(look, 0).result() == wanted
         manager = WorkManager(executor=executor, silent=True)
         assert manager.process(look, range(9)) == [wanted] * 9

@@ -63,6 +63,7 @@ class Space:
         self.is_fixed = is_fixed
         self.token = ""  # of its program, when that is known
         self.known: dict[Any, bytes] = {}  # what was read last
+        self.done: set[bytes] = set()  # packed definitions that were read
         self.placed: dict[Key, Any] = {}  # the functions and classes, as they were read
         self.kept: set[Key] = set()  # set by an initializer
         self.contents: dict[str, dict[str, Any]] = {}  # while another one is in use
@@ -110,11 +111,16 @@ class Program:
                 content.clear()
                 content.update(space.contents.pop(name, bare))
             self.space = space
+            space.done.clear()
 
-    def define(self, definitions: Iterable[Definition], sender: str = "") -> None:
+    def define(self, packed: bytes) -> None:
         """Read what is new, and leave the rest as tasks may have changed it."""
+        space = self.space
+        if not packed or (space.is_fixed and packed in space.done):
+            return
         with self._lock:
-            space, is_own = self.space, sender == home()
+            sender, definitions = pickle.loads(packed)
+            is_own = sender == home()
             for module, name, data, is_optional in definitions:
                 key = module, name
                 if is_own and name in vars(self.module(module)):
@@ -126,6 +132,7 @@ class Program:
                     self._pending[key] = data, is_optional
             while self._pending and not self._reading:
                 self._read(next(iter(self._pending)))
+            space.done.add(packed)
 
     def find(self, module: str, name: str) -> Any:
         """Return what a module has by a dotted name, which may have to be read first."""
@@ -270,11 +277,16 @@ def inside(space: Space, stays: bool) -> Iterator[None]:
         yield
     finally:
         _now.reset(mark)
-        if not stays and before is not None:
-            for name, module in list(sys.modules.items()):
-                if _tokens.get(module) == space.token if isinstance(module, ModuleType) else False:
-                    del sys.modules[name]
-            sys.modules["__main__"] = before
+        if not stays and sys.modules.get("__main__") is not before:
+            _leave(space, before)
+
+
+def _leave(space: Space, before: ModuleType | None) -> None:
+    for name, module in list(sys.modules.items()):
+        if isinstance(module, ModuleType) and _tokens.get(module) == space.token:
+            del sys.modules[name]
+    if before is not None:
+        sys.modules["__main__"] = before
 
 
 def _enter(program: Program, space: Space) -> None:
@@ -285,13 +297,17 @@ def _enter(program: Program, space: Space) -> None:
                 sys.modules[name] = module
 
 
-def find(
-    token: str, module: str, name: str, sender: str = "", definitions: Iterable[Definition] = ()
-) -> Any:
+def pack(definitions: Iterable[Definition]) -> bytes:
+    """Return what `find` reads: definitions, and whose they are."""
+    found = tuple(definitions)
+    return pickle.dumps((home(), found)) if found else b""
+
+
+def find(token: str, module: str, name: str, definitions: bytes = b"") -> Any:
     """Return what a program has by a name; it may be defined by that."""
     program = program_of(token)
     if program is not None:
-        program.define(definitions, sender)
+        program.define(definitions)
         return program.find(module, name)
     found: Any = module_by(module)
     for part in name.split("."):
@@ -299,14 +315,12 @@ def find(
     return found
 
 
-def find_module(
-    token: str, name: str, sender: str = "", definitions: Iterable[Definition] = ()
-) -> ModuleType:
+def find_module(token: str, name: str, definitions: bytes = b"") -> ModuleType:
     """Return a program's module that cannot be imported."""
     program = program_of(token)
     if program is None:
         return module_by(name)
-    program.define(definitions, sender)
+    program.define(definitions)
     return program.module(name)
 
 

@@ -15,7 +15,7 @@ import pickle
 import re
 import sys
 from collections.abc import Callable, Iterable
-from types import FunctionType, ModuleType
+from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -30,6 +30,7 @@ PROTOCOL = 5
 
 loads: Callable[[bytes], Any] = pickle.loads
 
+_SINGLETONS = (type(None), type(Ellipsis), type(NotImplemented))
 _PLAIN = (type(None), bool, int, float, complex, str, bytes)
 
 # Names that code uses: by key, what uses each, or nothing if it may do without.
@@ -110,12 +111,14 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         super().__init__(file, PROTOCOL, None if buffers is None else buffers.append)
         self.back = back
         self.needs: _Needs = {}
+        self.types: set[type] = set()
         self.within: list[Any] = []  # what is taken apart by hand
         self._depth = depth
         self._variables: dict[int, Any] = {}
 
     def reducer_override(self, obj: Any) -> Any:
         kind = type(obj)
+        self.types.add(kind)
         try:
             how = _ways[kind]
         except KeyError:
@@ -147,6 +150,8 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
 
     def reduce_class(self, cls: Any) -> Any:
         """Reduce a class."""
+        if cls in _SINGLETONS:
+            return NotImplemented
         place = _place_of(cls)
         way = self.dispatch_table.get(type(cls))
         if way is None and place is None and _is_importable(cls):
@@ -307,47 +312,50 @@ class _Outer(_Pickler):
         depth: int = 0,
     ) -> None:
         super().__init__(file, back, buffers, depth)
-        self.types: set[type] = set()
         self._cache = {} if cache is None else cache
         self._sent: set[Key] = set()
 
-    def reducer_override(self, obj: Any) -> Any:
-        self.types.add(type(obj))
-        return super().reducer_override(obj)
+    def reduce_class(self, cls: Any) -> Any:
+        found = self._cache.get(cls)
+        if found is None:
+            found = super().reduce_class(cls)
+            if found is not NotImplemented:
+                self._cache[cls] = found
+        return found
 
     def by_name(self, place: Place) -> Any:
         token, module, name = place
         if name:
             first = name.partition(".")[0]
             definitions = self._definitions_for(module, first)
-            return program.find, (token, module, name, program.home(), definitions)
+            return program.find, (token, module, name, definitions)
         needs, self.needs = self.needs, {}
-        return program.find_module, (token, module, program.home(), self._definitions(needs))
+        return program.find_module, (token, module, program.pack(self._definitions(needs)))
 
     def by_value(self, obj: Any, place: Place | None) -> Any:
-        is_class = isinstance(obj, type)
-        known = self._cache.get(obj) if is_class else None
-        if known is None:
-            known = _dump(obj, self.back, None, self._depth)
-            if is_class:
-                self._cache[obj] = known
-        data, needs = known
-        definitions = self._definitions(needs)
+        data, needs = _dump(obj, self.back, None, self._depth)
+        definitions = program.pack(self._definitions(needs))
         module = sys.modules.get(str(_module(obj)))
         token = program.token_of(module) if isinstance(module, ModuleType) else program.home()
-        name = byvalue.token_of(obj) if is_class else None
-        return load_by_value, (name, data, token, program.home(), definitions)
+        name = byvalue.token_of(obj) if isinstance(obj, type) else None
+        return load_by_value, (name, data, token, definitions)
 
-    def _definitions_for(self, module: str, name: str) -> tuple[Definition, ...]:
-        """Return the definitions that a name needs; they are the same for all items of a run."""
-        if self._sent or self.back:
-            return self._definitions({(module, name): name})
-        key = module, name, "and all that it needs"
-        if key not in self._cache:
-            self._cache[key] = self._definitions({(module, name): name})
-        definitions: tuple[Definition, ...] = self._cache[key]
-        self._sent.update(one[:2] for one in definitions)
-        return definitions
+    def _definitions_for(self, module: str, name: str) -> bytes:
+        """Return the definitions that a name needs; most functions and what they use stay."""
+        needs, value = {(module, name): name}, None
+        if not (self._sent or self.back):
+            value = vars(program.module_by(module)).get(name)
+        if not isinstance(value, FunctionType):
+            return program.pack(self._definitions(needs))
+        parts = _parts_of_all(value, program.home(), set())
+        before, keys, packed = _known_with_all.get(value, ([], [], b""))
+        if parts is None or not _are_same(parts, before):
+            definitions = self._definitions(needs)
+            keys, packed = [one[:2] for one in definitions], program.pack(definitions)
+            if parts is not None:
+                _known_with_all[value] = parts, keys, packed
+        self._sent.update(keys)
+        return packed
 
     def _definitions(self, needs: _Needs) -> tuple[Definition, ...]:
         """Return what is needed that this pickle has not yet, with all that this needs itself."""
@@ -414,17 +422,53 @@ _known: WeakKeyDictionary[FunctionType, tuple[list[Any], bytes, _Needs]] = WeakK
 
 
 def _dump_entry(value: Any, place: Place) -> tuple[bytes, _Needs]:
-    parts = _parts_of(value, place) if isinstance(value, FunctionType) else None
+    parts = _parts_of(value, place[0]) if isinstance(value, FunctionType) else None
     if parts is None:
         return _dump(value, False, place)
     before, data, needs = _known.get(value, ([], b"", {}))
-    if len(before) != len(parts) or not all(map(operator.is_, before, parts)):
+    if not _are_same(before, parts):
         data, needs = _dump(value, False, place)
         _known[value] = parts, data, needs
     return data, needs
 
 
-def _parts_of(function: FunctionType, place: Place) -> list[Any] | None:
+def _are_same(before: list[Any], now: list[Any]) -> bool:
+    return len(before) == len(now) and all(map(operator.is_, before, now))
+
+
+# The same for functions with all that they use.
+_known_with_all: WeakKeyDictionary[FunctionType, tuple[list[Any], list[Key], bytes]]
+_known_with_all = WeakKeyDictionary()
+
+
+def _parts_of_all(function: FunctionType, token: str, seen: set[Any]) -> list[Any] | None:
+    """Return all that makes a function, and those that it uses, what they are."""
+    parts = _parts_of(function, token)
+    if parts is None:
+        return None
+    seen.add(function)
+    for value in _globals_of(function).values():
+        parts.append(value)
+        if type(value) in _PLAIN or _is_fixed(value):
+            continue
+        if not isinstance(value, FunctionType):
+            return None
+        if value not in seen:
+            inner = _parts_of_all(value, token, seen)
+            if inner is None:
+                return None
+            parts += inner
+    return parts
+
+
+def _is_fixed(value: object) -> bool:
+    """Return whether a value is sent as a name."""
+    if isinstance(value, ModuleType):
+        return not program.is_by_value(value)
+    return isinstance(value, type | FunctionType | BuiltinFunctionType) and _is_importable(value)
+
+
+def _parts_of(function: FunctionType, token: str) -> list[Any] | None:
     """Return all that makes a function what it is; ``None`` if that may change from within."""
     if function.__closure__ or function.__dict__ or function.__kwdefaults__:
         return None
@@ -434,7 +478,7 @@ def _parts_of(function: FunctionType, place: Place) -> list[Any] | None:
     used = _globals_of(function)
     imports = map(sys.intern, _imports_of(function, used.values()))
     own = function.__code__, function.__name__, function.__qualname__
-    return [*own, *defaults, *map(sys.intern, used), *imports, *map(sys.intern, place)]
+    return [*own, *defaults, *map(sys.intern, used), *imports, token]
 
 
 def _globals_of(function: FunctionType) -> dict[str, Any]:
@@ -480,12 +524,10 @@ def _is_importable(obj: Any) -> bool:
     return _follow(module, obj.__qualname__) is obj
 
 
-def load_by_value(
-    name: str | None, data: bytes, token: str, sender: str, definitions: Iterable[Definition]
-) -> Any:
+def load_by_value(name: str | None, data: bytes, token: str, definitions: bytes) -> Any:
     """Read a function or, by its token, a class; the same content of a class is read once."""
     if definitions and (owner := program.program_of(token)) is not None:
-        owner.define(definitions, sender)
+        owner.define(definitions)
     if name is None:
         return pickle.loads(data)
     cls, space = byvalue.known_class(name), program.space_now()
@@ -506,17 +548,25 @@ def call_for_good(packed: bytes) -> program.Kept:
 class Anew:
     """What is read behind this may bring other versions of classes, outside of runs."""
 
-    def __reduce__(self) -> tuple[type, tuple[()]]:
-        return type(None), ()
+    def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
+        return _nothing, ()
+
+
+def _nothing() -> None:
+    pass
 
 
 # What to do about objects of each type, if pickle itself does not know.
 _ways: WeakKeyDictionary[type, Callable[[_Pickler, Any], Any] | None] = WeakKeyDictionary()
 
 
+def _reduce_class(pickler: _Pickler, cls: type) -> Any:
+    return pickler.reduce_class(cls)  # that of its own class
+
+
 def _way_of(kind: type) -> Callable[[_Pickler, Any], Any] | None:
     if issubclass(kind, type):
-        return _Pickler.reduce_class
+        return _reduce_class
     if kind is FunctionType:
         return _Pickler.reduce_function
     if issubclass(kind, ModuleType):
