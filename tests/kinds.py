@@ -519,7 +519,35 @@ MIXED = """
     assert wm.process(lambda x: type(rng.random()), [1]) == [float]
 """
 
+HOLDS_POOL = """
+    from ostap_parallel import Executor, Pool
+    from ostap_parallel.pools import ParallelPool
+    def double(x): return 2 * x
+    class Study:
+        def __init__(self, pool): self.pool = pool
+        def work(self, x): return 3 * x
+        def run(self, items): return self.pool.map(self.work, items)
+        def nested(self, n): return list(self.pool.map(double, range(n)))
+    class Toolbox: pass
+    # run
+    study = Study(wm.pool)
+    assert list(study.run([1, 2])) == [3, 6]
+    assert wm.pool.map(study.nested, [3]) == [[0, 2, 4]]
+    assert wm.pool.map(lambda x: study, [1])[0].pool is wm.pool
+    assert wm.process(Study(wm).work, [1]) == [3]
+    assert wm.process(lambda n: wm.process(double, [n]), [4]) == [[8]]
+    assert list(wm.executor.map(Study(wm.executor).nested, [2])) == [[0, 2]]
+    toolbox = Toolbox(); toolbox.map = wm.pool.map
+    assert wm.process(lambda n: list(toolbox.map(double, [n] * 300))[-1], [4]) == [8]
+    def verbs(n):
+        pool = study.pool
+        asked = pool.apipe(double, n) if hasattr(pool, "apipe") else pool.apply_async(double, (n,))
+        return asked.get(), list(pool.imap(double, [n])), wm.executor.submit(double, n).result()
+    assert wm.process(verbs, [1]) == [(2, [2], 2)]
+"""
+
 KINDS = {
+    "objects that hold their pool": HOLDS_POOL,
     "submodules": SUBMODULES,
     "classes that name themselves": NAMES_ITSELF,
     "hooks of subclasses": HOOKS,

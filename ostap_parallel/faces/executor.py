@@ -27,7 +27,7 @@ from ostap_parallel.runs.run import Run
 from ostap_parallel.runs.stream import Stream
 from ostap_parallel.supply.supervisor import EventHandler
 from ostap_parallel.supply.syncing import Sync, find_sources
-from ostap_parallel.worker import calls
+from ostap_parallel.worker import calls, standin
 from ostap_parallel.worker.execute import Call
 
 if TYPE_CHECKING:
@@ -236,6 +236,9 @@ class Executor(ParallelExecutor):
         error = None if future.cancelled() else future.exception()
         if isinstance(error, InitializerError):
             self._broken = error
+
+
+standin.register(Executor, is_lazy=True)
 
 
 def _chunks(items: Iterator[Any], size: int) -> Iterator[list[Any]]:

@@ -27,6 +27,7 @@ from ostap_parallel.runs.report import Failure, Report
 from ostap_parallel.runs.run import Run
 from ostap_parallel.runs.stream import Results, in_thread
 from ostap_parallel.runs.task import Collector, FuncTask, GenericTask, Merger, Task, TaskMerger
+from ostap_parallel.worker import standin
 from ostap_parallel.worker.execute import Call
 
 if TYPE_CHECKING:
@@ -319,6 +320,9 @@ class WorkManager:
                 ]
         if recorder.report.stats and not self._silent:
             print(recorder.report.stats.table())
+
+
+standin.register(WorkManager)
 
 
 class _Recorder:

@@ -12,6 +12,7 @@ from pathos.parallel import ParallelPool as PathosParallelPool
 
 from ostap_parallel.engine.parallel import ParallelExecutor
 from ostap_parallel.faces.pool import AsyncResult, Pool
+from ostap_parallel.worker import standin
 from ostap_parallel.worker.calls import spread
 
 if TYPE_CHECKING:
@@ -209,6 +210,9 @@ class ParallelPool(PathosParallelPool):  # type: ignore[misc]
         if self._nodes not in (None, server.get_ncpus()) and not server._exiting:
             server.set_ncpus(self._nodes)
         return service.pool
+
+
+standin.register(ParallelPool)
 
 
 def _number(nodes: Nodes) -> int | None:

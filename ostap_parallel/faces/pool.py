@@ -25,7 +25,7 @@ from ostap_parallel.faces.executor import Executor
 from ostap_parallel.runs.outcome import Batch, Outcome
 from ostap_parallel.runs.run import PAUSE, Run
 from ostap_parallel.runs.stream import AHEAD, Stream
-from ostap_parallel.worker import calls, execute, serialize
+from ostap_parallel.worker import calls, execute, serialize, standin
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -303,6 +303,9 @@ class Pool(multiprocessing.pool.Pool):
     def _track(self, done: Future[Any], stop: Stop) -> None:
         self._under_way[done] = stop
         done.add_done_callback(self._under_way.pop)
+
+
+standin.register(Pool)
 
 
 class _Source:

@@ -15,7 +15,7 @@ import typing
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from types import CellType, FunctionType, ModuleType
+from types import CellType, FunctionType, MethodType, ModuleType
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -30,7 +30,7 @@ Way = Callable[[Any, Any], Any]
 
 def way_of(kind: type, in_table: bool) -> Way | None:
     """Return how objects of a type are reduced; ``None`` if pickle, or its table, knows."""
-    for one, way in _WAYS.items():
+    for one, way in (*stand_ins.items(), *_WAYS.items()):
         if issubclass(kind, one):
             return way
     if in_table:
@@ -39,6 +39,16 @@ def way_of(kind: type, in_table: bool) -> Way | None:
         return None
     own = [getattr(kind, name, None) for name in ("__reduce__", "__reduce_ex__")]
     return _by_itself if any(isinstance(one, FunctionType) for one in own) else None
+
+
+# What stays where it is, by type: objects of these are sent as what stands for them.
+stand_ins: dict[type, Way] = {}
+
+
+def _method(pickler: Any, method: MethodType) -> Any:
+    if any(isinstance(method.__self__, one) for one in stand_ins):
+        return getattr, (method.__self__, method.__name__)
+    return NotImplemented
 
 
 def _by_itself(pickler: Any, obj: Any) -> Any:
@@ -177,6 +187,7 @@ _WAYS: dict[type, Way] = {
     _RLOCK: _lock,
     **dict.fromkeys(_FILES, _file),
     CellType: _cell,
+    MethodType: _method,
     weakref.ReferenceType: _reference,
     weakref.WeakKeyDictionary: _weak_mapping,
     weakref.WeakValueDictionary: _weak_mapping,
