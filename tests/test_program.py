@@ -122,6 +122,22 @@ STATE = """
     assert wm.process(deep, [3000]) == [0]
 """
 
+ZONES = """
+    import time
+    from ostap_parallel import FuncTask
+    def move(x):
+        before = time.localtime(0).tm_hour, time.tzname
+        os.environ["TZ"] = "XYZ-5"; time.tzset()
+        return before, time.localtime(0).tm_hour
+    def hour(item): return time.localtime(0).tm_hour
+    # run
+    here = time.localtime(0).tm_hour, time.tzname
+    assert wm.process(move, [0] * 3, chunk_size=3) == [(here, 5)] * 3
+    zone = FuncTask(hour, merger=TaskMerger(None, init=[]), environment={"TZ": "ABC-7"})
+    assert wm.process(zone, [0] * 2) == [7, 7]
+    assert wm.process(lambda x: time.localtime(0).tm_hour, [0]) == [here[0]]
+"""
+
 BLAME = """
     import contextvars, sqlite3, threading
     from ostap_parallel import SerializeError
@@ -146,7 +162,35 @@ BLAME = """
         assert f"the global variable {name} of {user}: " in text, text
 """
 
-PROGRAMS = {"state": SHARED, "names": NAMES, "pools": POOLS, "settings": STATE, "blame": BLAME}
+FALSE = """
+    from ostap_parallel import Pool
+    class Falsy(Exception):
+        def __bool__(self): return False
+    def fail(x): raise Falsy(x)
+    def nested(x):
+        try: wm.pool.map(fail, [x])
+        except Falsy: return "raised"
+    # run
+    with Pool(1) as pool:
+        for call in [
+            lambda: pool.map(fail, [1]), lambda: pool.map_async(fail, [1]).get(),
+            lambda: list(pool.imap(fail, [1])), lambda: wm.process(fail, [1]),
+            lambda: wm.pool.map(fail, [1]),
+        ]:
+            try: call()
+            except Falsy: continue
+            raise AssertionError("it was not raised")
+    assert wm.process(nested, [1]) == ["raised"]
+"""
+
+PROGRAMS = {
+    "state": SHARED,
+    "names": NAMES,
+    "pools": POOLS,
+    "settings": STATE,
+    "zones": ZONES,
+    "blame": BLAME,
+}
 
 
 @pytest.mark.slow

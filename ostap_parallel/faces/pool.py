@@ -379,7 +379,7 @@ def _collect(run: Run) -> list[Any]:
                 values.extend(arrival.values)
             else:
                 values.append(arrival.value)
-                error = error or arrival.error
+                error = arrival.error if error is None else error
     if isinstance(run.executor, ParallelExecutor):
         run.executor.flush()  # what tasks have printed is there, too
     if error is not None:

@@ -30,7 +30,7 @@ from typing import Any
 from ostap_parallel.errors import RemoteError, SerializeError
 from ostap_parallel.worker import calls, modules, program, serialize, settings, shared
 from ostap_parallel.worker.combine import Combiner
-from ostap_parallel.worker.restore import Baseline, NoBaseline
+from ostap_parallel.worker.restore import Baseline, NoBaseline, set_environ
 
 # Sent as they are inside a chunk's own list; everything else is serialised item by item, so that
 # one bad item or result harms no other. (bytes stand for something serialised.)
@@ -638,11 +638,12 @@ def surroundings_of(wanted: dict[str, Any]) -> Iterator[None]:
                 parts = [os.path.expandvars(str(value)), os.environ.get(name, "")]
                 ordered = parts if key == "prepend_to" else parts[::-1]
                 os.environ[name] = os.pathsep.join(part for part in ordered if part)
+        if "TZ" in wanted.get("environment", {}):
+            time.tzset()
         if wanted.get("dot_in_path") and "." not in sys.path:
             sys.path.insert(0, ".")
         yield
     finally:
         os.chdir(old_directory)
         sys.path[:] = old_path
-        os.environ.clear()
-        os.environ.update(old_environ)
+        set_environ(old_environ)
