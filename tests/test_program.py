@@ -189,6 +189,7 @@ PROGRAMS = {
     "pools": POOLS,
     "settings": STATE,
     "zones": ZONES,
+    "false exceptions": FALSE,
     "blame": BLAME,
 }
 

@@ -84,6 +84,9 @@ class AsyncResult:
             raise
         if not self.ready():
             raise multiprocessing.TimeoutError
+        error = self._settled.exception()
+        if error is not None:  # `Future.result` asks for its truth
+            raise error
         return self._settled.result()
 
     def __await__(self) -> Generator[Any, None, Any]:
