@@ -252,7 +252,7 @@ ENUM_FUNCTIONS = """
         ADD = enum.member(lambda a, b: a + b)
         def __call__(self, a, b): return self.value(a, b)
     class Part(enum.Enum):
-        HALF = functools.partial(int.__floordiv__)
+        HALF = enum.member(functools.partial(int.__floordiv__))
         @enum.nonmember
         class Inner: z = 3
     # run

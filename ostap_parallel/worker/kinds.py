@@ -142,12 +142,30 @@ def _typing_by_value(pickler: Any, obj: Any) -> Any:
         return _make_param_spec, (obj.__name__, obj.__module__)
     if kind.__name__ == "TypeVarTuple":
         return type(obj), (obj.__name__,)
-    if kind.__name__ == "TypeAliasType":
-        if obj in pickler.within:  # it names itself
-            return typing.ForwardRef, (obj.__name__,)
-        pickler.within.append(obj)
-        return type(obj), (obj.__name__, obj.__value__)
+    if kind.__name__ == "TypeAliasType" and obj.__type_params__:
+        return _make_alias_with, (obj.__name__, obj.__value__, obj.__type_params__)
+    if kind.__name__ == "TypeAliasType":  # it may name itself
+        return _make_alias, (obj.__name__, obj.__module__), (obj.__value__,), None, None, _fill
     return NotImplemented
+
+
+def _make_alias_with(name: str, value: Any, parameters: tuple[Any, ...]) -> Any:
+    return typing.TypeAliasType(name, value, type_params=parameters)  # type: ignore[attr-defined,unused-ignore]
+
+
+_values: dict[int, list[Any]] = {}  # of aliases that are being read
+
+
+def _make_alias(name: str, module: str) -> Any:
+    value: list[Any] = []
+    variables: dict[str, Any] = {"__name__": module, "value": lambda: value[0]}
+    exec(f"type {name} = value()", variables)  # is asked for when somebody wants to know
+    _values[id(variables[name])] = value
+    return variables[name]
+
+
+def _fill(alias: Any, content: tuple[Any]) -> None:
+    _values.pop(id(alias)).extend(content)
 
 
 def _make_new_type(name: str, kind: Any, module: str) -> Any:

@@ -112,7 +112,6 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         self.back = back
         self.needs: _Needs = {}
         self.types: set[type] = set()
-        self.within: list[Any] = []  # what is taken apart by hand
         self._depth = depth
         self._variables: dict[int, Any] = {}
 
