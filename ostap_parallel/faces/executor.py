@@ -21,7 +21,7 @@ from ostap_parallel.config import find_secret, load_settings
 from ostap_parallel.config.load import HostArguments
 from ostap_parallel.engine.future import Future
 from ostap_parallel.engine.parallel import PATIENCE, ParallelExecutor
-from ostap_parallel.errors import ConfigError, InitializerError
+from ostap_parallel.errors import ConfigError, InitializerError, SerializeError
 from ostap_parallel.runs.report import relay
 from ostap_parallel.runs.run import Run
 from ostap_parallel.runs.stream import Stream
@@ -113,19 +113,22 @@ class Executor(ParallelExecutor):
         raise TypeError("an executor stays in its process: use ostap_parallel.futures in tasks")
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Run a call on any worker.
+        """Run a call on any worker; that it cannot be sent is the error of its future.
 
         Raises
         ------
-        SerializeError
-            The function or an argument cannot be sent.
         BrokenExecutor
             No worker is left and none is about to come; or the initializer has failed.
         RuntimeError
             The executor has been shut down.
         """
         self._check_open()
-        future = super().submit(fn, *args, **kwargs)
+        try:
+            future = super().submit(fn, *args, **kwargs)
+        except SerializeError as exc:
+            future = self._new_future()
+            future.set_exception(exc)
+            return future
         with self._lock:
             self._calls.add(future)
         if self.initializer is not None:
