@@ -226,11 +226,6 @@ def make_by(token: str, make: Callable[..., type], args: tuple[Any, ...]) -> typ
     return _make(token, None, make, args)
 
 
-def known_class(token: str) -> type | None:
-    """Return the class with a token, if it is known here."""
-    return _classes.get(token)
-
-
 def reduce_class(cls: Any, place: Place | None, state: Any, fill: Callable[..., None]) -> Any:
     """Return how pickle makes a class; `fill` gives it the attributes in `state`."""
     own = vars(cls)
@@ -297,6 +292,19 @@ def set_each(cls: type, attributes: dict[str, Any]) -> None:
     for name, value in attributes.items():
         with contextlib.suppress(AttributeError, TypeError):
             setattr(cls, name, value)
+
+
+def load_by_value(name: str | None, data: bytes, token: str, definitions: bytes) -> Any:
+    """Read a function or, by its token, a class; the same content of a class is read once."""
+    if definitions and (owner := program_of(token)) is not None:
+        owner.define(definitions)
+    if name is None:
+        return pickle.loads(data)
+    cls, space = _classes.get(name), space_now()
+    if cls is not None and (cls not in received or not space.is_new(name, cls, data)):
+        return cls
+    space.known[name] = data
+    return pickle.loads(data)
 
 
 # Enumerations
