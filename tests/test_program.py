@@ -162,6 +162,49 @@ BLAME = """
         assert f"the global variable {name} of {user}: " in text, text
 """
 
+MANAGERS = """
+    import multiprocessing
+    from ostap_parallel import Pool, SerializeError
+    def put(one, x): one[x] = x * x
+    def add(one, x): one.append(x)
+    def send(queue, lock, event, x):
+        with lock: queue.put(x)
+        event.set()
+    def set_up(one):
+        global ours
+        ours = one
+    ours = None
+    def put_ours(x): ours[x] = x
+    # run
+    with Pool(2) as pool, multiprocessing.Manager() as manager:
+        squares, items = manager.dict(), manager.list()
+        pool.starmap(put, [(squares, 1), (squares, 2)])
+        pool.apply(add, (items, 5))
+        wm.process(functools.partial(add, items), [6])
+        assert dict(squares) == {1: 1, 2: 4} and list(items) == [5, 6]
+        queue, lock, event = manager.Queue(), manager.Lock(), manager.Event()
+        pool.starmap(send, [(queue, lock, event, x) for x in range(3)])
+        assert sorted(queue.get() for _ in range(3)) == [0, 1, 2] and event.is_set()
+        with Pool(1, initializer=set_up, initargs=(squares,)) as other:
+            other.map(put_ours, [7])
+        assert squares[7] == 7
+        for one in multiprocessing.Lock(), multiprocessing.Value("i"), multiprocessing.Queue():
+            try: Pool(1, initializer=set_up, initargs=(one,))
+            except SerializeError as exc: assert "multiprocessing.Manager()" in str(exc), exc
+            else: raise AssertionError(one)
+"""
+
+FAR_MANAGERS = """
+    import multiprocessing
+    def put(one, x): one[x] = x
+    # run
+    with multiprocessing.Manager() as manager:
+        squares = manager.dict()
+        try: wm.process(functools.partial(put, squares), [1])
+        except RuntimeError as exc: assert "cannot be reached from this host" in str(exc), exc
+        else: assert dict(squares) == {1: 1}  # it is this machine
+"""
+
 FALSE = """
     from ostap_parallel import Pool
     class Falsy(Exception):
@@ -189,6 +232,7 @@ PROGRAMS = {
     "pools": POOLS,
     "settings": STATE,
     "zones": ZONES,
+    "proxies on the way": FAR_MANAGERS,
     "false exceptions": FALSE,
     "blame": BLAME,
 }
@@ -204,6 +248,12 @@ def test_a_program(tmp_path, request, name, place):
         manager = f"WorkManager(0, 'h1*1', ssh_config={config!r}, config=(), silent=True)"
     (tmp_path / "script.py").write_text(program(PROGRAMS[name], manager))
     assert run_python("script.py", "seven", cwd=tmp_path).endswith("ok\n")
+
+
+@pytest.mark.slow
+def test_proxies_of_managers(tmp_path):
+    (tmp_path / "script.py").write_text(program(MANAGERS))
+    assert run_python("script.py", cwd=tmp_path).endswith("ok\n")
 
 
 RELATIVE = """

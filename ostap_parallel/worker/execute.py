@@ -79,8 +79,6 @@ class Call:
         The shared object is a mapping, of keyword arguments for the function.
     combine
         ``combine(merged, value)`` merges the values of a chunk's items before they travel.
-    settings
-        Those of the process that sends this, see `settings.apply`; noted when it is pickled.
     """
 
     function: Callable[..., Any]
@@ -95,10 +93,14 @@ class Call:
     with_keywords: bool = False
     combine: Callable[[Any, Any], Any] | None = None
     initializer: Callable[[], None] | None = None
-    settings: bytes = b""
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "settings": settings.pack()}
+        # Before all else is read: it may depend on them.
+        return {"settings": settings.Present(), **vars(self)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        del state["settings"]
+        vars(self).update(state)
 
     def with_shared(self, location: str) -> Call:
         """Return the call for a chunk, and have `shared.shared` find the object from now on."""
@@ -342,8 +344,8 @@ def _state_of(call: bytes, run: bytes) -> dict[str, Any]:
 def _prepare(data: bytes, location: str) -> dict[str, Any]:
     """Load the call and start the worker's part of it; an error is every item's outcome."""
     try:
+        settings.Here.is_ours = isinstance(executing.baseline, Baseline)
         call: Call = serialize.loads(data)
-        settings.apply(call.settings, isinstance(executing.baseline, Baseline))
         logging.getLogger().setLevel(call.log_level)
         if call.seed is not None:
             # Loaded now: a task that imports it later must find it seeded for its first item.

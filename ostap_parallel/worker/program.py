@@ -169,7 +169,7 @@ class Program:
 
 _BARE = (
     *("__name__", "__doc__", "__loader__", "__spec__", "__builtins__"),
-    *("__package__", "__file__"),  # see `settings.apply`
+    *("__package__", "__file__"),  # see `settings`
 )
 
 # The space whose version of a class is the present one.

@@ -26,14 +26,26 @@ def pack() -> bytes:
     return data
 
 
-def apply(data: bytes, is_ours: bool) -> None:
-    """Give a program, and this process if it is a worker of ours, the settings of the caller."""
+class Present:
+    """Stands for the settings of the process that pickles it; read, they are applied there."""
+
+    def __reduce__(self) -> Any:
+        return _apply, (pack(),)
+
+
+class Here:
+    """Whether this process is a worker of ours, which takes all settings over."""
+
+    is_ours = False
+
+
+def _apply(data: bytes) -> None:
     token, names, settings = pickle.loads(data)
     owner = program.program_of(token)
     if owner is None:
         return
     vars(owner.module("__main__")).update(names)
-    if is_ours and data != _applied[0]:
+    if Here.is_ours and data != _applied[0]:
         for key, value in settings.items():
             with contextlib.suppress(Exception):  # a locale may be missing on this host
                 _SETTERS[key](value)
@@ -84,12 +96,9 @@ _OF_DECIMAL = ("prec", "rounding", "Emin", "Emax", "capitals", "clamp")
 _FINDERS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "decimal": ("decimal", _find_decimal),
     "locale": ("locale", lambda locale: locale.setlocale(locale.LC_ALL)),
-    "key": ("multiprocessing.managers", lambda _: bytes(_process().authkey)),
+    # what processes of a multiprocessing.Manager want to see
+    "key": ("multiprocessing.process", lambda process: bytes(process.current_process().authkey)),
 }
-
-
-def _process() -> Any:
-    return sys.modules["multiprocessing.process"].current_process()
 
 
 def _set_argv(argv: list[str]) -> None:
