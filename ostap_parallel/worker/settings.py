@@ -72,7 +72,7 @@ def _find_filters() -> list[tuple[Any, ...]]:
     return [
         (action, _text_of(message), category, _text_of(module), line)
         for action, message, category, module, line in warnings.filters
-        if category.__module__ not in program.MAIN
+        if category.__module__ in sys.stdlib_module_names  # others need not be there, or take long
     ]
 
 
