@@ -162,6 +162,25 @@ BLAME = """
         assert f"the global variable {name} of {user}: " in text, text
 """
 
+HELD = """
+    from ostap_parallel import shared
+    FACTOR = 3
+    def scale(x): return x * FACTOR
+    class Model:
+        def __init__(self): self.large = bytes(200_000)
+        def use(self, x): return scale(x)
+    model = Model()
+    def first(x): return shared().use(x)
+    def second(x): return shared().use(x) + 1, isinstance(shared(), Model)
+    # run
+    for _ in range(2):
+        assert wm.process(first, [1, 2], shared=model) == [3, 6]
+        assert wm.process(second, [1, 2], shared=model) == [(4, True), (7, True)]
+        assert wm.process(lambda x: shared().use(x), [1], shared=model) == [3]
+    FACTOR = 5
+    assert wm.process(first, [1], shared=model) == [5]
+"""
+
 MANAGERS = """
     import multiprocessing
     from ostap_parallel import Pool, SerializeError
@@ -232,6 +251,7 @@ PROGRAMS = {
     "pools": POOLS,
     "settings": STATE,
     "zones": ZONES,
+    "shared objects": HELD,
     "proxies on the way": FAR_MANAGERS,
     "false exceptions": FALSE,
     "blame": BLAME,

@@ -115,6 +115,8 @@ class Program:
 
     def define(self, packed: bytes) -> None:
         """Read what is new, and leave the rest as tasks may have changed it."""
+        if packed:
+            _count[0] += 1
         space = self.space
         if not packed or (space.is_fixed and packed in space.done):
             return
@@ -165,6 +167,14 @@ class Program:
             raise
         finally:
             self._reading.pop(key, None)
+
+
+_count = [0]
+
+
+def count_definitions() -> int:
+    """Return how often something was read here that brings definitions."""
+    return _count[0]
 
 
 _BARE = (
