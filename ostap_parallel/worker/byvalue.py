@@ -303,7 +303,7 @@ def load_by_value(name: str | None, data: bytes, token: str, definitions: bytes)
     cls, space = _classes.get(name), space_now()
     if cls is not None and (cls not in received or not space.is_new(name, cls, data)):
         return cls
-    space.known[name] = data
+    space.note(name, data)
     return pickle.loads(data)
 
 

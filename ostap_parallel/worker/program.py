@@ -62,7 +62,8 @@ class Space:
     def __init__(self, is_fixed: bool = False) -> None:
         self.is_fixed = is_fixed
         self.token = ""  # of its program, when that is known
-        self.known: dict[Any, bytes] = {}  # what was read last
+        self.known: dict[Key, bytes] = {}  # what was read last
+        self.local: dict[str, bytes] = {}  # the same for classes that have no name there
         self.done: set[bytes] = set()  # packed definitions that were read
         self.placed: dict[Key, Any] = {}  # the functions and classes, as they were read
         self.kept: set[Key] = set()  # set by an initializer
@@ -70,9 +71,16 @@ class Space:
 
     def is_new(self, token: str, cls: type, data: bytes) -> bool:
         """Return whether a class must be filled anew."""
-        if token not in self.known or filled_by.get(cls) is not self:
+        if token not in self.local or filled_by.get(cls) is not self:
             return True
-        return not self.is_fixed and self.known[token] != data
+        return not self.is_fixed and self.local[token] != data
+
+    def note(self, token: str, data: bytes) -> None:
+        """Note what a local class was read from; only the last ones count."""
+        self.local.pop(token, None)
+        self.local[token] = data
+        if len(self.local) > _MANY:
+            del self.local[next(iter(self.local))]
 
 
 class Program:
@@ -272,6 +280,8 @@ def space_now() -> Space:
 
 
 _default = Space()
+
+_MANY = 64
 
 POOL = Space()  # stands for the one that all calls of a program's pool share
 
