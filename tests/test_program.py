@@ -60,6 +60,9 @@ NAMES = """
     def in_processes(x):
         with ProcessPoolExecutor(1) as pool:
             return list(pool.map(f, [x])), pool.submit(Fit, 4).result().x
+    def spawned(x):
+        import multiprocessing
+        with multiprocessing.get_context("spawn").Pool(1) as pool: return pool.map(abs, [x])
     def about(x):
         return sys.argv, os.path.basename(sys.modules["__main__"].__file__), __file__ == x
     def own_name(x): return f.__module__, Fit.__module__, __name__
@@ -69,6 +72,7 @@ NAMES = """
     assert wm.process(imported, [1]) == [(4, True)]
     assert wm.process(evaluated, [1]) == [(4, 3)]
     assert wm.process(in_processes, [1]) == [([4], 4)]
+    assert wm.process(spawned, [-1]) == [[1]]
     assert wm.process(about, [__file__]) == [(sys.argv, "script.py", True)]
     assert wm.process(own_name, [0]) == [("__main__",) * 3]
     back = wm.process(lambda x: (f, Fit, lambda y: f(y)), [0])[0]

@@ -8,6 +8,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
@@ -44,7 +45,13 @@ def _apply(data: bytes) -> None:
     owner = program.program_of(token)
     if owner is None:
         return
-    vars(owner.module("__main__")).update(names)
+    main = owner.module("__main__")
+    vars(main).update(names)
+    # So named, processes that a task spawns do not run the script: it need not be there, and
+    # may do anything.
+    main.__spec__ = ModuleSpec(
+        ".".join(filter(None, [names.get("__package__"), "__main__"])), None
+    )
     if Here.is_ours and data != _applied[0]:
         for key, value in settings.items():
             with contextlib.suppress(Exception):  # a locale may be missing on this host
