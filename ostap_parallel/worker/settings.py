@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import pickle
 import re
 import sys
@@ -16,6 +17,7 @@ from ostap_parallel.worker import program
 
 _last: list[Any] = [None, b""]  # what was packed last, and its bytes
 _applied: list[bytes] = [b""]
+_read = functools.lru_cache(maxsize=8)(pickle.loads)
 
 
 def pack() -> bytes:
@@ -41,7 +43,7 @@ class Here:
 
 
 def _apply(data: bytes) -> None:
-    token, names, settings = pickle.loads(data)
+    token, names, settings = _read(data)
     owner = program.program_of(token)
     if owner is None:
         return
