@@ -118,9 +118,9 @@ def signal_all(pids: Iterable[int], number: signal.Signals) -> None:
 ATTACKS: dict[str, Attack] = {
     name: functools.partial(kill, found=found)
     for name, found in {
-        "local worker": lambda manager, host: manager.executor.server.pids(),
+        "local worker": lambda manager, host: manager.executor.backend.pids(),
         "host's worker": lambda manager, host: matching(host.processes(), "worker.process import"),
-        "host's server": lambda manager, host: matching(host.processes(), "/bundle refuse"),
+        "host's server": lambda manager, host: matching(host.processes(), "/ppserver refuse"),
         "ssh session": lambda manager, host: matching(host.processes(), "@notty"),
         "ssh client": lambda manager, host: matching(
             descendants(os.getpid()), f" -- {host.name} exec bash"

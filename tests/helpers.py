@@ -56,7 +56,20 @@ def server_of(manager: WorkManager, name: str) -> int:
 
 def workers_of(manager: WorkManager, name: str) -> list[int]:
     """Return the pids of a host's workers."""
-    return descendants(server_of(manager, name))
+    return list(filter(is_worker, descendants(server_of(manager, name))))
+
+
+def is_worker(pid: int) -> bool:
+    """Return whether a process is a worker of ours, and not what starts them."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text() == "ppworker\n"
+    except OSError:
+        return False
+
+
+def core_of(manager: WorkManager) -> Any:
+    """Return what is behind a manager's engine."""
+    return manager.executor.backend._core
 
 
 def ssh_of(name: str) -> int:

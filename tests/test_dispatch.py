@@ -17,8 +17,9 @@ import functions
 import pytest
 from foreign import FOREIGN, open_foreign, processes
 
+from ostap_parallel import Executor as OurExecutor
 from ostap_parallel import SerializeError, TaskMerger, WorkerLost, WorkManager
-from ostap_parallel.engine.parallel import ParallelExecutor
+from ostap_parallel.engine.foreign import backend_of
 from ostap_parallel.runs.outcome import Batch
 from ostap_parallel.runs.run import Run
 from ostap_parallel.worker.execute import Call
@@ -26,13 +27,13 @@ from ostap_parallel.worker.execute import Call
 
 @pytest.fixture(scope="module")
 def ours():
-    with ParallelExecutor(2) as executor:
+    with OurExecutor(2) as executor:
         yield executor
 
 
 @pytest.fixture(scope="module", params=["ours", *FOREIGN])
 def executor(request):
-    opened = ParallelExecutor(2) if request.param == "ours" else open_foreign(request.param)
+    opened = OurExecutor(2) if request.param == "ours" else open_foreign(request.param)
     with opened as executor:
         yield executor
 
@@ -111,7 +112,7 @@ class TestAnyExecutor:
 
 
 def run_items(executor, function, items, **settings):
-    return outcomes(Run(executor, Call(function), items, **settings))
+    return outcomes(Run(backend_of(executor), Call(function), items, **settings))
 
 
 def outcomes(run):
@@ -219,7 +220,7 @@ class Manual(Executor):
 @pytest.mark.parametrize("wrong", [-1, 1.5, "2"])
 def test_numbers_that_are_none(name, wrong):
     with pytest.raises(ValueError, match=f"{name} must be a whole number from"):
-        Run(Manual(), Call(functions.same), [], **{name: wrong})
+        Run(backend_of(Manual()), Call(functions.same), [], **{name: wrong})
 
 
 class TestWindow:
@@ -261,7 +262,7 @@ class TestWindow:
 
     def test_large_items_are_not_put_together(self):
         executor = Finishing()
-        items = [bytes(3_000_000)] * 4
+        items = [bytes(3_000_000 + n) for n in range(4)]
         assert len(list(run_items(executor, len, items, chunk_size=4))) == 4
         assert max(executor.sizes) == 2
 
@@ -346,7 +347,7 @@ class TestEveryItemOnce:
             assert wm.process(work, iter([0.4] * 8), merger=merger) == 8
         ran = {int(file.name): file.stat().st_size for file in tmp_path.iterdir()}
         assert sum(ran.values()) == 8
-        assert set(ran) == set(ours.server.pids())
+        assert set(ran) == set(ours.backend.pids())
 
     def test_each_worker_gets_some_whatever_is_known(self, ours, tmp_path):
         def work(name):
@@ -355,7 +356,7 @@ class TestEveryItemOnce:
         with WorkManager(executor=ours, silent=True) as wm:
             assert wm.process(work, [""] * 2000) == [""] * 2000
             # one worker would be thought enough
-            assert set(wm.process(work, ["a", "b"])) == set(ours.server.pids())
+            assert set(wm.process(work, ["a", "b"])) == set(ours.backend.pids())
 
     def test_a_length_that_is_not_to_be_had(self, ours):
         with WorkManager(executor=ours, silent=True) as wm:
@@ -389,7 +390,7 @@ class TestOutcomes:
         assert [type(one.error) for one in found] == [type(None), Unlucky, type(None)]
         assert [one.attempts for one in found] == [1, 1, 1]
         assert {one.host for one in found} == {"local"}
-        assert {one.pid for one in found} <= set(ours.server.pids())
+        assert {one.pid for one in found} <= set(ours.backend.pids())
         assert all(one.seconds >= 0 for one in found)
         assert found[1].traceback.splitlines()[-1].endswith("Unlucky: 13")
 
@@ -399,7 +400,7 @@ class TestOutcomes:
                 raise OSError("not yet")
             return item
 
-        run = Run(ours, Call(work), range(4), retries=5)
+        run = Run(ours.backend, Call(work), range(4), retries=5)
         assert [one.attempts for one in outcomes(run)] == [3] * 4
         assert (run.retried, run.submitted) == (8, 4)
 
@@ -427,7 +428,7 @@ class TestOutcomes:
         outcomes = run_items(ours, Counted(), range(100), chunk_size=1)
         assert sum(one.value for one in outcomes) == 4950
         read = {int(file.name): file.stat().st_size for file in Path(tmp_path).iterdir()}
-        assert set(read) <= set(ours.server.pids())
+        assert set(read) <= set(ours.backend.pids())
         assert set(read.values()) == {1}
 
 
@@ -446,17 +447,17 @@ class TestExecutor:
         assert isinstance(error, ZeroDivisionError)
 
     def test_shutdown_waits(self, tmp_path):
-        executor = ParallelExecutor(1)
+        executor = OurExecutor(1)
         first = executor.submit(functions.wait_for, str(tmp_path / "go"))
         second = executor.submit(functions.square, 2)
         threading.Timer(0.1, (tmp_path / "go").touch).start()
         executor.shutdown()
         assert (first.result(0), second.result(0)) == (None, 4)
-        with pytest.raises(RuntimeError, match="shut down"):
+        with pytest.raises(RuntimeError, match="shutdown"):
             executor.submit(functions.square, 2)
 
     def test_what_is_cancelled_is_not_waited_for_and_not_begun(self, tmp_path):
-        executor = ParallelExecutor(1)
+        executor = OurExecutor(1)
         first = executor.submit(functions.wait_for, str(tmp_path / "go"))
         second = executor.submit((tmp_path / "begun").touch)
         third = executor.submit(functions.square, 3)
@@ -472,7 +473,7 @@ class TestExecutor:
 
     def test_map_that_raises_leaves_nothing_to_wait_for(self):
         def use():
-            with ParallelExecutor(1) as executor, pytest.raises(ZeroDivisionError):
+            with OurExecutor(1) as executor, pytest.raises(ZeroDivisionError):
                 list(executor.map(lambda x: 1 / x, range(10)))
 
         running = threading.Thread(target=use, daemon=True)
@@ -481,8 +482,8 @@ class TestExecutor:
         assert not running.is_alive()
 
     def test_shutdown_need_not_wait(self, tmp_path):
-        executor = ParallelExecutor(1)
+        executor = OurExecutor(1)
         futures = [executor.submit(functions.wait_for, str(tmp_path / "never")) for _ in range(3)]
-        executor.shutdown(cancel_futures=True)
+        executor.close()
         for future in futures:
             assert isinstance(future.exception(functions.PATIENCE), WorkerLost)

@@ -17,12 +17,15 @@ from pathlib import Path
 import functions
 import pytest
 from functions import PATIENCE, run_python, script_environ
-from helpers import open_manager, wait_until
+from helpers import core_of, is_worker, open_manager, wait_until
 from sshd import descendants, stat_of
 
 from ostap_parallel import Failure, WorkerLost, WorkManager
-from ostap_parallel.worker import engine, execute, local, serialize
+from ostap_parallel.engine.core import Core
+from ostap_parallel.worker import execute, local, serialize
+from ostap_parallel.worker.chunk import ChunkOutcome, pack_chunk, unpack_result
 from ostap_parallel.worker.cpus import usable_cpus
+from ostap_parallel.worker.jobs import Job
 
 GONE_WITHIN = 5.0  # seconds after which nothing of a killed caller may remain
 
@@ -182,26 +185,28 @@ class TestLostWorkers:
                 os.kill(pid, signal.SIGKILL)
             (tmp_path / "go").touch()
 
-        pids = wm._owned.server.pids()
+        pids = wm._owned.backend.pids()
         killer = threading.Thread(target=kill)
         killer.start()
         assert wm.process(work, [1, 2], chunk_size=1) == [1, 2]
         killer.join()
-        assert not set(pids) & set(wm._owned.server.pids())
+        assert not set(pids) & set(wm._owned.backend.pids())
 
     def test_idle_workers_that_are_killed(self, wm):
-        for pid in wm._owned.server.pids():
+        for pid in wm._owned.backend.pids():
             os.kill(pid, signal.SIGKILL)
         assert wm.process(functions.square, range(20)) == [x * x for x in range(20)]
 
     def test_a_worker_that_is_killed_as_it_starts(self, wm, monkeypatch):
-        def command(*args):
-            started.append(args)
-            return ["sh", "-c", "kill -9 $$"] if len(started) < 3 else python(*args)
+        def has_started(worker, pid):
+            started.append(pid)
+            if len(started) < 3:
+                os.kill(pid, signal.SIGKILL)
+            go_on(worker, pid)
 
-        started, python = [], local.command
-        monkeypatch.setattr(local, "command", command)
-        os.kill(wm._owned.server.pids()[0], signal.SIGKILL)
+        started, go_on = [], local.Worker.has_started
+        monkeypatch.setattr(local.Worker, "has_started", has_started)
+        os.kill(wm._owned.backend.pids()[0], signal.SIGKILL)
         assert wm.process(functions.square, range(20)) == [x * x for x in range(20)]
         wait_until(lambda: len(started) == 3, PATIENCE, "the third start")
         assert wm.workers == {"local": 2}
@@ -297,12 +302,12 @@ class TestInterrupting:
                 (tmp_path / "seen").touch()
                 raise
 
-        pids = wm._owned.server.pids()
+        pids = wm._owned.backend.pids()
         with pytest.raises(LookupError):
             wm.process(work, [0, 1], chunk_size=1)
         assert (tmp_path / "seen").exists()
         assert wm.process(functions.square, [2]) == [4]
-        assert wm._owned.server.pids() == pids
+        assert wm._owned.backend.pids() == pids
 
     @pytest.mark.parametrize("where", ["local", "host"])
     def test_what_is_about_to_begin_ends_too(self, where, request):
@@ -327,34 +332,35 @@ class TestInterrupting:
                 assert time.monotonic() - start < 10
 
     def test_a_job_that_a_worker_has_not_begun_is_interrupted(self, tmp_path):
-        server = engine.Server(1)
+        core = Core(1, lambda host, event: None)
         try:
-            worker = server._Server__workers[0]
-            worker.signal(signal.SIGSTOP)  # so that it cannot begin
+            (pid,) = core.pids()
+            os.kill(pid, signal.SIGSTOP)  # so that it cannot begin
             results = queue.SimpleQueue()
             call = serialize.dumps(execute.Call(time.sleep))
-            chunk = execute.pack_chunk([0], [60])
-            server.insert(call, chunk, engine.Task(server, results.put))
-            wait_until(lambda: server._running, PATIENCE, "the job to be sent")
-            server.interrupt(grace=30)
-            worker.signal(signal.SIGCONT)
-            assert execute.unpack_result(results.get(timeout=15)).answers == []
+            chunk = pack_chunk([0], [60])
+            core.add(Job(call, chunk, results.put))
+            wait_until(lambda: list(core.queue.running()), PATIENCE, "the job to be sent")
+            core.interrupt(grace=30)
+            os.kill(pid, signal.SIGCONT)
+            assert unpack_result(results.get(timeout=15)).answers == []
         finally:
-            server.destroy()
+            core.close()
 
     def test_a_worker_that_starts_again_is_left_alone(self, capfd):
         with WorkManager(1, silent=True) as manager:
             future = manager.executor.submit(time.sleep, 60)
-            server = manager.executor.server
-            wait_until(lambda: server._running, PATIENCE, "the job to be sent")
+            core = core_of(manager)
+            wait_until(lambda: list(core.queue.running()), PATIENCE, "the job to be sent")
             future.cancel()  # it is not tried again
-            (pid,) = server.pids()
+            (pid,) = core.pids()
             os.kill(pid, signal.SIGKILL)
-            wait_until(lambda: server.pids() != [pid], PATIENCE, "the next process")
-            while server._running:
+            wait_until(lambda: core.pids() != [pid], PATIENCE, "the next process")
+            while list(core.queue.running()):
                 manager.executor.interrupt()
+                time.sleep(0.001)
             assert manager.process(abs, [-1]) == [1]
-            assert len(server.pids()) == 1
+            assert len(core.pids()) == 1
         assert "KeyboardInterrupt" not in capfd.readouterr().err
 
     def test_programs_that_tasks_started_end_too(self, wm, tmp_path):
@@ -395,9 +401,9 @@ class TestLife:
     def test_as_many_as_wanted(self):
         before = set(descendants(os.getpid()))
         with WorkManager(3, silent=True) as manager:
-            pids = set(descendants(os.getpid())) - before
-            assert pids == set(manager._owned.server.pids())
-            assert len(pids) == 3
+            new = set(descendants(os.getpid())) - before
+            assert len(new) == 4  # with what starts workers
+            assert {pid for pid in new if is_worker(pid)} == set(manager._owned.backend.pids())
             assert manager.workers == {"local": 3}
             assert repr(manager) == "<WorkManager local: 3>"
         assert set(descendants(os.getpid())) == before
@@ -444,7 +450,7 @@ class TestLife:
         try:
             with WorkManager(2, silent=True) as manager:
                 total = sum(manager.iexecute(functions.square, range(1000), chunk_size=10))
-                held = [x for x in gc.get_objects() if isinstance(x, execute.ChunkOutcome)]
+                held = [x for x in gc.get_objects() if isinstance(x, ChunkOutcome)]
         finally:
             gc.enable()
         assert total == sum(x * x for x in range(1000))
@@ -478,7 +484,7 @@ def work(item):
 
 if __name__ == "__main__":
     wm = WorkManager(2, silent=True)
-    print(*wm._owned.server.pids(), flush=True)
+    print(*wm._owned.backend.pids(), flush=True)
 """
 
 INTERRUPTED = (
@@ -542,6 +548,12 @@ class Script:
             if stat_of(pid):
                 os.kill(pid, signal.SIGKILL)
 
+    def read(self):
+        """Return all that the script prints from now on, when it has ended."""
+        text = self.process.stdout.read()  # of which some may have come with the first line
+        self.process.wait(PATIENCE)
+        return text
+
     def wait_until_begun(self):
         """Wait until both workers are in a task that does not end."""
         wait_until(lambda: len(list(self.folder.glob("begun-*"))) == 2, PATIENCE, "two tasks")
@@ -559,7 +571,7 @@ class TestCallers:
         with Script(tmp_path, text) as script:
             script.wait_until_begun()
             os.killpg(script.process.pid, signal.SIGINT)
-            out, _ = script.process.communicate(timeout=PATIENCE)
+            out = script.read()
             assert out.splitlines() == ["interrupted 3 3 False", "[1, 2, 3, 4, 5]"]
             assert script.process.returncode == 0
             script.wait_until_gone()
@@ -603,7 +615,7 @@ class TestCallers:
     @pytest.mark.parametrize("end", ["", "raise ValueError", "sys.exit(4)"])
     def test_forgot_to_close(self, tmp_path, end):
         with Script(tmp_path, FORGOTTEN.replace("WAIT", "pass").replace("END", end)) as script:
-            out, _ = script.process.communicate(timeout=PATIENCE)
+            out = script.read()
             assert out.splitlines()[0] == "[1, 2, 3]"
             assert script.process.returncode == {"": 0, "raise ValueError": 1}.get(end, 4)
             assert ("Traceback" in out) == ("raise" in end)

@@ -68,6 +68,24 @@ def test_the_initializer_runs_once_per_process_and_what_it_has_set_up_stays(host
         assert {future.result(30) for future in futures} == {"1"}
 
 
+def test_what_an_initializer_is_given_travels_once_per_worker(hosts, ssh_config):
+    class Large:
+        def __init__(self):
+            self.content = bytes(1_000_000)
+
+        def __setstate__(self, state):
+            self.__dict__.update(state)
+            os.environ["READ"] = f"{os.environ.get('READ', '')}{len(self.content)} "
+
+    settings = {"ssh_config": ssh_config, "config": (), "initializer": lambda large: None}
+    with Executor(1, "h1*1", initargs=(Large(),), **settings) as executor:
+        assert executor.wait_for_hosts(30)
+        for _ in range(3):
+            assert set(executor.map(lambda n: os.environ["READ"], range(100))) == {"1000000 "}
+        futures = [executor.submit(os.getenv, "READ") for _ in range(20)]
+        assert {future.result(30) for future in futures} == {"1000000 "}
+
+
 def test_an_initializer_that_fails_breaks_the_executor():
     def fail():
         raise LookupError("not here")

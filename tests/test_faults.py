@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ctypes
 import os
+import queue
 import resource
 import shutil
 import signal
@@ -35,8 +36,12 @@ from ostap_parallel import (
     WorkerLost,
     WorkManager,
 )
+from ostap_parallel.engine.core import Core
 from ostap_parallel.errors import RemoteTraceback
-from ostap_parallel.worker import engine, execute, output, serialize
+from ostap_parallel.worker import execute, local, output, serialize
+from ostap_parallel.worker.chunk import MAX_TEXT, pack_chunk, unpack_result
+from ostap_parallel.worker.jobs import Job
+from ostap_parallel.worker.server import Server
 
 
 @pytest.fixture(scope="module", params=["local", "h1"])
@@ -473,7 +478,7 @@ class TestValues:
 
         (failure,) = wm.process(work, [1], on_error="collect")
         assert failure.error.args == ("x" * 10_000_000,)
-        assert len(failure.traceback) < 2 * execute.MAX_TEXT
+        assert len(failure.traceback) < 2 * MAX_TEXT
         assert failure.traceback.startswith("Traceback")
 
     def test_attributes_that_do_not_travel(self, wm):
@@ -657,7 +662,7 @@ class TestManagers:
     def test_a_task_with_workers_of_its_own_that_is_ended(self, single, tmp_path):
         def outer(item):
             with WorkManager(2, silent=True) as inner:
-                pids = inner._owned.server.pids()
+                pids = inner._owned.backend.pids()
                 (tmp_path / "pids").write_text(" ".join(map(str, pids)))
                 inner.process(faults.hang_in_c, range(2), chunk_size=1)
 
@@ -670,13 +675,13 @@ class TestManagers:
 
     def test_a_fork_of_the_caller(self):
         with WorkManager(1, silent=True) as manager:
-            pids = manager._owned.server.pids()
+            pids = manager._owned.backend.pids()
             child = os.fork()
             if child == 0:
                 os._exit(_in_a_fork(manager))
             assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
             assert manager.process(functions.square, range(5)) == [0, 1, 4, 9, 16]
-            assert manager._owned.server.pids() == pids
+            assert manager._owned.backend.pids() == pids
 
     def test_in_a_thread(self):
         def run():
@@ -779,43 +784,60 @@ class TestServers:
 
     @pytest.fixture
     def server(self):
-        server = engine.Server(1)
+        told = threading.Event()
+        server = Server(lambda event: None, 1, on_empty=told.set)
+        server.told = told
         yield server
-        server.destroy()
+        server.close()
 
     def test_no_job_waits_for_workers_that_will_not_come(self, server, monkeypatch):
-        told = threading.Event()
-        server.on_empty = told.set
-        monkeypatch.setattr(sys, "executable", "/nowhere/python")
+        monkeypatch.setattr(local.Worker, "_open", refuse)
         call = serialize.dumps(execute.Call(functions.die))
-        chunk = execute.pack_chunk([0], [serialize.dumps("exit")])
-        lost = execute.unpack_result(server.insert(call, chunk)(raw_result=True))
+        chunk = pack_chunk([0], [serialize.dumps("exit")])
+        results = queue.SimpleQueue()
+        server.queue.add(Job(call, chunk, results.put))
+        lost = unpack_result(results.get(timeout=PATIENCE))
         assert (lost.index, lost.by_worker) == (0, True)
         assert lost.reason.endswith("ended with exit status 3")
-        assert told.wait(PATIENCE)
-        later = execute.unpack_result(server.insert(call, chunk)(raw_result=True))
-        assert (later.reason, later.by_worker) == ("no worker is left", False)
+        assert server.told.wait(PATIENCE)
+
+    def test_nor_for_those_of_the_caller(self, monkeypatch):
+        core = Core(1, lambda host, event: None)
+        try:
+            monkeypatch.setattr(local.Worker, "_open", refuse)
+            os.kill(core.pids()[0], signal.SIGKILL)
+            wait_until(lambda: not core.ncpus, PATIENCE, "no worker is left")
+            results = queue.SimpleQueue()
+            core.add(Job(b"", b"", results.put))
+            later = unpack_result(results.get(timeout=PATIENCE))
+            assert (later.reason, later.by_worker) == ("no worker is left", False)
+        finally:
+            core.close()
 
     def test_a_run_ends_when_the_last_worker_cannot_be_replaced(self, monkeypatch):
         with WorkManager(1, silent=True) as manager:
-            monkeypatch.setattr(sys, "executable", "/nowhere/python")
+            monkeypatch.setattr(local.Worker, "_open", refuse)
             with pytest.raises(ServersUnavailable, match="no local worker"):
                 manager.process(functions.die, ["kill"])
 
     def test_workers_that_cannot_be_started_leave_no_descriptors(self, tmp_path):
         (tmp_path / "script.py").write_text(FEW_DESCRIPTORS)
         failures = int(run_python("script.py", cwd=tmp_path))
-        assert failures > 6  # at pipes, and in Popen
+        assert failures > 4  # at the connection, at pipes, and at the memory
+
+
+def refuse(worker):
+    raise OSError("no descriptors are left")
 
 
 FEW_DESCRIPTORS = """
 import os, resource
-from ostap_parallel.worker import engine
+from ostap_parallel.engine.core import Core
 
 def count():
     return len(os.listdir("/proc/self/fd"))
 
-server = engine.Server(1)
+server = Core(1, lambda host, event: None)
 soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 before, failures = count(), 0
 first = max(map(int, os.listdir("/proc/self/fd")))
@@ -830,5 +852,5 @@ for room in range(100):
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert count() == before, (room, before, count())
 print(failures)
-server.destroy()
+server.close()
 """

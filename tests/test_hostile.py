@@ -14,6 +14,7 @@ import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -25,8 +26,9 @@ from ostap_parallel.config import HostConfig, load_settings
 from ostap_parallel.config.files import absolute
 from ostap_parallel.errors import ConfigError
 from ostap_parallel.supply import host as hosts_server
-from ostap_parallel.supply.host import HostServer
-from ostap_parallel.supply.ssh import Session, control_directory, ssh_argv
+from ostap_parallel.supply.host import HostServer, HostSource
+from ostap_parallel.supply.session import Session
+from ostap_parallel.supply.ssh import Ssh, control_directory, ssh_argv
 from ostap_parallel.worker.serve import MARK
 
 pytestmark = pytest.mark.slow
@@ -67,7 +69,8 @@ def test_the_canary_works(command, canary):
 
 
 TEXTS = ["profile", "environment", "script", "python", "user", "tmpdir", "python_mismatch"]
-TEXTS += ["ssh_config", "ssh_options", "port", "ncpus_per_host", "keepalive"]
+TEXTS += ["ssh_config", "ssh_options", "port", "ncpus_per_host", "keepalive", "start_timeout"]
+TEXTS += ["preload", "start"]
 
 
 def load(*args, **given):
@@ -85,9 +88,11 @@ def literal(name, text):
             return getattr(HostConfig(name="h1"), name)
         case "ssh_options":
             return tuple(shlex.split(text))
+        case "preload":
+            return tuple(text.replace(",", " ").split())
         case "script" | "ssh_config":
             return absolute(text, Path.cwd())
-        case "port" | "ncpus" | "keepalive":
+        case "port" | "ncpus" | "keepalive" | "start_timeout":
             return int(text)
     return text
 
@@ -152,7 +157,7 @@ def bash_on(host):
     lines = queue.Queue()
     with control_directory() as directory:
         config = HostConfig(name=host.name, ssh_config=host.ssh_config)
-        session = Session(config, directory / "control", lines.put)
+        session = Session("h1", Ssh(config, directory / "control").argv(), lines.put)
         session.open()
 
         def run(text):
@@ -183,7 +188,8 @@ def test_paths_in_the_bash_of_a_host(hosts):
             if not hosts:
                 return
             (config,) = hosts
-            server = HostServer(config, "secret", Path("/no"), on_event=print, on_lost=print)
+            source = HostSource(config, "secret")
+            server = HostServer(source, SimpleNamespace(event=print, ended=print))
             name = text if "/" in text else f"./{text}"
             name = re.sub("^~(?=/)", home, name)
             assert run(server._sources("/dir"))[-2:] == [f"{name}: {MISSING}", ""]

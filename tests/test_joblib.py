@@ -84,7 +84,7 @@ class TestLoops:
 
     def test_they_run_on_the_workers(self, manager):
         pids = set(Parallel(batch_size=1)(delayed(functions.pid_of)(n) for n in range(8)))
-        assert pids <= set(manager.executor.server.pids())
+        assert pids <= set(manager.executor.backend.pids())
 
     def test_generators(self, tmp_path):
         calls = [delayed(partial(late, str(tmp_path / "go")))(n) for n in range(3)]
@@ -174,7 +174,7 @@ class TestLoops:
 
 
 class Gauge:
-    """Counts how many threads are in it at the same time."""
+    """Counts how many threads are in it at the same time; there is one, wherever it is sent."""
 
     def __init__(self):
         self.lock, self.now, self.most = threading.Lock(), 0, 0
@@ -187,9 +187,15 @@ class Gauge:
         with self.lock:
             self.now -= 1
 
+    def __reduce__(self):
+        return "GAUGE"
+
+
+GAUGE = Gauge()
+
 
 def test_no_more_than_n_jobs_run_at_once():
-    gauge = Gauge()
+    gauge = GAUGE
     with ThreadPoolExecutor(4) as threads:
         loop = Parallel(n_jobs=2, backend=OstapBackend(executor=threads), batch_size=1)
         loop(delayed(gauge)(n) for n in range(12))

@@ -36,7 +36,7 @@ def failing(count):
 def pids(pool):
     """Return the pids of local workers."""
     if isinstance(pool, Pool):
-        return pool._executor.server.pids()
+        return pool.backend.pids()
     return [process.pid for process in pool._pool]
 
 
@@ -79,7 +79,7 @@ HERE = pytest.mark.parametrize(
 def pool(open_pool):
     with open_pool() as pool:
         if pool._processes == 0:
-            assert pool._executor.wait_for_hosts(PATIENCE)
+            assert pool.backend.wait_for_hosts(PATIENCE)
         yield pool
 
 

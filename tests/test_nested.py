@@ -18,7 +18,7 @@ from pathlib import Path
 import functions
 import pytest
 from functions import PATIENCE
-from helpers import importable, kill, open_manager, wait_until, workers_of
+from helpers import core_of, importable, kill, open_manager, wait_until, workers_of
 from servers import open_server
 
 from ostap_parallel import Executor, TaskTimeout, WorkerLost, WorkManager
@@ -37,8 +37,12 @@ class Place:
 
     def pids(self):
         if self.name == "local":
-            return self.manager.executor.server.pids()
-        return workers_of(self.manager, "h1")
+            return self.manager.executor.backend.pids()
+        return wait_until(self._two_there, PATIENCE, "two workers")
+
+    def _two_there(self):
+        pids = workers_of(self.manager, "h1")
+        return pids if len(pids) == 2 else None
 
 
 @pytest.fixture(scope="module", params=["local", "h1"])
@@ -68,7 +72,7 @@ def place(manager, request):
 
 def wait_until_nested(manager):
     """Wait until a task waits for others."""
-    stacks = manager.executor.server.nesting._stacks
+    stacks = core_of(manager).nesting._stacks
     wait_until(lambda: len(stacks) > 0, PATIENCE, "a nested task")
 
 
@@ -93,7 +97,7 @@ class TestTrees:
             assert manager.wait_for_hosts(PATIENCE)
             future = manager.executor.submit(functions.tree, 12)
             wait_until_nested(manager)
-            local = manager.executor.server.pids()
+            local = manager.executor.backend.pids()
             kill(local[-1:] or workers_of(manager, "h2")[-1:])
             assert future.result(100) == 8191
 
@@ -238,9 +242,9 @@ class TestWaiting:
             return nested.submit(child).result() == os.getpid()
 
         with WorkManager(1, silent=True) as manager:
-            pids = manager.executor.server.pids()
+            pids = manager.executor.backend.pids()
             assert manager.executor.submit(parent).result(PATIENCE)
-            assert manager.executor.server.pids() == pids
+            assert manager.executor.backend.pids() == pids
 
     def test_by_a_thread_of_the_only_worker(self):
         def parent():
@@ -281,9 +285,9 @@ class TestWaiting:
 
         name = f"of {place.here}"
         assert place.call(parent, name) == [[1, 2]] * 2
-        assert place.manager.executor.constant(name) == [1, 2]
+        assert place.manager.executor.backend.constant(name) == [1, 2]
         with pytest.raises(TypeError, match="already exists"):
-            place.manager.executor.set_constant(name, 3)
+            place.manager.executor.backend.set_constant(name, 3)
         with pytest.raises(KeyError):
             place.call(lambda: nested.constant("unknown", 0.1))
 
@@ -377,7 +381,7 @@ class TestLosses:
             with pytest.raises(WorkerLost):
                 manager.executor.submit(parent).result(PATIENCE)
             assert manager.executor.submit(abs, -1).result(PATIENCE) == 1
-        assert functions.attempts(tmp_path, "deadly") == 9
+        assert functions.attempts(tmp_path, "deadly") == 3
 
 
 class TestStopping:
@@ -440,11 +444,11 @@ class TestStopping:
             "    time.sleep(0.01)\n"
             "    [f.result() for f in nested.submit_all([(grow, (depth + 1,), {})] * 2)]\n"
             "with WorkManager(2, silent=True) as wm:\n"
-            "    pids = wm.executor.server.pids()\n"
+            "    pids = wm.executor.backend.pids()\n"
             "    try:\n"
             "        wm.process(grow, [0, 0])\n"
             "    except KeyboardInterrupt:\n"
-            "        print(wm.process(abs, [-1]), wm.executor.server.pids() == pids)\n"
+            "        print(wm.process(abs, [-1]), wm.executor.backend.pids() == pids)\n"
         )
         with subprocess.Popen(
             [sys.executable, "-c", script],

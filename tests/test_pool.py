@@ -52,7 +52,7 @@ class TestMaps:
 
     def test_it_runs_on_the_manager_s_workers(self, manager, pool):
         pids = set(pool.map(functions.pid_of, range(20)))
-        assert pids <= set(manager._owned.server.pids())
+        assert pids <= set(manager._owned.backend.pids())
         assert os.getpid() not in pids
 
     def test_several_sequences(self, pool):
@@ -237,7 +237,7 @@ class TestState:
         pool = ParallelPool(1)
         pool.nodes = 2
         assert (pool.ncpus, repr(pool)) == (2, "<pool ParallelPool(ncpus=2, servers=None)>")
-        assert sum(pool._serve()._executor.workers.values()) == 2
+        assert sum(pool._serve().backend.workers.values()) == 2
 
     def test_hosts(self, hosts):
         settings = {"ssh_config": hosts.ssh_config, "config": ()}

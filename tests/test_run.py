@@ -281,7 +281,7 @@ class TestErrors:
             (3, "0", "local", 1),
         ]
         assert "ZeroDivisionError" in report.failures[0].traceback
-        assert report.failures[0].pid in wm._owned.server.pids()
+        assert report.failures[0].pid in wm._owned.backend.pids()
         assert (report.submitted, report.merged, report.failed) == (5, 3, 2)
         assert report.complete
         assert "5 submitted = 3 merged + 2 failed" in str(report)
@@ -635,7 +635,7 @@ class TestOutput:
         assert (info.levelno, info.getMessage()) == (logging.INFO, "item 7")
         assert (error.levelno, error.getMessage()) == (logging.ERROR, "caught")
         assert "KeyError: 'lost'" in error.exc_text
-        assert info.process in wm._owned.server.pids()
+        assert info.process in wm._owned.backend.pids()
 
     def test_the_statistics_are_printed_unless_silent(self, capsys):
         with WorkManager(1, progress=False) as loud:

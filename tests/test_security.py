@@ -16,17 +16,19 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-from helpers import wait_until
+from helpers import core_of, wait_until
 from servers import open_server
 from sshd import descendants, describe, live_pids
 
 from ostap_parallel import WorkManager
 from ostap_parallel.config import HostConfig, find_secret
 from ostap_parallel.errors import ConfigError, HostError
-from ostap_parallel.supply.ssh import Session, Tunnel, control_directory, ssh_argv, write_files
+from ostap_parallel.supply.session import Session
+from ostap_parallel.supply.ssh import Ssh, Tunnel, control_directory, ssh_argv
+from ostap_parallel.supply.ways import write_files
 from ostap_parallel.worker import handshake
 from ostap_parallel.worker.handshake import GreetingError, derive_key, greet_client, greet_server
-from ostap_parallel.worker.serve import MAX_STRANGERS
+from ostap_parallel.worker.server import MAX_STRANGERS
 
 PATIENCE = 60  # seconds; only a hang takes that long
 SECRET = "a secret of the tests"
@@ -276,12 +278,13 @@ def test_a_tunnel_is_never_at_a_port_of_somebody_else(hosts):
     config = HostConfig(name="h1", ssh_config=hosts.ssh_config)
     lines = queue.SimpleQueue()
     with control_directory() as directory, Impostor(guess) as impostor:
-        session = Session(config, directory / "control", lines.put)
+        way = Ssh(config, directory / "control")
+        session = Session("h1", way.argv(), lines.put)
         session.open()
         try:
             session.write("echo up\n")
             assert lines.get(timeout=PATIENCE) == "up"
-            assert Tunnel(session, impostor.port).connect("127.0.0.1", 9) != impostor.port
+            assert Tunnel(way, impostor.port).connect("127.0.0.1", 9) != impostor.port
         finally:
             session.close()
 
@@ -468,7 +471,7 @@ def secrets_of(manager):
 class TestSecrecy:
     def test_of_logs(self, running):
         manager, logged = running
-        assert any("Creating Rworker" in text for text in logged)  # it is the lowest level
+        assert any("X=1" in text or "+ " in text for text in logged)  # it is the lowest level
         text = "\n".join(logged).encode()
         assert len(text) > 500
         assert [secret for secret in secrets_of(manager) if secret in text] == []
@@ -477,7 +480,14 @@ class TestSecrecy:
         manager, _ = running
         executor = manager.executor
         error = executor.hosts[1].error
-        shown = [manager, executor, executor.server, *executor.hosts, manager.report, manager.pool]
+        shown = [
+            manager,
+            executor,
+            executor.backend._core,
+            *executor.hosts,
+            manager.report,
+            manager.pool,
+        ]
         inner = vars(executor).values()
         shown += [one for one in inner if "ostap_parallel" in type(one).__module__]
         texts = [f"{one!r} {one}" for one in shown]
@@ -554,9 +564,8 @@ class TestSockets:
     def test_what_the_caller_starts_has_none(self, running):
         command = ["ls", "-l", "/proc/self/fd"]
         done = subprocess.run(command, capture_output=True, close_fds=False, text=True)
-        server = running[0].executor.server
-        connections = [c for group in server._connections.values() for c in group]
-        inodes = {str(os.fstat(c.socket.fileno()).st_ino) for c in connections}
+        links = core_of(running[0]).links()
+        inodes = {str(os.fstat(link.channel.socket.fileno()).st_ino) for link in links}
         assert inodes
         assert not any(f"socket:[{inode}]" in done.stdout for inode in inodes)
 
@@ -566,10 +575,10 @@ class TestSockets:
 
         with connect(server) as manager:
             assert manager.wait_for_hosts(PATIENCE)
-            ((connection,),) = manager.executor.server._connections.values()
+            (link,) = core_of(manager).links()
             for n in [*range(3 * REMEMBERED), *range(3 * REMEMBERED), 0, 0]:
                 assert manager.process(lambda x, n=n: x + n, [1, 2]) == [1 + n, 2 + n]
-                assert len(connection.scache) <= REMEMBERED
+                assert len(link.channel.scache) <= REMEMBERED
 
 
 class TestPermissions:

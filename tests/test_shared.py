@@ -15,7 +15,16 @@ from pathlib import Path
 import functions
 import pytest
 import sharers
-from helpers import importable, kill, open_manager, server_of, ssh_of, wait_until, workers_of
+from helpers import (
+    core_of,
+    importable,
+    kill,
+    open_manager,
+    server_of,
+    ssh_of,
+    wait_until,
+    workers_of,
+)
 from servers import open_server
 from sshd import HostOptions
 
@@ -289,13 +298,9 @@ class TestTrouble:
 
             running = threading.Thread(target=run)
             running.start()
-            deliveries = manager.executor.server._deliveries._deliveries
-            wait_until(
-                lambda: [one for host in list(deliveries.values()) for one in host.values()],
-                PATIENCE,
-                "a delivery has begun",
-            )
-            manager.executor.server.interrupt()
+            (link,) = core_of(manager).links()
+            wait_until(lambda: list(link._deliveries), PATIENCE, "a delivery has begun")
+            manager.executor.backend.give_up()
             os.kill(server, signal.SIGCONT)
             running.join(PATIENCE)  # it was run again
             assert not running.is_alive()

@@ -15,11 +15,14 @@ from pathlib import Path
 import pathos.secure
 import pytest
 from helpers import wait_until
+from pathos.connection import PipeException
 
 from ostap_parallel import WorkManager
 from ostap_parallel.config import HostConfig
 from ostap_parallel.errors import ConfigError, HostError
-from ostap_parallel.supply.ssh import Copier, Session, Tunnel, control_directory, write_files
+from ostap_parallel.supply.session import Session
+from ostap_parallel.supply.ssh import Copier, Ssh, Tunnel, control_directory
+from ostap_parallel.supply.ways import write_files
 
 NASTY = ["a b", "quote'quote", 'double"double', "$HOME", "`id`", "$(id)", "*", "-rf", "new\nline"]
 NASTY += ["back\\slash", "tab\there", "!!", "\u00fc\u20ac", "~", ";ls"]
@@ -31,7 +34,9 @@ def open_session(host, **given):
     lines = queue.Queue()
     with control_directory() as directory:
         config = HostConfig(name=host.name, ssh_config=host.ssh_config, **given)
-        session = Session(config, directory / "control", lines.put)
+        way = Ssh(config, directory / "control")
+        session = Session("h1", way.argv(), lines.put)
+        session.way = way
         session.open()
         try:
             yield session, lines
@@ -117,7 +122,7 @@ class TestSession:
             assert hosts["h1"].processes()
             session.close()
             assert lines.get(timeout=1) is None
-            assert not session.control.exists()
+            assert not session.way.control.exists()
             session.close()
             with pytest.raises(HostError, match="closed"):
                 session.write("true\n")
@@ -126,18 +131,20 @@ class TestSession:
     def test_one_that_was_closed_does_not_open(self, hosts):
         config = HostConfig(name="h1", ssh_config=hosts.ssh_config)
         with control_directory() as directory:
-            session = Session(config, directory / "control", print)
+            session = Session("h1", Ssh(config, directory / "control").argv(), print)
             session.close()
             with pytest.raises(HostError, match="closed"):
                 session.open()
         assert hosts["h1"].processes() == []
 
     def test_commands_share_the_connection_or_fail(self, session):
-        done = subprocess.run([*session.command(), "echo $SSH_CONNECTION"], capture_output=True)
+        done = subprocess.run(
+            [*session.way.command(), "echo $SSH_CONNECTION"], capture_output=True
+        )
         session.write("echo $SSH_CONNECTION\n")
         assert done.stdout.decode().strip() == session.lines.get(timeout=20)
         session.close()
-        done = subprocess.run([*session.command(), "true"], capture_output=True, timeout=20)
+        done = subprocess.run([*session.way.command(), "true"], capture_output=True, timeout=20)
         assert done.returncode == 255
 
     @pytest.mark.parametrize(
@@ -198,7 +205,7 @@ class TestCopier:
         (folder / name).mkdir()
         files = {name: b"\x00\xff\n" * 1000, "empty": b""}
         write_files(staging, files)
-        copier = Copier(session)
+        copier = Copier(session.way)
         assert isinstance(copier, pathos.secure.Copier)
         copier.copy(staging, hosts["h1"].inside(folder / name))
         arrived = {path.name: path.read_bytes() for path in (folder / name).iterdir()}
@@ -210,25 +217,75 @@ class TestCopier:
     def test_files_belong_to_who_logs_in(self, session, folder, hosts, tmp_path):
         (tmp_path / "file").write_text("text")
         os.chown(tmp_path / "file", 12345, 12345)
-        Copier(session).copy(tmp_path, hosts["h1"].inside(folder))
+        Copier(session.way).copy(tmp_path, hosts["h1"].inside(folder))
         assert (folder / "file").stat().st_uid == folder.stat().st_uid
 
     def test_a_failure_is_noticed(self, session, tmp_path):
         (tmp_path / "file").write_text("text")
         with pytest.raises(HostError, match="/no/such/place") as caught:
-            Copier(session).copy(tmp_path, "/no/such/place")
+            Copier(session.way).copy(tmp_path, "/no/such/place")
         assert (caught.value.host, caught.value.step) == ("h1", "copy")
 
     def test_a_connection_that_is_gone_is_noticed(self, session, tmp_path):
         session.close()
         with pytest.raises(HostError) as caught:
-            Copier(session).copy(tmp_path, "/tmp")
+            Copier(session.way).copy(tmp_path, "/tmp")
         assert caught.value.step == "copy"
+
+    def test_as_pathos_writes_it(self, session, folder, hosts, tmp_path):
+        """``copier(source=..., destination=...)``, then ``launch``, then ``response``."""
+        (tmp_path / "a b.txt").write_text("text")
+        copier = Copier(session.way)
+        there = hosts["h1"].inside(folder)
+        settings = copier(source=tmp_path / "a b.txt", destination=f"h1:{there}")
+        assert settings["destination"] == f"h1:{there}"
+        copier.launch()
+        assert copier.response() == ""
+        assert (folder / "a b.txt").read_text() == "text"
+        assert repr(copier).startswith("Pipe('ssh ")
+        assert copier.pid() == 0
+        assert copier.config()["options"] == ""
+        for wrong in {"launcher": "cp"}, {"command": "id"}:
+            with pytest.raises(KeyError):
+                copier(**wrong)
+
+    def test_in_the_background(self, session, folder, hosts, tmp_path):
+        (tmp_path / "file").write_bytes(bytes(1 << 20))
+        copier = Copier(session.way)
+        copier(source=tmp_path, destination=hosts["h1"].inside(folder), background=True)
+        copier.launch()
+        assert copier.pid() > 0
+        assert copier.response() == ""
+        wait_until(lambda: (folder / "file").stat().st_size == 1 << 20, 10, "the whole file")
+        copier.kill()
+        assert copier.pid() == 0
+
+    def test_a_failure_is_an_exception_of_pathos_too(self, session, tmp_path):
+        (tmp_path / "file").touch()
+        copier = Copier(session.way)
+        copier(source=tmp_path, destination="/no/such/place")
+        with pytest.raises(PipeException):
+            copier.launch()
 
 
 class TestTunnel:
+    def test_as_pathos_writes_it(self, session, listener):
+        tunnel = Tunnel(session.way)
+        assert repr(tunnel) == "Tunnel('tunnel')"
+        first = tunnel.connect("localhost", listener)
+        assert repr(tunnel) == f"Tunnel('127.0.0.1:{first}:localhost:{listener} h1')"
+        second = tunnel.connect("127.0.0.1", port=listener, through="h1")  # in place of the first
+        assert greeting(first) == "ConnectionRefusedError"
+        assert greeting(second) == b"hello"
+        tunnel.disconnect()
+        assert (tunnel.connected, repr(tunnel)) == (False, "Tunnel('tunnel')")
+        assert greeting(second) == "ConnectionRefusedError"
+        for wrong in {"through": "h2", "port": 9}, {}:
+            with pytest.raises(pathos.secure.TunnelException):
+                tunnel.connect("localhost", **wrong)
+
     def test_it_is_up_when_connect_returns(self, session, listener):
-        tunnel = Tunnel(session)
+        tunnel = Tunnel(session.way)
         assert isinstance(tunnel, pathos.secure.Tunnel)
         assert not tunnel.connected
         port = tunnel.connect("127.0.0.1", listener)
@@ -236,7 +293,7 @@ class TestTunnel:
         assert greeting(port) == b"hello"
 
     def test_disconnect_takes_it_back(self, session, listener):
-        tunnel = Tunnel(session)
+        tunnel = Tunnel(session.way)
         port = tunnel.connect("127.0.0.1", listener)
         tunnel.disconnect()
         assert not tunnel.connected
@@ -247,12 +304,12 @@ class TestTunnel:
         assert session.lines.get(timeout=20) == "here"
 
     def test_it_ends_with_its_session(self, session, listener):
-        port = Tunnel(session).connect("127.0.0.1", listener)
+        port = Tunnel(session.way).connect("127.0.0.1", listener)
         session.close()
         assert greeting(port) == "ConnectionRefusedError"
 
     def test_many(self, session, listener):
-        tunnels = [Tunnel(session) for _ in range(5)]
+        tunnels = [Tunnel(session.way) for _ in range(5)]
         ports = [tunnel.connect("127.0.0.1", listener) for tunnel in tunnels]
         assert len(set(ports)) == 5
         assert {greeting(port) for port in ports} == {b"hello"}
@@ -260,7 +317,7 @@ class TestTunnel:
         assert [greeting(port) for port in ports[1:]] == [b"hello"] * 4
 
     def test_it_listens_on_loopback_only(self, session, listener):
-        port = Tunnel(session).connect("127.0.0.1", listener)
+        port = Tunnel(session.way).connect("127.0.0.1", listener)
         with pytest.raises(OSError, match="refused"):
             socket.create_connection(("127.0.0.9", port), timeout=5)
 
@@ -268,12 +325,12 @@ class TestTunnel:
         with socket.create_server(("127.0.0.1", 0)) as server:
             unused = server.getsockname()[1]
         # The forward itself is up; a connection through it ends at once.
-        port = Tunnel(session).connect("127.0.0.1", unused)
+        port = Tunnel(session.way).connect("127.0.0.1", unused)
         assert greeting(port) in (b"", "ConnectionResetError")
 
     def test_without_a_session_it_is_not_connected(self, session, listener):
         session.close()
-        tunnel = Tunnel(session)
+        tunnel = Tunnel(session.way)
         with pytest.raises(HostError) as caught:
             tunnel.connect("127.0.0.1", listener)
         assert caught.value.step == "tunnel"
@@ -284,5 +341,5 @@ class TestTunnel:
         with open_session(host) as (session, lines):
             session.write("echo up\n")
             assert lines.get(timeout=20) == "up"
-            port = Tunnel(session).connect("127.0.0.1", listener)
+            port = Tunnel(session.way).connect("127.0.0.1", listener)
             assert greeting(port) in (b"", "ConnectionResetError")

@@ -53,13 +53,15 @@ def everywhere(manager, name):
 @pytest.fixture
 def sent(monkeypatch):
     """The hosts that modules were sent to."""
-    found, send = [], syncing.Archive.send
+    found, pieces = [], syncing.Archive.pieces
 
-    def watch(self, peer):
-        found.append(self.digest)
-        send(self, peer)
+    def watch(self, size):
+        for number, piece in enumerate(pieces(self, size)):
+            if not number:
+                found.append(self.digest)
+            yield piece
 
-    monkeypatch.setattr(syncing.Archive, "send", watch)
+    monkeypatch.setattr(syncing.Archive, "pieces", watch)
     return found
 
 

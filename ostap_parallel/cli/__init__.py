@@ -18,14 +18,21 @@ from functools import partial
 from typing import Any
 
 from ostap_parallel import __version__
+from ostap_parallel.cli import sync_dirs
 from ostap_parallel.cli.run import ProgramParser, add_arguments, run
 from ostap_parallel.config import HostConfig, Settings, find_secret, load_settings
-from ostap_parallel.engine.parallel import PATIENCE, ParallelExecutor
-from ostap_parallel.errors import CheckpointError, ConfigError, OstapParallelError
+from ostap_parallel.engine.engine import PATIENCE, Engine
+from ostap_parallel.errors import (
+    CheckpointError,
+    ConfigError,
+    OstapParallelError,
+    ServersUnavailable,
+)
 from ostap_parallel.runs.checkpoint import read_summary
 from ostap_parallel.runs.report import relay
-from ostap_parallel.supply.host import HostStatus
-from ostap_parallel.supply.ssh import control_directory, write_files
+from ostap_parallel.supply.source import HostStatus
+from ostap_parallel.supply.ssh import control_directory
+from ostap_parallel.supply.ways import write_files
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,10 +68,10 @@ def hosts(args: argparse.Namespace) -> int:
     # The table holds what would be warned of.
     logging.getLogger("ostap_parallel.supply").setLevel(logging.ERROR)
     each = [host if host.server_port else replace(host, ncpus=1) for host in _load_hosts(args)]
-    with ParallelExecutor(0, each, secret=find_secret(each)) as executor:
-        executor.wait_for_hosts()
-        _print_table(executor.hosts)
-        return int(any(host.state != "up" for host in executor.hosts))
+    with Engine(0, each, secret=find_secret(each)) as engine:
+        engine.wait_for_hosts()
+        _print_table(engine.hosts)
+        return int(any(host.state != "up" for host in engine.hosts))
 
 
 def config(args: argparse.Namespace) -> int:
@@ -96,35 +103,37 @@ def launch(args: argparse.Namespace) -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup
             signal.signal(number, signal.default_int_handler)  # they end it as Ctrl-C does
-    secret = secrets.token_hex(32)
+    secret = args.secret or secrets.token_hex(32)
     changes: queue.SimpleQueue[None] = queue.SimpleQueue()
     with (
         control_directory() as private,
-        ParallelExecutor(
+        Engine(
             0,
             found,
             secret=secret,
-            timeout=math.inf,
+            timeout=args.timeout,
             patience=args.patience,
             on_event=partial(relay, out=sys.stderr),
-        ) as executor,
+        ) as engine,
     ):
         write_files(private, {"secret": secret.encode()})
-        executor.listen(lambda: changes.put(None))
-        executor.wait_for_hosts()
+        engine.listen(lambda: changes.put(None))
+        engine.wait_for_hosts()
         with contextlib.suppress(KeyboardInterrupt):
-            up = [host for host in executor.hosts if host.state == "up"]
+            up = [host for host in engine.hosts if host.state == "up"]
             _tell(up)
-            if up:
-                servers = ",".join(f"localhost:{host.port}" for host in up)
-                print(f'export OSTAP_PPSERVERS="{servers}"')
-                file = shlex.quote(str(private / "secret"))
-                print(f"export OSTAP_PPSECRET_FILE={file}", flush=True)
-            lost = {host.name: host.lost for host in executor.hosts}
+            if not up:
+                errors = [host.error for host in engine.hosts if host.error]
+                raise ServersUnavailable(tuple(errors))
+            servers = ",".join(f"localhost:{host.port}" for host in up)
+            print(f'export OSTAP_PPSERVERS="{servers}"')
+            file = shlex.quote(str(private / "secret"))
+            print(f"export OSTAP_PPSECRET_FILE={file}", flush=True)
+            lost = {host.name: host.lost for host in engine.hosts}
             while True:
-                executor.check()
+                engine.check()
                 changes.get()
-                back = [host for host in executor.hosts if host.state == "up"]
+                back = [host for host in engine.hosts if host.state == "up"]
                 _tell(host for host in back if host.lost > lost[host.name])
                 lost |= {host.name: host.lost for host in back}
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not stop the closing
@@ -208,10 +217,15 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument(
                 "--patience", metavar="N", type=float, default=PATIENCE, help=text
             )
+            _add_launch_arguments(command.add_argument)
     text = "tell how far the runs are that a checkpoint belongs to, and what failed"
     command = commands.add_parser("report", help=text, description=text)
     command.set_defaults(run=report, verbose=False)
     command.add_argument("file", metavar="FILE", help="the checkpoint")
+    text = "copy what is in a directory into another one, many files at the same time"
+    command = commands.add_parser("sync-dirs", help=text, description=text)
+    command.set_defaults(run=sync_dirs.sync_dirs)
+    sync_dirs.add_arguments(command.add_argument)
     return parser
 
 
@@ -227,6 +241,16 @@ def _add_arguments(add: Callable[..., object], servers: str) -> None:
     add("-p", "--profile", metavar="FILE", help="script that is on the hosts; sourced first")
     add("-c", "--script", metavar="FILE", help="local script, sent to the hosts; sourced last")
     _add_common_arguments(add)
+
+
+def _add_launch_arguments(add: Callable[..., object]) -> None:
+    """Add what `pplaunch` of Ostap takes besides."""
+    text = "secret of the servers in place of a random one; others may see it among the processes"
+    add("-s", "--secret", metavar="TEXT", help=text)
+    text = "seconds without work after which the servers end; default: never"
+    add("-t", "--timeout", metavar="N", type=float, default=math.inf, help=text)
+    add("-d", "--debug", action="store_true", dest="verbose", help="the same as --verbose")
+    add("-q", "--quiet", action="store_false", dest="verbose", help="the opposite")
 
 
 def _add_common_arguments(add: Callable[..., object]) -> None:

@@ -145,7 +145,7 @@ def run(args: argparse.Namespace) -> int:
 def _finish(executor: Executor, profiles: Profiles | None) -> None:
     """End the workers, behind all that the program has left to be done at its exit."""
     if profiles is not None:
-        executor.flush()
+        executor.backend.flush()
         profiles.write()
     executor.close()
 

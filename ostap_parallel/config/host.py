@@ -56,6 +56,12 @@ class HostConfig:
     keepalive
         Seconds of silence after which the host counts as lost, and its server, which cannot be
         reached then, ends itself.
+    start_timeout
+        Seconds until its server must be up, the user's scripts included, time in queues not.
+    preload
+        Modules that what starts workers imports once, for all of them.
+    start
+        ``"fork"``: workers are forks of that; ``"spawn"``: new interpreters.
     ssh_config
         File for ``ssh -F``; ``None`` leaves the user's own in charge.
     server_port
@@ -77,6 +83,9 @@ class HostConfig:
     ssh_options: tuple[str, ...] = ()
     python_mismatch: Literal["refuse", "allow"] = "refuse"
     keepalive: int = 45
+    start_timeout: int = 300
+    preload: tuple[str, ...] = ()
+    start: Literal["fork", "spawn"] = "fork"
     ssh_config: Path | None = None
     server_port: int | None = None
     origins: Mapping[str, str] = field(default_factory=dict, compare=False)

@@ -14,31 +14,25 @@ use refuses it unless it has a free worker, and for a while only those who wait 
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import logging
 import pickle
 import signal
 import threading
-import time
 from collections import OrderedDict
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ostap_parallel.worker import serialize
-from ostap_parallel.worker.engine import Task
-from ostap_parallel.worker.execute import ChunkOutcome, Lost, pack_result, unpack_result
-from ostap_parallel.worker.nested import CANCELLED, REFUSED
-
-if TYPE_CHECKING:
-    from ostap_parallel.engine.client import ClientServer
+from ostap_parallel.engine.retries import Attempts, Limits
+from ostap_parallel.worker import serialize, wire
+from ostap_parallel.worker.chunk import ChunkOutcome, Lost, pack_result, unpack_result
+from ostap_parallel.worker.jobs import Job, Queue
+from ostap_parallel.worker.loop import Loop, Timer
+from ostap_parallel.worker.nested import CANCELLED
 
 logger = logging.getLogger(__name__)
-
-# How often is run again what has ended its worker; and what is not to blame, as its host was lost
-# or something else has ended the worker: one that takes every host along must end.
-LOST_RETRIES = 2
-HOST_RETRIES = 8
 
 # Jobs that one worker may have begun and not ended; then it runs only what it waits for.
 MAX_STACK = 30
@@ -49,6 +43,9 @@ AGAIN = 0.5
 # Seconds that a task gets to come back when it was interrupted.
 GRACE = 2.0
 
+# Calls that have ended the worker of their parent, of which so many are remembered.
+MAX_DEADLY = 256
+
 
 @dataclass(eq=False)
 class Child:
@@ -57,13 +54,12 @@ class Child:
     number: int
     chunk: bytes
     parent: Level
-    task: Task | None = None  # its job, while it is in the queue or at the bottom of a stack
+    job: Job | None = None  # while it is in the queue or at the bottom of a stack
     level: Level | None = None  # where it runs, on top of others
     has_begun: bool = False
     is_interrupted: bool = False
     message: bytes | None = None  # its result
-    lost: int = 0
-    blameless: int = 0
+    attempts: Attempts = field(default_factory=Attempts)
 
 
 @dataclass(eq=False)
@@ -78,80 +74,115 @@ class Level:
 
 
 @dataclass(eq=False)
+class Waiting:
+    """A request that has no answer yet."""
+
+    level: Level
+    any_of_them: bool
+    helps: str
+    timer: Timer | None = None
+    constant: str | None = None  # what it waits for, in place of children
+
+
+@dataclass(eq=False)
 class Stack:
     """The jobs that one worker has begun: the first, and those that it runs on top of others."""
 
-    task: Task
-    changed: threading.Condition
+    job: Job
     modules: Any
     levels: list[Level] = field(default_factory=list)
+    waiting: Waiting | None = None
 
     def is_interrupted(self, level: Level) -> bool:
         """Return whether a job is to end, or one below it."""
         below = self.levels[: self.levels.index(level) + 1]
         flags = (one.child.is_interrupted for one in below if one.child)
-        return self.task.is_interrupted or any(flags)
+        return self.job.is_interrupted or any(flags)
 
 
 class Nesting:
-    """The nested tasks of one caller's server. Its threads ask for their workers' jobs."""
+    """The nested tasks of one caller's engine. All is used with the loop's lock held.
 
-    def __init__(self, server: ClientServer) -> None:
-        self.call = b""  # what runs them, packed
-        self._server = server
-        self._lock = threading.RLock()
+    Attributes
+    ----------
+    call
+        What runs them, packed.
+    """
+
+    def __init__(self, queue: Queue, loop: Loop) -> None:
+        self.call = b""
+        self._queue, self._loop = queue, loop
         self._numbers = itertools.count()
-        self._stacks: dict[Task, Stack] = {}
-        self._waiting: OrderedDict[Child, None] = OrderedDict()  # no worker has begun them
+        self._stacks: dict[Job, Stack] = {}
+        self._unbegun: OrderedDict[Child, None] = OrderedDict()  # no worker has begun them
         self._helpers: dict[Stack, None] = {}  # whose worker waits, and may run any
+        self._deadly: OrderedDict[bytes, int] = OrderedDict()  # by digest: how often
         self._constants: dict[str, bytes] = {}
-        self._constant_set = threading.Condition(self._lock)
+        self._constant_set = threading.Condition(loop.lock)
 
-    def answer(self, task: Task, request: bytes) -> bytes:
-        """Return the answer to a job's request, which may take a second."""
+    @property
+    def depth(self) -> int:
+        """The number of jobs that have asked for anything and not ended."""
+        return len(self._stacks)
+
+    def ask(self, job: Job, request: bytes) -> None:
+        """Answer a job's request, at once or within the time that it names."""
         depth, ended, kind, details = pickle.loads(request[1:])
-        with self._lock:
-            stack = self._stacks.get(task)
-            if stack is None:
-                changed = threading.Condition(self._lock)
-                stack = self._stacks[task] = Stack(task, changed, task.modules)
-                stack.levels.append(Level(stack))
+        stack = self._stacks.get(job)
+        if stack is None:
+            stack = self._stacks[job] = Stack(job, job.modules)
+            stack.levels.append(Level(stack))
+        answer: tuple[Any, ...] | None
+        try:
             if ended is not None:
                 self._leave(stack, ended)
             while len(stack.levels) > depth + 1:  # it was interrupted, and not heard of again
                 self._leave(stack, pack_result(Lost("", 0, "it was interrupted")))
             level = stack.levels[-1]
-            answer: tuple[Any, ...] = ("interrupted",)
+            answer = ("interrupted",)
             if not stack.is_interrupted(level):
-                try:
-                    answer = getattr(self, f"_answer_{kind}")(level, *details)
-                except Exception as exc:
-                    answer = ("error", exc)
-        return pickle.dumps(answer, serialize.PROTOCOL)
+                answer = getattr(self, f"_answer_{kind}")(level, *details)
+        except Exception as exc:
+            answer = ("error", exc)
+        if answer is not None:
+            self._reply(stack, answer)
 
-    def close(self, task: Task, message: bytes) -> bytes:
+    def _reply(self, stack: Stack, answer: tuple[Any, ...]) -> None:
+        if stack.job.machine is not None:
+            stack.job.machine.answer(stack.job, pickle.dumps(answer, serialize.PROTOCOL))
+
+    def close(self, job: Job, message: bytes) -> bytes:
         """Take note of the result of a job; return it, without blame if another one has it."""
-        with self._lock:
-            stack = self._stacks.pop(task, None)
-            if stack is None:
-                return message
-            result = unpack_result(message)
-            if len(stack.levels) > 1:
-                top = Lost("", 0, "it was interrupted")
-                if isinstance(result, Lost) and not result.timed_out:
-                    top, result = result, replace(result, by_worker=False, index=None)
-                    message = pack_result(result)
-                self._leave(stack, pack_result(top))
-            while len(stack.levels) > 1:
-                self._leave(stack, pack_result(Lost("", 0, "another task has ended its worker")))
-            self._give_up_children(stack.levels[0], result)
+        stack = self._stacks.pop(job, None)
+        if stack is None:
+            return message
+        self._stop_waiting(stack)
+        result = unpack_result(message)
+        if len(stack.levels) > 1:
+            top = Lost("", 0, "it was interrupted")
+            if isinstance(result, Lost) and not result.timed_out:
+                top, result = result, replace(result, by_worker=False, index=None)
+                message = pack_result(result)
+                self._blame(stack.levels[-1].child, top)
+            self._leave(stack, pack_result(top))
+        while len(stack.levels) > 1:
+            self._leave(stack, pack_result(Lost("", 0, "another task has ended its worker")))
+        self._give_up_children(stack.levels[0], result)
         return message
+
+    def _blame(self, child: Child | None, lost: Lost) -> None:
+        """Remember a call that has ended its worker, and with it those that wait for it there."""
+        if child is not None and lost.by_worker:
+            digest = _digest(child.chunk)
+            self._deadly[digest] = self._deadly.pop(digest, 0) + 1
+            while len(self._deadly) > MAX_DEADLY:
+                self._deadly.popitem(last=False)
 
     def wake(self) -> None:
         """Have all who wait look whether they were interrupted."""
-        with self._lock:
-            for stack in self._stacks.values():
-                stack.changed.notify_all()
+        with self._loop.lock:
+            for stack in list(self._stacks.values()):
+                self._look(stack)
 
     def _leave(self, stack: Stack, message: bytes) -> None:
         """Take the result of the job on top of a stack."""
@@ -168,100 +199,109 @@ class Nesting:
         for child in children:
             self._interrupt(child)
         if children and isinstance(result, ChunkOutcome) and result.answers and not result.failed:
-            what = "%d nested tasks were given up, as the task that had submitted them has ended"
-            logger.warning(what, len(children))
+            text = "%d nested tasks were given up, as the task that had submitted them has ended"
+            count = len(children)
+            self._loop.deliver(lambda: logger.warning(text, count))
 
     def _interrupt(self, child: Child) -> None:
         child.is_interrupted = True
         if child.level is not None:
             self._interrupt_on_top(child, child.level)
-        elif child.task is not None:
-            self._server.interrupt([child.task])
+        elif child.job is not None:
+            self._queue.interrupt([child.job])
         else:  # kept back
-            self._waiting.pop(child, None)
+            self._unbegun.pop(child, None)
 
     def _interrupt_on_top(self, child: Child, level: Level) -> None:
         stack = level.stack
-        stack.changed.notify_all()
 
         def kill() -> None:
-            with self._lock:
-                if child.level is level:
-                    self._server.signal(stack.task, signal.SIGKILL)
+            if child.level is level:
+                self._signal(stack, signal.SIGKILL)
 
         if level is stack.levels[-1]:
-            self._server.signal(stack.task, signal.SIGINT)
-        timer = threading.Timer(GRACE, kill)
-        timer.daemon = True
-        timer.start()
+            self._signal(stack, signal.SIGINT)
+        self._look(stack)
+        self._loop.call_later(GRACE, kill)
+
+    def _signal(self, stack: Stack, number: int) -> None:
+        if stack.job.machine is not None:
+            stack.job.machine.signal(stack.job, number)
 
     def _answer_check(self, level: Level) -> tuple[Any, ...]:
         return ("going on",)
 
     def _answer_count_workers(self, level: Level) -> tuple[Any, ...]:
-        return "counted", self._server.count_workers()
+        return "counted", self._queue.count_workers()
 
     def _answer_submit(self, level: Level, chunks: list[bytes]) -> tuple[Any, ...]:
         children = [Child(next(self._numbers), chunk, level) for chunk in chunks]
         level.children.update((child.number, child) for child in children)
         for child in children:
-            self._queue(child)
+            if self._deadly:
+                child.attempts.lost = self._deadly.get(_digest(child.chunk), 0)
+            if not child.attempts.may_go_on(Limits()):
+                lost = Lost("", 0, "it has ended its worker each time")
+                self._end(child, pack_result(lost))
+            else:
+                self._enqueue(child)
         return "submitted", [child.number for child in children]
 
-    def _queue(self, child: Child) -> None:
+    def _enqueue(self, child: Child) -> None:
         child.has_begun = False
-        child.task = Task(
-            self._server,
+        child.job = Job(
+            self.call,
+            child.chunk,
             partial(self._deliver, child),
             is_wanted=partial(self._begin, child),
+            ask=self.ask,
             modules=child.parent.stack.modules,
+            if_free=True,
         )
-        child.task.is_nested = True
-        self._waiting[child] = None
-        self._server.insert(self.call, child.chunk, child.task)
+        self._unbegun[child] = None
+        try:
+            self._queue.add(child.job)
+        except RuntimeError as exc:  # it is being closed
+            self._deliver(child, pack_result(Lost("", 0, str(exc))))
         self._call_helper()
 
     def _call_helper(self) -> None:
-        """Wake a worker that waits, if there is something that it may run."""
-        if self._waiting and self._helpers:
+        """Have a worker that waits look, if there is something that it may run."""
+        if self._unbegun and self._helpers:
             stack, _ = self._helpers.popitem()
-            stack.changed.notify_all()
+            self._look(stack)
+            if stack.waiting is not None and stack.waiting.helps == "any":
+                self._helpers[stack] = None
 
     def _begin(self, child: Child) -> bool:
         """Take note that a free worker begins a child."""
-        with self._lock:
-            child.has_begun = True
-            self._waiting.pop(child, None)
-            return not child.is_interrupted
+        child.has_begun = True
+        self._unbegun.pop(child, None)
+        return not child.is_interrupted
 
     def _deliver(self, child: Child, message: bytes) -> None:
         """Take the result of a child that a free worker has run."""
-        with self._lock:
-            self._waiting.pop(child, None)
-            child.task = None
-            if message == REFUSED and not child.is_interrupted:
-                self._keep_back(child)
-                return
-            result = (
-                Lost("", 0, "it was refused") if message == REFUSED else unpack_result(message)
-            )
-            self._settle(child, result, message)
+        self._unbegun.pop(child, None)
+        child.job = None
+        if message == wire.BUSY and not child.is_interrupted:
+            self._keep_back(child)
+            return
+        refused = message == wire.BUSY
+        result = Lost("", 0, "it was refused") if refused else unpack_result(message)
+        self._settle(child, result, message)
 
     def _keep_back(self, child: Child) -> None:
         """Leave a child to workers that wait, and send it anew if none takes it."""
         child.has_begun = False
-        self._waiting[child] = None
-        child.parent.stack.changed.notify_all()
+        self._unbegun[child] = None
+        self._look(child.parent.stack)
         self._call_helper()
 
         def send() -> None:
-            with self._lock:
-                if child in self._waiting and child.task is None:
-                    self._queue(child)
+            if child in self._unbegun and child.job is None:
+                self._enqueue(child)
 
-        timer = threading.Timer(AGAIN, send)
-        timer.daemon = True
-        timer.start()
+        self._loop.call_later(AGAIN, send)
 
     def _settle(self, child: Child, result: ChunkOutcome | Lost, message: bytes) -> None:
         """Keep a child's result for its parent, or run it again."""
@@ -269,22 +309,24 @@ class Nesting:
             if child.is_interrupted:
                 message = CANCELLED
             elif self._is_worth_it(child, result):
-                self._queue(child)
+                self._enqueue(child)
                 return
+        elif self._deadly:
+            self._deadly.pop(_digest(child.chunk), None)
+        self._end(child, message)
+
+    def _end(self, child: Child, message: bytes) -> None:
+        """Keep the result of a child until its parent asks for it."""
         child.message = message
         level = child.parent
         if level.children.get(child.number) is child:
             level.ended[child.number] = child
-            level.stack.changed.notify_all()
+            self._look(level.stack)
 
     def _is_worth_it(self, child: Child, result: ChunkOutcome | Lost) -> bool:
         """Count a loss; return whether to try again."""
-        if isinstance(result, Lost) and result.by_worker:
-            child.lost += 1
-        else:
-            child.blameless += 1
-        few = child.lost <= LOST_RETRIES and child.blameless <= HOST_RETRIES
-        return few and not self._server._exiting
+        child.attempts.count(result)
+        return child.attempts.may_go_on(Limits()) and not self._queue.is_closed
 
     def _answer_wait(
         self,
@@ -293,59 +335,98 @@ class Nesting:
         any_of_them: bool,
         seconds: float,
         helps: str,
-    ) -> tuple[Any, ...]:
+    ) -> tuple[Any, ...] | None:
         if numbers is not None:
             if not level.children.keys() >= set(numbers):
                 raise RuntimeError("a future can be waited for in the task that has made it only")
             level.wanted = dict.fromkeys(numbers)
-        stack, deadline = level.stack, time.monotonic() + seconds
-        while True:
-            if stack.is_interrupted(level):
-                return ("interrupted",)
-            ready = [number for number in level.ended if number in level.wanted]
-            is_enough = len(ready) == len(level.wanted) or (ready and any_of_them)
-            found = None if is_enough else self._find(level, helps)
-            left = deadline - time.monotonic()
-            if is_enough or found or left <= 0:
-                job = found and self._give(level, found, is_part=helps == "parts")
-                self._call_helper()  # in place of this one
-                return "waited", self._hand_over(level, ready), job
-            if helps == "any" and len(stack.levels) < MAX_STACK:
-                self._helpers[stack] = None
-            stack.changed.wait(left)
-            self._helpers.pop(stack, None)
+        waiting = Waiting(level, any_of_them, helps)
+        return self._answer_or_park(waiting, seconds)
+
+    def _answer_or_park(self, waiting: Waiting, seconds: float) -> tuple[Any, ...] | None:
+        """Return the answer, or keep the request until there is one or the time is over."""
+        if answer := self._answer_of(waiting, seconds <= 0):
+            return answer
+        stack = waiting.level.stack
+        stack.waiting = waiting
+        if waiting.helps == "any" and len(stack.levels) < MAX_STACK:
+            self._helpers[stack] = None
+        waiting.timer = self._loop.call_later(seconds, lambda: self._look(stack, is_over=True))
+        return None
+
+    def _look(self, stack: Stack, is_over: bool = False) -> None:
+        """Answer the request of a worker that waits, if there is an answer now."""
+        waiting = stack.waiting
+        if waiting is None:
+            return
+        answer = self._answer_of(waiting, is_over)
+        if answer is not None:
+            self._stop_waiting(stack)
+            self._reply(stack, answer)
+
+    def _stop_waiting(self, stack: Stack) -> None:
+        if stack.waiting is not None and stack.waiting.timer is not None:
+            stack.waiting.timer.cancel()
+        stack.waiting = None
+        self._helpers.pop(stack, None)
+
+    def _answer_of(self, waiting: Waiting, is_over: bool) -> tuple[Any, ...] | None:
+        """Return the answer to who waits; ``None`` if there is none yet."""
+        level = waiting.level
+        if level.stack.is_interrupted(level):
+            return ("interrupted",)
+        if waiting.constant is not None:
+            packed = self._constants.get(waiting.constant)
+            return ("constant", packed) if packed is not None or is_over else None
+        ready = [number for number in level.ended if number in level.wanted]
+        is_enough = len(ready) == len(level.wanted) or (ready and waiting.any_of_them)
+        child = None if is_enough else self._find(level, waiting.helps, is_over)
+        if not (is_enough or child or is_over):
+            return None
+        job = child and self._give(level, child, is_part=waiting.helps == "parts")
+        self._helpers.pop(level.stack, None)
+        self._call_helper()  # in place of this one
+        return "waited", self._hand_over(level, ready), job
 
     def _hand_over(self, level: Level, ready: list[int]) -> list[tuple[int, bytes]]:
         """Return results, which are not kept any longer."""
-        found = []
+        results = []
         for number in ready:
             child = level.ended.pop(number)
             del level.children[number], level.wanted[number]
             assert child.message is not None
-            found.append((number, child.message))
-        return found
+            results.append((number, child.message))
+        return results
 
-    def _find(self, level: Level, helps: str) -> Child | None:
-        """Return a child for a worker that waits, taken out of the queue."""
+    def _find(self, level: Level, helps: str, is_over: bool) -> Child | None:
+        """Return a child for a worker that waits, taken out of the queue.
+
+        One that has ended a worker is left to a free one, unless none has come for a while.
+        """
+        alone = is_over or self._queue.count_workers() < 2
         if helps != "none":
             for number in reversed(level.wanted):
                 child = level.children[number]
-                if child in self._waiting and self._take(child):
+                if child in self._unbegun and self._may_run_on_top(child, alone):
                     return child
         if helps == "any" and len(level.stack.levels) < MAX_STACK:
-            for child in reversed(self._waiting):
-                if child.parent.stack.modules is level.stack.modules and self._take(child):
+            for child in reversed(self._unbegun):
+                fits = child.parent.stack.modules is level.stack.modules
+                if fits and self._may_run_on_top(child, alone):
                     return child
         return None
 
-    def _take(self, child: Child) -> bool:
+    def _may_run_on_top(self, child: Child, alone: bool) -> bool:
+        """Take a child out of the queue unless it is better left to a free worker."""
+        if self._deadly and not alone and _digest(child.chunk) in self._deadly:
+            return False
         # else a free worker has just taken it
-        return child.task is None or self._server.take(child.task)
+        return child.job is None or self._queue.take(child.job)
 
     def _give(self, level: Level, child: Child, is_part: bool) -> tuple[int, bytes]:
         """Give a job to a worker, to be run on top of others, or as a part of what waits."""
-        del self._waiting[child]
-        child.has_begun, child.task = True, None
+        del self._unbegun[child]
+        child.has_begun, child.job = True, None
         if is_part:
             del level.children[child.number], level.wanted[child.number]
         else:
@@ -368,15 +449,16 @@ class Nesting:
 
     def set_constant(self, name: str, packed: bytes) -> None:
         """Keep a value; raises TypeError if there is one of that name."""
-        with self._lock:
+        with self._loop.lock:
             if name in self._constants:
                 raise TypeError(f"this constant already exists: {name}")
             self._constants[name] = packed
             self._constant_set.notify_all()
+            self.wake()
 
     def constant(self, name: str, seconds: float | None) -> bytes | None:
         """Return the value of that name, for which to wait so long."""
-        with self._lock:
+        with self._loop.lock:
             self._constant_set.wait_for(lambda: name in self._constants, seconds)
             return self._constants.get(name)
 
@@ -384,5 +466,10 @@ class Nesting:
         self.set_constant(name, packed)
         return ("set",)
 
-    def _answer_constant(self, level: Level, name: str, seconds: float) -> tuple[Any, ...]:
-        return "constant", self.constant(name, seconds)
+    def _answer_constant(self, level: Level, name: str, seconds: float) -> tuple[Any, ...] | None:
+        waiting = Waiting(level, False, "none", constant=name)
+        return self._answer_or_park(waiting, seconds)
+
+
+def _digest(chunk: bytes) -> bytes:
+    return hashlib.blake2b(chunk, digest_size=16).digest()

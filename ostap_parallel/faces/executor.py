@@ -17,14 +17,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ostap_parallel.config import Settings as HostSettings
-from ostap_parallel.config import find_secret, load_settings
+from ostap_parallel.config import find_secret, load_settings, local_settings
 from ostap_parallel.config.load import HostArguments
+from ostap_parallel.engine.engine import PATIENCE, Engine
+from ostap_parallel.engine.foreign import backend_of
 from ostap_parallel.engine.future import Future
-from ostap_parallel.engine.parallel import PATIENCE, ParallelExecutor
 from ostap_parallel.errors import ConfigError, InitializerError, SerializeError
 from ostap_parallel.runs.report import relay
-from ostap_parallel.runs.run import Run
+from ostap_parallel.runs.run import PAUSE, Run
 from ostap_parallel.runs.stream import Stream
+from ostap_parallel.supply.source import HostStatus
 from ostap_parallel.supply.supervisor import EventHandler
 from ostap_parallel.supply.syncing import Sync, find_sources
 from ostap_parallel.worker import calls, standin
@@ -45,7 +47,7 @@ class Settings(HostArguments, total=False):
     tasks_per_worker: int | None
 
 
-class Executor(ParallelExecutor):
+class Executor(concurrent.futures.Executor):
     """Local workers and hosts reached by ssh, made from arguments and configuration.
 
     Parameters
@@ -56,6 +58,11 @@ class Executor(ParallelExecutor):
         ``initializer(*initargs)`` is called in each worker process before its first task.
     on_event
         Receives what workers print and log, see `report.relay`, in place of that.
+
+    Attributes
+    ----------
+    backend
+        The engine that does the work.
 
     Raises
     ------
@@ -85,12 +92,13 @@ class Executor(ParallelExecutor):
         found = HostSettings()
         if servers != ():  # else the configuration, right or wrong, does not matter
             found = load_settings(servers, config=config, **settings)
+        local = local_settings(found, preload=settings.get("preload"), start=settings.get("start"))
         self._is_open = True
         self._broken: InitializerError | None = None
+        self._watches_initializer = initializer is not None
+        self._lock = threading.Lock()
         self._calls: weakref.WeakSet[Future[Any]] = weakref.WeakSet()
-        # by what tells that they have ended
-        self._runs: dict[concurrent.futures.Future[None], Run] = {}
-        super().__init__(
+        self.backend = Engine(
             ncpus,
             found.hosts,
             secret=secret if secret is not None else find_secret(found.hosts),
@@ -101,7 +109,27 @@ class Executor(ParallelExecutor):
             initializer=initializer,
             initargs=initargs,
             sync=find_sources(found.sync if sync is None else sync),
+            preload=local.preload,
+            fresh=local.start == "spawn",
         )
+
+    @property
+    def hosts(self) -> list[HostStatus]:
+        """The state of each host, in their order."""
+        return self.backend.hosts
+
+    @property
+    def workers(self) -> dict[str, int]:
+        """Number of workers by host, of those that are up; the local ones are ``"local"``."""
+        return self.backend.workers
+
+    def wait_for_hosts(self, timeout: float | None = None) -> bool:
+        """Wait until every host is up or has failed; return whether all are up."""
+        return self.backend.wait_for_hosts(timeout)
+
+    def interrupt(self, futures: Iterable[concurrent.futures.Future[Any]] | None = None) -> None:
+        """Give up what was submitted, all by default, queued or running; see `Engine.give_up`."""
+        self.backend.give_up(futures)
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         if kind is None or issubclass(kind, Exception):
@@ -124,14 +152,14 @@ class Executor(ParallelExecutor):
         """
         self._check_open()
         try:
-            future = super().submit(fn, *args, **kwargs)
+            future = self.backend.call(fn, args, kwargs)
         except SerializeError as exc:
-            future = self._new_future()
-            future.set_exception(exc)
-            return future
+            failed: Future[Any] = Future(lambda futures: None)
+            failed.set_exception(exc)
+            return failed
         with self._lock:
             self._calls.add(future)
-        if self.initializer is not None:
+        if self._watches_initializer:
             future.add_done_callback(self._notice)
         return future
 
@@ -163,34 +191,10 @@ class Executor(ParallelExecutor):
         _check_sizes(chunksize, buffersize)
         self._check_open()
         end = None if timeout is None else time.monotonic() + timeout
-        if buffersize is not None:
-            chunks = _chunks(zip(*iterables, strict=False), chunksize)
-            pending = deque(
-                self.submit(calls.call_each, fn, chunk)
-                for chunk in itertools.islice(chunks, buffersize)
-            )
-            return self._take(pending, partial(calls.call_each, fn), chunks, end)
-        return run_all(self, fn, iterables, end, chunksize)
-
-    def _take(
-        self,
-        pending: deque[Future[Any]],
-        call: Callable[[Any], list[Any]],
-        chunks: Iterator[Any],
-        end: float | None,
-    ) -> Iterator[Any]:
-        """Yield what futures give, each of which makes room for the next chunk."""
-        try:
-            while pending:
-                values = pending[0].result(None if end is None else end - time.monotonic())
-                pending.popleft()
-                values.reverse()
-                pending.extend(self.submit(call, chunk) for chunk in itertools.islice(chunks, 1))
-                while values:  # none is kept that was taken
-                    yield values.pop()
-        finally:
-            for future in pending:
-                future.cancel(interrupt=True)
+        if buffersize is None:
+            return run_all(self, fn, iterables, end, chunksize)
+        feed = _Feed(zip(*iterables, strict=False), chunksize, buffersize)
+        return _run(self, partial(calls.spread, fn), feed, end, chunksize, feed=feed)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls, and end workers and servers when those that there are have ended.
@@ -204,7 +208,7 @@ class Executor(ParallelExecutor):
         """
         self._is_open = False
         if cancel_futures:
-            for run in list(self._runs.values()):
+            for run in list(_runs_of(self).values()):
                 run.cancel()
             for future in self._pending():
                 future.cancel()
@@ -216,11 +220,11 @@ class Executor(ParallelExecutor):
     def close(self) -> None:
         """End all workers and servers at once, whatever they do."""
         self._is_open = False
-        super().shutdown(cancel_futures=True)
+        self.backend.close()
 
     def _end(self) -> None:
         try:
-            concurrent.futures.wait([*self._runs, *self._pending()])
+            concurrent.futures.wait([*_runs_of(self), *self._pending()])
         finally:
             self.close()
 
@@ -233,7 +237,7 @@ class Executor(ParallelExecutor):
             raise RuntimeError("cannot schedule new futures after shutdown")
         if self._broken is not None:
             raise self._broken
-        self.check()
+        self.backend.check()
 
     def _notice(self, future: concurrent.futures.Future[Any]) -> None:
         error = None if future.cancelled() else future.exception()
@@ -244,12 +248,54 @@ class Executor(ParallelExecutor):
 standin.register(Executor, is_lazy=True)
 
 
-def _chunks(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
-    return iter(lambda: list(itertools.islice(items, size)), [])
+# Of any executor, by what tells that they have ended.
+_runs: weakref.WeakKeyDictionary[Any, dict[concurrent.futures.Future[None], Run]]
+_runs = weakref.WeakKeyDictionary()
+
+
+def _runs_of(executor: Any) -> dict[concurrent.futures.Future[None], Run]:
+    return _runs.setdefault(executor, {})
+
+
+class _Feed:
+    """The input of a `map` with a buffer: one chunk more for each that is taken.
+
+    The iterable is read by who takes results.
+    """
+
+    def __init__(self, items: Iterator[Any], chunksize: int, buffersize: int) -> None:
+        self.wake: Callable[[], None] = lambda: None
+        self._items, self._chunksize = items, chunksize
+        self._taken = 0
+        self._held: deque[Any] = deque()
+        self._is_read = False
+        self._read(chunksize * buffersize)
+
+    def __iter__(self) -> Iterator[Any]:
+        while True:
+            is_read = self._is_read  # first: the other thread sets it last
+            if self._held:
+                yield self._held.popleft()
+            elif is_read:
+                return
+            else:
+                yield PAUSE
+
+    def take(self) -> None:
+        """Count a result as taken."""
+        if self._taken % self._chunksize == 0:
+            self._read(self._chunksize)
+        self._taken += 1
+
+    def _read(self, count: int) -> None:
+        items = list(itertools.islice(self._items, count))
+        self._held.extend(items)
+        self._is_read = len(items) < count
+        self.wake()
 
 
 def run_all(
-    executor: concurrent.futures.Executor,
+    executor: Any,
     fn: Callable[..., Any],
     iterables: Sequence[Iterable[Any]],
     end: float | None = None,
@@ -263,22 +309,41 @@ def run_all(
     """
     items = list(zip(*iterables, strict=False)) if iterables[1:] else list(*iterables)
     function = partial(calls.spread, fn) if iterables[1:] else fn
-    call = Call(function, log_level=logging.getLogger().level)
     size = None if chunksize == 1 else chunksize
-    run = Run(executor, call, items, size, ordered=ordered)
+    return _run(executor, function, items, end, size, ordered)
+
+
+def _run(
+    executor: Any,
+    function: Callable[..., Any],
+    items: Iterable[Any],
+    end: float | None,
+    chunksize: int | None,
+    ordered: bool = True,
+    feed: _Feed | None = None,
+) -> Iterator[Any]:
+    call = Call(function, log_level=logging.getLogger().level)
+    run = Run(backend_of(executor), call, items, chunksize, ordered=ordered)
+    take = _nothing
+    if feed is not None:
+        feed.wake, take = run.wake, feed.take
     stream = Stream(run.arrivals(), run.cancel, executor)
     stream.unlimit()
-    if isinstance(executor, Executor):
-        executor._runs[stream.ended] = run
-        stream.ended.add_done_callback(executor._runs.pop)
-    return _results(stream, end)
+    runs = _runs_of(executor)
+    runs[stream.ended] = run
+    stream.ended.add_done_callback(runs.pop)
+    return _results(stream, end, take)
 
 
-def _results(stream: Stream, end: float | None) -> Iterator[Any]:
+def _nothing() -> None:
+    """Do nothing."""
+
+
+def _results(stream: Stream, end: float | None, take: Callable[[], None]) -> Iterator[Any]:
     """Yield the results of a stream; who stops before its end cancels the rest."""
     try:
         while True:
-            yield stream.next(None if end is None else max(0.0, end - time.monotonic()))
+            yield _next(stream, end, take)  # which is kept nowhere here
     except StopIteration:
         return
     except multiprocessing.TimeoutError:
@@ -287,6 +352,12 @@ def _results(stream: Stream, end: float | None) -> Iterator[Any]:
         raise concurrent.futures.TimeoutError from None
     finally:
         stream.cancel()
+
+
+def _next(stream: Stream, end: float | None, take: Callable[[], None]) -> Any:
+    value = stream.next(None if end is None else max(0.0, end - time.monotonic()))
+    take()
+    return value
 
 
 def _check_sizes(chunksize: int, buffersize: int | None) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import math
-import os
 import pickle
 import sys
 import threading
@@ -13,18 +12,18 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from joblib import register_parallel_backend
 from joblib.parallel import AutoBatchingMixin, Parallel, ParallelBackendBase
 
-from ostap_parallel.engine.client import LOCAL
-from ostap_parallel.engine.foreign import count_workers
-from ostap_parallel.engine.parallel import ParallelExecutor
+from ostap_parallel.engine.backend import Backend
+from ostap_parallel.engine.core import LOCAL
+from ostap_parallel.engine.foreign import backend_of
 from ostap_parallel.faces.executor import Executor, Settings
 from ostap_parallel.faces.manager import WorkManager
 from ostap_parallel.worker.batch import run_batch
-from ostap_parallel.worker.shared import KEPT, Blob, Packed, Store, shared
+from ostap_parallel.worker.shared import KEPT, shared
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -53,7 +52,7 @@ class OstapBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc
         Local workers and hosts, and by name the other settings, as of `WorkManager`.
     executor
         Computes in place of workers of its own: a `WorkManager`, or any
-        `concurrent.futures.Executor`. It is not shut down.
+        `concurrent.futures.Executor`, or a `Backend`. It is not shut down.
     nesting_level
         For joblib's own use.
     """
@@ -66,17 +65,19 @@ class OstapBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc
         ncpus: int | str = "autodetect",
         servers: Any = (),
         *,
-        executor: WorkManager | concurrent.futures.Executor | None = None,
+        executor: WorkManager | concurrent.futures.Executor | Backend | None = None,
         nesting_level: int | None = None,
         **settings: Unpack[Settings],
     ) -> None:
         super().__init__(nesting_level=nesting_level)
-        given = executor.executor if isinstance(executor, WorkManager) else executor
-        if given is not None and (servers or settings or ncpus != "autodetect"):
+        if executor is not None and (servers or settings or ncpus != "autodetect"):
             raise TypeError("an executor of your own brings its workers: leave out other settings")
-        if not isinstance(given, concurrent.futures.Executor | None):
-            raise TypeError(f"executor must be a WorkManager or an Executor, not {given!r}")
-        self._executor = given
+        try:
+            self._backend = None if executor is None else backend_of(executor)
+        except TypeError:
+            kinds = "a WorkManager or an Executor"
+            raise TypeError(f"executor must be {kinds}, not {executor!r}") from None
+        self._given = executor  # is kept alive
         self._settings: dict[str, Any] = {"ncpus": ncpus, "servers": servers, **settings}
         # weakly, so that no cycle keeps the workers alive
         self._loops: weakref.WeakKeyDictionary[Parallel, _Loop] = weakref.WeakKeyDictionary()
@@ -91,13 +92,13 @@ class OstapBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc
     ) -> int:
         """Prepare for the loops of `parallel`; return how many jobs run at the same time."""
         given = {name: options[name] for name in options.keys() - _NOT_OURS}
-        if given and self._executor is not None:
+        if given and self._backend is not None:
             raise ValueError(f"the workers are there already: {', '.join(given)} is too late")
         self._settings |= given
         found = self.effective_n_jobs(n_jobs)
-        limit = found if self._executor and found < _count(self._executor) else math.inf
+        limit = found if self._backend and found < _count(self._backend) else math.inf
         nested = pickle.dumps(self.get_nested_backend())
-        self._loops[parallel] = _Loop(self._executor, limit, max_nbytes, nested)
+        self._loops[parallel] = _Loop(self._backend, limit, max_nbytes, nested)
         self._parallel = weakref.ref(parallel)
         return found
 
@@ -107,16 +108,15 @@ class OstapBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc
             raise ValueError("n_jobs == 0 in Parallel has no meaning")
         if n_jobs in (None, 1):
             return 1
-        if self._executor is None:
-            self._executor = Executor(**self._settings)
+        if self._backend is None:
+            executor = Executor(**self._settings)
+            self._backend = executor.backend
             # not by the executor's own finalizer: threads of its own may still refer to it
-            weakref.finalize(self, _close, self._executor).atexit = False
-        here = True
-        if isinstance(self._executor, ParallelExecutor):
-            self._executor.wait_for_hosts()
-            self._executor.check()
-            here = LOCAL in self._executor.workers
-        workers = _count(self._executor)
+            weakref.finalize(self, _close, executor).atexit = False
+        self._backend.wait_for_hosts()
+        self._backend.window()  # raises if nothing can run
+        here = not self._backend.hosts or LOCAL in self._backend.workers
+        workers = _count(self._backend)
         found = min(n_jobs, workers) if n_jobs > 0 else max(1, workers + 1 + n_jobs)
         return max(found, 1 if here else 2)  # a single job would run in this process
 
@@ -154,8 +154,8 @@ class _Loop:
         The pickled backend of loops within this one.
     """
 
-    def __init__(self, executor: Any, limit: float, max_nbytes: int | None, nested: bytes) -> None:
-        self._executor = executor
+    def __init__(self, backend: Any, limit: float, max_nbytes: int | None, nested: bytes) -> None:
+        self._backend: Backend = backend
         self._nested = nested
         self._max_nbytes = max_nbytes
         self._lock = threading.Lock()
@@ -164,7 +164,7 @@ class _Loop:
         self._running: dict[Future[Any], Callback] = {}
         self._stops = 0
         self._seen: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
-        self._blobs: deque[tuple[dict[int, Any], Blob]] = deque(maxlen=KEPT)
+        self._handles: deque[tuple[dict[int, Any], Any]] = deque(maxlen=KEPT)
 
     def submit(self, calls: Calls, callback: Callback) -> None:
         """Queue a batch; `callback` gets its future when that is done."""
@@ -177,14 +177,7 @@ class _Loop:
             self._stops += 1
             self._queue.clear()
             running = list(self._running)
-        self._interrupt(running)
-
-    def _interrupt(self, running: list[Future[Any]]) -> None:
-        if isinstance(self._executor, ParallelExecutor):
-            self._executor.interrupt(running)
-        else:
-            for future in running:
-                future.cancel()
+        self._backend.give_up(running)
 
     def _start(self) -> None:
         with self._lock:
@@ -198,7 +191,7 @@ class _Loop:
             self._running[future] = callback
             stopped = self._stops > stops
         if stopped:
-            self._interrupt([future])
+            self._backend.give_up([future])
         future.add_done_callback(self._settle)
 
     def _settle(self, done: Future[Any]) -> None:
@@ -210,30 +203,26 @@ class _Loop:
 
     def _send(self, calls: Calls) -> Future[Any]:
         try:
-            if not isinstance(self._executor, ParallelExecutor):
-                # with a number of its own, as dask takes calls that are alike for one
-                batch = calls, self._nested, os.urandom(16)
-                return cast("Future[Any]", self._executor.submit(run_batch, *batch))
-            blob, calls = self._share(calls)
-            return self._executor.submit_with(blob, run_batch, calls, self._nested)
+            handle, calls = self._share(calls)
+            return self._backend.call(run_batch, (calls, self._nested), shared=handle)
         except Exception as exc:  # joblib often calls from a thread of ours, where nobody listens
             failed: Future[Any] = Future()
             failed.set_exception(exc)
             return failed
 
-    def _share(self, calls: Calls) -> tuple[Blob | None, Calls]:
-        """Put large arguments that have come before into a blob, and references in their place."""
+    def _share(self, calls: Calls) -> tuple[Any, Calls]:
+        """Share large arguments that have come before, and put references in their place."""
         found: dict[int, Any] = {}
         for _, args, kwargs in calls:
             common = filter(self._is_common, (*args, *kwargs.values()))
             found.update((id(arg), arg) for arg in common)
-        known, blob = self._blob(found) if found else ({}, None)
+        known, handle = self._handle(found) if found else ({}, None)
         places = {key: place for place, key in enumerate(known)}
 
         def refer(arg: Any) -> Any:
             return _Reference(places[id(arg)]) if id(arg) in places else arg
 
-        return blob, [
+        return handle, [
             (function, [*map(refer, args)], {name: refer(arg) for name, arg in kwargs.items()})
             for function, args, kwargs in calls
         ]
@@ -248,18 +237,16 @@ class _Loop:
             self._seen[id(arg)] = arg
         return False
 
-    def _blob(self, found: dict[int, Any]) -> tuple[dict[int, Any], Blob | None]:
-        """Return a blob with these objects, and what is in it, by id; none if there is no room."""
-        for known, blob in list(self._blobs):
+    def _handle(self, found: dict[int, Any]) -> tuple[dict[int, Any], Any]:
+        """Return the handle of these objects, and what else it is of, by id; or nothing."""
+        for known, handle in list(self._handles):
             if found.keys() <= known.keys():  # kept alive by this, and so the same
-                return known, blob
-        store: Store = self._executor.server.store
-        try:
-            blob = store.add(Packed(list(found.values())))
-        except OSError:
+                return known, handle
+        handle = self._backend.share(list(found.values()))
+        if handle is None:
             return {}, None
-        self._blobs.append((found, blob))
-        return found, blob
+        self._handles.append((found, handle))
+        return found, handle
 
 
 class _Reference:
@@ -278,10 +265,8 @@ def _size(arg: Any) -> int:
     return size if isinstance(size, int) else sys.getsizeof(arg)
 
 
-def _count(executor: concurrent.futures.Executor) -> int:
-    if isinstance(executor, ParallelExecutor):
-        return sum(executor.workers.values())
-    return count_workers(executor)
+def _count(backend: Backend) -> int:
+    return sum(backend.workers.values())
 
 
 def _close(executor: Executor) -> None:

@@ -12,23 +12,27 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
-from ostap_parallel.engine.foreign import count_workers
-from ostap_parallel.engine.nesting import LOST_RETRIES
+from ostap_parallel.engine.backend import Backend
+from ostap_parallel.engine.foreign import backend_of
+from ostap_parallel.engine.retries import LOST_RETRIES
 from ostap_parallel.errors import ConfigError, WorkerLost, add_note
 from ostap_parallel.faces.executor import Executor, Settings
 from ostap_parallel.faces.pathos_pool import ParallelPool
 from ostap_parallel.runs.checkpoint import Checkpoint
+from ostap_parallel.runs.display import Shown, caller, show_as, title_of
 from ostap_parallel.runs.dump import Database, Dump
 from ostap_parallel.runs.outcome import Batch, Combined, Outcome
 from ostap_parallel.runs.progress import ProgressReporter, open_progress
 from ostap_parallel.runs.report import Failure, Report
 from ostap_parallel.runs.run import Run
+from ostap_parallel.runs.shapes import as_merger, as_task
 from ostap_parallel.runs.stream import Results, in_thread
 from ostap_parallel.runs.task import Collector, FuncTask, GenericTask, Merger, Task, TaskMerger
 from ostap_parallel.worker import standin
 from ostap_parallel.worker.execute import Call
+from ostap_parallel.worker.tasks import TaskCall
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -38,7 +42,7 @@ logger = logging.getLogger(__name__)
 OnError = Literal["raise", "collect"]
 
 
-class WorkManager:
+class WorkManager(Shown):
     """Runs functions and tasks on local cores and on hosts reached by ssh.
 
     Local workers are there at once; hosts are started in the background, all at the same time,
@@ -60,8 +64,12 @@ class WorkManager:
     profile, environment, script
         What prepares a host, in this order: a script that is there, text for bash, a local
         script that is sent there. An argument wins over the configuration.
-    python, tmpdir, user, port, ncpus_per_host, ssh_options, python_mismatch, keepalive
+    python, tmpdir, user, port, ncpus_per_host, ssh_options, python_mismatch, keepalive, \
+    start_timeout
         Further settings of hosts, see the manual.
+    preload, start
+        Modules that are imported once on each machine, for all its workers, which are forks of
+        the process that has imported them; ``start="spawn"``: they are new interpreters.
     secret
         Shared by this process and the servers; random by default. Existing servers need theirs:
         it is read from the file that ``OSTAP_PPSECRET_FILE`` names if it is not given.
@@ -81,7 +89,8 @@ class WorkManager:
     ssh_config
         Configuration file for ssh in place of the user's own.
     executor
-        Computes in place of ours: any `concurrent.futures.Executor`. It is not shut down.
+        Computes in place of ours: any `concurrent.futures.Executor`, or a `Backend`. It is not
+        shut down.
     dump_dbase, dump_jobs, dump_freq
         A data base that `process` writes results to: the first `dump_jobs` of them (all, if
         negative), and what is merged, every `dump_freq` results.
@@ -89,7 +98,9 @@ class WorkManager:
     Attributes
     ----------
     executor
-        What computes.
+        What computes, as it was given or made.
+    backend
+        What computes, as runs see it.
     report
         The report of the run that is going on, or of the last one.
 
@@ -107,20 +118,21 @@ class WorkManager:
         ppservers: str | int | Iterable[str | int] | None = None,
         progress: bool = True,
         silent: bool = False,
-        executor: concurrent.futures.Executor | None = None,
+        executor: concurrent.futures.Executor | Backend | None = None,
         dump_dbase: Database | None = None,
         dump_jobs: int = 0,
         dump_freq: int = 0,
         **settings: Unpack[Settings],
     ) -> None:
         named = _one_of(servers, ppservers)
-        _check(executor, named, settings)
+        given = _check(executor, named, settings)
         self.report = Report()
         self._dump = Dump(dump_dbase, dump_jobs, dump_freq)
         self._progress, self._silent = progress and not silent, silent
         self._pool: ParallelPool | None = None
         self._owned = Executor(ncpus, named, **settings) if executor is None else None
-        self.executor = cast(concurrent.futures.Executor, executor or self._owned)
+        self.executor: Any = self._owned if executor is None else executor
+        self.backend = backend_of(self._owned) if given is None else given
 
     def __enter__(self) -> WorkManager:
         return self
@@ -143,11 +155,11 @@ class WorkManager:
         """Number of workers by host, of those that are up; the local ones are ``"local"``."""
         if self._owned is not None:
             return self._owned.workers
-        return {type(self.executor).__name__: count_workers(self.executor)}
+        return {type(self.executor).__name__: sum(self.backend.workers.values())}
 
     @property
     def pool(self) -> ParallelPool:
-        """The pathos ParallelPool that does the work: map, imap, uimap, amap, pipe, apipe."""
+        """A pathos ParallelPool on the same workers: map, imap, uimap, amap, pipe, apipe."""
         if self._owned is None:
             raise TypeError("an executor of your own has no ParallelPool")
         if self._pool is None:
@@ -179,6 +191,7 @@ class WorkManager:
         ordered: bool | None = None,
         jobid: bool = False,
         chunk_size: int | None = None,
+        window: int | None = None,
         on_error: OnError = "raise",
         retries: int = 0,
         lost_retries: int = LOST_RETRIES,
@@ -188,6 +201,7 @@ class WorkManager:
         seed: int | str | None = None,
         description: str | None = None,
         checkpoint: Checkpoint | str | os.PathLike[str] | None = None,
+        dump_freq: int | None = None,
     ) -> Any:
         """Run a function or a task on all items and return what its results are merged to.
 
@@ -204,28 +218,24 @@ class WorkManager:
             ``"raise"``: the first failure stops the run, and the task's own exception is
             raised. ``"collect"``: the run goes on; failures are in `report`, and in a list
             each stands, as a `Failure`, in the place of its result.
+        dump_freq
+            In place of the manager's.
 
         For the others see `iexecute`.
         """
+        __tracebackhide__ = True
         merging = _merging(task, merger, collector, init)
         if on_error not in ("raise", "collect"):
             raise ValueError(f"on_error must be 'raise' or 'collect', not {on_error!r}")
         if ordered is None:
             ordered = isinstance(merging, _ListTask)
         call = _call(task, jobid, shared, seed, timeout)
-        combine = _combiner(merging, checkpoint is not None, self._dump)
-        run = Run(
-            self.executor,
-            replace(call, combine=combine),
-            items,
-            chunk_size,
-            ordered,
-            retries,
-            lost_retries,
-            checkpoint=_checkpoint(checkpoint),
-        )
-        with self._record(run, progress, description or _title(task)) as recorder:
-            recorder.merge(merging, on_error, self._dump)
+        dump = self._dump.every(dump_freq)
+        combine = _combiner(merging, checkpoint is not None, dump)
+        limits = _limits(chunk_size, window, ordered, retries, lost_retries, checkpoint)
+        run = Run(self.backend, replace(call, combine=combine), items, **limits)
+        with self._record(run, progress, description or title_of(task)) as recorder:
+            recorder.merge(merging, on_error, dump)
         return recorder.report.result
 
     async def aprocess(
@@ -242,6 +252,7 @@ class WorkManager:
         ordered: bool = False,
         jobid: bool = False,
         chunk_size: int | None = None,
+        window: int | None = None,
         retries: int = 0,
         lost_retries: int = LOST_RETRIES,
         timeout: float | None = None,
@@ -264,6 +275,8 @@ class WorkManager:
             Yield in the order of the items, holding back what comes early.
         chunk_size
             Items sent together; adapted to the time that they take by default.
+        window
+            Chunks that are under way at most; about two per worker by default.
         retries, lost_retries
             How often an item is run again when it raises or takes too long, and when its worker
             dies.
@@ -288,13 +301,14 @@ class WorkManager:
             cannot be sent; the checkpoint cannot be used, or is that of something else.
         """
         call = _call(func, jobid, shared, seed, timeout)
-        options = chunk_size, ordered, retries, lost_retries
-        run = Run(self.executor, call, items, *options, checkpoint=_checkpoint(checkpoint))
-        return Results(self._arrivals(run, progress, description or _title(func)), run.cancel)
+        limits = _limits(chunk_size, window, ordered, retries, lost_retries, checkpoint)
+        run = Run(self.backend, call, items, **limits)
+        return Results(self._arrivals(run, progress, description or title_of(func)), run.cancel)
 
     def _arrivals(
         self, run: Run, progress: bool | None, title: str
     ) -> Generator[Batch | Outcome, None, None]:
+        __tracebackhide__ = True
         with self._record(run, progress, title) as recorder:
             for arrival in recorder.arrivals("raise"):
                 recorder.report.merged += len(arrival) if isinstance(arrival, Batch) else 1
@@ -312,9 +326,11 @@ class WorkManager:
             lost = [host.lost for host in hosts]
             try:
                 yield recorder
+            except KeyboardInterrupt as exc:
+                show_as(exc, f"interrupted: {self.report.summary}")
+                raise
             finally:
-                if self._owned is not None:
-                    self._owned.flush()
+                self.backend.flush()
                 recorder.report.hosts = [
                     host.since(before) for host, before in zip(hosts, lost, strict=True)
                 ]
@@ -336,6 +352,7 @@ class _Recorder:
 
     def merge(self, task: Task, on_error: OnError, dump: Dump) -> None:
         """Merge the results of the whole run by a task's own way of merging."""
+        __tracebackhide__ = True
         task.initialize_local()
         try:
             for arrival in self.arrivals(on_error):
@@ -381,6 +398,7 @@ class _Recorder:
 
     def arrivals(self, on_error: OnError) -> Iterator[Batch | Outcome]:
         """Yield what arrives; raise the first error, or record it and go on."""
+        __tracebackhide__ = True
         report = self.report
         with closing(self._run.arrivals()) as arrivals:
             try:
@@ -398,6 +416,7 @@ class _Recorder:
                 report.wall = time.monotonic() - self._start
 
     def _count(self, outcome: Outcome, on_error: OnError) -> None:
+        __tracebackhide__ = True
         self.report.resumed += outcome.error is None and not outcome.attempts
         if outcome.host and not isinstance(outcome.error, WorkerLost):
             self.report.stats.add(outcome.host, outcome.seconds)
@@ -406,12 +425,15 @@ class _Recorder:
             self._fail(outcome, on_error)
 
     def _fail(self, outcome: Outcome, on_error: OnError) -> None:
+        __tracebackhide__ = True
         assert outcome.error is not None
         failure = Failure.of(outcome)
         self.report.failures.append(failure)
         if on_error == "raise":
             where = f"on {failure.host}, process {failure.pid}"
-            add_note(outcome.error, f"item {failure.index} ({failure.item}) {where}")
+            note = f"item {failure.index} ({failure.item}) {where}"
+            add_note(outcome.error, note)
+            show_as(outcome.error, f"{failure.traceback.rstrip()}\n{note}, from {caller()}")
             raise outcome.error
 
 
@@ -435,6 +457,10 @@ def _merging(
     task: Task | Callable[..., Any], merger: Merger | None, collector: Collector | None, init: Any
 ) -> Task:
     """Return the task whose way of merging a run uses."""
+    task = as_task(task)
+    adapted = as_merger(merger)
+    if adapted is not merger and collector is None:
+        merger, collector = None, adapted  # it is to have the first result, too
     if isinstance(task, Task):
         if merger is not None or collector is not None or init is not None:
             raise TypeError("a Task brings its own merging: give it the items only")
@@ -469,13 +495,13 @@ def _call(
     seed: int | str | None,
     timeout: float | None,
 ) -> Call:
-    level = logging.getLogger().level
+    level, task = logging.getLogger().level, as_task(task)
     if isinstance(task, Task):
+        call = TaskCall(task)
         return Call(
-            task.process,
+            call,
             with_index=True,
-            before_item=task.initialize_remote,
-            worker_init=task.worker_init,
+            worker_init=call.prepare,
             surroundings={name: value for name, value in task.surroundings.items() if value},
             seed=seed,
             log_level=level,
@@ -500,12 +526,22 @@ def _call(
     )
 
 
+def _limits(
+    chunk_size: int | None,
+    window: int | None,
+    ordered: bool,
+    retries: int,
+    lost_retries: int,
+    checkpoint: Checkpoint | str | os.PathLike[str] | None,
+) -> dict[str, Any]:
+    """Return the keywords of a `Run` besides what it runs."""
+    sizes = {"chunk_size": chunk_size, "window": window, "ordered": ordered}
+    again = {"retries": retries, "lost_retries": lost_retries}
+    return {**sizes, **again, "checkpoint": _checkpoint(checkpoint)}
+
+
 def _checkpoint(given: Checkpoint | str | os.PathLike[str] | None) -> Checkpoint | None:
     return given if given is None or isinstance(given, Checkpoint) else Checkpoint(given)
-
-
-def _title(task: Task | Callable[..., Any]) -> str:
-    return str(getattr(task, "__name__", type(task).__name__))
 
 
 def _one_of(servers: Any, ppservers: Any) -> Any:
@@ -514,9 +550,14 @@ def _one_of(servers: Any, ppservers: Any) -> Any:
     return servers if ppservers is None else ppservers
 
 
-def _check(executor: object, named: object, settings: Mapping[str, Any]) -> None:
-    if not isinstance(executor, concurrent.futures.Executor | None):
-        raise ConfigError(f"executor must be a concurrent.futures.Executor, not {executor!r}")
-    if executor is not None and (named != () or settings):
+def _check(executor: object, named: object, settings: Mapping[str, Any]) -> Backend | None:
+    """Return the backend that was given, if one was."""
+    if executor is None:
+        return None
+    if named != () or settings:
         what = ", ".join(["servers"] * (named != ()) + [*settings])
         raise ConfigError(f"give either an executor of your own or {what}, not both")
+    try:
+        return backend_of(executor)
+    except TypeError as exc:
+        raise ConfigError(str(exc)) from None

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, cast
 from multiprocess import TimeoutError as MultiprocessTimeoutError
 from pathos.parallel import ParallelPool as PathosParallelPool
 
-from ostap_parallel.engine.parallel import ParallelExecutor
+from ostap_parallel.engine.engine import Engine
+from ostap_parallel.faces.executor import Executor
 from ostap_parallel.faces.pool import AsyncResult, Pool
 from ostap_parallel.worker import standin
 from ostap_parallel.worker.calls import spread
@@ -83,14 +84,14 @@ class ParallelPool(PathosParallelPool):  # type: ignore[misc]
         ncpus: Nodes = None,
         servers: str | int | Iterable[str | int] | None = None,
         id: str | None = None,
-        executor: ParallelExecutor | None = None,
+        executor: Executor | None = None,
         **settings: Unpack[Settings],
     ) -> None:
         if nodes is not None and ncpus is not None:
             raise TypeError("got multiple values for keyword argument 'ncpus'")
         self._nodes = _number(ncpus if nodes is None else nodes)
         if executor is not None and self._nodes is None:
-            self._nodes = executor.server.get_ncpus()
+            self._nodes = executor.backend.ncpus
         self._servers = _entries(servers)
         self._settings: dict[str, Any] = dict(settings)
         self._executor = executor
@@ -206,9 +207,9 @@ class ParallelPool(PathosParallelPool):  # type: ignore[misc]
                 pool = Pool(executor=self._executor)
             service = _Service(pool, options)
             self._services[self._id] = service
-        server = cast(ParallelExecutor, service.pool._executor).server
-        if self._nodes not in (None, server.get_ncpus()) and not server._exiting:
-            server.set_ncpus(self._nodes)
+        engine = cast(Engine, service.pool.backend)
+        if self._nodes is not None and self._nodes != engine.ncpus:
+            engine.set_ncpus(self._nodes)
         return service.pool
 
 

@@ -14,18 +14,19 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sized
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from multiprocessing.pool import CLOSE, INIT, RUN, TERMINATE
 from typing import TYPE_CHECKING, Any
 
-from ostap_parallel.engine.foreign import count_workers
-from ostap_parallel.engine.parallel import ParallelExecutor
+from ostap_parallel.engine.backend import Backend
+from ostap_parallel.engine.foreign import backend_of
 from ostap_parallel.faces.executor import Executor
 from ostap_parallel.runs.outcome import Batch, Outcome
 from ostap_parallel.runs.run import PAUSE, Run
 from ostap_parallel.runs.stream import AHEAD, Stream
-from ostap_parallel.worker import calls, execute, serialize, standin
+from ostap_parallel.worker import calls, standin
+from ostap_parallel.worker.execute import Call
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
     from ostap_parallel.faces.executor import Settings
 
 logger = logging.getLogger(__name__)
+
+# Said where work was stopped from outside.
+TERMINATED = "the pool was terminated, or the waiting cancelled"
 
 Function = Callable[..., Any]
 Callback = Callable[[Any], object] | None
@@ -65,7 +69,8 @@ class AsyncResult:
 
     def wait(self, timeout: float | None = None) -> None:
         """Wait until it is ready, or for `timeout` seconds."""
-        concurrent.futures.wait([self._settled], timeout)
+        with suppress(concurrent.futures.TimeoutError):
+            self._settled.exception(timeout)
 
     def get(self, timeout: float | None = None) -> Any:
         """Return the value, or raise what was raised.
@@ -104,7 +109,7 @@ class AsyncResult:
         """Take the outcome of the work, after telling the callback."""
         error = CancelledError() if done.cancelled() else done.exception()
         if error is not None and self._is_cancelled:
-            error = CancelledError("the pool was terminated, or the waiting cancelled")
+            error = CancelledError(TERMINATED)
         elif callback := self._callback if error is None else self._error_callback:
             try:
                 callback(done.result() if error is None else error)
@@ -131,7 +136,8 @@ class Pool(multiprocessing.pool.Pool):
     servers
         Hosts, and `settings` for them, as of `WorkManager`.
     executor
-        Computes in place of ours: any `concurrent.futures.Executor`. It is not shut down.
+        Computes in place of ours: any `concurrent.futures.Executor`, or a `Backend`. It is not
+        shut down.
 
     Raises
     ------
@@ -139,7 +145,6 @@ class Pool(multiprocessing.pool.Pool):
         A number or a setting is wrong; no host has been contacted.
     """
 
-    _executor: concurrent.futures.Executor
     _state = INIT  # `__del__` looks at it, also if `__init__` has raised
 
     def __init__(
@@ -150,7 +155,7 @@ class Pool(multiprocessing.pool.Pool):
         maxtasksperchild: int | None = None,
         *,
         servers: str | int | Iterable[str | int] | None = None,
-        executor: concurrent.futures.Executor | None = None,
+        executor: concurrent.futures.Executor | Backend | None = None,
         **settings: Unpack[Settings],
     ) -> None:
         options: dict[str, Any] = {
@@ -167,14 +172,12 @@ class Pool(multiprocessing.pool.Pool):
         if processes is not None and (processes < 0 or (processes == 0 and not servers)):
             raise ValueError("Number of processes must be at least 1, or 0 with servers")
         owned = None if executor is not None else Executor(**given)
-        self._executor = executor or owned  # type: ignore[assignment]
+        self.backend = backend_of(executor or owned)
         self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
         # what is not done yet, and how it is stopped
         self._under_way: dict[Future[Any], Stop] = {}
         self._callbacks = ThreadPoolExecutor(1, "callbacks")
-        self._calls = ThreadPoolExecutor(2 * self._processes or 1, "calls")  # of others' executors
-        threads = self._callbacks, self._calls
-        self._terminate = weakref.finalize(self, _end, self._under_way, owned, threads)
+        self._terminate = weakref.finalize(self, _end, self._under_way, owned, self._callbacks)
         self._closing: Future[None] | None = None
         self._pid = os.getpid()
         self._state = RUN
@@ -197,9 +200,7 @@ class Pool(multiprocessing.pool.Pool):
     @property
     def _processes(self) -> int:
         """The number of workers, which many programs ask for."""
-        if isinstance(self._executor, ParallelExecutor):
-            return sum(self._executor.workers.values())
-        return count_workers(self._executor)
+        return sum(self.backend.workers.values())
 
     def apply_async(  # type: ignore[override]
         self,
@@ -211,15 +212,21 @@ class Pool(multiprocessing.pool.Pool):
     ) -> AsyncResult:
         """Call a function on a worker; return at once."""
         self._check_running()
-        stop: Stop
-        if isinstance(self._executor, ParallelExecutor):
-            future = _submit(self._executor, func, args, kwds)
-            stop = functools.partial(self._executor.interrupt, [future])
-        else:
-            run = self._run(execute.apply, [(serialize.Anew(), func, tuple(args), dict(kwds))])
-            future = self._calls.submit(lambda: _collect(run)[0])
-            stop = run.cancel
+        future = _submit(self.backend, func, args, kwds)
+        stop = functools.partial(self.backend.give_up, [future])
         return self._result(future, stop, callback, error_callback)
+
+    def map(
+        self, func: Function, iterable: Iterable[Any], chunksize: int | None = None
+    ) -> list[Any]:
+        """Return the results in the order of the items."""
+        return self._map_here(func, iterable, chunksize)
+
+    def starmap(
+        self, func: Function, iterable: Iterable[Any], chunksize: int | None = None
+    ) -> list[Any]:
+        """Return the results of ``func(*args)`` for each ``args`` of the items, in their order."""
+        return self._map_here(functools.partial(calls.spread, func), iterable, chunksize)
 
     def imap(  # type: ignore[override]
         self, func: Function, iterable: Iterable[Any], chunksize: int | None = None
@@ -266,9 +273,22 @@ class Pool(multiprocessing.pool.Pool):
         """Do what `map`, `map_async`, `starmap` and `starmap_async` have in common."""
         if mapper is multiprocessing.pool.starmapstar:  # type: ignore[attr-defined]
             func = functools.partial(calls.spread, func)
-        items = iterable if isinstance(iterable, Sized) else list(iterable)
-        run = self._run(func, items, chunksize)
+        run = self._run(func, _sized(iterable), chunksize)
         return self._result(_in_thread(_collect, run), run.cancel, callback, error_callback)
+
+    def _map_here(
+        self, func: Function, iterable: Iterable[Any], chunksize: int | None
+    ) -> list[Any]:
+        """Do what `map` and `starmap` have in common: no other thread need be woken for them."""
+        run = self._run(func, _sized(iterable), chunksize)
+        ended: Future[None] = Future()
+        self._track(ended, run.cancel)
+        try:
+            return _collect(run)
+        except CancelledError:
+            raise CancelledError(TERMINATED) from None
+        finally:
+            ended.set_result(None)
 
     def _run(
         self,
@@ -278,8 +298,8 @@ class Pool(multiprocessing.pool.Pool):
         order: bool = True,
     ) -> Run:
         self._check_running()
-        call = execute.Call(func, log_level=logging.getLogger().level)
-        return Run(self._executor, call, items, chunksize, order)
+        call = Call(func, log_level=logging.getLogger().level)
+        return Run(self.backend, call, items, chunksize, order)
 
     def _stream(
         self, func: Function, iterable: Iterable[Any], chunksize: int | None, ordered: bool
@@ -300,7 +320,10 @@ class Pool(multiprocessing.pool.Pool):
     ) -> AsyncResult:
         result = AsyncResult(self, stop, callback, error_callback)
         self._track(result._settled, result._cancel)
-        future.add_done_callback(functools.partial(_deliver, self._callbacks, result))
+        settle: Callable[[Future[Any]], object] = result._settle
+        if callback is not None or error_callback is not None:  # which may take long
+            settle = functools.partial(_deliver, self._callbacks, result)
+        future.add_done_callback(settle)
         return result
 
     def _track(self, done: Future[Any], stop: Stop) -> None:
@@ -372,6 +395,10 @@ class _Source:
             raise self._error
 
 
+def _sized(iterable: Iterable[Any]) -> Iterable[Any]:
+    return iterable if isinstance(iterable, Sized) else list(iterable)
+
+
 def _collect(run: Run) -> list[Any]:
     """Return all values; raise the first error once all items have been run."""
     values: list[Any] = []
@@ -383,19 +410,18 @@ def _collect(run: Run) -> list[Any]:
             else:
                 values.append(arrival.value)
                 error = arrival.error if error is None else error
-    if isinstance(run.executor, ParallelExecutor):
-        run.executor.flush()  # what tasks have printed is there, too
+    run.backend.flush()  # what tasks have printed is there, too
     if error is not None:
         raise error
     return values
 
 
 def _submit(
-    executor: ParallelExecutor, func: Function, args: Iterable[Any], kwds: Mapping[str, Any]
+    backend: Backend, func: Function, args: Iterable[Any], kwds: Mapping[str, Any]
 ) -> Future[Any]:
     """Submit a call; that it cannot be sent is its outcome."""
     try:
-        return executor.submit(func, *args, **kwds)
+        return backend.call(func, args, kwds)
     except Exception as exc:
         future: Future[Any] = Future()
         future.set_exception(exc)
@@ -429,14 +455,11 @@ def _finish(under_way: dict[Future[Any], Stop], end: Callable[[], object]) -> No
 
 
 def _end(
-    under_way: dict[Future[Any], Stop],
-    owned: Executor | None,
-    threads: Iterable[ThreadPoolExecutor],
+    under_way: dict[Future[Any], Stop], owned: Executor | None, callbacks: ThreadPoolExecutor
 ) -> None:
     """End what a pool owns; a function, so that a forgotten pool can be collected."""
     for stop in reversed(list(under_way.values())):  # so that none begins as another ends
         stop()
     if owned is not None:
         owned.close()
-    for executor in threads:
-        executor.shutdown(wait=False)
+    callbacks.shutdown(wait=False)

@@ -27,14 +27,14 @@ from concurrent.futures import (
     TimeoutError,
 )
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any
 
-from ostap_parallel.worker import calls, nested, serialize
+from ostap_parallel.worker import calls, nested
 from ostap_parallel.worker.calls import Operation
 from ostap_parallel.worker.shared import shared as _shared_object
 
 if TYPE_CHECKING:
-    from ostap_parallel.engine.parallel import ParallelExecutor
+    from ostap_parallel.engine.backend import Backend
 
     Future = concurrent.futures.Future[Any] | nested.Future
 
@@ -61,11 +61,11 @@ __all__ = [
 BLOCKS = 256
 
 _lock = threading.Lock()
-_default: Executor | None = None
+_default: Any = None
 _is_own = False  # whether the default executor was made here
 
 
-def use(executor: Executor | None) -> None:
+def use(executor: Executor | Backend | None) -> None:
     """Have these functions use an executor, which stays the caller's to shut down.
 
     ``None``: one that is made from the settings, when it is first needed.
@@ -106,10 +106,11 @@ def submit(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
     if nested.available():
         return nested.submit(fn, *args, **kwargs)
     executor = _executor()
-    if _is_ours(executor):
-        return executor.submit(fn, *args, **kwargs)
-    what = f"the call of {getattr(fn, '__qualname__', fn)}"
-    return executor.submit(calls.call_foreign, serialize.pack((fn, args, kwargs), what))
+    backend = _backend()
+    if backend.abilities.nesting and executor is not backend:  # ours, which may be shut down
+        future: Future = executor.submit(fn, *args, **kwargs)
+        return future
+    return backend.call(fn, args, kwargs)
 
 
 def map(
@@ -229,7 +230,7 @@ _Shared.__call__.__doc__ = _shared_object.__doc__
 shared = _Shared()
 
 
-def _executor() -> Executor:
+def _executor() -> Any:
     """Return the default executor, made now if there is none."""
     global _default, _is_own
     if nested.in_worker():
@@ -242,10 +243,10 @@ def _executor() -> Executor:
         return _default
 
 
-def _is_ours(executor: Executor) -> TypeGuard[ParallelExecutor]:
-    from ostap_parallel.engine.parallel import ParallelExecutor
+def _backend() -> Backend:
+    from ostap_parallel.engine.foreign import backend_of
 
-    return isinstance(executor, ParallelExecutor)
+    return backend_of(_executor())
 
 
 def _keeper() -> Any:
@@ -253,9 +254,9 @@ def _keeper() -> Any:
     if nested.available():
         return nested
     if not calls.on_foreign.get():
-        executor = _executor()
-        if _is_ours(executor):
-            return executor
+        backend = _backend()
+        if backend.abilities.nesting:
+            return backend
     raise RuntimeError("constants are shared by ostap_parallel's own workers only")
 
 
@@ -326,13 +327,9 @@ def _size() -> int:
         return 1
     if nested.available():
         return nested.count_workers()
-    executor = _executor()
-    if _is_ours(executor):
-        executor.wait_for_hosts()
-        return sum(executor.workers.values())
-    from ostap_parallel.engine.foreign import count_workers
-
-    return count_workers(executor)
+    backend = _backend()
+    backend.wait_for_hosts()
+    return sum(backend.workers.values())
 
 
 # SCOOP's constants, which are attributes of the package; each is found out when it is asked for.

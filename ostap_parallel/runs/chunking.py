@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from ostap_parallel.worker import execute
+from ostap_parallel.engine.retries import Attempts
+from ostap_parallel.worker.chunk import NEXT, PLAIN, Writer, pack_chunk
 
 # A chunk should take about this long: many times a round trip, yet short beside a user's patience.
 CHUNK_SECONDS = 0.3
@@ -30,52 +31,99 @@ MANY = 4  # items whose time is known, for each of a chunk that is as short as i
 LONGEST_CHUNK = 1.0
 
 
+# Of these there may be as many as are wanted.
+SMALL = frozenset(PLAIN) - {str}
+
+# Bytes of a chunk, unless one item has more, or the next ones add little.
+MAX_CHUNK_BYTES = 1 << 22
+LITTLE = MAX_CHUNK_BYTES >> 6
+
+
 @dataclass
 class Chunk:
-    """Items that are sent together for the first time."""
-
-    indices: Sequence[int]
-    items: list[Any]
-    packed: Sequence[Any]
-
-    def split(self) -> list[Item]:
-        """Return the items one by one, as each may get a history of its own."""
-        return list(map(Item, self.indices, self.items, self.packed))
-
-
-@dataclass
-class Item:
-    """An item that is run again.
+    """Items that are sent together.
 
     Attributes
     ----------
-    failed
-        How often it raised, or took too long.
-    lost
-        How often its worker died by it.
-    blameless
-        How often it was lost by the fault of others.
+    sent
+        What stands for them in the message: their bytes, unless these were written with those of
+        others.
+    history
+        Is there if they are not sent for the first time.
     """
+
+    indices: Sequence[int]
+    items: list[Any]
+    sent: Sequence[Any]
+    history: list[Item] | None = None
+
+    def split(self) -> list[Item]:
+        """Return the items one by one, as each may get a history of its own."""
+        return self.history or list(map(Item, self.indices, self.items, self.sent))
+
+
+@dataclass
+class Item(Attempts):
+    """An item that is run again: as it was sent, or as it is now if it was sent with others."""
 
     index: int
     item: Any
-    packed: Any
-    failed: int = 0
-    lost: int = 0
-    blameless: int = 0
+    sent: Any = NEXT
+
+
+class Packing:
+    """The items of one chunk, as they are read.
+
+    Parameters
+    ----------
+    cache, together
+        Of one run, see `Writer`.
+    """
+
+    def __init__(self, cache: dict[type, bytes], together: bool) -> None:
+        self.indices: list[int] = []
+        self.items: list[Any] = []
+        self.sent: list[Any] = []
+        self._writer = Writer(cache, together)
+        self._is_over = False
 
     @property
-    def attempts(self) -> int:
-        """How often it will have run when this time is over."""
-        return 1 + self.failed + self.lost + self.blameless
+    def is_full(self) -> bool:
+        """Whether it has all the bytes that a chunk may have."""
+        return self._writer.size >= MAX_CHUNK_BYTES
+
+    def has_room(self, value: Any) -> bool:
+        """Return whether another item should be added: it is likely to add little if it shares."""
+        return not self.is_full or (not self._is_over and _share(value, self.items[-1]))
+
+    def add(self, index: int, value: Any, packed: Any = NEXT) -> None:
+        """Add an item, which may be packed already; raises `SerializeError`."""
+        before, was_full = self._writer.size, self.is_full
+        sent = value
+        if packed is not NEXT:
+            sent = self._writer.add_packed(packed)
+        elif type(value) not in SMALL:
+            sent = self._writer.add(value, f"item {index} (a {type(value).__name__})")
+        self._is_over = was_full and self._writer.size - before > LITTLE
+        self.indices.append(index)
+        self.items.append(value)
+        self.sent.append(sent)
+
+    def chunk(self) -> Chunk:
+        """Return the chunk of those that were added."""
+        without_gaps = range(self.indices[0], self.indices[-1] + 1)  # no memory, no time to send
+        is_whole = len(without_gaps) == len(self.items)
+        return Chunk(without_gaps if is_whole else self.indices, self.items, self.sent)
+
+    def message(self, indices: Sequence[int], run: bytes, limit: float) -> bytes:
+        """Return what is sent; see `worker.chunk.pack_chunk`."""
+        return pack_chunk(indices, self.sent, self._writer.stream(), run, limit)
 
 
-def pack_chunk(chunk: Chunk | list[Item], run: bytes, limit: float) -> bytes:
-    """Return the message for a chunk, see `execute.pack_chunk`."""
-    if isinstance(chunk, Chunk):
-        return execute.pack_chunk(chunk.indices, chunk.packed, run, limit)
-    columns = [item.index for item in chunk], [item.packed for item in chunk]
-    return execute.pack_chunk(*columns, run, limit)
+def _share(one: Any, other: Any) -> bool:
+    """Return whether two items have something in common, at a glance."""
+    both = (each if isinstance(each, tuple) else (each,) for each in (one, other))
+    return any(a is b and type(a) not in PLAIN for a, b in zip(*both, strict=False))
 
 
 class ChunkSize:
@@ -108,8 +156,13 @@ class ChunkSize:
         # came back, not with each of those that are under way
         self._size = max(1, min(int(fitting), max(self._size, GROWTH * count), MAX_CHUNK))
 
-    def choose(self, workers: int, total: int | None, left: int, round_trip: float) -> int:
-        """Return the size of the next chunk when `left` of `total` items, if known, are left."""
+    def choose(
+        self, workers: int, total: int | None, left: int, round_trip: float, is_heavy: bool = False
+    ) -> int:
+        """Return the size of the next chunk when `left` of `total` items, if known, are left.
+
+        One that `is_heavy` costs much by itself, by what its items share, and there should be few.
+        """
         if total is None:
             return self._size
         # guided: towards the end ever fewer, so that no worker idles while another works
@@ -118,7 +171,11 @@ class ChunkSize:
         guided = math.ceil(max(1, left) / (3 * workers))
         # these may take far longer than those of earlier runs
         share = math.ceil(max(1, total) / workers)
-        return min(self._size, share, max(min(least, self._count // MANY), guided))
+        size = min(self._size, share, max(min(least, self._count // MANY), guided))
+        if not is_heavy or not self._seconds:
+            return size
+        fitting = int(LONGEST_CHUNK / self._seconds)  # what it does not begin by then comes back
+        return max(size, min(fitting, MAX_CHUNK, math.ceil(total / (4 * workers))))
 
     def is_short(self, count: int) -> bool:
         """Return whether a chunk of so many items is likely to be over soon."""

@@ -24,7 +24,7 @@ from ostap_parallel.worker.serve import MARK
 
 _PACKAGES = (ostap_parallel, ppft, cloudpickle, dill)
 
-FOLDER = "bundle"  # that holds all of it
+FOLDER = "ppserver"  # that holds all of it, and by which a host's list of processes names it
 
 # Runs first, under whatever interpreter the host has: it must be understood by all of them.
 _MAIN = """\

@@ -1,4 +1,4 @@
-"""One server on one host: set up, started, tunnelled to, and taken down without a trace."""
+"""One server on one host: set up, started, reached, and taken down without a trace."""
 
 from __future__ import annotations
 
@@ -8,20 +8,25 @@ import json
 import logging
 import queue
 import random
+import re
 import shlex
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ostap_parallel.config import HostConfig
 from ostap_parallel.errors import HostError
 from ostap_parallel.supply.bundle import bundle
-from ostap_parallel.supply.ssh import DROPPED, TRIES, Copier, Session, Tunnel, write_files
+from ostap_parallel.supply.existing import ExistingSource
+from ostap_parallel.supply.session import Session
+from ostap_parallel.supply.source import Grant, Server, Source, TryLater, Watch
+from ostap_parallel.supply.ssh import BEATS, TRIES, open_ssh
+from ostap_parallel.supply.ways import SPARE_LINES, Way
+from ostap_parallel.worker.endpoint import Endpoint
 from ostap_parallel.worker.handshake import derive_key
 from ostap_parallel.worker.serve import MARK
 
@@ -35,96 +40,87 @@ _SOURCE = 'op_file={file}; op_find {step}; source "$op_file" </dev/null >&2; op_
 # One line: bash has read all of it before python reads what follows.
 _SERVE = "op_serve {python} {mismatch}; exit\n"
 
-# The step that has failed on a host which cannot take a shared object.
-STEP = "shared"
+# Seconds without a word from bash after which we look whether the way is good, and then until
+# what bash should read counts as lost.
+QUIET = 5.0
+LOST_WORDS = 10.0
 
-# ssh's own exit status where the connection, not the command, has failed.
-SSH_FAILED = 255
+# What is said where there is no room just now.
+_FULL = re.compile(
+    "No space left on device|Wrote only .* bytes|[Qq]uota exceeded|Cannot allocate memory"
+    "|Resource temporarily unavailable"
+)
 
-
-@dataclass
-class HostStatus:
-    """Where a host stands.
-
-    Attributes
-    ----------
-    state
-        ``"resting"``: ended because there was nothing to do; started again when there is.
-    workers
-        Number of its workers, 0 while it is not up.
-    seconds
-        How long it took to come up.
-    lost
-        How often it was lost. A lost host is started again, until it is up.
-    error
-        Why it is not up, with the step that failed, or why it was lost last.
-    port
-        The local port that leads to its server.
-    about
-        What the server told: ``host``, ``python``, ``executable``, ``pid``, ``ppft``, ``port``
-        and ``cpus``, the number that the host grants.
-    """
-
-    name: str
-    state: Literal["starting", "up", "failed", "lost", "resting", "closed"] = "starting"
-    workers: int = 0
-    seconds: float | None = None
-    lost: int = 0
-    error: HostError | None = None
-    port: int | None = None
-    about: dict[str, Any] | None = None
-
-    def since(self, lost: int) -> HostStatus:
-        """Return a copy that tells what has happened since it had been lost `lost` times."""
-        times = self.lost - lost
-        return replace(self, lost=times, error=self.error if times or not self.workers else None)
+OpenWay = Callable[[HostConfig], AbstractContextManager[Way]]
 
 
-class HostServer:
-    """A server on a host, for as long as the body of ``with`` runs.
+class HostSource:
+    """A host on which we start a server: a source of workers, see `source.Source`.
 
     Parameters
     ----------
     secret
-        What clients must prove to know; the server is told only the key made of it and its port.
-    control
-        Path for the connection's control socket, in a private directory.
-    on_event
-        Called, from a thread, with what the workers print and log, see `worker.output.Sink`.
-    on_lost
-        Called, from a thread, with this object and the error when the server ends before it is
-        closed, or has not answered for ``host.keepalive`` seconds.
-    port
-        The local port that is to lead to the server, if it is free.
+        What clients must prove to know; a server is told only the key made of it and its port.
     tasks_per_worker
         Jobs after which a worker process is replaced; ``None`` for no limit.
+    open_way
+        Makes the way to the host, anew for each start.
     start_timeout
-        Seconds until it must be up, the user's scripts included.
+        Seconds until a server must be up, from when it has its turn, the user's scripts included;
+        ``None``: what the host's configuration says.
     """
+
+    may_rest = True
 
     def __init__(
         self,
         host: HostConfig,
         secret: str,
-        control: Path,
         *,
-        on_event: Callable[[dict[str, Any]], None],
-        on_lost: Callable[[HostServer, HostError], None],
-        port: int | None = None,
         tasks_per_worker: int | None = None,
-        start_timeout: float = 300,
+        open_way: OpenWay = open_ssh,
+        start_timeout: float | None = None,
     ) -> None:
         self.host = host
+        self.label = host.label
+        self.keepalive: float | None = float(host.keepalive)
+        self.secret = secret
+        self.tasks_per_worker = tasks_per_worker
+        self.open_way = open_way
+        self.start_timeout = start_timeout or host.start_timeout
+        self.port = 0  # here, of the last server: the next one gets it if it is free
+
+    def server(self, watch: Watch) -> HostServer:
+        """Return a server that is about to be started."""
+        return HostServer(self, watch)
+
+
+def sources_of(
+    hosts: Iterable[HostConfig], secret: str, tasks_per_worker: int | None = None
+) -> list[Source]:
+    """Return a source for each host: a server to start there, or one that is there."""
+    return [
+        HostSource(host, secret, tasks_per_worker=tasks_per_worker)
+        if host.server_port is None
+        else ExistingSource.local(host.server_port, secret, host.ncpus)
+        for host in hosts
+    ]
+
+
+class HostServer(Server):
+    """A server on a host, from `start` to `close`."""
+
+    def __init__(self, source: HostSource, watch: Watch) -> None:
+        self.source, self.host = source, source.host
         self.about: dict[str, Any] = {}
-        self.port = port or 0
-        self._secret = secret
-        self._tasks_per_worker = tasks_per_worker
-        self._control = control
-        self._on_event = on_event
-        self._on_lost = on_lost
-        self._start_timeout = start_timeout
+        self._watch = watch
         self._news: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
+        self._way: Way | None = None
+        self._ways = contextlib.ExitStack()
         self._session: Session | None = None
+        self._step = "connect"
+        self._deadline = float("inf")
+        self._is_queued = False
         self._ids = itertools.count(1)
         self._done: dict[int, threading.Event] = {}
         self._is_up = False
@@ -133,17 +129,6 @@ class HostServer:
         self._beat = threading.Event()  # the answer to the last one
         self._beat.set()
         self._silent = 0.0  # seconds
-
-    def __enter__(self) -> HostServer:
-        try:
-            self._start()
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
 
     def hang_up(self) -> None:
         """Have the server end, without waiting until it has."""
@@ -159,6 +144,7 @@ class HostServer:
         self.hang_up()
         if self._session is not None:
             self._session.close(patience)
+        self._ways.close()
 
     def ask(self, command: str, **details: str) -> threading.Event:
         """Have the server do something; what is returned is set when it has, or has ended.
@@ -188,22 +174,36 @@ class HostServer:
             self._beat = self.ask("ping") if self._beat.is_set() else self._beat
         elif self._is_up and not self._closing.is_set():
             reason = f"the server has not answered for {self.host.keepalive} s"
-            self._on_lost(self, HostError(self.host.label, "run", reason))
+            self._watch.ended(HostError(self.host.label, "run", reason))
 
     def has_ended(self, timeout: float) -> bool:
         """Wait until the connection has ended; return whether it has."""
         return self._ended.wait(timeout)
 
-    def _start(self) -> None:
-        self._deadline = time.monotonic() + self._start_timeout
-        directory = self._connect()
-        assert self._session is not None
-        self._copy(directory)
+    def start(self) -> Grant:
+        """Start it; raises HostError, `TryLater` if that may be different later."""
+        try:
+            return self._start()
+        except HostError as exc:
+            full = exc.step in ("tmpdir", "copy", "python") and _FULL.search(exc.reason)
+            if full and not isinstance(exc, TryLater):
+                raise TryLater(exc.host, exc.step, exc.reason) from exc
+            raise
+
+    def _start(self) -> Grant:
+        with self._watch.slot():
+            self._deadline = time.monotonic() + self.source.start_timeout
+            directory = self._connect()
+            assert self._way is not None
+            left = max(1.0, self._deadline - time.monotonic())
+            self._way.copy(self._files(), directory, left)
         settings = {
             "ncpus": self.host.ncpus,
             "directory": directory,
             "timeout": self.host.keepalive,
-            "tasks_per_worker": self._tasks_per_worker,
+            "tasks_per_worker": self.source.tasks_per_worker,
+            "preload": self.host.preload,
+            "fresh": self.host.start == "spawn",
         }
         if sources := self._sources(directory):
             self._write(_PREPARE.format(sources=sources))
@@ -212,48 +212,86 @@ class HostServer:
         serve = _SERVE.format(python=python, mismatch=self.host.python_mismatch)
         self._write(f"{serve}{json.dumps(settings)}\n")
         self.about = self._expect("ready")
-        # It ends with the session, at the latest.
-        self.port = Tunnel(self._session, self.port).connect("127.0.0.1", self.about["port"])
+        address = self._way.forward(self.about["port"], self.source.port)
+        self.source.port = address[1]
+        key = derive_key(self.source.secret, address[1])
         self._is_up = True
-        self.ask("admit", key=derive_key(self._secret, self.port).hex())
+        self.ask("admit", key=key.hex())
+        return Grant(Endpoint(address, key), self.host.ncpus, about=self.about)
 
     def _connect(self) -> str:
         """Open the connection, again if it is dropped; return the private directory there."""
         tmpdir = _quote_path(self.host.tmpdir) if self.host.tmpdir else '"${TMPDIR:-/tmp}"'
         script = Path(__file__).with_name("remote.bash").read_text()
+        text = f"{SPARE_LINES}op_mark={shlex.quote(MARK)} op_tmpdir={tmpdir}\n{script}"
         for attempt in range(TRIES):
-            self._news, self._step = queue.SimpleQueue(), "connect"
-            self._ended.clear()
-            self._session = Session(self.host, self._control, self._receive)
-            if self._closing.is_set():
-                raise HostError(self.host.label, "connect", "closed while it was starting")
-            self._session.open()
+            self._open()
             try:
-                self._write(f"op_mark={shlex.quote(MARK)} op_tmpdir={tmpdir}\n{script}")
-                directory: str = self._expect("directory")
+                self._write(text)
+                return self._greeting()
             except HostError as exc:
-                dropped = DROPPED.search(self._session.last_words)
-                if not dropped or attempt == TRIES - 1 or self._closing.is_set():
+                assert self._session is not None
+                assert self._way is not None
+                words = self._session.last_words
+                verdict = self._way.judge(self._session.exit_status, words)
+                if not self._ended.is_set() or self._step != "connect" or self._closing.is_set():
+                    raise
+                if verdict == "passing" or (verdict == "dropped" and attempt == TRIES - 1):
+                    raise TryLater(exc.host, exc.step, exc.reason) from exc
+                if verdict != "dropped":
                     raise
                 logger.info("%s; trying again", exc)
                 self._session.close()
                 # Many clients that retry together must not meet again.
                 time.sleep(random.uniform(0.1, 0.4) * 1.6**attempt)
-            else:
-                return directory
         raise AssertionError("the loop above returns or raises")
 
-    def _copy(self, directory: str) -> None:
-        assert self._session is not None
+    def _open(self) -> None:
+        if self._closing.is_set():
+            raise HostError(self.host.label, "connect", "closed while it was starting")
+        self._news, self._step = queue.SimpleQueue(), "connect"
+        self._ended.clear()
+        self._ways.close()
+        self._way = self._ways.enter_context(self.source.open_way(self.host))
+        self._session = Session(
+            self.host.label,
+            self._way.argv(),
+            self._receive,
+            self._overhear,
+            self.host.keepalive / BEATS,
+        )
+        if self._closing.is_set():
+            raise HostError(self.host.label, "connect", "closed while it was starting")
+        self._session.open()
+
+    def _greeting(self) -> str:
+        """Wait for the directory there; notice if what bash was sent has gone elsewhere."""
+        assert self._way is not None
+        directory: str | None = None
+        while (directory := self._expect("directory", QUIET)) is None:
+            if self._is_queued or self._step != "connect" or not self._way.answers():
+                continue
+            # A program with nothing to read has come and gone, on the same way.
+            directory = self._expect("directory", LOST_WORDS)
+            if directory is None and self._step == "connect" and not self._is_queued:
+                reason = (
+                    "it does not begin to read what it is sent: a start-up file there (~/.bashrc, "
+                    "~/.profile, $BASH_ENV or the like) reads standard input, which it must leave "
+                    "alone where that is no terminal; or it takes longer than any other time"
+                )
+                raise HostError(self.host.label, "connect", reason)
+            if directory is not None:
+                break
+        return directory
+
+    def _files(self) -> dict[str, bytes]:
+        """Return what the host is sent."""
         files = {"bundle.tgz": bundle(sys.version_info[:2])}
         if self.host.environment is not None:
             files["environment.sh"] = self.host.environment.encode() + b"\n"
         if self.host.script is not None:
             files["script.sh"] = self.host.script.read_bytes()
-        with tempfile.TemporaryDirectory(dir=self._control.parent) as staging:
-            write_files(Path(staging), files)
-            left = max(1.0, self._deadline - time.monotonic())
-            Copier(self._session).copy(Path(staging), directory, left)
+        return files
 
     def _write(self, text: str) -> None:
         assert self._session is not None
@@ -273,6 +311,13 @@ class HostServer:
             for step, file in sources.items()
             if file
         )
+
+    def _overhear(self, line: str) -> None:
+        """Log what comes on standard error; it may also say that the host has to be waited for."""
+        assert self._way is not None
+        if reason := self._way.queued(line):
+            self._news.put(("queued", reason))
+        logging.getLogger(self.host.name).info("%s", line)
 
     def _receive(self, line: str | None) -> None:
         """Sort what arrives: answers and set-up steps, events of workers, other people's text."""
@@ -297,7 +342,7 @@ class HostServer:
                 if done := self._done.pop(event["id"], None):
                     done.set()
             else:
-                self._on_event(event)
+                self._watch.event(event)
 
     def _end(self) -> None:
         self._is_up, was_up = False, self._is_up
@@ -308,18 +353,33 @@ class HostServer:
         if was_up and not self._closing.is_set():
             assert self._session is not None
             reason = self._session.last_words or "the server has ended"
-            self._on_lost(self, HostError(self.host.label, "run", reason))
+            self._watch.ended(HostError(self.host.label, "run", reason))
 
-    def _expect(self, wanted: str) -> Any:
-        """Wait for one piece of news; anything else is the step that failed."""
+    def _expect(self, wanted: str, patience: float | None = None) -> Any:
+        """Wait for one piece of news; anything else is the step that failed.
+
+        Return ``None`` if there was none for `patience` seconds.
+        """
         assert self._session is not None
         while True:
-            left = self._deadline - time.monotonic()
+            left = max(0.0, self._deadline - time.monotonic())
             try:
-                kind, rest = self._news.get(timeout=max(0.0, left))
+                limit = left if patience is None else min(left, patience)
+                kind, rest = self._news.get(timeout=min(limit, threading.TIMEOUT_MAX))
             except queue.Empty:
-                reason = f"not up after {self._start_timeout:g} s; {self._session.last_words}"
-                raise HostError(self.host.label, self._step, reason) from None
+                if patience is not None and patience < left:
+                    return None
+                words = self._session.last_words
+                reason = f"not up after {self.source.start_timeout:g} s; {words}"
+                raise TryLater(self.host.label, self._step, reason) from None
+            if kind == "queued":
+                self._is_queued, self._deadline = True, float("inf")
+                self._watch.queued(rest)
+                continue
+            if self._is_queued:
+                self._is_queued = False
+                self._deadline = time.monotonic() + self.source.start_timeout
+                self._watch.granted()
             if kind == wanted:
                 return rest
             if kind == "step":
@@ -328,11 +388,12 @@ class HostServer:
                 raise self._failure()
 
     def _failure(self) -> HostError:
-        """Return the error for a session that has ended: ssh passes on bash's exit status."""
+        """Return the error for a session that has ended, with the exit status of bash."""
         assert self._session is not None
+        assert self._way is not None
         status, words = self._session.exit_status, self._session.last_words
-        ended = f"ended with exit status {status}"
-        if words and self._step != "connect" and status != SSH_FAILED:
+        ended = "ended" if status is None else f"ended with exit status {status}"
+        if words and self._step != "connect" and self._way.judge(status, words) == "ended":
             words = f"{words} ({ended})"
         return HostError(self.host.label, self._step, words or ended)
 

@@ -67,7 +67,7 @@ op_serve() {
         exit 127
     fi
     PATH=$op_path "$op_tar" -xzf "$op_dir/bundle.tgz" -C "$op_dir" || exit
-    "$1" "$op_dir/bundle" "$2" 19>&-
+    "$1" "$op_dir/ppserver" "$2" 19>&-
     set -- $?
     op_say over "$1" # ssh ends later, as it waits for all that uses the tunnel
     exit "$1"

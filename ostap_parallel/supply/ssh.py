@@ -7,11 +7,10 @@ the login shell is, every command is bash text on standard input and never meets
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import fcntl
+import functools
 import io
-import logging
 import os
 import re
 import shlex
@@ -20,19 +19,20 @@ import socket
 import subprocess
 import tarfile
 import tempfile
-import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import Any
 
+from pathos.connection import PipeException
 from pathos.secure import Copier as PathosCopier
 from pathos.secure import Tunnel as PathosTunnel
+from pathos.secure import TunnelException
 
 from ostap_parallel.config import HostConfig
 from ostap_parallel.errors import HostError
-
-logger = logging.getLogger(__name__)
+from ostap_parallel.supply.processes import run_apart, start_apart
+from ostap_parallel.supply.ways import Verdict, unpack, write_files
 
 # What ssh says where a server or a gateway drops connections because too many come at once
 # (MaxStartups in sshd_config): those are worth another try.
@@ -42,14 +42,34 @@ DROPPED = re.compile(
 )
 TRIES = 8
 
+# What it says where a host is down or cannot be reached just now.
+PASSING = re.compile(
+    r"[Cc]onnection refused|timed out|No route to host|Network is unreachable|Host is down"
+    r"|Temporary failure in name resolution|not responding"
+)
+
 # In the time that makes a silent host a lost one, each side can be heard this often.
 BEATS = 3
 
-# Seconds until ssh's last words are there, once it has ended. A ProxyCommand that hangs keeps the
-# pipe open; it may also be a master that others share, and is ssh's to end.
-LAST_WORDS = 2.0
+# ssh's own exit status where the connection, not the command, has failed.
+SSH_FAILED = 255
+
+# The first OpenSSH in whose configuration these may stand. An older one refuses them.
+_SESSION_OPTIONS = "-oSessionType=default", "-oStdinNull=no", "-oForkAfterAuthentication=no"
+_SESSION_OPTIONS_SINCE = (8, 7)
 
 _DIRECTORY_PREFIX = "ostap-parallel-"
+
+
+@contextmanager
+def private_directory(prefix: str, parent: str | Path) -> Iterator[Path]:
+    """Make a directory for us alone and remove it at the end, which is not that of a fork."""
+    owner, path = os.getpid(), Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+    try:
+        yield path
+    finally:
+        if os.getpid() == owner:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 @contextmanager
@@ -62,13 +82,10 @@ def control_directory() -> Iterator[Path]:
         parent = "/tmp"
     _remove_stale(Path(parent))
     mine = f"{_DIRECTORY_PREFIX}{os.getpid()}-"
-    with (
-        tempfile.TemporaryDirectory(prefix=mine, dir=parent, ignore_cleanup_errors=True) as path,
-        _opened(path) as directory,
-    ):
+    with private_directory(mine, parent) as path, _opened(path) as directory:
         with contextlib.suppress(OSError):  # not every file system has locks
             fcntl.flock(directory, fcntl.LOCK_SH)
-        yield Path(path)
+        yield path
 
 
 def _remove_stale(parent: Path) -> None:
@@ -95,6 +112,16 @@ def _opened(directory: str | Path) -> Iterator[int]:
         os.close(descriptor)
 
 
+@functools.cache
+def ssh_version() -> tuple[int, int]:
+    """Return the version of OpenSSH here; (0, 0) if that cannot be told."""
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        done = run_apart(["ssh", "-V"], timeout=10)
+        if found := re.search(rb"OpenSSH_(\d+)\.(\d+)", done.errors + done.output):
+            return int(found[1]), int(found[2])
+    return 0, 0
+
+
 def ssh_argv(host: HostConfig, control: Path) -> list[str]:
     """Return ``ssh`` and its options for a connection that shares `control`; no destination.
 
@@ -103,6 +130,8 @@ def ssh_argv(host: HostConfig, control: Path) -> list[str]:
     argv = ["ssh", "-T", "-x", f"-oControlPath={control}", "-oControlPersist=no"]
     argv += ["-oBatchMode=yes", "-oRemoteCommand=none", "-oPermitLocalCommand=no"]
     argv += ["-oControlMaster=yes", "-oClearAllForwardings=yes"]
+    if ssh_version() >= _SESSION_OPTIONS_SINCE:
+        argv += _SESSION_OPTIONS
     if host.user is not None:
         argv.append(f"-l{host.user}")
     if host.port is not None:
@@ -115,124 +144,30 @@ def ssh_argv(host: HostConfig, control: Path) -> list[str]:
     return [*argv, "-oConnectTimeout=10", "-oLogLevel=ERROR"]
 
 
-class Session:
-    """The connection to one host, with bash at its other end.
+@contextmanager
+def open_ssh(host: HostConfig) -> Iterator[Ssh]:
+    """Make a way to a host whose control socket is in a private directory."""
+    with control_directory() as directory:
+        yield Ssh(host, directory / "control")
+
+
+class Ssh:
+    """The way through OpenSSH: one connection, which copies and forwards share; see `ways.Way`.
 
     Parameters
     ----------
-    on_line
-        Called with each line that arrives on standard output, from a thread; with ``None`` when
-        the connection has ended.
+    control
+        Path for the connection's control socket, in a private directory.
     """
 
-    def __init__(
-        self, host: HostConfig, control: Path, on_line: Callable[[str | None], None]
-    ) -> None:
+    def __init__(self, host: HostConfig, control: Path) -> None:
         self.host = host
         self.control = control
-        self._on_line = on_line
-        self._last_words: collections.deque[str] = collections.deque(maxlen=20)
-        self._write_lock = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
-        self._lifeline: subprocess.Popen[bytes] | None = None
-        self._threads: list[threading.Thread] = []
-        self._closed = False
+        self.label = host.label
 
-    def open(self) -> None:
-        """Start ssh; the lines that arrive tell whether it connects."""
-        argv = ssh_argv(self.host, self.control)
-        self._last_words.clear()
-        with self._write_lock:
-            if self._closed:
-                raise HostError(self.host.label, "connect", "closed while it was starting")
-            try:
-                self._lifeline = self._start_lifeline()
-                assert self._lifeline.stdout is not None
-                with self._lifeline.stdout as stdin:
-                    self._process = subprocess.Popen(
-                        [*argv, "--", self.host.name, "exec bash -s"],
-                        stdin=stdin,
-                        stdout=subprocess.PIPE,
-                        stderr=subprocess.PIPE,
-                        start_new_session=True,  # Ctrl-C in the terminal is for us to handle
-                    )
-            except OSError as exc:
-                reason = f"ssh or bash cannot be started: {exc}; is an OpenSSH client installed?"
-                raise HostError(self.host.label, "connect", reason) from exc
-        assert self._process.stderr is not None
-        assert self._process.stdout is not None
-        errors = threading.Thread(
-            target=self._relay_errors, args=[self._process.stderr], daemon=True
-        )
-        lines = threading.Thread(
-            target=self._read_lines, args=[self._process, errors], daemon=True
-        )
-        self._threads = [errors, lines]
-        for thread in self._threads:
-            thread.start()
-
-    def _start_lifeline(self) -> subprocess.Popen[bytes]:
-        """Start what ssh reads from; see lifeline.bash."""
-        script = Path(__file__).with_name("lifeline.bash")
-        return subprocess.Popen(  # -p: without BASH_ENV, which may print
-            ["bash", "-p", "--", str(script), str(self.host.keepalive / BEATS)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-
-    @property
-    def last_words(self) -> str:
-        """The last lines of ssh's and the remote scripts' standard error."""
-        return "\n".join(self._last_words)
-
-    @property
-    def exit_status(self) -> int | None:
-        """The exit status of ssh, once it has ended."""
-        return None if self._process is None else self._process.poll()
-
-    def write(self, text: str) -> None:
-        """Send text to the other end; raises HostError if the connection is gone."""
-        with self._write_lock:
-            if self._lifeline is None or self._lifeline.stdin is None or self._closed:
-                raise HostError(self.host.label, "run", "the connection is closed")
-            try:
-                self._lifeline.stdin.write(text.encode())
-                self._lifeline.stdin.flush()
-            except OSError as exc:
-                reason = self.last_words or f"the connection was lost: {exc}"
-                raise HostError(self.host.label, "run", reason) from exc
-
-    def hang_up(self) -> None:
-        """End standard input: the other end sees that, cleans up and ends the session."""
-        with self._write_lock:
-            self._closed = True
-            if self._lifeline is not None and self._lifeline.stdin is not None:
-                with contextlib.suppress(OSError):
-                    self._lifeline.stdin.close()
-
-    def close(self, patience: float = 3.0) -> None:
-        """End the session; after `patience` seconds end ssh, which the other end sees likewise."""
-        self.hang_up()
-        process, lifeline = self._process, self._lifeline
-        if process is not None:
-            for end in (process.terminate, process.kill):
-                try:
-                    process.wait(patience)
-                    break
-                except subprocess.TimeoutExpired:
-                    end()
-            process.wait()
-        if lifeline is not None:  # it has read the end of all and has nobody left to tell
-            lifeline.kill()
-            lifeline.wait()
-        if process is None:
-            return
-        for thread in self._threads:
-            if thread.is_alive() and thread is not threading.current_thread():
-                thread.join(LAST_WORDS)
-        self.control.unlink(missing_ok=True)  # where ssh had no time to
+    def argv(self) -> list[str]:
+        """Return the command of the session, which opens the connection."""
+        return [*ssh_argv(self.host, self.control), "--", self.host.name, "exec bash -s"]
 
     def command(self, *options: str) -> list[str]:
         """Return an ssh command that uses this connection or fails.
@@ -245,71 +180,121 @@ class Session:
         shared += ["-oProxyCommand=false", "-oBatchMode=yes", "-oLogLevel=ERROR"]
         return ["ssh", *shared, *options, "--", self.host.name]
 
-    def _relay_errors(self, stream: IO[bytes]) -> None:
-        log = logging.getLogger(self.host.name)
-        with stream:
-            for raw in stream:
-                if line := raw.decode("utf-8", "backslashreplace").rstrip():
-                    self._last_words.append(line)
-                    log.info("%s", line)
+    def copy(self, files: Mapping[str, bytes], directory: str, timeout: float) -> None:
+        """Write files into a directory there."""
+        with private_directory("copy-", self.control.parent) as staging:
+            write_files(staging, files)
+            Copier(self).copy(staging, directory, timeout)
 
-    def _read_lines(self, process: subprocess.Popen[bytes], errors: threading.Thread) -> None:
-        assert process.stdout is not None
-        with process.stdout as lines:
-            for raw in lines:
-                self._on_line(raw.decode("utf-8", "backslashreplace").rstrip("\n"))
-        errors.join(LAST_WORDS)  # so that the last words are complete
-        process.wait()
-        self._on_line(None)
+    def forward(self, port: int, wanted: int = 0) -> tuple[str, int]:
+        """Return an address here that leads to a port of loopback there."""
+        tunnel = Tunnel(self, wanted)
+        local = tunnel.connect("127.0.0.1", port)
+        return tunnel.address, local
+
+    def judge(self, status: int | None, words: str) -> Verdict:
+        """Say what ssh means; what it is told by bash it passes on as its exit status."""
+        if status not in (SSH_FAILED, None):
+            return "ended"
+        if DROPPED.search(words):
+            return "dropped"
+        if PASSING.search(words):
+            return "passing"
+        return "failed" if status == SSH_FAILED else "ended"
+
+    def queued(self, line: str) -> str:
+        """ssh does not queue."""
+        return ""
+
+    def answers(self) -> bool:
+        """Return whether bash, with nothing to read, comes and goes there."""
+        try:
+            return run_apart([*self.command(), "exec bash -s"], timeout=5).status in (0, None)
+        except (OSError, subprocess.TimeoutExpired):
+            return False
+
+
+class CopyError(HostError, PipeException):  # type: ignore[misc]
+    """Files could not be copied."""
+
+
+class TunnelError(HostError, TunnelException):  # type: ignore[misc]
+    """A port could not be forwarded."""
 
 
 class Copier(PathosCopier):  # type: ignore[misc]
-    """pathos' copier, which sends a local directory's files through a session's connection.
+    """pathos' copier, which sends local files through a session's connection.
 
     It does not use scp: with a start-up file that prints, which many have, scp fails; bash does
-    not. It knows whether it succeeded, and no local shell sees its words.
+    not. It knows whether it succeeded, and no local shell sees its words. Its source is a file, or
+    a directory for all that is in it; its destination is a directory there, which may be written
+    as ``host:directory``. `options` are some of ssh's.
     """
 
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        super().__init__("copier", stdin=subprocess.DEVNULL)
+    verbose = False
+
+    def __init__(self, way: Ssh) -> None:
+        self._way = way
+        self._process: subprocess.Popen[bytes] | None = None
+        self.timeout: float | None = None
+        super().__init__("copier", launcher="ssh", stdin=subprocess.DEVNULL)
 
     def copy(self, source: Path, destination: str, timeout: float | None = None) -> None:
         """Copy all that is in `source` into the remote directory; raises HostError."""
-        self._timeout = timeout
-        self(
-            launcher=shlex.join(self._session.command()),
-            options="",
-            source=shlex.quote(str(source)),
-            destination=shlex.quote(destination),
-        )
+        self.timeout = timeout
+        self.config(source=str(source), destination=destination, background=False)
         self.launch()
 
+    def config(self, **kwds: Any) -> dict[str, Any]:
+        """(Re)configure the copier; `launcher` cannot be another one."""
+        if kwds.get("launcher", self.launcher) != "ssh":
+            raise KeyError("launcher")
+        settings: dict[str, Any] = super().config(**kwds)
+        directory = str(self.destination).removeprefix(f"{self._way.host.name}:")
+        self._argv = [*self._way.command(*shlex.split(self.options)), "exec bash -s"]
+        self._script = unpack(directory).encode()
+        self.message = shlex.join(["ssh", str(self.source), str(self.destination)])
+        return settings
+
+    __call__ = config
+
+    def kill(self) -> None:
+        """End a copy that runs in the background."""
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait()
+        self._process, self._pid = None, 0
+
     def _execute(self) -> None:
-        *command, source, destination = shlex.split(self.message)
-        buffer = io.BytesIO()
-        with tarfile.open(fileobj=buffer, mode="w") as archive:
-            for path in sorted(Path(source).iterdir()):
-                archive.add(path, arcname=path.name, filter=_disown)
-        script = f"exec tar -x -f - -C {shlex.quote(destination)}\n"
-        command.append("exec bash -s")
-        data = script.encode() + buffer.getvalue()
+        data = self._script + _archive(Path(self.source))
+        if self.background:
+            with tempfile.TemporaryFile() as stdin:
+                stdin.write(data)
+                stdin.seek(0)
+                self._process = start_apart(
+                    self._argv, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+                )
+            self._pid, self._stdout = self._process.pid, self._process.stdout
+            return
+        label = self._way.label
         try:
-            done = subprocess.run(
-                command,
-                input=data,
-                capture_output=True,
-                timeout=self._timeout,
-                start_new_session=True,  # Ctrl-C, as above
-            )
+            done = run_apart(self._argv, data, self.timeout)
         except subprocess.TimeoutExpired as exc:
-            reason = f"not done after {self._timeout:.0f} s"
-            raise HostError(self._session.host.label, "copy", reason) from exc
-        self._response = done.stdout
-        if done.returncode != 0:
-            words = done.stderr.decode("utf-8", "backslashreplace").strip()
-            reason = words or f"copying ended with exit status {done.returncode}"
-            raise HostError(self._session.host.label, "copy", reason)
+            raise CopyError(label, "copy", f"not done after {self.timeout:.0f} s") from exc
+        self._response, self._stdout = done.output, io.BytesIO(done.output)
+        words = done.errors.decode("utf-8", "backslashreplace").strip()
+        if done.status or (done.status is None and words):
+            reason = words or f"copying ended with exit status {done.status}"
+            raise CopyError(label, "copy", reason)
+
+
+def _archive(source: Path) -> bytes:
+    """Return a file, or all that is in a directory, as an archive."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for path in sorted(source.iterdir()) if source.is_dir() else [source]:
+            archive.add(path, arcname=path.name, filter=_disown)
+    return buffer.getvalue()
 
 
 def _disown(member: tarfile.TarInfo) -> tarfile.TarInfo:
@@ -329,26 +314,50 @@ class Tunnel(PathosTunnel):  # type: ignore[misc]
     ----------
     port
         The local port to take if it is free; 0: any.
+
+    Attributes
+    ----------
+    address
+        Of loopback, where its local port is.
     """
 
     verbose = False
+    address = "127.0.0.1"
 
-    def __init__(self, session: Session, port: int = 0) -> None:
-        self._session = session
+    def __init__(self, way: Ssh, port: int = 0) -> None:
+        self._way = way
         self._wanted = port
         super().__init__("tunnel")
 
-    def connect(self, host: str, port: int, through: str | None = None) -> int:
-        """Forward a free local port to `port` of `host` as the session's machine sees it."""
-        for _ in range(TRIES):
-            local, self._wanted = self._wanted or free_port(), 0
-            try:
-                self._connect(local, host, port, through=through)
-            except HostError as exc:
-                refusal = exc  # another process may have taken the port meanwhile
-                continue
-            self.connected = True
-            return local
+    def __repr__(self) -> str:
+        if not self.connected:
+            return f"Tunnel('{self.name}')"
+        return f"Tunnel('{self._forwarded()} {self._way.host.name}')"
+
+    def connect(self, host: str, port: int | None = None, through: str | None = None) -> int:
+        """Forward a free local port to `port` of `host` as the session's machine sees it.
+
+        `through` can only be that machine.
+        """
+        label = self._way.label
+        if port is None:
+            raise TunnelError(label, "tunnel", f"which port of {host}?")
+        if through not in (None, label, self._way.host.name):
+            raise TunnelError(label, "tunnel", f"it leads through {label}, not through {through}")
+        self.disconnect()
+        refusal: HostError | None = None
+        # With "AddressFamily inet6" ssh does not listen on the first one.
+        for self.address in ("127.0.0.1", "::1"):
+            for _ in range(TRIES):
+                local, self._wanted = self._wanted or free_port(), 0
+                try:
+                    self._connect(local, host, port)
+                except HostError as exc:
+                    refusal = refusal or exc  # another process may have taken the port meanwhile
+                    continue
+                self.connected = True
+                return local
+        assert refusal is not None
         raise refusal
 
     def disconnect(self) -> None:
@@ -357,6 +366,9 @@ class Tunnel(PathosTunnel):  # type: ignore[misc]
             with contextlib.suppress(HostError):
                 self._control("cancel")
             self.connected = False
+            self._lport: int | None = None
+            self._rport: int | None = None
+            self._host: str | None = None
 
     def _connect(
         self, localport: int, remotehost: str, remoteport: int, through: str | None = None
@@ -364,19 +376,15 @@ class Tunnel(PathosTunnel):  # type: ignore[misc]
         self._lport, self._host, self._rport = localport, remotehost, remoteport
         self._control("forward")
 
+    def _forwarded(self) -> str:
+        address = f"[{self.address}]" if ":" in self.address else self.address
+        return f"{address}:{self._lport}:{self._host}:{self._rport}"
+
     def _control(self, what: str) -> None:
-        forward = f"127.0.0.1:{self._lport}:{self._host}:{self._rport}"
-        done = subprocess.run(
-            self._session.command("-O", what, "-L", forward),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            check=False,
-            timeout=30,
-            start_new_session=True,
-        )
-        if done.returncode != 0:
-            words = done.stderr.decode("utf-8", "backslashreplace").strip()
-            raise HostError(self._session.host.label, "tunnel", words or f"ssh -O {what} failed")
+        done = run_apart(self._way.command("-O", what, "-L", self._forwarded()), timeout=30)
+        words = done.errors.decode("utf-8", "backslashreplace").strip()
+        if done.status or (done.status is None and words):
+            raise TunnelError(self._way.label, "tunnel", words or f"ssh -O {what} failed")
 
 
 def free_port() -> int:
@@ -384,11 +392,3 @@ def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port: int = probe.getsockname()[1]
     return port
-
-
-def write_files(directory: Path, files: Mapping[str, bytes]) -> None:
-    """Write files that only we can read."""
-    for name, data in files.items():
-        path = directory / name
-        path.touch(mode=0o600)
-        path.write_bytes(data)

@@ -1,29 +1,33 @@
-"""Keeping a server up on each host: all are started at the same time, lost ones again."""
+"""Keeping the servers of all sources up: started at the same time, lost ones started again."""
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
+import os
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import Any
 
-from ostap_parallel.config import HostConfig
-from ostap_parallel.errors import HostError
-from ostap_parallel.supply.host import STEP, HostServer, HostStatus
-from ostap_parallel.supply.ssh import BEATS, control_directory
-
-if TYPE_CHECKING:
-    from ostap_parallel.engine.client import ClientServer
+from ostap_parallel.errors import ConfigError, HostError
+from ostap_parallel.supply.source import (
+    STEP,
+    Consumer,
+    HostStatus,
+    Server,
+    Source,
+    State,
+    TryLater,
+)
 
 logger = logging.getLogger(__name__)
 
-# Hosts that are started at the same time.
+# Hosts that are connected to, or copied to, at the same time; and seconds after which one of them
+# that is slow, or hangs, is no longer counted.
 MAX_STARTS = 16
+LEASE = 5.0
 
 # Seconds before a lost host is started again: the first time, and at most. One that was up for
 # the longest pause is as good as new.
@@ -33,87 +37,178 @@ LONGEST_PAUSE = 60.0
 # Seconds that hosts get to answer.
 PATIENCE = 5.0
 
+# In the time that makes a silent server a lost one, it is asked this often; and seconds between
+# two looks at whether there is anything to do.
+BEATS = 3
+LOOKS = 15.0
+
 # Receives the name of a host and what one of its workers printed or logged, see `output.Sink`.
 EventHandler = Callable[[str, dict[str, Any]], None]
 
 
+class Slots:
+    """Leave to do what costs much here: few have it at a time, and nobody has it for long."""
+
+    def __init__(self, count: int, lease: float) -> None:
+        self._count, self._lease = count, lease
+        self._ends: list[float] = []  # of the leases that are running
+        self._changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def held(self, given_up: Callable[[], bool]) -> Iterator[None]:
+        """Hold one during the block, or until its lease ends; wait for it unless `given_up`."""
+        with self._changed:
+            while not given_up():
+                now = time.monotonic()
+                self._ends = [end for end in self._ends if end > now]
+                if len(self._ends) < self._count:
+                    break
+                self._changed.wait(min(self._ends) - now)
+            end = time.monotonic() + self._lease
+            self._ends.append(end)
+        try:
+            yield
+        finally:
+            with self._changed:
+                if end in self._ends:
+                    self._ends.remove(end)
+                self._changed.notify()
+
+    def wake(self) -> None:
+        """Have those who wait look whether they have given up."""
+        with self._changed:
+            self._changed.notify_all()
+
+
+class _Watch:
+    """Passes on to the supervisor what becomes of one server, see `source.Watch`."""
+
+    def __init__(self, supervisor: Supervisor, status: HostStatus) -> None:
+        self._supervisor = supervisor
+        self._status = status
+        self._noticed = False
+
+    def slot(self) -> contextlib.AbstractContextManager[None]:
+        return self._supervisor.slot()
+
+    def queued(self, reason: str) -> None:
+        self._supervisor.queued(self._status, reason)
+
+    def granted(self) -> None:
+        self._supervisor.granted(self._status)
+
+    def event(self, event: dict[str, Any]) -> None:
+        try:
+            self._supervisor.on_event(self._status.name, event)
+        except Exception:  # the user's handler, or an output that cannot show it
+            notice, self._noticed = not self._noticed, True
+            if notice:
+                with contextlib.suppress(Exception):
+                    text = "%s: what it printed or logged cannot be shown, in part at least"
+                    logger.warning(text, self._status.name, exc_info=True)
+
+    def ended(self, error: HostError) -> None:
+        self._supervisor.session_lost(self, error)
+
+
 class Supervisor:
-    """Starts the servers of hosts, and starts again those that are lost.
+    """Starts the servers of sources, and starts again those that are lost.
 
     Parameters
     ----------
-    client
+    consumer
         What connects to them.
-    hosts
-        Hosts to start servers on, or existing servers.
-    secret
-        Shared by us and the servers.
+    sources
+        Where workers come from; there may be more later, see `add`.
     rest
         Seconds without work after which the servers end until there is work again.
     on_event
         Receives what workers print and log.
     on_change
         Called, from any thread, after a status has changed.
-    tasks_per_worker
-        Jobs after which a server replaces a worker process; ``None`` for no limit.
 
     Attributes
     ----------
     statuses
-        One per host, in their order.
+        One per source, in their order.
     """
 
     def __init__(
         self,
-        client: ClientServer,
-        hosts: Sequence[HostConfig],
-        secret: str,
+        consumer: Consumer,
+        sources: Iterable[Source],
         rest: float,
         on_event: EventHandler,
         on_change: Callable[[], None],
-        tasks_per_worker: int | None = None,
     ) -> None:
-        self.statuses = [HostStatus(host.label) for host in hosts]
-        self._client = client
-        self._secret = secret
+        self.statuses: list[HostStatus] = []
+        self.on_event = on_event
+        self._consumer = consumer
         self._rest = rest
-        self._on_event = on_event
         self._on_change = on_change
-        self._tasks_per_worker = tasks_per_worker
-        self._hosts = {host.label: host for host in hosts}
-        self._servers: dict[str, HostServer] = {}
-        self._leaving: set[HostServer] = set()  # no longer in use, and not ended yet
+        self._owner = os.getpid()  # a fork has no servers
+        self._sources: dict[str, Source] = {}
+        self._servers: dict[str, Server] = {}
+        self._watches: dict[str, _Watch] = {}  # of these servers
+        self._leaving: set[Server] = set()  # no longer in use, and not ended yet
         self._errors: dict[str, HostError] = {}  # of hosts that were lost before they were up
         self._pauses: dict[str, float] = {}
         self._up_since: dict[str, float] = {}
         self._changed = threading.Condition()
-        self._starting = threading.BoundedSemaphore(MAX_STARTS)
+        self._slots = Slots(MAX_STARTS, LEASE)
         self._closed = threading.Event()
-        self._cleanup = contextlib.ExitStack()
-        self._control = Path()
-        self._numbers = itertools.count()
+        self._is_watched = False
+        for source in sources:
+            self._enter(source)
 
     def start(self) -> None:
-        """Start all hosts, without waiting."""
-        if not self.statuses:
-            return
-        self._control = self._cleanup.enter_context(control_directory())
-        for status in self.statuses:
+        """Start all sources, without waiting."""
+        for status in list(self.statuses):
             self._start_soon(status)
-        threading.Thread(target=self._watch, name="heartbeat", daemon=True).start()
+        if self.statuses:
+            self._see_to_it()
 
-    def has(self, *states: str) -> bool:
-        """Return whether any host is in one of these states."""
-        return any(status.state in states for status in self.statuses)
+    def add(self, source: Source) -> HostStatus:
+        """Start one more source, without waiting; raises ConfigError if there is one like it."""
+        status = self._enter(source)
+        self._start_soon(status)
+        self._see_to_it()
+        return status
+
+    def remove(self, label: str) -> None:
+        """End the server of a source and forget that; raises KeyError if there is none.
+
+        What its workers were doing is done by others.
+        """
+        with self._changed:
+            del self._sources[label]
+            (status,) = [one for one in self.statuses if one.name == label]
+            self.statuses.remove(status)
+            status.state, status.workers = "closed", 0
+            server = self._servers.get(label)
+            for known in (self._errors, self._pauses, self._up_since):
+                known.pop(label, None)
+            self._changed.notify_all()
+        self._slots.wake()
+        self._on_change()
+        self._drop(status, server)
+
+    def has(self, *states: State) -> bool:
+        """Return whether any source is in one of these states."""
+        return any(status.state in states for status in list(self.statuses))
 
     def wait(self, timeout: float | None) -> None:
-        """Wait until no host is starting for the first time, or for `timeout` seconds."""
+        """Wait until each source is up or has failed once, or for `timeout` seconds.
+
+        One that is queued is waited for: its turn comes. One whose start has failed is not,
+        though it may be tried again.
+        """
         with self._changed:
-            self._changed.wait_for(lambda: not self.has("starting"), timeout)
+            self._changed.wait_for(lambda: not self.has("starting", "queued"), timeout)
 
     def wake(self) -> None:
         """Start the hosts that are resting."""
-        for status in self.statuses if self.has("resting") else ():
+        for status in list(self.statuses) if self.has("resting") else ():
             if self._set_state(status, "starting", of="resting"):
                 self._start_soon(status)
 
@@ -133,42 +228,82 @@ class Supervisor:
 
     def give_up(self, error: HostError) -> None:
         """Do without a host from now on, as it would fail in the same way again."""
-        status = next(status for status in self.statuses if status.name == error.host)
+        if (status := self._status_of(error.host)) is None:
+            return
         self._errors[status.name] = error  # if it is only about to be up
         if self._set_state(status, "failed", of="up", error=error):
             logger.warning("not available any more: %s", error)
             self._drop(status, self._servers.get(status.name))
 
+    def slot(self) -> contextlib.AbstractContextManager[None]:
+        """Return what a start holds while it costs much here, see `source.Watch`."""
+        return self._slots.held(self._closed.is_set)
+
+    def queued(self, status: HostStatus, reason: str) -> None:
+        """Take notice that a source waits for its turn."""
+        if self._set_state(status, "queued", of=("starting", "lost", "queued"), reason=reason):
+            level = logging.INFO if self.has("up") else logging.WARNING
+            logger.log(level, "%s is queued: %s", status.name, reason)
+
+    def granted(self, status: HostStatus) -> None:
+        """Take notice that its turn has come."""
+        self._set_state(status, "starting", of="queued", reason="")
+
+    def session_lost(self, watch: _Watch, error: HostError) -> None:
+        """Take notice that a server has ended, unless another one has come after it."""
+        if self._watches.get(error.host) is watch:
+            self._lose(error)
+
     def hang_up(self) -> None:
         """Have all servers end, without waiting until they have; nothing is started any more."""
+        if os.getpid() != self._owner:
+            return
         self._closed.set()
+        self._slots.wake()
+        with self._changed:
+            self._changed.notify_all()
         for server in self._all_servers():
             server.hang_up()
 
     def close(self) -> None:
         """End all servers; nothing of ours remains on any host."""
+        if os.getpid() != self._owner:
+            return
         self.hang_up()
         deadline = time.monotonic() + PATIENCE
         with self._changed:
             servers = {*self._servers.values(), *self._leaving}
         for server in servers:
             server.close(max(0.0, deadline - time.monotonic()))
-        self._cleanup.close()
         with self._changed:
             self._servers.clear()
+            self._watches.clear()
             for status in self.statuses:
                 if status.state != "failed":
                     status.state, status.workers = "closed", 0
             self._changed.notify_all()
 
-    def _all_servers(self) -> list[HostServer]:
+    def _enter(self, source: Source) -> HostStatus:
+        with self._changed:
+            if source.label in self._sources:
+                raise ConfigError(f"there is a source named {source.label} already")
+            self._sources[source.label] = source
+            self.statuses.append(status := HostStatus(source.label))
+        return status
+
+    def _status_of(self, label: str) -> HostStatus | None:
+        return next((status for status in list(self.statuses) if status.name == label), None)
+
+    def _all_servers(self) -> list[Server]:
         with self._changed:
             return list(self._servers.values())
 
-    def _set_state(self, status: HostStatus, state: Any, of: str, **fields: Any) -> bool:
-        """Change the state of a host if it still is `of`; return whether it was."""
+    def _set_state(
+        self, status: HostStatus, state: State, of: str | Collection[str], **fields: Any
+    ) -> bool:
+        """Change the state of a source if it still is `of`; return whether it was."""
         with self._changed:
-            if self._closed.is_set() or status.state != of:
+            if self._closed.is_set() or status.state not in ({of} if isinstance(of, str) else of):
                 return False
             for name, value in {"state": state, "workers": 0, **fields}.items():
                 setattr(status, name, value)
@@ -178,69 +313,65 @@ class Supervisor:
 
     def _start_soon(self, status: HostStatus, pause: float = 0.0) -> None:
         def start() -> None:
-            if not self._closed.wait(pause):
-                with self._starting:
-                    self._start(status)
+            if not self._closed.wait(pause) and status.state != "closed":
+                self._start(status)
 
         threading.Thread(target=start, name="start-host", daemon=True).start()
 
     def _start(self, status: HostStatus) -> None:
-        begin, host, state = time.monotonic(), self._hosts[status.name], status.state
-        self._errors.pop(status.name, None)
+        begin, label = time.monotonic(), status.name
+        self._errors.pop(label, None)
+        server: Server | None = None
         try:
-            port, about = host.server_port or 0, None
-            if not port:
-                server = self._open(host, status.port)
-                port, about = server.port, server.about
-            workers = self._client.add_host(host.label, port, host.ncpus, bool(host.server_port))
+            server = self._open(status)
+            grant = server.start()
+            workers = self._consumer.attach(label, grant.endpoint, grant.limit, grant.is_shared)
         except Exception as exc:
             if not isinstance(exc, HostError):
                 if not self._closed.is_set():
-                    logger.exception("%s could not be started", status.name)
-                exc = HostError(status.name, "start", str(exc))
-            self._fail(status, exc)
+                    logger.exception("%s could not be started", label)
+                exc = HostError(label, "start", str(exc))
+            self._fail(status, server, exc)
             return
-        now = self._up_since[status.name] = time.monotonic()
-        up = {"workers": workers, "port": port, "about": about, "seconds": now - begin}
-        self._set_state(status, "up", of=state, **up)
-        if error := self._errors.pop(status.name, None):
+        now = self._up_since[label] = time.monotonic()
+        up = {"workers": workers, "port": grant.endpoint.address[1], "about": grant.about}
+        of = ("starting", "lost", "queued")
+        if not self._set_state(status, "up", of, seconds=now - begin, reason="", **up):
+            self._drop(status, server)  # it was removed meanwhile, or we are closing
+        elif error := self._errors.pop(label, None):
             (self.give_up if error.step == STEP else self._lose)(error)
 
-    def _open(self, host: HostConfig, port: int | None) -> HostServer:
-        label, on_event = host.label, self._on_event
-        server = HostServer(
-            host,
-            self._secret,
-            self._control / str(next(self._numbers)),
-            on_event=lambda event: on_event(label, event),
-            on_lost=self._session_lost,
-            port=port,
-            tasks_per_worker=self._tasks_per_worker,
-        )
+    def _open(self, status: HostStatus) -> Server:
+        label, watch = status.name, _Watch(self, status)
         with self._changed:
-            if self._closed.is_set():
+            if self._closed.is_set() or label not in self._sources:
                 raise HostError(label, "start", "closed while it was starting")
+            server = self._sources[label].server(watch)
             if label in self._servers:  # it rests, and was woken before it had ended
                 self._leaving.add(self._servers[label])
-            self._servers[label] = server
-        return server.__enter__()
+            self._servers[label], self._watches[label] = server, watch
+        return server
 
-    def _session_lost(self, server: HostServer, error: HostError) -> None:
-        if self._servers.get(error.host) is server:  # not one that came before it
-            self._lose(error)
-
-    def _fail(self, status: HostStatus, error: HostError) -> None:
-        """Take notice that a host could not be started."""
-        self._drop(status, self._servers.get(status.name))
-        if self._set_state(status, "failed", of="starting", error=error):
-            logger.warning("not available: %s", error)
-        elif self._set_state(status, "lost", of="lost", error=error):
-            logger.info("still not available: %s", error)
+    def _fail(self, status: HostStatus, server: Server | None, error: HostError) -> None:
+        """Take notice that a source could not be started."""
+        self._drop(status, server)
+        first = status.name not in self._up_since  # else it can be had, as we have seen
+        is_final = first and not isinstance(error, TryLater)
+        error = HostError(error.host, error.step, error.reason)  # a worker may come to read it
+        if is_final:
+            if self._set_state(status, "failed", ("starting", "queued", "lost"), error=error):
+                logger.warning("not available: %s", error)
+            return
+        is_known = status.state == "lost"
+        if self._set_state(status, "lost", ("starting", "queued", "lost"), error=error):
+            level = logging.INFO if is_known else logging.WARNING
+            logger.log(level, "not available, and tried again: %s", error)
             self._start_again(status)
 
     def _lose(self, error: HostError) -> None:
         """Take notice that a host that was up is lost; each of its connections may tell."""
-        status = next(status for status in self.statuses if status.name == error.host)
+        if (status := self._status_of(error.host)) is None:
+            return
         self._errors[status.name] = error  # if it is only about to be up
         if not self._set_state(status, "lost", of="up", lost=status.lost + 1, error=error):
             return
@@ -248,7 +379,7 @@ class Supervisor:
         if time.monotonic() - self._up_since[status.name] > LONGEST_PAUSE:
             self._pauses.pop(status.name, None)
         server = self._servers.get(status.name)
-        self._client.drop_host(status.name)  # its jobs go elsewhere, however long its end takes
+        self._consumer.detach(status.name)  # its jobs go elsewhere, however long its end takes
 
         def replace() -> None:
             self._drop(status, server)
@@ -257,14 +388,17 @@ class Supervisor:
         # Not here: others may be lost at the same time, which their heartbeat must find out.
         threading.Thread(target=replace, name="replace-host", daemon=True).start()
 
-    def _drop(self, status: HostStatus, server: HostServer | None) -> None:
-        self._client.drop_host(status.name)
+    def _drop(self, status: HostStatus, server: Server | None) -> None:
+        now = self._status_of(status.name)
+        if now is None or now is status:  # else another source has the name by now
+            self._consumer.detach(status.name)
         if server is None:
             return
         with self._changed:
             self._leaving.add(server)
             if self._servers.get(status.name) is server:
                 del self._servers[status.name]
+                self._watches.pop(status.name, None)
         server.close()
         with self._changed:
             self._leaving.discard(server)
@@ -275,22 +409,41 @@ class Supervisor:
         # Hosts that were lost together must not all come back at once.
         self._start_soon(status, pause * random.uniform(0.5, 1.0))
 
+    def _see_to_it(self) -> None:
+        """Have a thread look after the servers; it looks more often from now on if need be."""
+        with self._changed:
+            self._changed.notify_all()
+            begin, self._is_watched = not self._is_watched, True
+        if begin:
+            threading.Thread(target=self._watch, name="heartbeat", daemon=True).start()
+
+    def _period(self) -> float:
+        limits = [source.keepalive for source in self._sources.values() if source.keepalive]
+        return min(limits) / BEATS if limits else LOOKS
+
     def _watch(self) -> None:
         """See that the servers answer, and have them rest when there is nothing to do."""
-        period = min(host.keepalive for host in self._hosts.values()) / BEATS
-        while not self._closed.wait(period):
+        while True:
+            with self._changed:
+                begin, period = time.monotonic(), self._period()
+                while (left := begin + period - time.monotonic()) > 0:
+                    if self._closed.is_set():
+                        return
+                    self._changed.wait(left)
+                    period = min(period, self._period())
+            if self._closed.is_set():
+                return
             for server in self._all_servers():
                 server.beat(period)
-            for label in self._client.broken_hosts():
-                self.connection_lost(HostError(label, "run", "its connections were closed"))
-            if self._client.seconds_idle() > self._rest:
+            if self._consumer.seconds_idle() > self._rest:
                 self._rest_all()
 
     def _rest_all(self) -> None:
         """End the servers until there is work again."""
-        for status in self.statuses:
-            server = self._servers.get(status.name)
-            if server is not None and self._set_state(status, "resting", of="up"):
+        for status in list(self.statuses):
+            server, source = self._servers.get(status.name), self._sources.get(status.name)
+            may_rest = server is not None and source is not None and source.may_rest
+            if may_rest and self._set_state(status, "resting", of="up"):
                 self._drop(status, server)
-        if self._client.seconds_idle() < self._rest:  # there was work before they rested
+        if self._consumer.seconds_idle() < self._rest:  # there was work before they rested
             self.wake()

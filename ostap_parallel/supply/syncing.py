@@ -101,13 +101,8 @@ class Archive(Blob):
         data = pack_archive(files)
         super().__init__(digest, len(data), None)
         self.fill([data])
-        self._count = len(roots)
+        self.count = len(roots)
         self.local = describe(digest, last=roots)
-
-    def at(self, location: str) -> bytes:
-        """Return where workers find them on a host that has unpacked them there."""
-        roots = [f"{location}/{number}" for number in range(self._count)]
-        return describe(self.digest, first=roots)
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,11 @@ from typing import Any
 
 
 def run_batch(
-    calls: Sequence[tuple[Callable[..., Any], Sequence[Any], dict[str, Any]]],
-    nested: bytes,
-    number: bytes = b"",
+    calls: Sequence[tuple[Callable[..., Any], Sequence[Any], dict[str, Any]]], nested: bytes
 ) -> list[Any]:
     """Return what the calls give.
 
-    `nested` is the pickled backend of loops within them, and `number` that of the batch.
+    `nested` is the pickled backend of loops within them.
     """
     with _use(nested):
         return [function(*args, **kwargs) for function, args, kwargs in calls]

@@ -9,8 +9,6 @@ from functools import reduce
 from itertools import accumulate
 from typing import Any
 
-from ostap_parallel.worker import serialize
-
 # Whether this is a task on somebody else's executor, where nothing leads back to the caller.
 on_foreign: ContextVar[bool] = ContextVar("on_foreign", default=False)
 
@@ -33,13 +31,6 @@ def spread(function: Callable[..., Any], args: Iterable[Any]) -> Any:
 def call_each(function: Callable[..., Any], many: Iterable[Iterable[Any]]) -> list[Any]:
     """Call a function with each of many sets of arguments."""
     return [function(*args) for args in many]
-
-
-def call_foreign(packed: bytes) -> Any:
-    """Do a serialised call, ``(function, arguments, keywords)``, on somebody else's executor."""
-    with being_on_foreign():
-        function, args, kwargs = serialize.loads(packed)
-        return function(*args, **kwargs)
 
 
 Operation = Callable[[Any, Any], Any]

@@ -13,28 +13,33 @@ import hashlib
 import logging
 import math
 import os
-import pickle
 import random
 import signal
 import socket
 import sys
 import threading
 import time
-import traceback
-from array import array
-from collections.abc import Callable, Iterable, Iterator, MutableSequence, Sequence
+from collections.abc import Callable, Iterator, MutableSequence
 from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import Any
 
-from ostap_parallel.errors import RemoteError, SerializeError
+from ostap_parallel.errors import SerializeError
 from ostap_parallel.worker import calls, modules, program, serialize, settings, shared
+from ostap_parallel.worker.chunk import (
+    PLAIN,
+    ChunkOutcome,
+    Lost,
+    Received,
+    pack_error,
+    pack_result,
+    pack_value,
+    unpack_result,
+    unpack_value,
+)
 from ostap_parallel.worker.combine import Combiner
+from ostap_parallel.worker.modes import modes_of
 from ostap_parallel.worker.restore import Baseline, NoBaseline, set_environ
-
-# Sent as they are inside a chunk's own list; everything else is serialised item by item, so that
-# one bad item or result harms no other. (bytes stand for something serialised.)
-PLAIN = (int, float, str, bool, type(None), complex)
 
 # Seconds that an item gets to come back after its time is over, before the process is ended; and
 # by how much this end may be late.
@@ -46,9 +51,6 @@ SLACK = 0.2
 BRIEF = 5e-6
 MANY_BRIEF = 1e-4
 
-# Characters that are kept of an exception's text and of its traceback.
-MAX_TEXT = 100_000
-
 
 @dataclass(frozen=True)
 class Call:
@@ -58,15 +60,13 @@ class Call:
     ----------
     function
         Called as ``function(item)``, or ``function(index, item)`` with `with_index`.
-    before_item
-        Called with the index before each item.
     initializer
         Called in each worker process before all else; it knows whether it was already.
     worker_init
         Called once in each worker process before its first item.
     surroundings
-        ``directory``, ``environment``, ``prepend_to``, ``append_to`` and ``dot_in_path`` that
-        hold while an item runs, see `surroundings_of`.
+        ``directory``, ``environment``, ``prepend_to``, ``append_to``, ``dot_in_path`` and
+        ``modes`` that hold while an item runs, see `surroundings_of`.
     seed
         Seeds the random generators before each item, together with its index.
     log_level
@@ -83,7 +83,6 @@ class Call:
 
     function: Callable[..., Any]
     with_index: bool = False
-    before_item: Callable[[int], Any] | None = None
     worker_init: Callable[[], Any] | None = None
     surroundings: dict[str, Any] = field(default_factory=dict)
     seed: int | str | None = None
@@ -116,8 +115,6 @@ class Call:
                 return replace(self, surroundings={}).run(index, item)
         if self.seed is not None:
             seed_item(self.seed, index)
-        if self.before_item is not None:
-            self.before_item(index)
         return self.function(index, item) if self.with_index else self.function(item)
 
 
@@ -125,124 +122,6 @@ def apply(item: tuple[None, Callable[..., Any], tuple[Any, ...], dict[str, Any]]
     """Call a function; the function of runs whose items are calls."""
     _, function, args, kwargs = item
     return function(*args, **kwargs)
-
-
-@dataclass
-class ChunkOutcome:
-    """What became of a chunk.
-
-    A worker gives the name of its machine as `host`; the caller puts in its own name for it.
-
-    Attributes
-    ----------
-    answers
-        For each item that ran, in the order of the chunk, its packed value, or, if it has failed,
-        what `unpack_error` reads.
-    seconds
-        The time that each took.
-    failed
-        The positions of those that have failed.
-    merged
-        Ranges of positions whose values were merged: the answer of the first stands for all.
-    merge_failure
-        The range whose merging has failed, and what `unpack_error` reads.
-    gave_back
-        Whether items were left for others, as those before them had taken so long.
-    """
-
-    host: str
-    pid: int
-    answers: list[Any] = field(default_factory=list)
-    seconds: array[float] = field(default_factory=lambda: array("d"))
-    failed: set[int] = field(default_factory=set)
-    merged: list[tuple[int, int]] = field(default_factory=list)
-    merge_failure: tuple[int, int, bytes] | None = None
-    gave_back: bool = False
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        seconds = self.seconds.tobytes()  # an array's own way takes longer than all else
-        rest = self.failed, self.merged, self.merge_failure, self.gave_back
-        return _outcome, (self.host, self.pid, self.answers, seconds, *rest)
-
-    def values(self, count: int) -> list[Any] | None:
-        """Return the values of all items; ``None`` unless `count` of them have come singly."""
-        if self.failed or self.merged or self.merge_failure or len(self.answers) != count:
-            return None
-        if bytes not in set(map(type, self.answers)):
-            return self.answers
-        try:
-            return list(map(unpack_value, self.answers))
-        except KeyboardInterrupt:
-            raise
-        except BaseException:  # user code
-            return None
-
-
-def _outcome(host: str, pid: int, answers: list[Any], seconds: bytes, *rest: Any) -> ChunkOutcome:
-    return ChunkOutcome(host, pid, answers, array("d", seconds), *rest)
-
-
-@dataclass(frozen=True)
-class Lost:
-    """What became of a chunk whose worker, connection or server ended before it did.
-
-    Attributes
-    ----------
-    host
-        Name of the host; empty where only the caller knows it.
-    reason
-        How it ended, e.g. ``"worker 4711 was killed by SIGKILL"``.
-    by_worker
-        The worker that ran the chunk died, so one of its items may be to blame.
-    index
-        The item that it was running then, if it was running one and that is known.
-    timed_out
-        It was ended as this item took too long and could not be interrupted.
-    """
-
-    host: str
-    pid: int
-    reason: str
-    by_worker: bool = False
-    index: int | None = None
-    timed_out: bool = False
-
-
-def pack_chunk(
-    indices: Sequence[int], items: Sequence[Any], run: bytes = b"", limit: float = math.inf
-) -> bytes:
-    """Return the argument message for a chunk of items, packed by `pack_value`.
-
-    `run` is the same for all chunks of a run, and no other run has it. When the items have taken
-    `limit` seconds, those that are left are given back.
-    """
-    return b"\0\0" + pickle.dumps((run, limit, indices, items), serialize.PROTOCOL)
-
-
-def locate(chunk: bytes, location: str, places: bytes) -> bytes:
-    """Return the message for a chunk with the places of the shared object and of modules there."""
-    return b"%b\0%b%b" % (os.fsencode(location), places, chunk[1:])
-
-
-def pack_value(value: Any, what: str, **how: Any) -> Any:
-    """Return `value` itself if it is plain, else its bytes; raises `SerializeError`."""
-    return value if type(value) in PLAIN else serialize.pack(value, what, **how)
-
-
-def unpack_value(packed: Any) -> Any:
-    """Undo `pack_value`."""
-    return serialize.loads(packed) if type(packed) is bytes else packed
-
-
-def pack_result(result: ChunkOutcome | Lost) -> bytes:
-    """Return what a worker sends for `result`."""
-    return pickle.dumps(result, serialize.PROTOCOL)
-
-
-def unpack_result(message: bytes) -> ChunkOutcome | Lost:
-    """Undo `pack_result`."""
-    outcome: ChunkOutcome | Lost = pickle.loads(message)
-    return outcome
 
 
 @dataclass(slots=True)
@@ -289,24 +168,24 @@ def bind(call: bytes) -> Callable[[bytes], bytes]:
     """Return the function that runs chunks of a serialised `Call`."""
     preparing = threading.Lock()  # a foreign executor may run chunks in threads
 
-    def run(chunk: bytes) -> bytes:
-        end = chunk.index(b"\0")
-        location = os.fsdecode(chunk[:end])
-        begin = chunk.index(b"\0", end + 1) + 1
-        number, limit, indices, items = pickle.loads(memoryview(chunk)[begin:])
-        state, result = _state_of(call, number), new_outcome()
-        if number and "space" not in state:
+    def run(message: bytes) -> bytes:
+        chunk = Received(message)
+        state, result = _state_of(call, chunk.run), new_outcome()
+        if chunk.run and "space" not in state:
             state["space"] = program.Space(is_fixed=True)
         is_ours = isinstance(executing.baseline, Baseline)
         with program.inside(state.get("space", program.POOL), is_ours), executing.watch():
             with preparing:
-                if modules.use(chunk[end + 1 : begin - 1]):
+                if modules.use(chunk.places):
                     shared.forget()
                     _begin_anew()
                 if state.keys() <= {"space"}:
-                    executing.position[0] = indices[0]
-                    state.update(_prepare(call, location))
-            run_items(_with_shared(state, location), indices, items, result, limit)
+                    executing.position[0], executing.interrupted = chunk.indices[0], False
+                    prepared = _prepare(call, chunk.location)
+                    if executing.interrupted:  # this chunk is given up; the next one tries again
+                        state = dict(state)
+                    state.update(prepared)
+            run_items(_with_shared(state, chunk.location), chunk, result)
         _disarm()
         _flush()
         return pack_result(result)
@@ -379,14 +258,9 @@ def _with_shared(state: dict[str, Any], location: str) -> dict[str, Any]:
         return {"error": _pack_error(exc)}
 
 
-def run_items(
-    state: dict[str, Any],
-    indices: Sequence[int],
-    items: Sequence[Any],
-    result: ChunkOutcome,
-    limit: float = math.inf,
-) -> None:
+def run_items(state: dict[str, Any], chunk: Received, result: ChunkOutcome) -> None:
     """Run items with the call, or the error, in `state`; add to `result` what becomes of them."""
+    items, limit = chunk.items, chunk.limit
     if "error" in state:
         executing.position[0] = -1
         result.answers[:] = [state["error"]] * len(items)
@@ -395,11 +269,11 @@ def run_items(
         return
     call: Call = state["call"]
     merger = call.combine
-    combiner = None if merger is None else Combiner(merger, indices, result.answers)
+    combiner = None if merger is None else Combiner(merger, chunk.indices, result.answers)
     executing.interrupted = executing.timed_out = False
     brief = 0.0  # time of the items after which the process was not brought back
-    for index, packed in zip(indices, items, strict=True):
-        ok, answer, seconds = _run_item(call, index, packed)
+    for index, packed in zip(chunk.indices, items, strict=True):
+        ok, answer, seconds = _run_item(call, index, packed, chunk.read)
         if seconds < BRIEF and brief < MANY_BRIEF and executing.baseline.is_intact():
             brief += seconds
         else:
@@ -419,7 +293,7 @@ def run_items(
             _combine(combiner, result, answer)
             if executing.interrupted or result.merge_failure:
                 break
-        if limit < 0:
+        if limit < 0 or chunk.is_broken:
             result.gave_back = len(result.answers) < len(items)
             break
     executing.position[0] = -1
@@ -451,7 +325,9 @@ def _end(combiner: Combiner, result: ChunkOutcome) -> None:
     result.merged = combiner.ranges
 
 
-def _run_item(call: Call, index: int, packed: Any) -> tuple[bool, Any, float]:
+def _run_item(
+    call: Call, index: int, packed: Any, read: Callable[[Any], Any]
+) -> tuple[bool, Any, float]:
     """Run one item; return whether that went well, its packed value or error, and its time."""
     executing.position[0] = index
     start = time.perf_counter()
@@ -461,11 +337,11 @@ def _run_item(call: Call, index: int, packed: Any) -> tuple[bool, Any, float]:
             if call.timeout is not None:
                 executing.timed_out = False
                 _arm(call.timeout)
-            item = serialize.loads(packed) if type(packed) is bytes else packed
+            item = packed if type(packed) in PLAIN else read(packed)
             ok, answer = True, call.run(index, item)
             if type(answer) not in PLAIN:
                 what = f"the result of item {index} (a {type(answer).__name__})"
-                answer = serialize.pack(answer, what, back=True)
+                answer = pack_value(answer, what)
         except BaseException as exc:  # whatever a task raises is its outcome
             ok, answer = False, _pack_error(exc)
         executing.now = False
@@ -476,6 +352,10 @@ def _run_item(call: Call, index: int, packed: Any) -> tuple[bool, Any, float]:
     if ok and executing.timed_out:
         ok, answer = False, _pack_error(TimeoutError("it went on when it was interrupted"))
     return ok, answer, seconds
+
+
+def _pack_error(exc: BaseException) -> bytes:
+    return pack_error(exc, lambda: executing.timed_out)
 
 
 def restore() -> None:
@@ -543,60 +423,6 @@ def _disarm() -> None:
         executing.armed, executing.position[1] = -math.inf, 0
 
 
-def _pack_error(exc: BaseException) -> bytes:
-    """Serialise an exception, what remains of it if it cannot travel, and its traceback."""
-    text = _shorten("".join(_format_exception(exc)))
-    data = None
-    # StopIteration would end the caller's iteration in place of being raised.
-    if isinstance(exc, Exception) and not isinstance(exc, StopIteration):
-        try:
-            data = serialize.dumps(exc, back=True)
-            # Many exceptions pickle well and fail in unpickling: try it where it costs nothing.
-            if not isinstance(serialize.loads(data), type(exc)):
-                data = None
-        except BaseException:
-            data = None
-    name = f"{type(exc).__module__}.{type(exc).__qualname__}".removeprefix("builtins.")
-    rest = None if executing.timed_out else (name, _shorten(serialize.text_of(exc)))
-    return pickle.dumps((data, rest, text), serialize.PROTOCOL)
-
-
-def unpack_error(packed: bytes) -> tuple[BaseException | None, str]:
-    """Return an item's exception and its traceback; ``None``: it took too long.
-
-    An exception that cannot be read here, or could not be sent, becomes `RemoteError`.
-    """
-    data, rest, text = pickle.loads(packed)
-    if rest is None:
-        return None, text
-    with contextlib.suppress(Exception, SystemExit, GeneratorExit):  # user code
-        error = serialize.loads(data)
-        if isinstance(error, BaseException):
-            modules.advise(error)
-            return error, text
-    return RemoteError(*rest), text
-
-
-def _shorten(text: str) -> str:
-    half = MAX_TEXT // 2
-    if len(text) <= MAX_TEXT:
-        return text
-    return f"{text[:half]}\n[{len(text) - MAX_TEXT} characters]\n{text[-half:]}"
-
-
-def _format_exception(exc: BaseException) -> Iterable[str]:
-    # The first frames are ours: of no use to the reader of a task's traceback.
-    tb = exc.__traceback__
-    while tb is not None and tb.tb_frame.f_code.co_filename == __file__:
-        tb = tb.tb_next
-    tb = tb or exc.__traceback__
-    try:
-        return traceback.format_exception(type(exc), exc, tb)
-    except BaseException as failure:  # asked for its truth, for example
-        reason = f"(more is not to be had: {type(failure).__name__})"
-        return [*traceback.format_tb(tb), f"{type(exc).__name__} {reason}\n"]
-
-
 def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):  # a task may have closed or replaced it
@@ -644,7 +470,8 @@ def surroundings_of(wanted: dict[str, Any]) -> Iterator[None]:
             time.tzset()
         if wanted.get("dot_in_path") and "." not in sys.path:
             sys.path.insert(0, ".")
-        yield
+        with modes_of(wanted.get("modes", {})):
+            yield
     finally:
         os.chdir(old_directory)
         sys.path[:] = old_path

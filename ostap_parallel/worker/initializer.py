@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ostap_parallel.errors import InitializerError
-from ostap_parallel.worker import serialize
+from ostap_parallel.worker import nested, serialize
 from ostap_parallel.worker.program import Kept
+from ostap_parallel.worker.shared import SMALL
 
 # What became of those that this process has run, by their tokens: the error, or what they have
 # left in the program.
@@ -20,35 +21,55 @@ _ended: dict[bytes, InitializerError | Kept] = {}
 class Initializer:
     """A call for each worker process; made by `of`, run by calling it.
 
+    Unless it is small it travels as a name: each process gets it once, as a constant of that
+    name, see `nested.constant`, and does not keep it.
+
     Raises
     ------
     InitializerError
         It raised, in this process, now or before.
     """
 
-    packed: bytes = field(repr=False)
+    packed: bytes | None = field(repr=False)
     token: bytes = field(default_factory=lambda: os.urandom(16))
 
     @classmethod
-    def of(cls, function: Callable[..., Any], args: Iterable[Any]) -> Initializer:
-        """Return the initializer that calls ``function(*args)``; raises `SerializeError`."""
+    def of(
+        cls, function: Callable[..., Any], args: Iterable[Any], keep: Callable[[str, Any], object]
+    ) -> Initializer:
+        """Return the initializer that calls ``function(*args)``.
+
+        `keep` makes something large a constant of a name. Raises `SerializeError`.
+        """
         if not callable(function):
             raise TypeError("initializer must be a callable")
         what = f"the initializer {getattr(function, '__qualname__', function)}"
-        return cls(serialize.pack((function, tuple(args)), what))
+        packed = serialize.pack((function, tuple(args)), what)
+        if len(packed) <= SMALL:
+            return cls(packed)
+        large = cls(None)
+        keep(large.name, packed)
+        return large
+
+    @property
+    def name(self) -> str:
+        """What a large one is kept under."""
+        return f"initializer {self.token.hex()}"
 
     def __call__(self) -> None:
         if self.token not in _ended:
-            _ended[self.token] = self._run()
+            packed = nested.constant(self.name) if self.packed is None else self.packed
+            _ended[self.token] = _run(packed)
         found = _ended[self.token]
         if isinstance(found, InitializerError):
             raise found
         found.restore()
 
-    def _run(self) -> InitializerError | Kept:
-        try:
-            return serialize.call_for_good(self.packed)
-        except BaseException as exc:  # user code
-            error = InitializerError(serialize.name_and_text(exc))
-            error.__cause__ = exc
-            return error
+
+def _run(packed: bytes) -> InitializerError | Kept:
+    try:
+        return serialize.call_for_good(packed)
+    except BaseException as exc:  # user code
+        error = InitializerError(serialize.name_and_text(exc))
+        error.__cause__ = exc
+        return error

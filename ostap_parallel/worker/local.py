@@ -1,178 +1,208 @@
-"""A worker process as its server sees it: its pipes, where it is, and how it has ended."""
+"""A worker process as its crew sees it: its connection, where it is, and how it has ended."""
 
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
-import queue
 import select
 import signal
 import socket
-import struct
-import subprocess
-import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
 
-import ppft
-
-from ostap_parallel.worker.cpus import thread_limits
-from ostap_parallel.worker.execute import Lost
+from ostap_parallel.worker.chunk import Lost
+from ostap_parallel.worker.control import POSITION, open_position
+from ostap_parallel.worker.jobs import Job
+from ostap_parallel.worker.loop import Loop
 from ostap_parallel.worker.output import OutputReader
-from ostap_parallel.worker.process import POSITION, command, disconnect, open_position
-from ostap_parallel.worker.transport import Pipe
+from ostap_parallel.worker.processes import close_kept, keep_from_forks
+from ostap_parallel.worker.transport import BUFFER_SIZE, Channel
 
-# Seconds between two looks for workers that have not ended themselves, though the time of their
-# item is over: a process that is stopped cannot. Two must find one, so long after its end is due.
+# Seconds by which a worker may be late in ending itself for an item that took too long.
 OVERDUE = 1.0
 
 
-# A process that the caller forks must not keep workers alive when the caller dies.
-_lifelines: set[int] = set()
-os.register_at_fork(after_in_child=lambda: disconnect(*_lifelines))
+class Keeper(Protocol):
+    """What a worker tells of what becomes of it."""
+
+    output: OutputReader
+
+    def tell(self) -> None:
+        """Take notice that a process is there."""
+
+    def bury(self, worker: Worker) -> None:
+        """Take notice that a process has ended."""
+
+    def lose(self, worker: Worker, reason: str) -> None:
+        """Take notice that there is no process."""
 
 
-class Worker(ppft._pp._Worker):  # type: ignore[misc]
-    """A worker process as its server sees it."""
+def open_pipe(
+    ours: contextlib.ExitStack, theirs: contextlib.ExitStack, we_write: bool = False
+) -> tuple[int, int]:
+    """Return both ends of a pipe, closed with the stacks: none remains if another fails."""
+    reader, writer = os.pipe()
+    own, other = (writer, reader) if we_write else (reader, writer)
+    ours.callback(os.close, own)
+    theirs.callback(os.close, other)
+    return reader, writer
 
-    def __init__(self, output: OutputReader) -> None:
-        # not ppft's own, which starts the process and waits for it
-        self.calls: queue.SimpleQueue[bool] = queue.SimpleQueue()  # to its thread: go on, or end
-        self.replacing = threading.Lock()  # held while it is ended, and another is started
-        self.is_free = False
-        self._output = output
-        self.launch()
 
-    def launch(self) -> None:
-        """Start the process without waiting until it is ready; `start` waits."""
+class Worker:
+    """A worker process as its crew sees it: its connection, where it is, and how it has ended.
+
+    Raises OSError if no descriptors are to be had for it.
+
+    Attributes
+    ----------
+    number
+        Of this attempt to start one.
+    theirs
+        The descriptors that the process gets.
+    job
+        What it does.
+    """
+
+    def __init__(self, keeper: Keeper, number: int, tasks: int | None) -> None:
+        self._keeper, self.number, self.tasks = keeper, number, tasks
+        self.pid = 0
+        self.job: Job | None = None
+        self.is_ready = self.is_leaving = self.has_gone = False
+        self.status: int | None = None  # its exit status, as `subprocess` has it
+        self.is_late = False
+        self.failures = 0  # starts in its place before, in a row, that have failed
+        self.stopped_since: float | None = None
+        self._open()
+
+    def _open(self) -> None:
         with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
-            (jobs, results, life, out, err, log), yours = _open_pipes(ours, theirs)
-            jobs_r, results_w, life_r, out_w, err_w, log_w = yours
+            mine, yours = socket.socketpair()
+            ours.callback(mine.close)
+            for end in mine, yours:
+                for option in socket.SO_SNDBUF, socket.SO_RCVBUF:
+                    end.setsockopt(socket.SOL_SOCKET, option, BUFFER_SIZE)
+            theirs.callback(yours.close)
+            life_r, life_w = open_pipe(ours, theirs, we_write=True)
+            (out_r, out_w), (err_r, err_w) = open_pipe(ours, theirs), open_pipe(ours, theirs)
+            log_r, log_w = open_pipe(ours, theirs)
             position = open_position()
             ours.callback(os.close, position)
-            passed = (jobs_r, results_w, log_w, life_r, position)
-            self.process = subprocess.Popen(
-                command(passed),
-                stdin=subprocess.DEVNULL,
-                stdout=out_w,
-                stderr=err_w,
-                env={**os.environ, **thread_limits(os.environ)},
-                pass_fds=passed,
-                start_new_session=True,  # Ctrl-C in the terminal is for the caller to handle
-            )
+            self._position = mmap.mmap(position, POSITION.size, access=mmap.ACCESS_READ)
+            self.theirs = [yours.fileno(), log_w, life_r, position, out_w, err_w]
+            self._ends = theirs.pop_all()
             ours.pop_all()
-        self.pid = self.process.pid
-        self.jobs = 0  # that it has done
-        self._stopped = self._is_too_late = self.is_ready = False
-        self.t = Pipe(os.fdopen(results, "rb"), os.fdopen(jobs, "wb"))
-        self._position = position
-        self._lifeline = life
-        _lifelines.add(life)
-        self._pipes = {out: "stdout", err: "stderr", log: "log"}
+        self._ends.callback(os.close, position)
+        self._lifeline = life_w
+        self._socket = mine
+        self._pipes = {out_r: "stdout", err_r: "stderr", log_r: "log"}
         self._printed = select.poll()
+        keep_from_forks(life_w)
+
+    def connect(
+        self, loop: Loop, on_message: Callable[[bytes], object], on_end: Callable[[str], object]
+    ) -> None:
+        """Begin to listen to the process."""
+        self.channel = Channel(loop, self._socket, on_message, on_end)
+
+    def close_theirs(self) -> None:
+        """Close the descriptors of the process, which has them now."""
+        self._ends.close()
+
+    def has_started(self, pid: int) -> None:
+        """Take notice that the process is there."""
+        self.pid = pid
+        if self.has_gone:  # it was not wanted any more
+            self.signal(signal.SIGKILL)
+            return
         for descriptor, kind in self._pipes.items():
             self._printed.register(descriptor, select.POLLIN)
-            self._output.add(descriptor, kind, self.pid)
+            self._keeper.output.add(descriptor, kind, pid)
+        self._keeper.tell()
 
-    def start(self) -> None:
-        """Wait until the process is ready; raises RuntimeError if it ended instead."""
-        self.t.receive()
-        self.is_ready = True  # for signals, too
+    def cannot_start(self, reason: str) -> None:
+        """Take notice that there is no process."""
+        self.close_theirs()
+        self._keeper.lose(self, reason)
 
-    def stop(self, patience: float = 0.0) -> Lost:
-        """End the process and all it started; return how it ended, and at which item.
-
-        One that is about to end by itself gets `patience` seconds, so as to tell how.
-        """
-        self.is_free = False
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(patience)
-        self.signal(signal.SIGKILL)
-        status = self.process.wait()
-        if not self._stopped:
-            self._stopped = True
-            self.drain()
-            for descriptor in self._pipes:
-                self._output.remove(descriptor)
-            with contextlib.suppress(OSError):
-                self.t.close()  # flushing a broken pipe
-            _lifelines.discard(self._lifeline)
-            os.close(self._lifeline)
-            self._lost = self._describe(status)
-            os.close(self._position)
-        return self._lost
-
-    def is_between_items(self) -> bool:
-        """Return whether it runs no item; as it may end meanwhile, this is no more than likely."""
-        try:
-            return self._read_position()[0] < 0
-        except (OSError, struct.error):
-            return False
-
-    def is_overdue(self) -> bool:
-        """Return whether it should have ended itself by now for an item that took too long."""
-        try:
-            index, deadline = self._read_position()
-        except (OSError, struct.error):
-            return False
-        return index >= 0 and 0 < deadline < time.monotonic_ns() - OVERDUE * 1e9
-
-    def is_dead(self) -> bool:
-        """Return whether the process has ended, whoever holds its pipes open."""
-        return self.is_ready and self.process.poll() is not None
-
-    def end(self) -> None:
-        """Kill what is overdue, or what a dead one has left."""
-        self._is_too_late = not self.is_dead()
-        self.signal(signal.SIGKILL)
-
-    def _read_position(self) -> tuple[int, int]:
-        index, deadline = POSITION.unpack(os.pread(self._position, POSITION.size, 0))
-        return index, deadline
-
-    def _describe(self, status: int) -> Lost:
-        index, deadline = self._read_position()
-        lost = Lost(socket.gethostname(), self.pid, _ending(self.pid, status))
-        if index < 0:  # between items: none of them is to blame
-            return lost
-        # `execute._arm` has it ended with this status
-        timed_out = (status == 1 or self._is_too_late) and 0 < deadline <= time.monotonic_ns()
-        return replace(lost, by_worker=True, index=index, timed_out=timed_out)
+    def has_ended(self, status: int) -> None:
+        """Take notice of how the process has ended."""
+        self.status = status
+        self._keeper.bury(self)
 
     def signal(self, number: int) -> None:
         """Send a signal to the process and all it started."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, number)
+        if self.pid and self.status is None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, number)
 
     def drain(self) -> None:
         """Pass on all that the process has printed by now."""
         ready = {descriptor for descriptor, _ in self._printed.poll(0)}
         for descriptor in self._pipes:
             if descriptor in ready:  # to ask each costs more than most jobs' other overhead
-                self._output.read(descriptor)
-            self._output.end_chunk(descriptor)
+                self._keeper.output.read(descriptor)
+            self._keeper.output.end_chunk(descriptor)
+
+    def close(self) -> None:
+        """Give back what was needed to talk to the process, and end what it has left behind."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if self.pid:
+                os.killpg(self.pid, signal.SIGKILL)
+        if self.pid:
+            self.drain()
+            for descriptor in self._pipes:
+                self._keeper.output.remove(descriptor)
+        else:
+            for descriptor in self._pipes:
+                os.close(descriptor)
+        self.close_theirs()
+        if hasattr(self, "channel"):
+            self.channel.close()
+        self._socket.close()
+        close_kept(self._lifeline)
+        self._position.close()
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """The index of the item that it runs, or -1, and when it is to end itself, or 0."""
+        index, deadline = POSITION.unpack(self._position[:])
+        return index, deadline
+
+    def is_overdue(self) -> bool:
+        """Return whether it should have ended itself by now for an item that took too long."""
+        index, deadline = self.position
+        return index >= 0 and 0 < deadline < time.monotonic_ns() - OVERDUE * 1e9
+
+    def state(self) -> str:
+        """Return the letter for the state of the process, as in ps; empty: it is gone."""
+        try:
+            text = Path(f"/proc/{self.pid}/stat").read_text()
+        except OSError:
+            return ""
+        return text.rpartition(")")[2].split()[0]
+
+    def describe(self) -> Lost:
+        """Return how the process has ended, and at which item."""
+        index, deadline = self.position
+        lost = Lost(socket.gethostname(), self.pid, _ending(self))
+        if index < 0:  # between items: none of them is to blame
+            return lost
+        # `execute._arm` has it ended with this status
+        timed_out = (self.status == 1 or self.is_late) and 0 < deadline <= time.monotonic_ns()
+        return replace(lost, by_worker=True, index=index, timed_out=timed_out)
 
 
-def _open_pipes(
-    ours: contextlib.ExitStack, theirs: contextlib.ExitStack
-) -> tuple[list[int], list[int]]:
-    """Return our and a worker's ends of: jobs, results, lifeline, output, errors, log.
-
-    They are closed with the stacks; so no end remains if another cannot be opened.
-    """
-    mine, yours = [], []
-    for we_write in (True, False, True, False, False, False):
-        reader, writer = os.pipe()
-        own, other = (writer, reader) if we_write else (reader, writer)
-        ours.callback(os.close, own)
-        theirs.callback(os.close, other)
-        mine.append(own)
-        yours.append(other)
-    return mine, yours
-
-
-def _ending(pid: int, status: int) -> str:
+def _ending(worker: Worker) -> str:
+    status = worker.status
+    if worker.stopped_since is not None and status == -signal.SIGKILL:
+        return f"worker {worker.pid} was stopped by a signal and did not go on"
+    if status is None:
+        return f"worker {worker.pid} has ended; how, nobody can tell"
     if status >= 0:
-        return f"worker {pid} ended with exit status {status}"
+        return f"worker {worker.pid} ended with exit status {status}"
     names = {number.value: number.name for number in signal.Signals}
-    return f"worker {pid} was killed by {names.get(-status, f'signal {-status}')}"
+    return f"worker {worker.pid} was killed by {names.get(-status, f'signal {-status}')}"

@@ -29,11 +29,19 @@ from concurrent.futures import (
 )
 from typing import Any, NamedTuple, NoReturn
 
-from ostap_parallel.errors import RemoteError, RemoteTraceback, WorkerLost
+from ostap_parallel.errors import RemoteError, WorkerLost
 from ostap_parallel.worker import execute, serialize
-from ostap_parallel.worker.execute import Call, Lost, executing, is_ours
+from ostap_parallel.worker.chunk import (
+    Lost,
+    Received,
+    pack_call,
+    pack_result,
+    unpack_call,
+    unpack_result,
+)
+from ostap_parallel.worker.execute import Call, executing, is_ours
 from ostap_parallel.worker.restore import SIGNALS, Baseline
-from ostap_parallel.worker.transport import Pipe
+from ostap_parallel.worker.transport import Connection
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +49,7 @@ REQUEST = b"?"  # begins a request; no result begins with it
 
 # Begins the message for a job that a server refuses, by this, if it has no free worker.
 REFUSED = b"!"
+LAST = b"."  # begins the last result of a worker that has done as many jobs as it may
 CANCELLED = b""  # what stands for the result of a call that was cancelled
 
 # Seconds that an answer takes at most; so often a worker that waits shows that it is there. What
@@ -54,22 +63,25 @@ _APPLY = {"call": Call(execute.apply)}
 class Link:
     """The way from this process to its server: for results, and for requests of a job."""
 
-    def __init__(self, channel: Pipe) -> None:
+    def __init__(self, channel: Connection) -> None:
         self.channel = channel
         self.lock = threading.RLock()  # held from a request to its answer
         self.is_open = False  # whether a job is run
+        self.jobs = 0  # that were begun, also on top of others
         self.depth = 0  # number of jobs on top of the first one
         self.ended: bytes | None = None  # the result of one on top, for the next request
         self.waiter: object = None  # whose futures the server knows to be waited for
         self.pid = os.getpid()
 
-    def serve(self, run: Callable[[bytes], bytes], chunk: bytes) -> None:
-        """Run a job and send its result."""
+    def serve(self, run: Callable[[bytes], bytes], chunk: bytes, tasks: int | None = None) -> None:
+        """Run a job and send its result, which says so if it is the last of so many."""
+        self.jobs += 1
         self.is_open = True
         result = run(chunk)
+        is_last = tasks is not None and self.jobs >= tasks
         with self.lock:  # a thread that the job has left behind may be asking
             self.is_open = False
-            self.channel.send(result)
+            self.channel.send(LAST + result if is_last else result)
 
     def ask(self, kind: str, *details: Any) -> Any:
         """Send a request and return the answer.
@@ -108,7 +120,7 @@ class Link:
 _link: Link | None = None
 
 
-def connect(channel: Pipe) -> Link:
+def connect(channel: Connection) -> Link:
     """Make a channel the way to this process' server."""
     global _link
     _link = Link(channel)
@@ -154,17 +166,20 @@ def _run_on_top(chunk: bytes) -> None:
     is over.
     """
     assert _link is not None
+    _link.jobs += 1
     index = executing.position[0]  # which the end of the process is ascribed to
     with _put_aside() as alarm:
         result = execute.new_outcome()
         if executing.position[1] > 0:  # the alarm is for all that is run until then
             signal.setitimer(signal.ITIMER_REAL, max(1e-6, alarm))
         if not executing.noted:
-            contextvars.Context().run(execute.run_items, _APPLY, [index], [_item(chunk)], result)
+            received = Received(chunk)
+            received.indices = [index]
+            contextvars.Context().run(execute.run_items, _APPLY, received, result)
         is_over = executing.timed_out or executing.noted == signal.SIGALRM
         if not is_over:
             with _link.lock:  # a thread that it has left behind may be the next to ask
-                _link.depth, _link.ended = _link.depth - 1, execute.pack_result(result)
+                _link.depth, _link.ended = _link.depth - 1, pack_result(result)
     if is_over:
         executing.now, executing.timed_out = False, True
         raise KeyboardInterrupt
@@ -200,12 +215,6 @@ def _put_aside() -> Iterator[float]:
         executing.noted = 0
         executing.position[0] = index
         executing.now = was_running
-
-
-def _item(chunk: bytes) -> Any:
-    """Return the packed call in the message for a job."""
-    *_, (item,) = pickle.loads(memoryview(chunk)[2:])
-    return item
 
 
 def _count_frames() -> int:
@@ -303,7 +312,9 @@ class Future:
     def _do_here(self, chunk: bytes) -> None:
         """Do the call as a part of the task that waits for it."""
         try:
-            call = serialize.loads(_item(chunk))
+            received = Received(chunk)
+            (packed,) = received.items
+            call = received.read(packed)
             self._value = contextvars.Context().run(execute.apply, call)
         except BaseException as exc:  # user code
             is_usual = isinstance(exc, Exception) and not isinstance(exc, StopIteration)
@@ -334,16 +345,13 @@ def _unpack(message: bytes) -> Any:
     """Return the value of a call; raises its error."""
     if message == CANCELLED:
         raise CancelledError
-    result = execute.unpack_result(message)
+    result = unpack_result(message)
     if isinstance(result, Lost):
         raise WorkerLost(0, result.host, result.reason)
-    (packed,) = result.answers
-    if not result.failed:
-        return execute.unpack_value(packed)
-    error, text = execute.unpack_error(packed)
-    assert error is not None  # such calls have no time limit of their own
-    error.__cause__ = RemoteTraceback(f"on {result.host}, process {result.pid}:\n{text}")
-    raise error
+    value, error = unpack_call(result)
+    if error is not None:
+        raise error
+    return value
 
 
 class DoneAndNotDone(NamedTuple):
@@ -387,11 +395,7 @@ def submit_all(
     RuntimeError
         This process runs no task of ours, see `available`; or the executor is being shut down.
     """
-    chunks = []
-    for fn, args, kwargs in calls:
-        what = f"the call of {getattr(fn, '__qualname__', type(fn).__name__)}"
-        item = execute.pack_value((serialize.Anew(), fn, args, kwargs), what)
-        chunks.append(execute.pack_chunk([0], [item]))
+    chunks = [pack_call(fn, args, kwargs) for fn, args, kwargs in calls]
     return [Future(number) for number in _ask("submit", chunks)[0]]
 
 
@@ -510,7 +514,7 @@ def set_constant(name: str, value: Any) -> None:
 def constant(name: str, timeout: float | None = None) -> Any:
     """Return the value with a name, waiting for it; raises KeyError after `timeout` seconds.
 
-    The caller has the same: `ParallelExecutor.set_constant` and `ParallelExecutor.constant`.
+    The caller has the same: `Engine.set_constant` and `Engine.constant`.
     """
     deadline = None if timeout is None else time.monotonic() + timeout
     while True:

@@ -251,6 +251,10 @@ class Outer(_Pickler):
                 self._cache[cls] = found
         return found
 
+    def forget(self) -> None:
+        """Have what was sent already sent again: it may have been lost."""
+        self._sent.clear()
+
     def by_name(self, place: Place) -> Any:
         token, module, name = place
         if name:

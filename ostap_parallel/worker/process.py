@@ -1,7 +1,7 @@
 """A worker of ppft's that owns its protocol descriptors: what a task prints cannot break it.
 
-In ppft's own worker, standard output is the protocol. Here the protocol runs on descriptors of
-its own; standard output and error are ordinary pipes that the server reads; a third pipe brings
+In ppft's own worker, standard output is the protocol. Here the protocol has a connection of its
+own; standard output and error are ordinary pipes that the server reads; a third pipe brings
 log records; the read end of a *lifeline*, whose closing by the server's end kills the worker
 with all that it started, however busy it is; and a piece of memory tells the server which item
 the worker is at, also after its death.
@@ -18,57 +18,32 @@ import logging
 import mmap
 import os
 import signal
-import struct
+import socket
 import sys
 from typing import Any
 
 from ostap_parallel.worker import nested
+from ostap_parallel.worker.control import POSITION
 from ostap_parallel.worker.execute import bind, executing, restore, take_signals
+from ostap_parallel.worker.processes import disconnect
 from ostap_parallel.worker.restore import Baseline
-from ostap_parallel.worker.transport import Pipe
-
-_START = (
-    "import sys; sys.path[:] = {path!r}; "
-    "from ostap_parallel.worker.process import main; main({descriptors!r})"
-)
+from ostap_parallel.worker.transport import Connection
 
 
-# What a worker shares with its server, see `Executing.position`: two integers.
-POSITION = struct.Struct("qq")
+def main(arguments: tuple[tuple[int, int, int, int], int | None]) -> None:
+    """Serve jobs until the server closes the connection or the lifeline.
 
-
-def open_position() -> int:
-    """Return the descriptor of memory for a worker's position, at no item."""
-    # os.memfd_create is not in all builds of Python: conda's and uv's support older systems.
-    descriptor: int = ctypes.CDLL(None, use_errno=True).memfd_create(b"position", 1)  # CLOEXEC
-    if descriptor < 0:
-        raise OSError(ctypes.get_errno(), "memfd_create failed")
-    os.write(descriptor, POSITION.pack(-1, 0))
-    return descriptor
-
-
-def command(descriptors: tuple[int, ...]) -> list[str]:
-    """Return the command of a worker that inherits the descriptors of `main`.
-
-    It gets the server's module search path as an argument, not in the environment, where the
-    programs that tasks start would find it too.
+    `arguments` are the descriptors of the connection, the log, the lifeline and the position; and
+    after how many jobs to leave.
     """
-    path = [entry or os.getcwd() for entry in sys.path]  # noqa: PTH109
-    return [sys.executable, "-c", _START.format(path=path, descriptors=descriptors)]
-
-
-def main(descriptors: tuple[int, int, int, int, int]) -> None:
-    """Serve jobs until the server closes the protocol or the lifeline.
-
-    `descriptors` are those of the protocol, the log, the lifeline and the position.
-    """
-    read, write, log, lifeline, position = descriptors
+    descriptors, tasks = arguments
+    connection, log, lifeline, position = descriptors
     sys.argv = ["ostap_parallel-worker"]
     for descriptor in descriptors:
         os.set_inheritable(descriptor, False)
     _die_with(lifeline)
-    # A process that a task forks must not hold the protocol open when this one dies.
-    os.register_at_fork(after_in_child=lambda: disconnect(read, write))
+    # A process that a task forks must not hold the connection open when this one dies.
+    os.register_at_fork(after_in_child=lambda: disconnect(connection))
     take_signals()
     executing.position = memoryview(mmap.mmap(position, POSITION.size)).cast("q")
     os.close(position)
@@ -78,29 +53,22 @@ def main(descriptors: tuple[int, int, int, int, int]) -> None:
             stream.reconfigure(line_buffering=True, errors="backslashreplace")
     _buffer_c_output_by_line()
     executing.baseline = Baseline()
-    protocol = _Protocol(os.fdopen(read, "rb"), os.fdopen(write, "wb"))
+    protocol = _Protocol(socket.socket(fileno=connection))
     link = nested.connect(protocol)
     protocol.send(b"ready")
-    while True:
+    while tasks is None or link.jobs < tasks:
         run_chunk = protocol.creceive(bind)
-        link.serve(run_chunk, protocol.receive())
+        link.serve(run_chunk, protocol.receive(), tasks)
         restore()  # while the server has its own things to do
+    os._exit(0)
 
 
-def disconnect(*descriptors: int) -> None:
-    """Make descriptors lead nowhere; their numbers stay taken."""
-    null = os.open(os.devnull, os.O_RDWR)
-    for descriptor in descriptors:
-        os.dup2(null, descriptor, inheritable=False)
-    os.close(null)
-
-
-class _Protocol(Pipe):
+class _Protocol(Connection):
     def receive(self, preprocess: Any = None) -> Any:
         try:
             return super().receive(preprocess)
-        except RuntimeError:
-            os._exit(0)  # the server closed the pipe
+        except (RuntimeError, OSError):
+            os._exit(0)  # the server closed the connection
 
 
 # Characters of a record's text that are passed on.

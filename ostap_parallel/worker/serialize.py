@@ -20,6 +20,7 @@ from ostap_parallel.worker.kinds import has_reader
 from ostap_parallel.worker.pickler import Outer
 
 loads: Callable[[bytes], Any] = pickle.loads
+Unpickler = pickle.Unpickler  # of a `Stream`
 
 
 def dumps(
@@ -81,6 +82,34 @@ def text_of(exc: BaseException) -> str:
         raise
     except BaseException as failure:
         return f"(its text is not to be had: {type(failure).__name__})"
+
+
+class Stream:
+    """Objects that are written one after another, and what they share once.
+
+    They are read, in their order, by one `Unpickler`. Where pickle refuses one, it raises; what
+    is written afterwards may refer to what was lost then.
+    """
+
+    def __init__(self, cache: dict[Any, Any] | None) -> None:
+        self.size = 0  # bytes
+        self._buffer = io.BytesIO()
+        self._pickler = Outer(self._buffer, False, cache, None)
+
+    def add(self, obj: object) -> None:
+        """Write an object, or raise as `dumps` does."""
+        try:
+            self._pickler.dump(obj)
+        except BaseException:
+            self._pickler.forget()
+            self._buffer.seek(self.size)
+            self._buffer.truncate()
+            raise
+        self.size = self._buffer.tell()
+
+    def getvalue(self) -> bytes:
+        """Return all that was written."""
+        return self._buffer.getvalue()
 
 
 def call_for_good(packed: bytes) -> program.Kept:

@@ -14,7 +14,6 @@ import hashlib
 import mmap
 import os
 import pickle
-import socket
 import struct
 import tempfile
 import threading
@@ -23,7 +22,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from weakref import WeakValueDictionary
 
 from ostap_parallel.worker import program, serialize
@@ -192,16 +191,23 @@ class Blob:
         self.location = f"/proc/{own}/fd/{file.fileno()}"
         os.posix_fallocate(file.fileno(), 0, _padded(_DIGEST_SIZE) + size)
 
+    def open(self) -> IO[bytes]:
+        """Return the file, open to write the content to."""
+        file = Path(self.location).open("r+b")  # noqa: SIM115
+        file.write(self.digest.encode().ljust(_padded(_DIGEST_SIZE), b"\0"))
+        return file
+
     def fill(self, parts: Iterable[bytes | memoryview]) -> None:
         """Write the content."""
-        with Path(self.location).open("r+b") as file:
-            file.write(self.digest.encode().ljust(_padded(_DIGEST_SIZE), b"\0"))
+        with self.open() as file:
             file.writelines(parts)
 
-    def send(self, peer: socket.socket) -> None:
-        """Send the content to somebody who has been told its size."""
+    def pieces(self, size: int) -> Iterator[bytes]:
+        """Yield the content, so many bytes at a time."""
         with Path(self.location).open("rb") as file:
-            peer.sendfile(file, _padded(_DIGEST_SIZE))
+            file.seek(_padded(_DIGEST_SIZE))
+            while piece := file.read(size):
+                yield piece
 
 
 class Store:
@@ -245,6 +251,10 @@ class Store:
     def fill(self, blob: Blob, parts: Iterable[bytes | memoryview]) -> None:
         """Write a blob's content, and have others find it from now on."""
         blob.fill(parts)
+        self.publish(blob)
+
+    def publish(self, blob: Blob) -> None:
+        """Have others find a blob that has its content."""
         self._blobs[blob.digest] = blob
         self._keep(blob)
 

@@ -1,0 +1,231 @@
+"""What computes, as runs and faces see it: a protocol of a few verbs."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import CancelledError, InvalidStateError
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from ostap_parallel.engine.retries import Attempts, Limits
+from ostap_parallel.errors import WorkerLost
+from ostap_parallel.supply.source import HostStatus
+from ostap_parallel.worker import serialize
+from ostap_parallel.worker.chunk import ChunkOutcome, Lost, pack_call, unpack_call
+from ostap_parallel.worker.execute import Call, apply
+from ostap_parallel.worker.shared import Inline, Packed, Stored
+
+Result = ChunkOutcome | Lost
+AnyFuture = concurrent.futures.Future[Any]
+
+
+@dataclass(frozen=True)
+class Abilities:
+    """What a backend can do beyond running chunks.
+
+    Attributes
+    ----------
+    interrupt
+        End what runs already.
+    time_limit
+        End an item that takes too long.
+    nesting
+        Have tasks submit tasks, and share constants.
+    """
+
+    interrupt: bool = False
+    time_limit: bool = False
+    nesting: bool = False
+
+
+class Submit(Protocol):
+    """Has a chunk run, with the call that it was made for; see `Backend.open`.
+
+    The future's result is what became of the chunk. One that is cancelled before its turn comes
+    is not begun. A chunk that `is_short` may wait at a far host behind another one. `hosts` are
+    those that it must run on, by name; by default any.
+
+    Raises
+    ------
+    ServersUnavailable
+        Nothing can run and nothing is about to come.
+    RuntimeError
+        The backend was closed.
+    """
+
+    def __call__(
+        self, chunk: bytes, *, is_short: bool = False, hosts: frozenset[str] | None = None
+    ) -> concurrent.futures.Future[Result]: ...
+
+
+class Backend(ABC):
+    """Runs chunks of items, see `worker.chunk`, and calls.
+
+    A new one needs `open` and `workers`; `execute.run_foreign` does what `open` was given, on
+    any Python that has this package.
+
+    Attributes
+    ----------
+    abilities
+        What it can do beyond that.
+    hosts
+        The hosts that it knows, and their states.
+    round_trip
+        Seconds that a message to the farthest worker and its answer take.
+    """
+
+    abilities = Abilities()
+    hosts: Sequence[HostStatus] = ()
+    round_trip: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """What it is called in errors, and where a host's name is not known."""
+        return type(self).__name__
+
+    @property
+    @abstractmethod
+    def workers(self) -> Mapping[str, int]:
+        """Number of workers by host, of those that are up."""
+
+    @abstractmethod
+    def open(self, call: Call) -> Submit:
+        """Make a call ready, with what it needs; return what submits chunks of it.
+
+        Raises
+        ------
+        SerializeError
+            The function, or the shared object, cannot be sent.
+        """
+
+    def window(self) -> int:
+        """Return how many chunks should be under way now.
+
+        Raises
+        ------
+        ServersUnavailable
+            Nothing can run and nothing is about to come.
+        """
+        return 2 * sum(self.workers.values())
+
+    def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
+        """Have `listener` called, from any thread, when the window changes; return the undoing."""
+        return lambda: None
+
+    def wait_for_hosts(self, timeout: float | None = None) -> bool:
+        """Wait until every host is up or has failed; return whether all are up."""
+        return True
+
+    def give_up(self, futures: Iterable[AnyFuture] | None = None) -> None:
+        """Give up what was submitted: drop what waits, interrupt what runs if that can be.
+
+        Does not wait for any of this. ``None`` is for all, where a backend knows them.
+        """
+        for future in futures or ():
+            if isinstance(future, _Called):
+                future.cancel(interrupt=True)
+            else:
+                future.cancel()
+
+    def call(
+        self,
+        function: Callable[..., Any],
+        args: Iterable[Any] = (),
+        kwargs: Mapping[str, Any] = {},
+        shared: Any = None,
+    ) -> AnyFuture:
+        """Run one call; `shared` is a handle of `share`, of what `shared.shared` finds there.
+
+        Raises
+        ------
+        SerializeError
+            The function or an argument cannot be sent.
+        """
+        chunk = pack_call(function, args, kwargs)
+        submit = self.open(Call(apply, shared=shared, log_level=logging.getLogger().level))
+        return _Called(self.name, submit, chunk)
+
+    def share(self, value: Any) -> Any:
+        """Return a handle of something large that calls may name; ``None`` if that cannot be."""
+        return None
+
+    def flush(self) -> None:  # noqa: B027
+        """Wait, not for long, until what workers have printed so far has arrived."""
+
+
+def pack_function(call: Call) -> bytes:
+    """Return the message for a call, with what is shared in it; raises `SerializeError`."""
+    if not isinstance(call.shared, Inline | Stored | None):
+        call = replace(call, shared=Inline(b"".join(Packed(call.shared))))
+    name = getattr(call.function, "__qualname__", repr(call.function))
+    return serialize.pack(call, f"the function {name}")
+
+
+def result_of(done: AnyFuture, name: str) -> Result:
+    """Return what became of a chunk; an error of the backend's is a way to lose it."""
+    try:
+        result: Result = done.result()
+    except (Exception, CancelledError) as exc:
+        return Lost(name, 0, f"{type(exc).__name__}: {exc}", by_worker=True)
+    if isinstance(result, ChunkOutcome) and not result.answers and not result.gave_back:
+        return Lost(result.host, result.pid, "it was interrupted")
+    return result
+
+
+def settle(future: AnyFuture, result: Result, again: Callable[[], object] | None) -> None:
+    """Give a future what became of its call, or have that run `again` if it is still worth it."""
+    try:
+        if isinstance(result, ChunkOutcome):
+            value, error = unpack_call(result)
+            if error is None:
+                future.set_result(value)
+            else:
+                future.set_exception(error)
+        elif again is None:
+            future.set_exception(WorkerLost(0, result.host, result.reason))
+        else:
+            again()
+    except InvalidStateError:  # it was cancelled meanwhile
+        pass
+    except BaseException as exc:  # user code
+        if not future.done():
+            future.set_exception(exc)
+
+
+class _Called(concurrent.futures.Future[Any]):
+    """The outcome of a call on any backend: that of a chunk, or of the next try if it is lost."""
+
+    def __init__(self, name: str, submit: Submit, chunk: bytes) -> None:
+        super().__init__()
+        self._name, self._submit, self._chunk = name, submit, chunk
+        self._attempts = Attempts()
+        self._inner: AnyFuture = concurrent.futures.Future()
+        self._try()
+
+    def _try(self) -> None:
+        self._inner = self._submit(self._chunk)
+        self._inner.add_done_callback(self._take)
+
+    def _take(self, done: AnyFuture) -> None:
+        if self.cancelled():
+            return
+        if done.cancelled():
+            if super().cancel():
+                self.set_running_or_notify_cancel()
+            return
+        result = result_of(done, self._name)
+        self._attempts.count(result)
+        settle(self, result, self._try if self._attempts.may_go_on(Limits()) else None)
+
+    def running(self) -> bool:
+        """Return whether a worker is at it."""
+        return not self.done() and self._inner.running()
+
+    def cancel(self, interrupt: bool = False) -> bool:
+        """Cancel it unless it has begun; with `interrupt` wait for it no longer, in any case."""
+        if not self._inner.cancel() and interrupt and super().cancel():
+            self.set_running_or_notify_cancel()
+        return self.cancelled()

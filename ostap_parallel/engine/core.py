@@ -1,0 +1,190 @@
+"""The caller's side of the engine: a queue, local workers, and links to those of hosts."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Collection
+
+from ostap_parallel.engine.link import Link, connect
+from ostap_parallel.engine.nesting import Nesting
+from ostap_parallel.errors import HostError
+from ostap_parallel.supply.supervisor import EventHandler
+from ostap_parallel.worker.cpus import usable_cpus
+from ostap_parallel.worker.crew import Crew
+from ostap_parallel.worker.endpoint import Endpoint
+from ostap_parallel.worker.jobs import Job, Queue
+from ostap_parallel.worker.loop import Loop
+from ostap_parallel.worker.output import OutputReader
+from ostap_parallel.worker.shared import Store
+
+LOCAL = "local"
+
+
+class Core:
+    """Does jobs on local workers and on those of hosts, which come and go.
+
+    Parameters
+    ----------
+    ncpus
+        Local workers; ``"autodetect"``: as many as affinity and control groups grant.
+    on_event
+        Receives what local workers print and log.
+
+    Attributes
+    ----------
+    on_lost, on_useless
+        Called, from a thread, when the connection to a host has broken, or when the host cannot
+        take what its jobs need.
+    """
+
+    def __init__(
+        self,
+        ncpus: int | str,
+        on_event: EventHandler,
+        *,
+        tasks_per_worker: int | None = None,
+        preload: Collection[str] = (),
+        fresh: bool = False,
+    ) -> None:
+        self.on_lost: Callable[[HostError], object] = lambda error: None
+        self.on_useless: Callable[[HostError], object] = lambda error: None
+        self.store = Store()
+        self._pid = os.getpid()
+        self._last_work = time.monotonic()
+        self.loop = Loop("engine")
+        self.queue = Queue(self.loop)
+        self.nesting = Nesting(self.queue, self.loop)
+        self.queue.on_end = self.nesting.close
+        self._output = OutputReader(lambda event: on_event(LOCAL, event))
+        self._crew = Crew(
+            LOCAL,
+            self.queue,
+            self.loop,
+            self._output,
+            on_empty=self._notice_empty,
+            tasks_per_worker=tasks_per_worker,
+            preload=preload,
+            fresh=fresh,
+        )
+        self.queue.machines.append(self._crew)
+        self._is_empty = False
+        self.is_closed = False
+        try:
+            self.set_ncpus(ncpus)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def ncpus(self) -> int:
+        """Number of local workers."""
+        return self._crew.count()
+
+    def set_ncpus(self, ncpus: int | str = "autodetect") -> None:
+        """Have this many local workers; raises OSError or RuntimeError if that is impossible."""
+        wanted = usable_cpus() if ncpus == "autodetect" else int(ncpus)
+        if wanted < 0:
+            raise ValueError(f"ncpus must be 'autodetect' or an integer from 0 on, not {ncpus!r}")
+        self._crew.resize(wanted)
+        self._is_empty = False
+
+    def pids(self) -> list[int]:
+        """Return the process ids of the local workers."""
+        return self._crew.pids()
+
+    def attach(
+        self, label: str, endpoint: Endpoint, limit: int | None = None, is_shared: bool = False
+    ) -> int:
+        """Connect to a server; return the number of its workers.
+
+        One that is shared may have other clients, whose jobs its workers do, too.
+        Raises `HostError` if it does not answer, has another version or another secret.
+        """
+        connected = connect(label, endpoint)
+        with self.loop.lock:
+            if self.is_closed:
+                connected[0].close()
+                raise HostError(label, "server", "closed while it was starting")
+            link = Link(
+                label,
+                self.queue,
+                self.loop,
+                connected,
+                limit=limit,
+                is_shared=is_shared,
+                on_lost=lambda error: self.on_lost(error),
+                on_useless=lambda error: self.on_useless(error),
+            )
+            self.queue.machines.append(link)
+            self.queue.dispatch()
+            return link.count()
+
+    def detach(self, label: str) -> None:
+        """Close the connection to a host; the jobs that it had end as `Lost`."""
+        with self.loop.lock:
+            for link in self.links():
+                if link.label == label:
+                    self.queue.machines.remove(link)
+                    link.close(f"{label} was given up")
+
+    def links(self) -> list[Link]:
+        """Return the links to hosts."""
+        return [machine for machine in self.queue.machines if isinstance(machine, Link)]
+
+    def round_trip(self) -> float:
+        """Return the seconds that a message to the farthest host and its answer take."""
+        return max((link.round_trip for link in self.links()), default=0.0)
+
+    def add(self, job: Job) -> None:
+        """Queue a job; raises RuntimeError after `close`, and in a fork."""
+        if self._pid != os.getpid():
+            raise RuntimeError("workers serve the process that started them, not its forks")
+        self._last_work = time.monotonic()
+        self.queue.add(job)
+        if self._is_empty and len(self.queue.machines) == 1:
+            self.give_up_waiting("no worker is left")
+
+    def interrupt(self, jobs: Collection[Job] | None = None, grace: float = 2.0) -> None:
+        """Give up jobs, all by default, here and on hosts."""
+        self.queue.interrupt(jobs, grace)
+        self.nesting.wake()
+
+    def give_up_waiting(self, reason: str) -> None:
+        """Give up the jobs that no worker has begun."""
+        with self.loop.lock:
+            self.queue.give_up_waiting(reason)
+
+    def is_idle(self) -> bool:
+        """Return whether there is nothing to do."""
+        with self.loop.lock:
+            return not self.queue and not any(self.queue.running())
+
+    def seconds_idle(self) -> float:
+        """Return for how long there has been nothing to do."""
+        if not self.is_idle():
+            self._last_work = time.monotonic()
+        return time.monotonic() - self._last_work
+
+    def _notice_empty(self) -> None:
+        self._is_empty = True
+        if not self.links():
+            self.give_up_waiting("no worker is left")
+
+    def close(self) -> None:
+        """End all workers, close all links and give up all jobs."""
+        if self._pid != os.getpid() or self.is_closed:
+            return
+        with self.loop.lock:
+            self.is_closed = self.queue.is_closed = True
+            self.queue.give_up_waiting("the server was closed")
+            for link in self.links():
+                self.queue.machines.remove(link)
+                link.close("the server was closed")
+            self._crew.close()
+            self.nesting.wake()
+        with contextlib.suppress(OSError):
+            self._output.close()
+        self.loop.stop()
+        self.store.clear()

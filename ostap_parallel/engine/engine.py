@@ -1,0 +1,437 @@
+"""The engine: local workers, and the servers of hosts as they come and go."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import logging
+import os
+import secrets
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import CancelledError, InvalidStateError
+from dataclasses import replace
+from typing import Any, NoReturn
+
+from ostap_parallel.config import HostConfig
+from ostap_parallel.engine.backend import Abilities, Backend, Result, Submit, pack_function, settle
+from ostap_parallel.engine.core import LOCAL, Core
+from ostap_parallel.engine.future import Future
+from ostap_parallel.engine.retries import Attempts, Limits
+from ostap_parallel.errors import ConfigError, SerializeError, ServersUnavailable
+from ostap_parallel.supply.host import sources_of
+from ostap_parallel.supply.source import HostStatus
+from ostap_parallel.supply.supervisor import EventHandler, Supervisor
+from ostap_parallel.supply.syncing import Archive, Modules, Source
+from ostap_parallel.worker import serialize
+from ostap_parallel.worker.chunk import ChunkOutcome, Lost, pack_call, unpack_result
+from ostap_parallel.worker.execute import Call, apply
+from ostap_parallel.worker.initializer import Initializer
+from ostap_parallel.worker.jobs import Job, deferring_interrupts
+from ostap_parallel.worker.shared import SMALL, Blob, Inline, Packed, Stored
+
+# Seconds that work waits for lost hosts when no worker is left.
+PATIENCE = 60.0
+
+
+AnyFuture = concurrent.futures.Future[Any]
+
+
+class Engine(Backend):
+    """Local workers and servers on hosts.
+
+    Returns at once: hosts join while work is already going on; see `hosts` and `wait_for_hosts`.
+
+    Parameters
+    ----------
+    ncpus
+        Local workers; ``"autodetect"``: as many as affinity and control groups grant; 0: none.
+    hosts
+        Hosts to start servers on, or existing servers.
+    secret
+        Shared by us and the servers; random by default.
+    timeout
+        Seconds without work after which the hosts' servers end; they start again when there is.
+    patience
+        Seconds that work waits for lost hosts to come back when no worker is left.
+    tasks_per_worker
+        Jobs, which are calls or chunks of items, after which a worker process is replaced;
+        ``None`` for no limit. Not for existing servers.
+    on_event
+        Receives what workers print and log.
+    initializer, initargs
+        ``initializer(*initargs)`` is called in each worker process before its first job.
+    sync
+        Modules of the user's that workers are to find.
+    preload, fresh
+        Modules that what starts local workers imports for them; whether they are new interpreters
+        all the same. Hosts have their own.
+
+    Attributes
+    ----------
+    hosts
+        The state of each host, in their order.
+    modules
+        The user's modules; who begins a run looks at them.
+    """
+
+    abilities = Abilities(interrupt=True, time_limit=True, nesting=True)
+
+    def __init__(
+        self,
+        ncpus: int | str = "autodetect",
+        hosts: Sequence[HostConfig] = (),
+        *,
+        secret: str | None = None,
+        timeout: float = 7200,
+        patience: float = PATIENCE,
+        tasks_per_worker: int | None = None,
+        on_event: EventHandler = lambda host, event: None,
+        initializer: Callable[..., Any] | None = None,
+        initargs: Iterable[Any] = (),
+        sync: Sequence[Source] = (),
+        preload: Sequence[str] = (),
+        fresh: bool = False,
+    ) -> None:
+        large: dict[str, Any] = {}
+        keep = large.__setitem__
+        self._initializer = initializer and Initializer.of(initializer, initargs, keep)
+        _check(secret, tasks_per_worker)
+        self._secret = secret if secret is not None else secrets.token_hex(32)
+        self._patience = patience
+        self.modules = Modules(sync)
+        self._lock = threading.Lock()
+        self._listeners: list[Callable[[], None]] = []
+        # the present job of each future
+        self._jobs: weakref.WeakKeyDictionary[AnyFuture, Job] = weakref.WeakKeyDictionary()
+        self._closed = threading.Event()
+        self._alone_since: float | None = None  # when the last worker was lost
+        self._alarm = threading.Timer(0, _ignore)  # rings when that is too long ago
+        call = Call(apply, initializer=self._initializer)
+        self._call = replace(call, log_level=logging.getLogger().level)
+        self._apply = serialize.dumps(self._call)
+        self._core = Core(
+            ncpus, on_event, tasks_per_worker=tasks_per_worker, preload=preload, fresh=fresh
+        )
+        self._core.nesting.call = self._apply
+        for item in large.items():
+            self.set_constant(*item)
+        sources = sources_of(hosts, self._secret, tasks_per_worker)
+        self._supervisor = Supervisor(self._core, sources, timeout, on_event, self._call_back())
+        self._core.on_lost = self._supervisor.connection_lost
+        self._core.on_useless = self._supervisor.give_up
+        self.hosts: list[HostStatus] = self._supervisor.statuses
+        self._finalizer = weakref.finalize(self, _close, os.getpid(), self._core, self._supervisor)
+        self._supervisor.start()
+
+    def _call_back(self) -> Callable[[], None]:
+        """Return what calls `_changed`, without keeping a forgotten engine alive."""
+        changed = weakref.WeakMethod(self._changed)
+        return lambda: (changed() or _ignore)()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("an executor stays in its process: use ostap_parallel.futures in tasks")
+
+    @property
+    def workers(self) -> dict[str, int]:
+        """Number of workers by host, of those that are up; the local ones are ``"local"``."""
+        local = {LOCAL: self.ncpus} if self.ncpus else {}
+        return local | {host.name: host.workers for host in self.hosts if host.state == "up"}
+
+    @property
+    def ncpus(self) -> int:
+        """Number of local workers."""
+        return self._core.ncpus
+
+    def set_ncpus(self, ncpus: int | str) -> None:
+        """Have so many local workers from now on; nothing once this is closed."""
+        if not self._closed.is_set():
+            self._core.set_ncpus(ncpus)
+
+    def pids(self) -> list[int]:
+        """Return the process ids of the local workers."""
+        return self._core.pids()
+
+    @property
+    def round_trip(self) -> float:  # type: ignore[override]
+        """Seconds that a message to the farthest host and its answer take."""
+        return self._core.round_trip()
+
+    def window(self) -> int:
+        """Return how many chunks should be under way now: about two per worker."""
+        self.check()
+        return 2 * sum(self.workers.values())
+
+    def wait_for_hosts(self, timeout: float | None = None) -> bool:
+        """Wait until every host is up or has failed; return whether all are up.
+
+        One that has failed for a reason that may pass, and is tried again, is not waited for;
+        one that is queued is.
+        """
+        self._supervisor.wait(timeout)
+        return all(host.state == "up" for host in self.hosts)
+
+    def check(self) -> None:
+        """Raise `ServersUnavailable` if nothing can run and no host is about to come (back).
+
+        Raises RuntimeError after `close`.
+        """
+        if self._closed.is_set():
+            raise RuntimeError("the executor has been shut down")
+        self._supervisor.wake()
+        if not self._is_hopeless():
+            return
+        raise ServersUnavailable(tuple(host.error for host in self.hosts if host.error))
+
+    def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
+        """Have `listener` called, from any thread, when `workers` changes; return the undoing.
+
+        Who begins to listen has all the patience for lost hosts.
+        """
+        self._listeners.append(listener)
+        if self._alone_since is not None:
+            self._alone_since = None
+            self._changed()
+        return lambda: self._listeners.remove(listener)
+
+    def open(self, call: Call) -> Submit:
+        """Pack a call for workers, and see to it that they find what it needs."""
+        blob = None
+        if call.shared is not None:
+            where, blob = self._share(Packed(call.shared))
+            call = replace(call, shared=where)
+        function = pack_function(replace(call, initializer=self._initializer))
+        modules = self.modules.look()
+
+        def submit(
+            chunk: bytes, *, is_short: bool = False, hosts: frozenset[str] | None = None
+        ) -> Future[Result]:
+            future = self._new_future()
+
+            def take(result: Result) -> None:
+                with contextlib.suppress(InvalidStateError):  # cancelled
+                    future.set_result(result)
+
+            self._insert(future, function, chunk, take, blob, modules, is_short, hosts)
+            return future
+
+        return submit
+
+    def call(
+        self,
+        function: Callable[..., Any],
+        args: Iterable[Any] = (),
+        kwargs: Mapping[str, Any] = {},
+        shared: Any = None,
+    ) -> Future[Any]:
+        """Run one call; see `Backend.call`."""
+        chunk = pack_call(function, args, kwargs)
+        future = self._new_future()
+        if self.modules and self._core.is_idle():
+            self.modules.look()
+        self._try(future, chunk, shared, Attempts())
+        return future
+
+    def _share(self, packed: Packed) -> tuple[Inline | Stored, Blob | None]:
+        """Return where workers find a shared object, and the blob, if it is in one."""
+        if packed.size <= SMALL:
+            return Inline(b"".join(packed)), None
+        try:
+            blob = self._core.store.add(packed)
+        except OSError as exc:
+            raise SerializeError("the shared object", f"{exc.strerror}; set TMPDIR") from exc
+        return Stored(blob.digest), blob
+
+    def share(self, value: Any) -> Any:
+        """Return a handle of something large, which hosts get once; ``None``: there is no room."""
+        try:
+            return self._core.store.add(Packed(value))
+        except OSError:
+            return None
+
+    def give_up(self, futures: Iterable[AnyFuture] | None = None) -> None:
+        """Give up what was submitted, queued or running, here and on hosts; workers stay.
+
+        A task that runs gets KeyboardInterrupt; if its worker has not come back 2 seconds later,
+        that is replaced. Does not wait for any of this. Futures of `call` then raise
+        CancelledError, unless the call has ended before.
+        """
+        with self._lock:
+            wanted = list(self._jobs) if futures is None else futures
+            jobs = {self._jobs[future] for future in wanted if future in self._jobs}
+            for job in jobs:
+                job.is_interrupted = True
+        self._core.interrupt(jobs)
+
+    def set_constant(self, name: str, value: Any) -> None:
+        """Give all tasks a value by a name; raises TypeError if it has one, or SerializeError."""
+        packed = serialize.pack(value, f"the constant {name}")
+        self._core.nesting.set_constant(name, packed)
+
+    def constant(self, name: str, timeout: float | None = None) -> Any:
+        """Return a value by its name, waiting for it; raises KeyError after `timeout` seconds."""
+        packed = self._core.nesting.constant(name, timeout)
+        if packed is None:
+            raise KeyError(name)
+        return serialize.loads(packed)
+
+    def flush(self) -> None:
+        """Wait, a few seconds at most, until what workers have printed so far has arrived."""
+        self._supervisor.ping()
+
+    def close(self) -> None:
+        """End all workers and servers at once; nothing of ours remains on any host."""
+        self._closed.set()
+        closing = threading.Thread(target=self._finalizer, name="closing")
+        try:
+            closing.start()
+        except RuntimeError:  # at the exit of the interpreter there are no threads to be had
+            self._finalizer()
+        else:
+            if not self._core.loop.is_inside():  # which is to end, too
+                closing.join()  # Ctrl-C ends the waiting, not the closing
+        self._alarm.cancel()
+
+    def _new_future(self) -> Future[Any]:
+        interrupt = weakref.WeakMethod(self.give_up)
+        future: Future[Any] = Future(lambda futures: (interrupt() or _ignore)(futures))
+        future.add_done_callback(_tell_cancelled)
+        return future
+
+    def _insert(
+        self,
+        future: Future[Any],
+        call: bytes,
+        chunk: bytes,
+        take: Callable[[Result], None],
+        blob: Blob | None = None,
+        modules: Archive | None = None,
+        is_short: bool = False,
+        hosts: frozenset[str] | None = None,
+    ) -> None:
+        """Queue a job on behalf of a future."""
+
+        def deliver(message: bytes) -> None:
+            result: Result
+            try:
+                result = unpack_result(message)
+            except Exception as exc:
+                result = Lost("", 0, f"its answer cannot be read: {exc}", by_worker=True)
+            if isinstance(result, ChunkOutcome):
+                result.host = job.label or LOCAL
+            else:
+                result = replace(result, host=job.label or LOCAL)
+            take(result)
+
+        self.check()
+        modules = modules or self.modules.archive
+        loop = self._core.loop
+        job = Job(
+            call,
+            chunk,
+            lambda message: loop.deliver(lambda: deliver(message)),
+            is_wanted=future.begin,
+            ask=self._core.nesting.ask,
+            blob=blob,
+            modules=modules,
+            hosts=hosts,
+            is_short=is_short,
+        )
+        with deferring_interrupts():
+            with self._lock:
+                before = self._jobs.get(future)
+                job.is_interrupted = before is not None and before.is_interrupted
+                self._jobs[future] = job
+            self._core.add(job)
+        self._supervisor.wake()  # the last hosts may just have gone
+        if self._is_hopeless():
+            self._core.give_up_waiting("no worker is left")
+
+    def _try(
+        self, future: Future[Any], chunk: bytes, blob: Blob | None, attempts: Attempts
+    ) -> None:
+        """Run a call that was lost so often."""
+        call = self._apply
+        if blob is not None:
+            call = serialize.dumps(replace(self._call, shared=Stored(blob.digest)))
+
+        def take(result: Result) -> None:
+            if isinstance(result, ChunkOutcome) and not result.answers:
+                result = Lost(result.host, result.pid, "it was interrupted")
+            if future.cancelled():
+                return
+            if isinstance(result, Lost) and self._jobs[future].is_interrupted:
+                _cancel(future)
+                return
+            attempts.count(result)
+            is_over = self._closed.is_set() or not attempts.may_go_on(Limits())
+            again = None if is_over else lambda: self._try(future, chunk, blob, attempts)
+            settle(future, result, again)
+
+        self._insert(future, call, chunk, take, blob)
+
+    def _is_hopeless(self) -> bool:
+        """Return whether there is no worker and none is about to come (back)."""
+        if self.workers or self._supervisor.has("starting", "queued", "resting"):
+            return False
+        since = self._alone_since  # not known yet: a host is being lost right now
+        patient = since is None or time.monotonic() - since < self._patience
+        return not (patient and self._supervisor.has("lost"))
+
+    def _changed(self) -> None:
+        """Take notice of a host that comes or goes."""
+        with self._lock:
+            alone = not self.workers
+            if alone and self._alone_since is None and self._supervisor.has("lost"):
+                self._alone_since = time.monotonic()
+                this = weakref.WeakMethod(self._changed)
+                self._alarm = threading.Timer(self._patience, lambda: (this() or _ignore)())
+                self._alarm.daemon = True
+                self._alarm.start()
+            elif not alone:
+                self._alone_since = None
+                self._alarm.cancel()
+        if self._is_hopeless():
+            self._core.give_up_waiting("no worker is left")
+        for listener in list(self._listeners):
+            listener()
+
+
+def _check(secret: str | None, tasks_per_worker: Any) -> None:
+    least = 1 if tasks_per_worker is None else tasks_per_worker
+    if not isinstance(least, int) or least < 1:
+        raise ConfigError(f"tasks_per_worker must be at least 1, not {tasks_per_worker!r}")
+    if secret == "":
+        raise ConfigError("secret: it is empty; leave it out for a random one")
+
+
+def _ignore(*what: object) -> None:
+    """Do nothing."""
+
+
+def _tell_cancelled(future: AnyFuture) -> None:
+    """Wake who waits for a future that was cancelled: `Future.cancel` itself does not."""
+    if future.cancelled():
+        future.set_running_or_notify_cancel()
+
+
+def _cancel(future: Future[Any]) -> None:
+    if not future.cancel():  # it counts as running
+        future.set_exception(CancelledError())
+
+
+def _close(pid: int, core: Core, supervisor: Supervisor) -> None:
+    """Close what an executor owns; a function, so that a forgotten executor can be collected."""
+    if os.getpid() != pid:  # a fork that exits: nothing of this is its own
+        return
+    supervisor.hang_up()
+    core.close()
+    supervisor.close()

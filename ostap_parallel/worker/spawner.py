@@ -1,0 +1,185 @@
+"""Starting workers through their control."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Collection
+
+from ostap_parallel.worker import control
+from ostap_parallel.worker.cpus import thread_limits
+from ostap_parallel.worker.local import Worker, open_pipe
+from ostap_parallel.worker.loop import Loop
+from ostap_parallel.worker.output import OutputReader
+from ostap_parallel.worker.processes import (
+    close_kept,
+    interpreter_options,
+    keep_from_forks,
+    start_apart,
+)
+
+logger = logging.getLogger(__name__)
+
+# Workers that are being started at once: what is handed to the template is held by the system.
+STARTING = 16
+
+# Seconds that the template may take to read what it is told.
+PATIENCE = 30.0
+
+
+class Spawner:
+    """Starts workers through a template process, which is started when it is first needed.
+
+    Parameters
+    ----------
+    preload
+        Modules that the template imports.
+    fresh
+        Have each worker be a new interpreter.
+    """
+
+    def __init__(
+        self, loop: Loop, output: OutputReader, preload: Collection[str] = (), fresh: bool = False
+    ) -> None:
+        self._loop, self._output = loop, output
+        self._preload, self._fresh = list(preload), fresh
+        self._process: subprocess.Popen[bytes] | None = None
+        self._control: socket.socket | None = None
+        self._workers: dict[int, Worker] = {}  # by pid: those that have not ended
+        self._starting: dict[int, Worker] = {}  # by number: those that the template was asked for
+        self._queue: list[Worker] = []
+        self._printed: list[int] = []
+
+    def start(self, worker: Worker) -> None:
+        """Have a worker started; it learns of that. Raises OSError if no template can be."""
+        if self._control is None:
+            self._start_template()
+        self._queue.append(worker)
+        self._ask()
+
+    def _start_template(self) -> None:
+        with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
+            mine, yours = socket.socketpair()
+            mine.settimeout(PATIENCE)
+            ours.callback(mine.close)
+            theirs.callback(yours.close)
+            (out_r, out_w), (err_r, err_w) = open_pipe(ours, theirs), open_pipe(ours, theirs)
+            arguments = (yours.fileno(), self._preload, self._fresh)
+            path = [entry or os.getcwd() for entry in sys.path]  # noqa: PTH109
+            words = control.command(path, "template", arguments)
+            self._process = start_apart(
+                [sys.executable, *interpreter_options(), *words],
+                stdin=subprocess.DEVNULL,
+                stdout=out_w,
+                stderr=err_w,
+                env={**os.environ, **thread_limits(os.environ)},
+                pass_fds=[yours.fileno()],
+            )
+            ours.pop_all()
+        self._control = mine
+        keep_from_forks(mine.fileno())
+        self._printed = [out_r, err_r]
+        for descriptor, kind in (out_r, "stdout"), (err_r, "stderr"):
+            self._output.add(descriptor, kind, self._process.pid)
+        self._loop.watch(mine.fileno(), self._hear)
+
+    def _ask(self) -> None:
+        """Ask the template for workers, a few at a time."""
+        while self._queue and len(self._starting) < STARTING and self._control is not None:
+            worker = self._queue.pop(0)
+            wanted = {
+                "number": worker.number,
+                "tasks": worker.tasks,
+                "path": [entry or os.getcwd() for entry in sys.path],  # noqa: PTH109
+                "directory": _directory(),
+                "environment": {**os.environ, **thread_limits(os.environ)},
+                "options": interpreter_options(),
+            }
+            self._starting[worker.number] = worker
+            try:
+                control.send(self._control, wanted, worker.theirs)
+            except OSError:  # it has just ended, or hangs: either is about to be heard
+                if self._process is not None:
+                    self._process.kill()
+                return
+            finally:
+                worker.close_theirs()
+
+    def _hear(self, mask: int) -> None:
+        assert self._control is not None
+        try:
+            message = control.receive(self._control, [])
+        except OSError:
+            message = None
+        match message:
+            case ("started", number, pid):
+                worker = self._starting.pop(number)
+                self._workers[pid] = worker
+                worker.has_started(pid)
+            case ("failed", number, reason):
+                self._starting.pop(number).cannot_start(reason)
+            case ("ended", pid, status):
+                if pid in self._workers:
+                    self._workers.pop(pid).has_ended(status)
+            case ("ready", threaded, failed):
+                _warn(threaded, failed)
+            case _:
+                self._lose_template()
+        self._ask()
+
+    def _lose_template(self) -> None:
+        """Go on without the template, which has ended; the next worker starts another one."""
+        starting, self._starting = self._starting, {}
+        queue, self._queue = self._queue, []
+        self._workers.clear()  # how they end is not told any more
+        self._end_template()
+        for worker in (*starting.values(), *queue):
+            worker.cannot_start("the process that starts workers has ended")
+
+    def _end_template(self) -> None:
+        if self._control is not None:
+            self._loop.forget(self._control.fileno())
+            descriptor = self._control.detach()
+            self._control = None
+            close_kept(descriptor)
+        if self._process is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(5.0)
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+        for descriptor in self._printed:
+            self._output.read(descriptor)
+            self._output.end_chunk(descriptor)
+            self._output.remove(descriptor)
+        self._printed = []
+
+    def is_orphan(self, worker: Worker) -> bool:
+        """Return whether nobody tells how a worker ends."""
+        return worker.pid not in self._workers
+
+    def close(self) -> None:
+        """End the template, and all workers with it."""
+        self._queue.clear()
+        self._starting.clear()
+        self._end_template()
+
+
+def _warn(threaded: list[str], failed: list[tuple[str, str]]) -> None:
+    for name, reason in failed:
+        logger.warning("preload: %s cannot be imported: %s", name, reason)
+    if threaded:
+        names = ", ".join(threaded)
+        text = "preload: importing %s has started a thread: each worker is a new interpreter"
+        logger.warning(text, names)
+
+
+def _directory() -> str:
+    try:
+        return os.getcwd()  # noqa: PTH109
+    except OSError:  # it was removed
+        return "/"
