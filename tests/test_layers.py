@@ -52,7 +52,7 @@ DOORS = {
     "worker": {
         *("batch", "calls", "chunk", "cpus", "crew", "endpoint", "execute", "handshake"),
         *("initializer", "jobs", "launched", "loop", "modes", "modules", "nested", "output"),
-        *("processes", "serialize", "serve", "shared", "tasks", "transport", "wire"),
+        *("processes", "serialize", "serve", "shared", "standin", "tasks", "transport", "wire"),
     },
     "errors": {""},
 }
@@ -70,7 +70,7 @@ NO_CODE = {
 
 # What runs on bare hosts gets there with these, and what users' tasks derive from needs nothing.
 STANDARD = sys.stdlib_module_names
-ALLOWED = {"worker": {"dill", "ppft", f"{NAME}.worker", f"{NAME}.errors"}}
+ALLOWED = {"worker": {"cloudpickle", "dill", "ppft", f"{NAME}.worker", f"{NAME}.errors"}}
 OPTIONAL = {"numpy", "joblib"}  # in functions that make do without
 
 

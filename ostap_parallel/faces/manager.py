@@ -30,6 +30,7 @@ from ostap_parallel.runs.run import Run
 from ostap_parallel.runs.shapes import as_merger, as_task
 from ostap_parallel.runs.stream import Results, in_thread
 from ostap_parallel.runs.task import Collector, FuncTask, GenericTask, Merger, Task, TaskMerger
+from ostap_parallel.worker import standin
 from ostap_parallel.worker.execute import Call
 from ostap_parallel.worker.tasks import TaskCall
 
@@ -335,6 +336,9 @@ class WorkManager(Shown):
                 ]
         if recorder.report.stats and not self._silent:
             print(recorder.report.stats.table())
+
+
+standin.register(WorkManager)
 
 
 class _Recorder:

@@ -25,7 +25,7 @@ from ostap_parallel.faces.executor import Executor
 from ostap_parallel.runs.outcome import Batch, Outcome
 from ostap_parallel.runs.run import PAUSE, Run
 from ostap_parallel.runs.stream import AHEAD, Stream
-from ostap_parallel.worker import calls
+from ostap_parallel.worker import calls, standin
 from ostap_parallel.worker.execute import Call
 
 if TYPE_CHECKING:
@@ -89,6 +89,9 @@ class AsyncResult:
             raise
         if not self.ready():
             raise multiprocessing.TimeoutError
+        error = self._settled.exception()
+        if error is not None:  # `Future.result` asks for its truth
+            raise error
         return self._settled.result()
 
     def __await__(self) -> Generator[Any, None, Any]:
@@ -328,6 +331,9 @@ class Pool(multiprocessing.pool.Pool):
         done.add_done_callback(self._under_way.pop)
 
 
+standin.register(Pool)
+
+
 class _Source:
     """An input that a thread reads: results come though the next item does not.
 
@@ -403,7 +409,7 @@ def _collect(run: Run) -> list[Any]:
                 values.extend(arrival.values)
             else:
                 values.append(arrival.value)
-                error = error or arrival.error
+                error = arrival.error if error is None else error
     run.backend.flush()  # what tasks have printed is there, too
     if error is not None:
         raise error

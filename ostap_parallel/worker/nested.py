@@ -251,7 +251,7 @@ class Future:
         CancelledError
             It was cancelled.
         """
-        if error := self.exception(timeout):
+        if (error := self.exception(timeout)) is not None:
             raise error
         return self._value
 

@@ -71,8 +71,12 @@ class _Protocol(Connection):
             os._exit(0)  # the server closed the connection
 
 
+# Characters of a record's text that are passed on.
+MAX_RECORD = 4 << 20
+
+
 class LogToServer(logging.Handler):
-    """Writes each record as one JSON line."""
+    """Writes each record as one JSON line, also in processes that tasks fork."""
 
     def __init__(self, descriptor: int) -> None:
         super().__init__()
@@ -82,10 +86,19 @@ class LogToServer(logging.Handler):
         with contextlib.suppress(Exception):  # a record must never harm the task that made it
             plain = (str, int, float)
             fields = {key: value for key, value in vars(record).items() if type(value) in plain}
-            fields["msg"] = record.getMessage()
+            fields["msg"] = record.getMessage()[:MAX_RECORD]
             if record.exc_info:
                 fields["exc_text"] = logging.Formatter().formatException(record.exc_info)
-            os.write(self._descriptor, json.dumps(fields).encode() + b"\n")
+            self._write(json.dumps(fields).encode() + b"\n")
+
+    def _write(self, line: bytes) -> None:
+        # Between processes; threads have the handler's.
+        fcntl.lockf(self._descriptor, fcntl.LOCK_EX)
+        try:
+            while line:
+                line = line[os.write(self._descriptor, line) :]
+        finally:
+            fcntl.lockf(self._descriptor, fcntl.LOCK_UN)
 
 
 def _die_with(lifeline: int) -> None:
