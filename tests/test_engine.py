@@ -22,7 +22,8 @@ from sshd import descendants, stat_of
 
 from ostap_parallel import Failure, WorkerLost, WorkManager
 from ostap_parallel.engine.core import Core
-from ostap_parallel.worker import execute, local, serialize
+from ostap_parallel.objects import serialize
+from ostap_parallel.worker import execute, local
 from ostap_parallel.worker.chunk import ChunkOutcome, pack_chunk, unpack_result
 from ostap_parallel.worker.cpus import usable_cpus
 from ostap_parallel.worker.jobs import Job

@@ -32,6 +32,7 @@ LAYERS = (
     {"supply"},
     {"config"},
     {"worker"},
+    {"objects"},
     {"errors"},
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
@@ -52,8 +53,10 @@ DOORS = {
     "worker": {
         *("batch", "calls", "chunk", "cpus", "crew", "endpoint", "execute", "handshake"),
         *("initializer", "jobs", "launched", "loop", "modes", "modules", "nested", "output"),
-        *("processes", "serialize", "serve", "shared", "standin", "tasks", "transport", "wire"),
+        *("processes", "serve", "server", "shared", "standin", "tasks", "transport", "wire"),
+        "",
     },
+    "objects": {"byvalue", "kinds", "program", "serialize", "settings"},
     "errors": {""},
 }
 
@@ -70,7 +73,8 @@ NO_CODE = {
 
 # What runs on bare hosts gets there with these, and what users' tasks derive from needs nothing.
 STANDARD = sys.stdlib_module_names
-ALLOWED = {"worker": {"cloudpickle", "dill", "ppft", f"{NAME}.worker", f"{NAME}.errors"}}
+FAR_SIDE = {f"{NAME}.worker", f"{NAME}.objects", f"{NAME}.errors"}
+ALLOWED = {"worker": {"dill", "ppft", *FAR_SIDE}, "objects": {"cloudpickle", *FAR_SIDE}}
 OPTIONAL = {"numpy", "joblib"}  # in functions that make do without
 
 

@@ -11,8 +11,8 @@ import pytest
 from functions import run_python, script_environ
 from kinds import program
 
-from ostap_parallel.worker import serialize
-from ostap_parallel.worker.program import Space, inside
+from ostap_parallel.objects import serialize
+from ostap_parallel.objects.program import Space, inside
 
 SHARED = """
     count, model, table = 0, None, {}

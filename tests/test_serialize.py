@@ -16,7 +16,7 @@ import pytest
 from functions import run_python
 
 from ostap_parallel import SerializeError, WorkManager
-from ostap_parallel.worker import serialize
+from ostap_parallel.objects import serialize
 
 
 @pytest.fixture(scope="module")

@@ -21,11 +21,11 @@ from ostap_parallel.engine.core import LOCAL, Core
 from ostap_parallel.engine.future import Future
 from ostap_parallel.engine.retries import Attempts, Limits
 from ostap_parallel.errors import ConfigError, SerializeError, ServersUnavailable
+from ostap_parallel.objects import serialize
 from ostap_parallel.supply.host import sources_of
 from ostap_parallel.supply.source import HostStatus
 from ostap_parallel.supply.supervisor import EventHandler, Supervisor
 from ostap_parallel.supply.syncing import Archive, Modules, Source
-from ostap_parallel.worker import serialize
 from ostap_parallel.worker.chunk import ChunkOutcome, Lost, pack_call, unpack_result
 from ostap_parallel.worker.execute import Call, apply
 from ostap_parallel.worker.initializer import Initializer

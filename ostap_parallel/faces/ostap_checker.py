@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from ostap_parallel.worker import serialize
+from ostap_parallel.objects import serialize
 
 _SURE = frozenset({type(None), bool, int, float, str, bytes, bytearray, array.array})
 _READ = "import sys\nfrom ostap_parallel.worker import serialize\n"

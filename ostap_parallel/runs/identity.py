@@ -27,8 +27,8 @@ from types import (
 )
 from typing import Any
 
+from ostap_parallel.objects import serialize
 from ostap_parallel.runs.task import Task
-from ostap_parallel.worker import serialize
 from ostap_parallel.worker.execute import Call
 
 # What an object consists of: its kind, parts in order, and parts whose order means nothing.

@@ -25,7 +25,8 @@ from types import FrameType
 from typing import Any
 
 from ostap_parallel.errors import SerializeError
-from ostap_parallel.worker import calls, modules, program, serialize, settings, shared
+from ostap_parallel.objects import program, serialize, settings
+from ostap_parallel.worker import calls, modules, shared
 from ostap_parallel.worker.chunk import (
     PLAIN,
     ChunkOutcome,

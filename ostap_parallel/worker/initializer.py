@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ostap_parallel.errors import InitializerError
-from ostap_parallel.worker import nested, serialize
-from ostap_parallel.worker.program import Kept
+from ostap_parallel.objects import serialize
+from ostap_parallel.objects.program import Kept
+from ostap_parallel.worker import nested
 from ostap_parallel.worker.shared import SMALL
 
 # What became of those that this process has run, by their tokens: the error, or what they have

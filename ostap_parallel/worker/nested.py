@@ -30,7 +30,8 @@ from concurrent.futures import (
 from typing import Any, NamedTuple, NoReturn
 
 from ostap_parallel.errors import RemoteError, WorkerLost
-from ostap_parallel.worker import execute, serialize
+from ostap_parallel.objects import serialize
+from ostap_parallel.worker import execute
 from ostap_parallel.worker.chunk import (
     Lost,
     Received,

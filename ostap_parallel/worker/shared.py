@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import IO, Any
 from weakref import WeakValueDictionary
 
-from ostap_parallel.worker import program, serialize
+from ostap_parallel.objects import program, serialize
 
 # Bytes up to which an object travels within the function.
 SMALL = 1 << 16

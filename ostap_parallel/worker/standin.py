@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
-from ostap_parallel.worker import calls, kinds, nested
+from ostap_parallel.objects import kinds
+from ostap_parallel.worker import calls, nested
 
 # In a task more calls than this are sent in blocks.
 BLOCKS = 256

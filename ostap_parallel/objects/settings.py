@@ -13,7 +13,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-from ostap_parallel.worker import program
+from ostap_parallel.objects import program
 
 _last: list[Any] = [None, b""]  # what was packed last, and its bytes
 _applied: list[bytes] = [b""]

@@ -15,10 +15,10 @@ from weakref import WeakKeyDictionary
 
 import cloudpickle
 
-from ostap_parallel.worker import byvalue, kinds, program
-from ostap_parallel.worker.byvalue import Place, names_in
-from ostap_parallel.worker.kinds import PROTOCOL
-from ostap_parallel.worker.program import Definition, Key
+from ostap_parallel.objects import byvalue, kinds, program
+from ostap_parallel.objects.byvalue import Place, names_in
+from ostap_parallel.objects.kinds import PROTOCOL
+from ostap_parallel.objects.program import Definition, Key
 
 _SINGLETONS = (type(None), type(Ellipsis), type(NotImplemented))
 _PLAIN = (type(None), bool, int, float, complex, str, bytes)

@@ -21,7 +21,7 @@ from types import CellType, CodeType, FunctionType, ModuleType
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
 
-from ostap_parallel.worker.program import filled_by, is_by_value, namespace, program_of, space_now
+from ostap_parallel.objects.program import filled_by, is_by_value, namespace, program_of, space_now
 
 Place = tuple[str, str, str]  # the token of a program, a module of it, a name there
 

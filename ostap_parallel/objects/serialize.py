@@ -14,10 +14,10 @@ from collections.abc import Callable
 from typing import Any
 
 from ostap_parallel.errors import SerializeError
-from ostap_parallel.worker import program
-from ostap_parallel.worker.kinds import PROTOCOL as PROTOCOL
-from ostap_parallel.worker.kinds import has_reader
-from ostap_parallel.worker.pickler import Outer
+from ostap_parallel.objects import program
+from ostap_parallel.objects.kinds import PROTOCOL as PROTOCOL
+from ostap_parallel.objects.kinds import has_reader
+from ostap_parallel.objects.pickler import Outer
 
 loads: Callable[[bytes], Any] = pickle.loads
 Unpickler = pickle.Unpickler  # of a `Stream`

@@ -19,8 +19,8 @@ from types import CellType, FunctionType, MethodType, ModuleType
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from ostap_parallel.worker import byvalue
-from ostap_parallel.worker.byvalue import Place
+from ostap_parallel.objects import byvalue
+from ostap_parallel.objects.byvalue import Place
 
 PROTOCOL = 5
 
