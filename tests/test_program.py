@@ -303,7 +303,7 @@ def test_a_module_that_is_run_imports_relatively(tmp_path):
 
 def definitions_of(text, expression):
     """Return what a program with this text sends for an expression."""
-    script = f"{textwrap.dedent(text)}\nimport sys\nfrom ostap_parallel.worker import serialize\n"
+    script = f"{textwrap.dedent(text)}\nimport sys\nfrom ostap_parallel.objects import serialize\n"
     script += f"sys.stdout.buffer.write(serialize.dumps({expression}))"
     environ = script_environ()
     done = subprocess.run([sys.executable, "-c", script], env=environ, stdout=subprocess.PIPE)

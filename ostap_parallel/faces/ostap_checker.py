@@ -11,7 +11,7 @@ from typing import Any
 from ostap_parallel.objects import serialize
 
 _SURE = frozenset({type(None), bool, int, float, str, bytes, bytearray, array.array})
-_READ = "import sys\nfrom ostap_parallel.worker import serialize\n"
+_READ = "import sys\nfrom ostap_parallel.objects import serialize\n"
 _READ += "serialize.loads(sys.stdin.buffer.read())"
 
 
