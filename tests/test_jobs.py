@@ -230,7 +230,7 @@ def blow():
 
 sys.unraisablehook = lambda error: None  # one that comes in a callback of the garbage collector's
 with Engine(2) as engine:
-    before = signal.signal(signal.SIGINT, take)
+    signal.signal(signal.SIGINT, take)
     blowing = threading.Thread(target=blow)
     blowing.start()
     while blowing.is_alive():
@@ -241,7 +241,6 @@ with Engine(2) as engine:
         except KeyboardInterrupt:
             pass
     armed.clear()
-    signal.signal(signal.SIGINT, before)
     futures = [engine.call(time.sleep, [0.1]) for _ in range(4)]
     results = [future.result(60) for future in futures]
     deadline = time.monotonic() + 60
