@@ -118,14 +118,3 @@ def call_for_good(packed: bytes) -> program.Kept:
     with program.keeping() as kept:
         function(*args)
     return kept
-
-
-class Anew:
-    """What is read behind this may bring other versions of classes, outside of runs."""
-
-    def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
-        return _nothing, ()
-
-
-def _nothing() -> None:
-    pass

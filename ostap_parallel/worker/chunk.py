@@ -191,7 +191,7 @@ def pack_chunk(
 def pack_call(function: Any, args: Iterable[Any], kwargs: Any) -> bytes:
     """Return the message for a chunk of one call, which `execute.apply` does."""
     what = f"the call of {getattr(function, '__qualname__', type(function).__name__)}"
-    item = serialize.pack((serialize.Anew(), function, tuple(args), dict(kwargs)), what)
+    item = serialize.pack((function, tuple(args), dict(kwargs)), what)
     return pack_chunk([0], [item])
 
 

@@ -119,9 +119,9 @@ class Call:
         return self.function(index, item) if self.with_index else self.function(item)
 
 
-def apply(item: tuple[None, Callable[..., Any], tuple[Any, ...], dict[str, Any]]) -> Any:
+def apply(item: tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]) -> Any:
     """Call a function; the function of runs whose items are calls."""
-    _, function, args, kwargs = item
+    function, args, kwargs = item
     return function(*args, **kwargs)
 
 
