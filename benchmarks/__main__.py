@@ -18,7 +18,7 @@ import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from benchmarks import harness, local, remote
+from benchmarks import engine, harness, local, remote
 from benchmarks.harness import Benchmark
 from benchmarks.peers import PEERS
 
@@ -34,6 +34,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "far-results": remote.FAR_RESULTS,
     "memory": local.MEMORY,
     "idle": local.IDLE,
+    **engine.BENCHMARKS,
 }
 
 FILE = Path(__file__).with_name("results.md")

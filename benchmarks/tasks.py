@@ -55,3 +55,52 @@ def look_up(index: int, table: Any) -> tuple[float, int, int]:
     import os
 
     return float(table[index::1000].sum()), os.getpid(), os.getppid()
+
+
+def burn_for(microseconds: int) -> int:
+    """Use the processor for so long."""
+    import time
+
+    if microseconds:
+        end = time.perf_counter() + microseconds * 1e-6
+        while time.perf_counter() < end:
+            pass
+    return microseconds
+
+
+def kill_once(path: str) -> tuple[float, float]:
+    """End this process the first time; return when that was, and when this runs again."""
+    import os
+    import signal
+    import time
+
+    if not os.path.exists(path):  # noqa: PTH110
+        with open(f"{path}.part", "w") as file:  # noqa: PTH123
+            file.write(repr(time.monotonic()))
+        os.rename(f"{path}.part", path)  # noqa: PTH104
+        os.kill(os.getpid(), signal.SIGKILL)
+    now = time.monotonic()
+    with open(path) as file:  # noqa: PTH123
+        return float(file.read()), now
+
+
+_kept: list[bytes] = []
+
+
+def keep(data: bytes) -> None:
+    """Keep what an initializer is given."""
+    from benchmarks import tasks
+
+    tasks._kept[:] = [data]
+
+
+def kept_size(_: int) -> tuple[int, int]:
+    """Return the size of what is kept, and the memory of this process in KiB."""
+    from benchmarks import tasks
+
+    with open("/proc/self/statm") as file:  # noqa: PTH123
+        return len(tasks._kept[0]), 4 * int(file.read().split()[1])
+
+
+def first_row(array: Any, number: int) -> int:
+    return number + int(array[0])
