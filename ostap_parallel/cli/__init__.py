@@ -60,7 +60,6 @@ def _set_up_output(verbose: bool) -> None:
         sys.stdout.reconfigure(errors="surrogateescape")  # names of files may be of any bytes
     level = logging.INFO if verbose else logging.WARNING
     logging.basicConfig(level=level, format="%(name)s: %(message)s")
-    logging.getLogger("pp").setLevel(logging.WARNING)  # ppft tells of its own start only
 
 
 def hosts(args: argparse.Namespace) -> int:

@@ -1,7 +1,6 @@
 """Running a chunk of items in a worker; its outcomes are data, never ``None`` for an error.
 
-A chunk is a job of ppft's. Its function is the serialised `Call`, which ppft's cache sends once
-per worker, and its argument is the serialised chunk.
+A job is a serialised `Call`, which travels once to each worker, and a serialised chunk.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""A worker of ppft's that owns its protocol descriptors: what a task prints cannot break it.
+"""A worker process: what a task prints cannot break it, and it never outlives its server.
 
-In ppft's own worker, standard output is the protocol. Here the protocol has a connection of its
-own; standard output and error are ordinary pipes that the server reads; a third pipe brings
-log records; the read end of a *lifeline*, whose closing by the server's end kills the worker
+Jobs and results have a connection of their own, unlike in ppft's worker, where standard output
+is the protocol; standard output and error are pipes that the server reads; a third pipe brings log
+records; the read end of a *lifeline*, whose closing by the server's end kills the worker
 with all that it started, however busy it is; and a piece of memory tells the server which item
 the worker is at, also after its death.
 """
