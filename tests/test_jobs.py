@@ -153,6 +153,30 @@ class TestPins:
         }
         assert not queue
 
+    def test_not_for_machines_that_will_not_come(self, queue, results):
+        a = Fake("a", queue, 1)
+        queue.add(results.job(b"1"))
+        for name, hosts in ((b"2", "a"), (b"3", "bc"), (b"4", "ab")):
+            queue.add(results.job(name, hosts=frozenset(hosts)))
+        queue.give_up_pinned({"a", "d"})
+        assert unpack_result(results[b"3"]).reason.startswith("it must run on b, c")
+        a.end(b"1")
+        a.end(b"2")
+        assert a.begun == [b"1", b"2", b"4"]
+
+    def test_a_host_that_cannot_be_had(self, hosts):
+        """What must run there ends with that, at once; the rest goes on."""
+        with open_manager(hosts, "h1*1 no-such-host.invalid") as manager:
+            submit = manager.executor.backend.open(Call(abs))
+            chunk = pack_chunk([0], [-1])
+            lost = submit(chunk, hosts=frozenset(["no-such-host.invalid"]))
+            unknown = submit(chunk, hosts=frozenset(["nobody"]))
+            other = submit(chunk, hosts=frozenset(["h1"]))
+            assert other.result(PATIENCE).host == "h1"
+            for future, name in (lost, "no-such-host.invalid"), (unknown, "nobody"):
+                reason = future.result(PATIENCE).reason
+                assert reason == f"it must run on {name}, and that is not to be had"
+
     def test_on_real_hosts(self, hosts):
         """Twenty for each of two hosts, by turns, while one of them is slow."""
         with open_manager(hosts, "h1*1 h2*1") as manager:

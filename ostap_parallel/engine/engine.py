@@ -351,6 +351,8 @@ class Engine(Backend):
                 job.is_interrupted = before is not None and before.is_interrupted
                 self._jobs[future] = job
             self._core.add(job)
+        if hosts is not None:
+            self._give_up_pinned()
         if not self.ncpus:
             self._supervisor.wake()  # the last hosts may just have gone
             if self._is_hopeless():
@@ -387,6 +389,14 @@ class Engine(Backend):
         patient = since is None or time.monotonic() - since < self._patience
         return not (patient and self._supervisor.has("lost"))
 
+    def _give_up_pinned(self) -> None:
+        """Give up what must run on hosts that do not come any more."""
+        names = {host.name for host in self.hosts if host.state not in ("failed", "closed")}
+        if self.ncpus:
+            names.add(LOCAL)
+        with self._core.loop.lock:
+            self._core.queue.give_up_pinned(names)
+
     def _changed(self) -> None:
         """Take notice of a host that comes or goes."""
         with self._lock:
@@ -402,6 +412,7 @@ class Engine(Backend):
                 self._alarm.cancel()
         if self._is_hopeless():
             self._core.give_up_waiting("no worker is left")
+        self._give_up_pinned()
         for listener in list(self._listeners):
             listener()
 

@@ -268,6 +268,14 @@ class Queue:
             if (jobs is None or job in jobs) and self.take(job):
                 self.give_up(job, reason)
 
+    def give_up_pinned(self, labels: Collection[str]) -> None:
+        """Give up the jobs that must run on machines of which none is among these, or to come."""
+        pinned = {job: None for jobs in self._pinned.values() for job in jobs}
+        for job in pinned:
+            if job.hosts and job.hosts.isdisjoint(labels) and self.take(job):
+                names = ", ".join(sorted(job.hosts))
+                self.give_up(job, f"it must run on {names}, and that is not to be had")
+
     def interrupt(self, jobs: Collection[Job] | None = None, grace: float = 2.0) -> None:
         """Give up jobs, all by default: drop the waiting ones, interrupt the running ones."""
         with self._loop.lock:
