@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from ostap_parallel.runs.task import GenericTask as GenericTask
     from ostap_parallel.runs.task import Task as Task
     from ostap_parallel.runs.task import TaskMerger as TaskMerger
+    from ostap_parallel.runs.trust import HostRules as HostRules
 
 _MODULES = {
     "runs.checkpoint": "Checkpoint",
@@ -44,6 +45,7 @@ _MODULES = {
     "faces.pool": "Pool",
     "runs.report": "Failure Report Statistics StatMerger",
     "runs.task": "FuncTask GenericTask Task TaskMerger",
+    "runs.trust": "HostRules",
     "faces.scoop": "shared",
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names.split()}

@@ -42,7 +42,10 @@ MAX_DEPTH = 9  # modules of a room that import one another in a row
 DOORS = {
     "cli": {""},
     "faces": {"executor", "joblib", "manager", "pathos_pool", "pool", "scoop"},
-    "runs": {"checkpoint", "dump", "outcome", "progress", "report", "run", "stream", "task"},
+    "runs": {
+        *("checkpoint", "dump", "outcome", "progress", "report", "run", "stream", "task"),
+        "trust",
+    },
     "engine": {"backend", "core", "engine", "foreign", "future", "retries"},
     "supply": {"host", "source", "ssh", "supervisor", "syncing", "ways"},
     "config": {"", "entries", "files", "host", "hostlist", "load"},

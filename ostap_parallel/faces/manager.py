@@ -28,6 +28,7 @@ from ostap_parallel.runs.report import Failure, Report
 from ostap_parallel.runs.run import Run
 from ostap_parallel.runs.stream import Results, in_thread
 from ostap_parallel.runs.task import Collector, FuncTask, GenericTask, Merger, Task, TaskMerger
+from ostap_parallel.runs.trust import DEFAULT_RULES, HostRules
 from ostap_parallel.worker.execute import Call
 
 if TYPE_CHECKING:
@@ -86,6 +87,8 @@ class WorkManager:
     dump_dbase, dump_jobs, dump_freq
         A data base that `process` writes results to: the first `dump_jobs` of them (all, if
         negative), and what is merged, every `dump_freq` results.
+    host_rules
+        When a host where items fail is not used any more, see `HostRules`.
 
     Attributes
     ----------
@@ -114,12 +117,14 @@ class WorkManager:
         dump_dbase: Database | None = None,
         dump_jobs: int = 0,
         dump_freq: int = 0,
+        host_rules: HostRules = DEFAULT_RULES,
         **settings: Unpack[Settings],
     ) -> None:
         named = _one_of(servers, ppservers)
         given = _check(executor, named, settings)
         self.report = Report()
         self._dump = Dump(dump_dbase, dump_jobs, dump_freq)
+        self._host_rules = host_rules
         self._progress, self._silent = progress and not silent, silent
         self._pool: ParallelPool | None = None
         self._owned = Executor(ncpus, named, **settings) if executor is None else None
@@ -227,6 +232,8 @@ class WorkManager:
             retries,
             lost_retries,
             checkpoint=_checkpoint(checkpoint),
+            host_rules=self._host_rules,
+            collects=on_error == "collect",
         )
         with self._record(run, progress, description or _title(task)) as recorder:
             recorder.merge(merging, on_error, self._dump)
@@ -293,7 +300,14 @@ class WorkManager:
         """
         call = _call(func, jobid, shared, seed, timeout)
         options = chunk_size, ordered, retries, lost_retries
-        run = Run(self.backend, call, items, *options, checkpoint=_checkpoint(checkpoint))
+        run = Run(
+            self.backend,
+            call,
+            items,
+            *options,
+            checkpoint=_checkpoint(checkpoint),
+            host_rules=self._host_rules,
+        )
         return Results(self._arrivals(run, progress, description or _title(func)), run.cancel)
 
     def _arrivals(
@@ -313,14 +327,12 @@ class WorkManager:
             recorder = _Recorder(run, reporter)
             self.report = recorder.report
             hosts = [] if self._owned is None else self._owned.hosts
-            lost = [host.lost for host in hosts]
+            lost = {host.name: host.lost for host in hosts}
             try:
                 yield recorder
             finally:
                 self.backend.flush()
-                recorder.report.hosts = [
-                    host.since(before) for host, before in zip(hosts, lost, strict=True)
-                ]
+                recorder.report.hosts = [host.since(lost.get(host.name, 0)) for host in hosts]
         if recorder.report.stats and not self._silent:
             print(recorder.report.stats.table())
 
@@ -329,7 +341,7 @@ class _Recorder:
     """Takes the outcomes of a run, one after another, into its report."""
 
     def __init__(self, run: Run, reporter: ProgressReporter) -> None:
-        self.report = Report()
+        self.report = Report(left_out=run.trust.left_out)
         self._run = run
         self._reporter = reporter
         self._start = time.monotonic()

@@ -194,6 +194,8 @@ class Report:
         Jobs and times by host.
     hosts
         The hosts and their states; `HostStatus.lost` counts the losses in this run.
+    left_out
+        The hosts that were not used any more, as items failed there that others did, and why.
     wall
         Seconds of wall time.
     result
@@ -209,6 +211,7 @@ class Report:
     resumed: int = 0
     stats: StatMerger = field(default_factory=StatMerger)
     hosts: list[HostStatus] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
     wall: float = 0.0
     result: Any = field(default=None, repr=False)
     complete: bool = False
@@ -232,6 +235,7 @@ class Report:
                 reason = f"{host.error.step}: {host.error.reason}".strip().replace("\n", "\n    ")
                 state = f"lost {host.lost} x, {host.state}" if host.lost else host.state
                 lines.append(f"host {host.name} {state}: {reason}")
+        lines += [f"host {host} left out: {why}" for host, why in self.left_out.items()]
         lines += map(str, self.failures[:_MAX_FAILURES])
         if self.failed > _MAX_FAILURES:
             lines.append(f"... and {self.failed - _MAX_FAILURES} more failures")

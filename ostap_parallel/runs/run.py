@@ -10,7 +10,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sized
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Sized
 from concurrent.futures import CancelledError, Future, wait
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -30,6 +30,7 @@ from ostap_parallel.runs.chunking import (
     Packing,
 )
 from ostap_parallel.runs.outcome import Batch, Checkpoint, Combined, Journal, Outcome, keep
+from ostap_parallel.runs.trust import DEFAULT_RULES, HostRules, Trust, is_of_host, why
 from ostap_parallel.worker.chunk import (
     ChunkOutcome,
     Lost,
@@ -65,6 +66,10 @@ class Run:
         How often an item that raised, or took too long, is run again.
     lost_retries
         How often an item by which its worker died is run again.
+    host_rules
+        When a host is no longer used, see `trust`.
+    collects
+        Who takes the outcomes goes on when one is a failure.
 
     Raises
     ------
@@ -77,6 +82,8 @@ class Run:
     ----------
     total
         Number of items, if the input tells it.
+    trust
+        What is known of the hosts.
     """
 
     backend: Backend
@@ -88,10 +95,13 @@ class Run:
     lost_retries: int = LOST_RETRIES
     retried: int = 0  # how often an item was run again
     checkpoint: Checkpoint | None = None
+    host_rules: HostRules = DEFAULT_RULES
+    collects: bool = False
 
     _again: deque[list[Item]] = field(default_factory=deque)  # chunks to be run again
     _unsent: deque[Outcome] = field(default_factory=deque)  # known without being sent
     _running: dict[Future[Any], Chunk] = field(default_factory=dict)
+    _pinned: dict[Future[Any], frozenset[str]] = field(default_factory=dict)  # that run, to hosts
     _news: queue.SimpleQueue[Future[Any] | None] = field(default_factory=queue.SimpleQueue)
     _cache: dict[type, bytes] = field(default_factory=dict)
     _journal: Journal | None = None
@@ -112,6 +122,7 @@ class Run:
             _check_number("chunk_size", self.chunk_size, 1)
         _check_timeout(self.call.timeout, self.backend)
         self._limits = Limits(failed=self.retries, lost=self.lost_retries)
+        self.trust = Trust(self.backend, self.host_rules, self.collects)
 
     @property
     def submitted(self) -> int:
@@ -178,7 +189,10 @@ class Run:
                 if self.backend.window() and not self._is_paused:
                     continue
             done = self._news.get()
-            if done is not None:
+            if done is None:
+                self._free_stranded()
+            else:
+                self._pinned.pop(done, None)
                 yield from self._arrivals_of(done, self._running.pop(done))
 
     def _in_order(self, arriving: Iterator[Batch | Outcome]) -> Iterator[Batch | Outcome]:
@@ -196,17 +210,33 @@ class Run:
 
     def _feed(self) -> None:
         """Keep as many chunks under way as the backend wants, and never more."""
-        window = self.backend.window()
-        workers = max(1, sum(self.backend.workers.values()))
+        window = self.trust.window()
+        workers = max(1, self.trust.workers())
         while len(self._running) < window:
             found = self._take_again(workers) if self._again else self._read_chunk(workers)
             if found is None:
                 return
             chunk, message = found
             is_short = chunk.history is None and self._size.is_short(len(chunk.items))
-            future = self._submit(message, is_short=is_short)
+            places = self._places_for(chunk.history or ())
+            future = self._submit(message, is_short=is_short, hosts=places)
             self._running[future] = chunk
+            if places is not None:
+                self._pinned[future] = places
             future.add_done_callback(self._news.put)
+
+    def _places_for(self, again: Sequence[Item]) -> frozenset[str] | None:
+        tried = frozenset[str]().union(*(item.tried for item in again))
+        return self.trust.places(tried, may_wait=any(item.doubted for item in again))
+
+    def _free_stranded(self) -> None:
+        """Take back what waits for hosts that have gone; it runs elsewhere then."""
+        items = self._pinned.items()
+        stranded = [future for future, places in items if self.trust.is_stranded(places)]
+        if stranded:
+            self.backend.give_up(stranded)
+        for future in stranded:
+            del self._pinned[future]
 
     def _read_chunk(self, workers: int) -> tuple[Chunk, bytes] | None:
         """Read and pack some items; ``None`` if there are none to be sent now."""
@@ -295,9 +325,12 @@ class Run:
     def _arrivals_of(self, done: Future[Any], chunk: Chunk) -> Iterator[Batch | Outcome]:
         result = result_of(done, self.backend.name)
         if isinstance(result, ChunkOutcome) and result.answers:
-            self._size.adapt(sum(result.seconds), len(result.seconds), self.backend.round_trip)
+            count = len(result.answers)
+            if len(result.failed) < count or self.trust.is_fit(result.host):
+                self._size.adapt(sum(result.seconds), count, self.backend.round_trip)
             values = result.values(len(chunk.items)) if chunk.history is None else None
             if values is not None:
+                self.trust.count_done(result.host, len(values))
                 columns = chunk.indices, chunk.items, values, result.seconds
                 yield Batch(*columns, result.host, result.pid)
                 return
@@ -307,25 +340,48 @@ class Run:
             return
         if result.merge_failure is not None:
             raise _merge_error(result, items)
+        if good := len(result.answers) - len(result.failed):
+            ran = enumerate(items[: len(result.answers)])
+            again = (item for n, item in ran if item.tried and n not in result.failed)
+            self.trust.count_done(result.host, good, again)
         for start, stop in result.merged:
             yield _combined(result, items, start, stop)
         yield from self._outcomes_of(result, items)
 
     def _outcomes_of(self, result: ChunkOutcome, items: list[Item]) -> Iterator[Outcome]:
-        done = {n for bounds in result.merged for n in range(*bounds)}
+        merged = {n for bounds in result.merged for n in range(*bounds)}
+        doubted: list[Item] = []
         for position, item in enumerate(items[: len(result.answers)]):
-            if position in done:
-                continue
-            if position in result.failed and item.failed < self.retries:
-                item.failed += 1
-                self._run_again([item])
-            else:
-                yield self._outcome(item, result, position)
+            if position not in merged:
+                yield from self._outcome_of(result, item, position, doubted)
+        if doubted:
+            self._run_again(doubted)
         left = items[len(result.answers) :]
         if result.gave_back:
             self._again.append(left)
             return
         yield from self._lost(Lost(result.host, result.pid, "it was interrupted"), left)
+
+    def _outcome_of(
+        self, result: ChunkOutcome, item: Item, position: int, doubted: list[Item]
+    ) -> Iterator[Outcome]:
+        """Yield what became of an item, unless it is run again, now or with others `doubted`."""
+        outcome = self._outcome(item, result, position)
+        if outcome.error is None or position not in result.failed:
+            yield outcome
+            return
+        of_host = is_of_host(outcome, result.was_prepared)
+        is_doubtful = self.trust.may_be_the_hosts(item, outcome, of_host)
+        self.trust.count_failed(item, result.host, why(outcome), of_host)
+        if item.failed < self.retries:
+            item.failed += 1
+            self._run_again([item])
+        elif is_doubtful:
+            item.doubted += 1
+            doubted.append(item)
+        else:
+            self.trust.count_given_up(item)
+            yield outcome
 
     def _outcome(self, item: Item, result: ChunkOutcome, position: int) -> Outcome:
         value, error, text = unpack_answer(result, position, f"item {item.index}")
@@ -371,6 +427,7 @@ class Run:
     def _lost_by(self, item: Item, lost: Lost) -> Iterator[Outcome]:
         """Run an item again that has ended its worker, alone, or give it up."""
         item.count(lost)
+        self.trust.count_failed(item, lost.host, lost.reason)
         if item.may_go_on(self._limits):
             self._run_again([item])
         else:
@@ -380,6 +437,7 @@ class Run:
         error: Exception = WorkerLost(item.index, lost.host, lost.reason)
         if lost.timed_out:
             error = self._timed_out(item, lost.host)
+        self.trust.count_given_up(item)
         rest = (lost.reason, lost.host, lost.pid, 0.0, item.attempts - 1)
         return Outcome(item.index, item.item, None, error, *rest)
 

@@ -257,6 +257,7 @@ def run_items(state: dict[str, Any], chunk: Received, result: ChunkOutcome) -> N
     items, limit = chunk.items, chunk.limit
     if "error" in state:
         executing.position[0] = -1
+        result.was_prepared = False
         result.answers[:] = [state["error"]] * len(items)
         result.seconds.extend([0.0] * len(items))
         result.failed.update(range(len(items)))
