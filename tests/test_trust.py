@@ -219,7 +219,7 @@ def test_a_black_hole_among_three_hosts_loses_nothing(wm, what, caplog):
     report = wm.report
     assert (report.merged, report.failed, report.complete) == (60, 0, True)
     assert list(report.left_out) == ["h2"]
-    assert "host h2 left out: " in str(report)
+    assert "h2 (left out: " in str(report)
     assert sum("h2 is not used any more" in one.getMessage() for one in caplog.records) == 1
     assert report.retried < 20
 
@@ -242,6 +242,28 @@ def test_what_fails_everywhere_is_told_of_once(wm):
     assert [failure.index for failure in sorted(report.failures, key=lambda f: f.index)]
     assert (report.failed, report.left_out) == (40, {})
     assert {type(failure.error) for failure in report.failures} == {ZeroDivisionError}
+
+
+def test_failures_are_told_of_in_a_line_though_all_else_is_silent(wm, capfd):
+    def fails(item):
+        if item % 2:
+            raise ZeroDivisionError(item)
+        time.sleep(0.02)
+
+    wm.process(fails, range(20), on_error="collect")
+    host = min(wm.report.failures, key=lambda failure: failure.index).host
+    line = f"10 of 20 items FAILED; first: item 1 on {host}: ZeroDivisionError: 1\n"
+    assert capfd.readouterr() == ("", line)
+    by_host = {host: stat.nfailed for host, stat in wm.report.stats if stat.nfailed}
+    assert sum(by_host.values()) == 10
+    assert "#failed" in str(wm.report)
+
+
+def test_a_host_that_came_too_late_is_in_the_table(three, capsys):
+    given = {"environment": "sleep 5", "silent": False, "progress": False}
+    with open_manager(three, "h1*1", ncpus=1, **given) as manager:
+        manager.process(abs, range(4))
+    assert "h1 (still starting when the run ended)" in capsys.readouterr().out
 
 
 def test_the_next_run_uses_the_host_again(wm):

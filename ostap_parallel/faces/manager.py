@@ -8,9 +8,10 @@ import copy
 import functools
 import logging
 import os
+import sys
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -334,7 +335,10 @@ class WorkManager:
                 self.backend.flush()
                 recorder.report.hosts = [host.since(lost.get(host.name, 0)) for host in hosts]
         if recorder.report.stats and not self._silent:
-            print(recorder.report.stats.table())
+            print(recorder.report.table())
+        if failed := recorder.report.failed_in_short():
+            with suppress(OSError, ValueError):  # a standard error that is full or closed
+                print(failed, file=sys.stderr, flush=True)
 
 
 class _Recorder:
@@ -421,6 +425,7 @@ class _Recorder:
         assert outcome.error is not None
         failure = Failure.of(outcome)
         self.report.failures.append(failure)
+        self.report.stats.add(failure.host, 0.0, njobs=0, nfailed=1)
         if on_error == "raise":
             where = f"on {failure.host}, process {failure.pid}"
             add_note(outcome.error, f"item {failure.index} ({failure.item}) {where}")

@@ -35,11 +35,14 @@ class Statistics:
         Seconds of wall time, summed over the jobs.
     njobs
         Number of jobs.
+    nfailed
+        Number of items that have failed there for good; those whose worker died are no jobs.
     """
 
     host: str = ""
     time: float = 0.0
     njobs: int = 0
+    nfailed: int = 0
 
     def __post_init__(self) -> None:
         self.host = self.host or socket.getfqdn()
@@ -53,7 +56,7 @@ class Statistics:
         self.stop()
 
     def __iadd__(self, other: Statistics) -> Statistics:
-        self.add(other.time, other.njobs)
+        self.add(other.time, other.njobs, other.nfailed)
         return self
 
     def stop(self) -> None:
@@ -62,10 +65,11 @@ class Statistics:
             self.add(time.perf_counter() - self._started)
             self._started = None
 
-    def add(self, seconds: float, njobs: int = 1) -> None:
-        """Add jobs that took `seconds` together."""
+    def add(self, seconds: float, njobs: int = 1, nfailed: int = 0) -> None:
+        """Add jobs that took `seconds` together, and failures."""
         self.time += seconds
         self.njobs += njobs
+        self.nfailed += nfailed
 
 
 class StatMerger:
@@ -82,7 +86,7 @@ class StatMerger:
 
     def __iadd__(self, other: Statistics | StatMerger) -> StatMerger:
         for stat in [other] if isinstance(other, Statistics) else other.merged.values():
-            self.add(stat.host, stat.time, stat.njobs)
+            self.add(stat.host, stat.time, stat.njobs, stat.nfailed)
         return self
 
     def __len__(self) -> int:
@@ -94,11 +98,11 @@ class StatMerger:
     def __str__(self) -> str:
         return self.table()
 
-    def add(self, host: str, seconds: float, njobs: int = 1) -> None:
-        """Add jobs that `host` did in `seconds` together."""
+    def add(self, host: str, seconds: float, njobs: int = 1, nfailed: int = 0) -> None:
+        """Add jobs that `host` did in `seconds` together, and failures there."""
         if host not in self.merged:
             self.merged[host] = Statistics(host)
-        self.merged[host].add(seconds, njobs)
+        self.merged[host].add(seconds, njobs, nfailed)
 
     @property
     def njobs(self) -> int:
@@ -110,18 +114,29 @@ class StatMerger:
         """Seconds of all jobs on all hosts."""
         return sum(stat.time for stat in self.merged.values())
 
-    def table(self, title: str = "", prefix: str = "") -> str:
-        """Return a table with one row per host; `prefix` begins each line."""
-        row = "{:>8}  {:>5}  {:>11}  {:>9}  {}".format
-        lines = [title] if title else []
-        lines.append(row("#jobs", "%", "total time", "time/job", "server"))
-        stats = [stat for _, stat in sorted(self)]
-        if len(stats) > 1:
-            stats.append(Statistics("total", self.time, self.njobs))
-        for stat in stats:
+    def table(self, title: str = "", prefix: str = "", notes: Mapping[str, str] = {}) -> str:
+        """Return a table with one row per host; `prefix` begins each line.
+
+        `notes` are about hosts, also about those that did nothing. Failures have a column if
+        there are any.
+        """
+        stats = {**{host: Statistics(host) for host in notes}, **self.merged}
+        rows = [stat for _, stat in sorted(stats.items())]
+        failures = sum(stat.nfailed for stat in rows)
+        if len(rows) > 1:
+            rows.append(Statistics("total", self.time, self.njobs, failures))
+        table = [("#jobs", "#failed", "%", "total time", "time/job", "server")]
+        for stat in rows:
             share = f"{100 * stat.njobs / max(self.njobs, 1):.1f}"
-            mean = duration(stat.time / max(stat.njobs, 1))
-            lines.append(row(stat.njobs, share, duration(stat.time), mean, stat.host))
+            mean = duration(stat.time / stat.njobs) if stat.njobs else "-"
+            note = f"{stat.host} ({notes[stat.host]})" if stat.host in notes else stat.host
+            counts = str(stat.njobs), str(stat.nfailed)
+            table.append((*counts, share, duration(stat.time), mean, note))
+        form = "{:>8}  {:>7}  {:>5}  {:>11}  {:>9}  {}"
+        if not failures:
+            form = form.replace("  {:>7}", "{:.0}")
+        lines = [title] if title else []
+        lines += [form.format(*cells) for cells in table]
         return "\n".join(prefix + line for line in lines)
 
     def print_stats(self, prefix: str = "", cputime: float | None = None) -> None:
@@ -226,16 +241,37 @@ class Report:
         """Seconds of all jobs per second of wall time."""
         return self.stats.time / self.wall if self.wall > 0 else 0.0
 
+    def table(self) -> str:
+        """Return a table of what each host did, and why not more."""
+        return self.stats.table(notes=self._notes())
+
+    def _notes(self) -> dict[str, str]:
+        """Return the reasons of hosts that did nothing, or were left out."""
+        idle = [host for host in self.hosts if host.name not in self.stats.merged]
+        notes = {host.name: _state(host) for host in idle}
+        return notes | {host: f"left out: {reason}" for host, reason in self.left_out.items()}
+
+    def failed_in_short(self) -> str:
+        """Return how many items failed and how the first did, in one line; empty if none."""
+        if not self.failures:
+            return ""
+        first = min(self.failures, key=lambda failure: failure.index)
+        name = type(first.error).__name__
+        reason = ": ".join(filter(None, (name, _one_line(first.error, str))))
+        counts = f"{self.failed} of {self.submitted} items FAILED"
+        return f"{counts}; first: item {first.index} on {first.host}: {reason}"
+
     def __str__(self) -> str:
         lines = [self._summary()]
         if self.stats:
-            lines.append(self.stats.table())
+            lines.append(self.table())
         for host in self.hosts:
             if host.error is not None:
                 reason = f"{host.error.step}: {host.error.reason}".strip().replace("\n", "\n    ")
                 state = f"lost {host.lost} x, {host.state}" if host.lost else host.state
                 lines.append(f"host {host.name} {state}: {reason}")
-        lines += [f"host {host} left out: {why}" for host, why in self.left_out.items()]
+        if not self.stats:
+            lines += [f"host {host}: {note}" for host, note in self._notes().items()]
         lines += map(str, self.failures[:_MAX_FAILURES])
         if self.failed > _MAX_FAILURES:
             lines.append(f"... and {self.failed - _MAX_FAILURES} more failures")
@@ -251,6 +287,18 @@ class Report:
         if self.resumed:
             text += f", {self.resumed} from the checkpoint"
         return text if self.complete else f"{text}, not complete"
+
+
+def _state(host: HostStatus) -> str:
+    """Return in a few words why a host did nothing."""
+    match host.state:
+        case "starting":
+            return "still starting when the run ended"
+        case "queued":
+            return f"queued: {host.reason}" if host.reason else "queued"
+        case "up":
+            return "up, but nothing was left for it"
+    return host.state
 
 
 def describe(obj: object) -> str:
