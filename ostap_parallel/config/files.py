@@ -124,6 +124,9 @@ def _read_sections(path: Path, text: str) -> Iterator[tuple[int, str, dict[str, 
     for header, values in _parse(path, text):
         spelling, colon, suffix = (part.strip().lower() for part in header.partition(":"))
         if spelling not in SPELLINGS:
+            if difflib.get_close_matches(spelling, SPELLINGS[:2], cutoff=0.75):
+                text = "%s [%s] is not read: did you mean [Parallel%s]?"
+                logger.warning(text, path, header, colon + header.partition(":")[2])
             continue
         origin = f"{path} [{header}]"
         if colon:

@@ -68,12 +68,15 @@ class Settings:
     sections
         What the files say, merged: settings by key, by what follows ``Parallel:`` in lower case
         (``""``: ``[Parallel]``). `HostConfig.origins` tells which of it a host got.
+    notice
+        What was looked at if the configured list was asked for and there is none; else empty.
     """
 
     hosts: tuple[HostConfig, ...] = ()
     files: tuple[Path, ...] = ()
     sync: tuple[Path, ...] = ()
     sections: Mapping[str, Mapping[str, Setting]] = field(default_factory=dict, compare=False)
+    notice: str = field(default="", compare=False)
 
 
 def load_settings(
@@ -114,8 +117,16 @@ def load_settings(
             raise ConfigError(f"argument {name}: text is wanted, not {value!r}")
         if value is not None:
             given[key] = Setting(convert(key, value, "argument", Path.cwd()), "argument")
-    sections, files = read_files(_list_files(config, environ))
-    configured = partial(_list_configured, sections, environ, hostname)
+    wanted = list(_list_files(config, environ))
+    sections, files = read_files(wanted)
+    notices: list[str] = []
+
+    def configured() -> list[tuple[Entry, str]]:
+        listed = list(_list_configured(sections, environ, hostname))
+        if not listed:
+            notices.append(_tell_looked_at(sections, files, [path for path, _ in wanted]))
+        return listed
+
     entries = list(_parse_servers(servers, configured))
     ssh_config = given["ssh_config"].value if "ssh_config" in given else None
     hosts: dict[object, HostConfig] = {}
@@ -126,7 +137,23 @@ def load_settings(
             hosts.setdefault((host.user, host.name.lower(), host.port, host.server_port), host)
     sync = sections.get("", {}).get("sync")
     modules = sync.value or () if sync else ()
-    return Settings(hosts=tuple(hosts.values()), files=files, sync=modules, sections=sections)
+    found = tuple(hosts.values())
+    notice = "".join(notices[:1])
+    return Settings(hosts=found, files=files, sync=modules, sections=sections, notice=notice)
+
+
+def _tell_looked_at(sections: Sections, files: Sequence[Path], wanted: Sequence[Path]) -> str:
+    """Return what was looked at for the configured list."""
+    others = [path for path in dict.fromkeys(wanted) if path not in files and path.exists()]
+    names = {suffix: f"[Parallel{':' * bool(suffix)}{suffix}]" for suffix in sections}
+    lists = [names[suffix] for suffix, keys in sections.items() if keys.keys() & LISTS]
+    parts = [f"files read: {', '.join(map(str, files)) or 'none'}"]
+    if others:
+        parts.append(f"files not read: {', '.join(map(str, others))}")
+    parts.append(f"sections of ours in them: {', '.join(names.values()) or 'none'}")
+    if lists:
+        parts.append(f"lists for other domains, or empty ones, in {', '.join(lists)}")
+    return f"no server is configured ({'; '.join(parts)}; OSTAP_PPSERVERS names none)"
 
 
 def _list_files(

@@ -39,6 +39,9 @@ logger = logging.getLogger(__name__)
 
 OnError = Literal["raise", "collect"]
 
+_ATTRIBUTES = frozenset({"backend", "executor", "report"})
+_HINT = "settings are given to WorkManager(...), and those of one run to process() and iexecute()"
+
 
 class WorkManager:
     """Runs functions and tasks on local cores and on hosts reached by ssh.
@@ -67,8 +70,9 @@ class WorkManager:
     secret
         Shared by this process and the servers; random by default. Existing servers need theirs:
         it is read from the file that ``OSTAP_PPSECRET_FILE`` names if it is not given.
-    timeout
+    idle_timeout
         Seconds without work after which the servers on hosts end; they start again when there is.
+        (`timeout`, as it was called before, is accepted with a note: it is no limit for items.)
     patience
         Seconds that a run with no worker left waits for lost hosts to come back.
     progress
@@ -131,6 +135,11 @@ class WorkManager:
         self._owned = Executor(ncpus, named, **settings) if executor is None else None
         self.executor: Any = self._owned if executor is None else executor
         self.backend = backend_of(self._owned) if given is None else given
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if type(self) is WorkManager and not name.startswith("_") and name not in _ATTRIBUTES:
+            raise AttributeError(f"a WorkManager has no attribute {name!r} to be set: {_HINT}")
+        super().__setattr__(name, value)
 
     def __enter__(self) -> WorkManager:
         return self
