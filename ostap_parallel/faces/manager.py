@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
+from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal
 
 from ostap_parallel.engine.backend import Backend
@@ -23,6 +24,7 @@ from ostap_parallel.faces.executor import Executor, Settings
 from ostap_parallel.faces.pathos_pool import ParallelPool
 from ostap_parallel.runs.checkpoint import Checkpoint
 from ostap_parallel.runs.dump import Database, Dump
+from ostap_parallel.runs.ordering import HELD_BYTES
 from ostap_parallel.runs.outcome import Batch, Combined, Outcome
 from ostap_parallel.runs.progress import ProgressReporter, open_progress
 from ostap_parallel.runs.report import Failure, Report
@@ -94,6 +96,9 @@ class WorkManager:
         negative), and what is merged, every `dump_freq` results.
     host_rules
         When a host where items fail is not used any more, see `HostRules`.
+    held_bytes
+        So many bytes of results, about, are held back at most where they come in the order of
+        the items; no more input is read then until the next one in turn has come.
 
     Attributes
     ----------
@@ -123,13 +128,14 @@ class WorkManager:
         dump_jobs: int = 0,
         dump_freq: int = 0,
         host_rules: HostRules = DEFAULT_RULES,
+        held_bytes: float = HELD_BYTES,
         **settings: Unpack[Settings],
     ) -> None:
         named = _one_of(servers, ppservers)
         given = _check(executor, named, settings)
         self.report = Report()
         self._dump = Dump(dump_dbase, dump_jobs, dump_freq)
-        self._host_rules = host_rules
+        self._host_rules, self._held_bytes = host_rules, _check_bytes(held_bytes)
         self._progress, self._silent = progress and not silent, silent
         self._pool: ParallelPool | None = None
         self._owned = Executor(ncpus, named, **settings) if executor is None else None
@@ -243,6 +249,7 @@ class WorkManager:
             lost_retries,
             checkpoint=_checkpoint(checkpoint),
             host_rules=self._host_rules,
+            held_bytes=self._held_bytes,
             collects=on_error == "collect",
         )
         with self._record(run, progress, description or _title(task)) as recorder:
@@ -317,6 +324,7 @@ class WorkManager:
             *options,
             checkpoint=_checkpoint(checkpoint),
             host_rules=self._host_rules,
+            held_bytes=self._held_bytes,
         )
         return Results(self._arrivals(run, progress, description or _title(func)), run.cancel)
 
@@ -528,6 +536,12 @@ def _call(
 
 def _checkpoint(given: Checkpoint | str | os.PathLike[str] | None) -> Checkpoint | None:
     return given if given is None or isinstance(given, Checkpoint) else Checkpoint(given)
+
+
+def _check_bytes(number: Any) -> float:
+    if not isinstance(number, Real) or isinstance(number, bool) or not float(number) > 0:
+        raise ConfigError(f"held_bytes must be a positive number, not {number!r}")
+    return float(number)
 
 
 def _title(task: Task | Callable[..., Any]) -> str:

@@ -29,6 +29,7 @@ from ostap_parallel.runs.chunking import (
     Item,
     Packing,
 )
+from ostap_parallel.runs.ordering import HELD_BYTES, Ordering
 from ostap_parallel.runs.outcome import Batch, Checkpoint, Combined, Journal, Outcome, keep
 from ostap_parallel.runs.trust import DEFAULT_RULES, HostRules, Trust, is_of_host, why
 from ostap_parallel.worker.chunk import (
@@ -70,6 +71,8 @@ class Run:
         When a host is no longer used, see `trust`.
     collects
         Who takes the outcomes goes on when one is a failure.
+    held_bytes
+        With `ordered`: bytes of results that may be held back, about.
 
     Raises
     ------
@@ -97,6 +100,7 @@ class Run:
     checkpoint: Checkpoint | None = None
     host_rules: HostRules = DEFAULT_RULES
     collects: bool = False
+    held_bytes: float = HELD_BYTES
 
     _again: deque[list[Item]] = field(default_factory=deque)  # chunks to be run again
     _unsent: deque[Outcome] = field(default_factory=deque)  # known without being sent
@@ -105,7 +109,6 @@ class Run:
     _news: queue.SimpleQueue[Future[Any] | None] = field(default_factory=queue.SimpleQueue)
     _cache: dict[type, bytes] = field(default_factory=dict)
     _journal: Journal | None = None
-    _first: int = 0  # the oldest item that is not yet yielded in order
     _next: int = 0  # index of the next item to be read
     _exhausted: bool = False
     _is_cancelled: bool = False
@@ -122,6 +125,7 @@ class Run:
             _check_number("chunk_size", self.chunk_size, 1)
         _check_timeout(self.call.timeout, self.backend)
         self._limits = Limits(failed=self.retries, lost=self.lost_retries)
+        self._ordering = Ordering(self.held_bytes)
         self.trust = Trust(self.backend, self.host_rules, self.collects)
 
     @property
@@ -168,7 +172,7 @@ class Run:
                 self._journal = leaving.enter_context(opened)
                 arriving = keep(self._journal, arriving)
             try:
-                yield from self._in_order(arriving) if self.ordered else arriving
+                yield from self._ordering.in_order(arriving) if self.ordered else arriving
             except RuntimeError:  # the executor was shut down, too
                 if not self._is_cancelled:
                     raise
@@ -194,19 +198,6 @@ class Run:
             else:
                 self._pinned.pop(done, None)
                 yield from self._arrivals_of(done, self._running.pop(done))
-
-    def _in_order(self, arriving: Iterator[Batch | Outcome]) -> Iterator[Batch | Outcome]:
-        held: dict[int, Batch | Outcome] = {}  # by the index of the first item
-        for arrival in arriving:
-            if isinstance(arrival, Batch) and arrival.has_gaps:
-                held.update((outcome.index, outcome) for outcome in arrival)
-            else:
-                held[arrival.index] = arrival
-            while self._first in held:
-                arrival = held.pop(self._first)
-                self._first += len(arrival) if isinstance(arrival, Batch) else 1
-                yield arrival
-                del arrival  # not to be kept while the next one is awaited
 
     def _feed(self) -> None:
         """Keep as many chunks under way as the backend wants, and never more."""
@@ -242,7 +233,9 @@ class Run:
         """Read and pack some items; ``None`` if there are none to be sent now."""
         size = self._wanted_size(workers)
         if self.ordered:  # what is held back for one slow item must not grow without limit
-            size = min(size, 8 * size * workers + 64 - (self._next - self._first))
+            size = min(size, 8 * size * workers + 64 - (self._next - self._ordering.first))
+            under_way = sum(len(chunk.items) for chunk in self._running.values())
+            size = int(min(size, self._ordering.room(under_way)))
         size = max(0, size)
         if not isinstance(self.items, (range, list, tuple)):
             return self._pack(itertools.islice(self._input, size), size)
@@ -331,6 +324,8 @@ class Run:
             values = result.values(len(chunk.items)) if chunk.history is None else None
             if values is not None:
                 self.trust.count_done(result.host, len(values))
+                if self.ordered:
+                    self._ordering.weigh(chunk.indices[0], result.answers, count)
                 columns = chunk.indices, chunk.items, values, result.seconds
                 yield Batch(*columns, result.host, result.pid)
                 return
@@ -345,6 +340,8 @@ class Run:
             again = (item for n, item in ran if item.tried and n not in result.failed)
             self.trust.count_done(result.host, good, again)
         for start, stop in result.merged:
+            if self.ordered:
+                self._ordering.weigh(items[start].index, [result.answers[start]], stop - start)
             yield _combined(result, items, start, stop)
         yield from self._outcomes_of(result, items)
 
@@ -389,6 +386,8 @@ class Run:
             error = self._timed_out(item, result.host)
         if error is not None:
             traced(error, result, text, f"item {item.index}")
+        if self.ordered:
+            self._ordering.weigh(item.index, [result.answers[position]])
         seconds = result.seconds[position]
         origin = (text, result.host, result.pid, seconds, item.attempts)
         return Outcome(item.index, item.item, value, error, *origin)
