@@ -10,6 +10,7 @@ from concurrent.futures import CancelledError, InvalidStateError
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from ostap_parallel.engine import baggage
 from ostap_parallel.engine.retries import Attempts, Limits
 from ostap_parallel.errors import WorkerLost
 from ostap_parallel.supply.source import HostStatus
@@ -161,7 +162,10 @@ def pack_function(call: Call) -> bytes:
     if not isinstance(call.shared, Inline | Stored | None):
         call = replace(call, shared=Inline(b"".join(Packed(call.shared))))
     name = getattr(call.function, "__qualname__", repr(call.function))
-    return serialize.pack(call, f"the function {name}")
+    packed = serialize.pack(call, f"the function {name}")
+    shared = len(call.shared.data) if isinstance(call.shared, Inline) else 0
+    baggage.warn_of(call.function, len(packed) - shared)
+    return packed
 
 
 def result_of(done: AnyFuture, name: str) -> Result:
