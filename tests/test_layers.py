@@ -44,7 +44,7 @@ DOORS = {
     "faces": {"executor", "joblib", "manager", "pathos_pool", "pool", "scoop"},
     "runs": {
         *("checkpoint", "dump", "outcome", "progress", "report", "run", "stream", "task"),
-        *("ordering", "trust"),
+        *("ordering", "recorder", "trust"),
     },
     "engine": {"backend", "core", "engine", "foreign", "future", "retries"},
     "supply": {"host", "source", "ssh", "supervisor", "syncing", "ways"},

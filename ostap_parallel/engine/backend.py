@@ -42,6 +42,26 @@ class Abilities:
     nesting: bool = False
 
 
+@dataclass
+class Place:
+    """Where a chunk runs.
+
+    Attributes
+    ----------
+    seconds
+        Since it began.
+    pid
+        The worker process; 0 if that is not known.
+    index
+        The item that runs; ``None`` if that is not known.
+    """
+
+    host: str
+    seconds: float
+    pid: int = 0
+    index: int | None = None
+
+
 class Submit(Protocol):
     """Has a chunk run, with the call that it was made for; see `Backend.open`.
 
@@ -152,6 +172,13 @@ class Backend(ABC):
     def share(self, value: Any) -> Any:
         """Return a handle of something large that calls may name; ``None`` if that cannot be."""
         return None
+
+    def places(self, futures: Iterable[AnyFuture], wait: float = 0.0) -> dict[AnyFuture, Place]:
+        """Return where the chunks run that have begun; wait so many seconds for what hosts tell.
+
+        Without those of which nothing is known.
+        """
+        return {}
 
     def flush(self) -> None:  # noqa: B027
         """Wait, not for long, until what workers have printed so far has arrived."""

@@ -13,10 +13,19 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import CancelledError, InvalidStateError
 from dataclasses import replace
+from functools import partial
 from typing import Any, NoReturn
 
 from ostap_parallel.config import HostConfig
-from ostap_parallel.engine.backend import Abilities, Backend, Result, Submit, pack_function, settle
+from ostap_parallel.engine.backend import (
+    Abilities,
+    Backend,
+    Place,
+    Result,
+    Submit,
+    pack_function,
+    settle,
+)
 from ostap_parallel.engine.core import LOCAL, Core
 from ostap_parallel.engine.future import Future
 from ostap_parallel.engine.retries import Attempts, Limits
@@ -263,6 +272,26 @@ class Engine(Backend):
                 job.is_interrupted = True
         self._core.interrupt(jobs)
 
+    def places(self, futures: Iterable[AnyFuture], wait: float = 0.0) -> dict[AnyFuture, Place]:
+        """Return where chunks run; see `Backend.places`."""
+        now = time.monotonic()
+        found: dict[AnyFuture, Place] = {}
+        with self._lock:
+            jobs = {future: self._jobs[future] for future in futures if future in self._jobs}
+        unknown = threading.Semaphore(0)
+        asked = 0
+        with self._core.loop.lock:
+            for future, job in jobs.items():
+                if job.state == "running" and job.machine is not None:
+                    place = found[future] = Place(job.label, now - job.begun)
+                    if wait:
+                        job.machine.place(job, partial(_complete, place, unknown))
+                        asked += 1
+        end = now + wait
+        while asked and unknown.acquire(timeout=max(0.0, end - time.monotonic())):
+            asked -= 1
+        return found
+
     def set_constant(self, name: str, value: Any) -> None:
         """Give all tasks a value by a name; raises TypeError if it has one, or SerializeError."""
         packed = serialize.pack(value, f"the constant {name}")
@@ -402,6 +431,11 @@ def _check(secret: str | None, tasks_per_worker: Any) -> None:
         raise ConfigError(f"tasks_per_worker must be at least 1, not {tasks_per_worker!r}")
     if secret == "":
         raise ConfigError("secret: it is empty; leave it out for a random one")
+
+
+def _complete(place: Place, told: threading.Semaphore, index: int, pid: int) -> None:
+    place.index, place.pid = (index if index >= 0 else None), pid
+    told.release()
 
 
 def _ignore(*what: object) -> None:

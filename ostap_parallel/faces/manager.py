@@ -9,25 +9,25 @@ import functools
 import logging
 import os
 import sys
-import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from numbers import Real
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from ostap_parallel.engine.backend import Backend
 from ostap_parallel.engine.foreign import backend_of
 from ostap_parallel.engine.retries import LOST_RETRIES
-from ostap_parallel.errors import ConfigError, WorkerLost, add_note
+from ostap_parallel.errors import ConfigError
 from ostap_parallel.faces.executor import Executor, Settings
 from ostap_parallel.faces.pathos_pool import ParallelPool
 from ostap_parallel.runs.checkpoint import Checkpoint
 from ostap_parallel.runs.dump import Database, Dump
 from ostap_parallel.runs.ordering import HELD_BYTES
-from ostap_parallel.runs.outcome import Batch, Combined, Outcome
-from ostap_parallel.runs.progress import ProgressReporter, open_progress
-from ostap_parallel.runs.report import Failure, Report
+from ostap_parallel.runs.outcome import Batch, Outcome
+from ostap_parallel.runs.progress import open_progress
+from ostap_parallel.runs.recorder import ListTask, OnError, Recorder
+from ostap_parallel.runs.report import Report
 from ostap_parallel.runs.run import Run
 from ostap_parallel.runs.stream import Results, in_thread
 from ostap_parallel.runs.task import Collector, FuncTask, GenericTask, Merger, Task, TaskMerger
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-OnError = Literal["raise", "collect"]
+_MOST = 5  # items that are named when a run is interrupted
 
 _ATTRIBUTES = frozenset({"backend", "executor", "report"})
 _HINT = "settings are given to WorkManager(...), and those of one run to process() and iexecute()"
@@ -236,7 +236,7 @@ class WorkManager:
         if on_error not in ("raise", "collect"):
             raise ValueError(f"on_error must be 'raise' or 'collect', not {on_error!r}")
         if ordered is None:
-            ordered = isinstance(merging, _ListTask)
+            ordered = isinstance(merging, ListTask)
         call = _call(task, jobid, shared, seed, timeout)
         combine = _combiner(merging, checkpoint is not None, self._dump)
         run = Run(
@@ -338,131 +338,31 @@ class WorkManager:
             recorder.complete()
 
     @contextmanager
-    def _record(self, run: Run, progress: bool | None, title: str) -> Iterator[_Recorder]:
+    def _record(self, run: Run, progress: bool | None, title: str) -> Iterator[Recorder]:
         """Keep `report` up to date during a run, however it ends, and show its progress."""
         show = self._progress if progress is None else progress
         with open_progress(show, run.total, title, lambda: self.workers) as reporter:
-            recorder = _Recorder(run, reporter)
+            recorder = Recorder(run, reporter)
             self.report = recorder.report
             hosts = [] if self._owned is None else self._owned.hosts
             lost = {host.name: host.lost for host in hosts}
             try:
                 yield recorder
+            except KeyboardInterrupt:
+                if (ran := recorder.report.ran) and not self._silent:
+                    self._tell("stopped; running: " + "; ".join(map(str, ran[:_MOST])))
+                raise
             finally:
                 self.backend.flush()
                 recorder.report.hosts = [host.since(lost.get(host.name, 0)) for host in hosts]
         if recorder.report.stats and not self._silent:
             print(recorder.report.table())
         if failed := recorder.report.failed_in_short():
-            with suppress(OSError, ValueError):  # a standard error that is full or closed
-                print(failed, file=sys.stderr, flush=True)
+            self._tell(failed)
 
-
-class _Recorder:
-    """Takes the outcomes of a run, one after another, into its report."""
-
-    def __init__(self, run: Run, reporter: ProgressReporter) -> None:
-        self.report = Report(left_out=run.trust.left_out)
-        self._run = run
-        self._reporter = reporter
-        self._start = time.monotonic()
-
-    def merge(self, task: Task, on_error: OnError, dump: Dump) -> None:
-        """Merge the results of the whole run by a task's own way of merging."""
-        task.initialize_local()
-        try:
-            for arrival in self.arrivals(on_error):
-                if isinstance(arrival, Batch):
-                    self._merge_batch(task, arrival, dump)
-                elif arrival.error is None:
-                    self._merge_one(task, arrival.index, arrival.value, dump)
-                elif isinstance(task, _ListTask):
-                    task.merge_results(self.report.failures[-1])
-            task.finalize()
-        finally:  # however it ends; only now, as it may cost much
-            self.report.result = task.results()
-        dump.write_final(self.report.merged, self.report.result)
-        self.complete()
-
-    def complete(self) -> None:
-        """Note that the run has come to its end, with nothing lost on the way."""
-        report = self.report
-        assert report.submitted == report.merged + report.failed, report
-        report.complete = True
-
-    def _merge_batch(self, task: Task, batch: Batch, dump: Dump) -> None:
-        if isinstance(task, _ListTask) and not dump:
-            task.results().extend(batch.values)
-            self.report.merged += len(batch)
-            return
-        if isinstance(batch, Combined):
-            self._merge_one(task, batch.index, batch.values[0], dump, len(batch))
-            return
-        for index, value in zip(batch.indices, batch.values, strict=True):
-            self._merge_one(task, index, value, dump)
-
-    def _merge_one(self, task: Task, index: int, value: Any, dump: Dump, count: int = 1) -> None:
-        dump.write_result(self.report.merged, index, value)
-        try:
-            task.merge_results(value, index)
-        except Exception as exc:
-            others = f" and of the next {count - 1}" if count > 1 else ""
-            add_note(exc, f"while the result of item {index}{others} was merged")
-            raise
-        self.report.merged += count
-        dump.write_merged(self.report.merged, task.results)
-
-    def arrivals(self, on_error: OnError) -> Iterator[Batch | Outcome]:
-        """Yield what arrives; raise the first error, or record it and go on."""
-        report = self.report
-        with closing(self._run.arrivals()) as arrivals:
-            try:
-                for arrival in arrivals:
-                    report.submitted = self._run.submitted
-                    if isinstance(arrival, Batch):
-                        report.stats.add(arrival.host, sum(arrival.seconds), len(arrival))
-                        self._reporter.advance(len(arrival))
-                    else:
-                        self._count(arrival, on_error)
-                    yield arrival
-            finally:
-                report.submitted = self._run.submitted
-                report.retried = self._run.retried
-                report.wall = time.monotonic() - self._start
-
-    def _count(self, outcome: Outcome, on_error: OnError) -> None:
-        self.report.resumed += outcome.error is None and not outcome.attempts
-        if outcome.host and not isinstance(outcome.error, WorkerLost):
-            self.report.stats.add(outcome.host, outcome.seconds)
-        self._reporter.advance(1, int(outcome.error is not None))
-        if outcome.error is not None:
-            self._fail(outcome, on_error)
-
-    def _fail(self, outcome: Outcome, on_error: OnError) -> None:
-        assert outcome.error is not None
-        failure = Failure.of(outcome)
-        self.report.failures.append(failure)
-        self.report.stats.add(failure.host, 0.0, njobs=0, nfailed=1)
-        if on_error == "raise":
-            where = f"on {failure.host}, process {failure.pid}"
-            add_note(outcome.error, f"item {failure.index} ({failure.item}) {where}")
-            raise outcome.error
-
-
-class _ListTask(Task):
-    """Merges into a list."""
-
-    def initialize_local(self) -> None:
-        self._results: list[Any] = []
-
-    def process(self, jobid: int, item: Any) -> Any:
-        raise AssertionError("this task only merges")
-
-    def merge_results(self, result: Any, jobid: int = -1) -> None:
-        self._results.append(result)
-
-    def results(self) -> list[Any]:
-        return self._results
+    def _tell(self, text: str) -> None:
+        with suppress(OSError, ValueError):  # a standard error that is full or closed
+            print(text, file=sys.stderr, flush=True)
 
 
 def _merging(
@@ -475,7 +375,7 @@ def _merging(
         return task
     if merger is None and collector is None:
         if init is None:
-            return _ListTask()
+            return ListTask()
         merger = TaskMerger(None)
     if isinstance(merger, TaskMerger) and merger.fresh().result is not None and init is not None:
         raise TypeError("this TaskMerger brings its own initial value: do not give init too")

@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 import logging
+import os
 import re
 import reprlib
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from ostap_parallel.runs.outcome import Batch, Outcome
+from ostap_parallel.runs.timing import Slow, Slowest, Times
+from ostap_parallel.worker.serialize import name_and_text
+
 if TYPE_CHECKING:
-    from ostap_parallel.runs.outcome import Outcome
     from ostap_parallel.supply.source import HostStatus
 
+_COUNTS = ("submitted", "merged", "failed", "retried", "resumed", "wall", "complete")
+_COLUMNS = (
+    *("host", "state", "note", "jobs", "failed", "seconds"),
+    *("shortest", "median", "longest", "lost", "error"),
+)
 _MAX_REPR = 200
 _MAX_FAILURES = 10  # shown by a report; all of them are in its list
 
@@ -183,12 +196,51 @@ class Failure:
         item = describe(outcome.item)
         return cls(outcome.index, item, outcome.error, outcome.traceback, *worker)
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as plain data."""
+        names = "index", "item", "traceback", "host", "pid", "attempts"
+        error = name_and_text(self.error)
+        return {**{name: getattr(self, name) for name in names}, "error": error}
+
     def __str__(self) -> str:
         name = type(self.error).__name__
         reason = _one_line(self.error, str)
         times = f", {self.attempts} attempts" if self.attempts > 1 else ""
         where = f"{self.host} (pid {self.pid}{times})"
         return f"item {self.index} ({self.item}) on {where}: {name}{': ' * bool(reason)}{reason}"
+
+
+@dataclass(frozen=True)
+class Running:
+    """An item that runs, or the items one of which does.
+
+    Attributes
+    ----------
+    index
+        Its position in the input; of several, that of the first.
+    item
+        The item, shortened.
+    count
+        How many there are.
+    host, pid
+        Where it runs; 0 if the process is not known.
+    seconds
+        Since it began; if it was sent with others, since they began.
+    """
+
+    index: int
+    item: str
+    count: int
+    host: str
+    pid: int
+    seconds: float
+
+    def __str__(self) -> str:
+        what = f"item {self.index} ({self.item})"
+        if self.count > 1:
+            what = f"one of {self.count} items from {self.index} on"
+        where = f"{self.host} (pid {self.pid})" if self.pid else self.host
+        return f"{what} on {where} for {duration(self.seconds)}"
 
 
 @dataclass
@@ -217,6 +269,10 @@ class Report:
         What was merged, when the run has ended, however it did.
     complete
         Whether the input was read to its end and every item was merged or has failed.
+    times
+        The times of items by host: `Times.least`, `Times.median` and `Times.most`.
+    slowest
+        The items that took longest, the longest first.
     """
 
     submitted: int = 0
@@ -230,6 +286,38 @@ class Report:
     wall: float = 0.0
     result: Any = field(default=None, repr=False)
     complete: bool = False
+    times: dict[str, Times] = field(default_factory=dict)
+    slowest: Slowest = field(default_factory=Slowest)
+    ran: list[Running] = field(default_factory=list, repr=False)
+    look: Callable[[], list[Running]] | None = field(default=None, repr=False)
+
+    @property
+    def running(self) -> list[Running]:
+        """What runs now, the longest first; if the run was stopped, what ran then.
+
+        Hosts are asked, which takes half a second at most.
+        """
+        return self.ran if self.look is None else self.look()
+
+    def count(self, done: Batch | Outcome) -> None:
+        """Count what a worker has done, and how long each item took."""
+        if isinstance(done, Outcome):
+            seconds: Sequence[float] = [done.seconds]
+        else:
+            seconds = done.seconds
+        self.stats.add(done.host, sum(seconds), len(seconds))
+        if done.host not in self.times:
+            self.times[done.host] = Times()
+        self.times[done.host].add(seconds)
+        if not seconds or not self.slowest.wants(max(seconds)):
+            return
+        indices: Sequence[int] = [done.index]
+        items = [done.item] if isinstance(done, Outcome) else done.items
+        if isinstance(done, Batch):
+            indices = done.indices
+        for index, item, each in zip(indices, items, seconds, strict=True):
+            if self.slowest.wants(each):
+                self.slowest.add(Slow(each, index, describe(item), done.host, done.pid))
 
     @property
     def failed(self) -> int:
@@ -244,6 +332,15 @@ class Report:
     def table(self) -> str:
         """Return a table of what each host did, and why not more."""
         return self.stats.table(notes=self._notes())
+
+    def _times(self) -> list[str]:
+        """Return lines about the times of items."""
+        row = "{:>9}  {:>9}  {:>9}  {}".format
+        times = sorted(self.times.items())
+        lines = [row("shortest", "median", "longest", "server")] if times else []
+        for host, one in times:
+            lines.append(row(*map(duration, (one.least, one.median, one.most)), host))
+        return lines + [f"slow: {slow}" for slow in self.slowest]
 
     def _notes(self) -> dict[str, str]:
         """Return the reasons of hosts that did nothing, or were left out."""
@@ -264,7 +361,8 @@ class Report:
     def __str__(self) -> str:
         lines = [self._summary()]
         if self.stats:
-            lines.append(self.table())
+            lines += [self.table(), *self._times()]
+        lines += [f"running: {one}" for one in self.running[:_MAX_FAILURES]]
         for host in self.hosts:
             if host.error is not None:
                 reason = f"{host.error.step}: {host.error.reason}".strip().replace("\n", "\n    ")
@@ -276,6 +374,50 @@ class Report:
         if self.failed > _MAX_FAILURES:
             lines.append(f"... and {self.failed - _MAX_FAILURES} more failures")
         return "\n".join(lines)
+
+    def save(self, file: str | os.PathLike[str]) -> None:
+        """Write it to a file: JSON or CSV by its ending, text otherwise.
+
+        JSON has all of it but the result; CSV has a line for each host. Raises OSError.
+        """
+        path = Path(file).expanduser()
+        match path.suffix.lower():
+            case ".json":
+                text = json.dumps(self.as_dict(), indent=1) + "\n"
+            case ".csv":
+                table = io.StringIO()
+                writer = csv.DictWriter(table, _COLUMNS, lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(self._host_rows())
+                text = table.getvalue()
+            case _:
+                text = f"{self}\n"
+        path.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as plain data: all but the result."""
+        return {
+            **{name: getattr(self, name) for name in _COUNTS},
+            "gain": self.gain,
+            "hosts": self._host_rows(),
+            "failures": [failure.as_dict() for failure in self.failures],
+            "slowest": [asdict(slow) for slow in self.slowest],
+            "running": [asdict(one) for one in self.running],
+        }
+
+    def _host_rows(self) -> list[dict[str, Any]]:
+        notes, states = self._notes(), {host.name: host for host in self.hosts}
+        rows = []
+        for host in sorted({*self.stats.merged, *notes, *states}):
+            stat, times = self.stats.merged.get(host), self.times.get(host)
+            state = states.get(host)
+            values: list[Any] = [host, state.state if state else "", notes.get(host, "")]
+            values += [stat.njobs, stat.nfailed, stat.time] if stat else [0, 0, 0.0]
+            values += [times.least, times.median, times.most] if times else [None] * 3
+            values += [state.lost if state else 0]
+            values += [str(state.error) if state and state.error else ""]
+            rows.append(dict(zip(_COLUMNS, values, strict=True)))
+        return rows
 
     def _summary(self) -> str:
         text = f"{self.submitted} submitted = {self.merged} merged + {self.failed} failed"

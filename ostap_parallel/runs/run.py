@@ -19,7 +19,7 @@ from typing import Any
 
 from ostap_parallel.engine.backend import Backend, result_of
 from ostap_parallel.engine.retries import LOST_RETRIES, Limits
-from ostap_parallel.errors import SerializeError, TaskTimeout, WorkerLost, add_note
+from ostap_parallel.errors import SerializeError, TaskTimeout, WorkerLost
 from ostap_parallel.runs.chunking import (
     CHUNK_SECONDS,
     LONGEST_CHUNK,
@@ -29,18 +29,13 @@ from ostap_parallel.runs.chunking import (
     Item,
     Packing,
 )
+from ostap_parallel.runs.merged import combined, merge_error
 from ostap_parallel.runs.ordering import HELD_BYTES, Ordering
-from ostap_parallel.runs.outcome import Batch, Checkpoint, Combined, Journal, Outcome, keep
+from ostap_parallel.runs.outcome import Batch, Checkpoint, Journal, Outcome, keep
+from ostap_parallel.runs.report import Running
 from ostap_parallel.runs.trust import DEFAULT_RULES, HostRules, Trust, is_of_host, why
-from ostap_parallel.worker.chunk import (
-    ChunkOutcome,
-    Lost,
-    pack_chunk,
-    traced,
-    unpack_answer,
-    unpack_error,
-    unpack_value,
-)
+from ostap_parallel.runs.watching import Watch
+from ostap_parallel.worker.chunk import ChunkOutcome, Lost, pack_chunk, traced, unpack_answer
 from ostap_parallel.worker.execute import Call
 
 # From an input: nothing is there now, and `Run.wake` will be called when there is.
@@ -48,6 +43,9 @@ PAUSE = object()
 
 # Seconds that interrupted workers get to come back before a run that is stopped returns.
 STOP_PATIENCE = 3.5
+
+# Seconds that hosts get to tell what they do before they are stopped.
+STOP_ANSWER = 0.2
 
 # Told of each run that begins in this context, for who waits elsewhere and may want to cancel it.
 on_run: ContextVar[Callable[[Run], object]] = ContextVar("on_run", default=lambda run: None)
@@ -113,6 +111,8 @@ class Run:
     _exhausted: bool = False
     _is_cancelled: bool = False
     _is_paused: bool = False
+    _is_over: bool = False
+    _stopped: list[Running] = field(default_factory=list)  # what ran then
     _is_heavy: bool = False  # items share so much that there should be few chunks
 
     def __post_init__(self) -> None:
@@ -125,6 +125,7 @@ class Run:
             _check_number("chunk_size", self.chunk_size, 1)
         _check_timeout(self.call.timeout, self.backend)
         self._limits = Limits(failed=self.retries, lost=self.lost_retries)
+        self._watch = Watch(self.backend, self._running)
         self._ordering = Ordering(self.held_bytes)
         self.trust = Trust(self.backend, self.host_rules, self.collects)
 
@@ -132,6 +133,10 @@ class Run:
     def submitted(self) -> int:
         """Number of items read from the input."""
         return self._next
+
+    def running(self) -> list[Running]:
+        """Return what runs now, the longest first; what ran when the run was stopped."""
+        return self._stopped if self._is_over else self._watch.look()
 
     def cancel(self) -> None:
         """Have `arrivals` end soon, from any thread."""
@@ -192,7 +197,12 @@ class Run:
                     return
                 if self.backend.window() and not self._is_paused:
                     continue
-            done = self._news.get()
+            if self._watch.is_due():
+                self._watch.warn()
+            try:
+                done = self._news.get(timeout=self._watch.patience())
+            except queue.Empty:
+                continue
             if done is None:
                 self._free_stranded()
             else:
@@ -318,6 +328,7 @@ class Run:
     def _arrivals_of(self, done: Future[Any], chunk: Chunk) -> Iterator[Batch | Outcome]:
         result = result_of(done, self.backend.name)
         if isinstance(result, ChunkOutcome) and result.answers:
+            self._watch.times.add(result.seconds)
             count = len(result.answers)
             if len(result.failed) < count or self.trust.is_fit(result.host):
                 self._size.adapt(sum(result.seconds), count, self.backend.round_trip)
@@ -334,7 +345,7 @@ class Run:
             yield from self._lost(result, items)
             return
         if result.merge_failure is not None:
-            raise _merge_error(result, items)
+            raise merge_error(result, items)
         if good := len(result.answers) - len(result.failed):
             ran = enumerate(items[: len(result.answers)])
             again = (item for n, item in ran if item.tried and n not in result.failed)
@@ -342,7 +353,7 @@ class Run:
         for start, stop in result.merged:
             if self.ordered:
                 self._ordering.weigh(items[start].index, [result.answers[start]], stop - start)
-            yield _combined(result, items, start, stop)
+            yield combined(result, items, start, stop)
         yield from self._outcomes_of(result, items)
 
     def _outcomes_of(self, result: ChunkOutcome, items: list[Item]) -> Iterator[Outcome]:
@@ -447,11 +458,12 @@ class Run:
     def _stop(self) -> None:
         """Give up what is under way and wait, not for long, until workers are free again."""
         if not self._running:
+            self._is_over = True
             return
         running = list(self._running)
         # The garbage collector may end a run anywhere, also where this thread has a lock that the
         # backend needs.
-        stopping = threading.Thread(target=self.backend.give_up, args=[running], daemon=True)
+        stopping = threading.Thread(target=self._give_up, args=[running], daemon=True)
         stopping.start()
         end = time.monotonic() + STOP_PATIENCE
         stopping.join(STOP_PATIENCE)
@@ -460,30 +472,11 @@ class Run:
         wait(running, timeout=max(0, end - time.monotonic()))
         self._running.clear()
 
-
-def _combined(result: ChunkOutcome, items: list[Item], start: int, stop: int) -> Combined:
-    """Return items that were merged on the worker; raises what their value does in reading."""
-    merged = items[start:stop]
-    indices = [item.index for item in merged]
-    try:
-        value = unpack_value(result.answers[start])
-    except Exception as exc:  # user code
-        add_note(exc, f"while what items {indices[0]} to {indices[-1]} were merged to was read")
-        raise
-    rest = (result.seconds[start:stop], result.host, result.pid)
-    return Combined(indices, [item.item for item in merged], [value], *rest)
-
-
-def _merge_error(result: ChunkOutcome, items: list[Item]) -> BaseException:
-    assert result.merge_failure is not None
-    start, stop, packed = result.merge_failure
-    error, text = unpack_error(packed)
-    assert error is not None  # it has no time limit
-    what = f"while the results of items {items[start].index} to {items[stop - 1].index}"
-    what += " were merged"
-    traced(error, result, text, what)
-    add_note(error, f"{what} on {result.host}, process {result.pid}")
-    return error
+    def _give_up(self, running: list[Future[Any]]) -> None:
+        with contextlib.suppress(Exception):  # what is asked for here must not hinder the end
+            self._stopped = self._watch.look(STOP_ANSWER)
+        self._is_over = True
+        self.backend.give_up(running)
 
 
 def _length(items: Iterable[Any]) -> int | None:
