@@ -60,6 +60,10 @@ class HostConfig:
         Seconds until its server must be up, the user's scripts included, time in queues not.
     ssh_config
         File for ``ssh -F``; ``None`` leaves the user's own in charge.
+    nice
+        By how much processes there are nicer than others, from 1 to 19.
+    requires
+        Modules that must be importable there.
     server_port
         Local port of a server that runs already, or of a tunnel to it; then nothing else applies.
     origins
@@ -81,6 +85,8 @@ class HostConfig:
     keepalive: int = 45
     start_timeout: int = 300
     ssh_config: Path | None = None
+    nice: int | None = None
+    requires: tuple[str, ...] = ()
     server_port: int | None = None
     origins: Mapping[str, str] = field(default_factory=dict, compare=False)
 

@@ -20,7 +20,15 @@ from ostap_parallel.config.entries import (
     parse_entry,
     split_entries,
 )
-from ostap_parallel.config.files import GENERAL, LISTS, Sections, absolute, convert, read_files
+from ostap_parallel.config.files import (
+    GENERAL,
+    LISTS,
+    MORE,
+    Sections,
+    absolute,
+    convert,
+    read_files,
+)
 from ostap_parallel.config.host import HostConfig, Setting
 from ostap_parallel.errors import ConfigError
 
@@ -28,7 +36,15 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 LOOKUPS = 16  # names looked up at the same time
-TEXTS = {"profile", "environment", "python", "user", "tmpdir", "python_mismatch"}
+TEXTS = {
+    "profile",
+    "environment",
+    "environment_more",
+    "python",
+    "user",
+    "tmpdir",
+    "python_mismatch",
+}
 SSH_TIMEOUT = 10  # seconds; a "Match exec" of the user's may hang
 
 
@@ -40,6 +56,7 @@ class HostArguments(TypedDict, total=False):
 
     profile: str | None
     environment: str | None
+    environment_more: str | None
     script: str | Path | None
     python: str | None
     ncpus_per_host: int | None
@@ -50,6 +67,8 @@ class HostArguments(TypedDict, total=False):
     python_mismatch: str | None
     keepalive: int | None
     start_timeout: int | None
+    nice: int | None
+    requires: str | Sequence[str] | None
     ssh_config: str | Path | None
 
 
@@ -259,9 +278,24 @@ def _resolve(
     own = {**entry, "name": Setting(names[0], entry["name"].origin)}
     chain = [dict(given), *(sections[suffix] for suffix in _match_sections(sections, names))]
     settings = ChainMap(own, *([] if "server_port" in entry else chain))
-    found = {key: setting for key, setting in settings.items() if key not in LISTS | GENERAL}
+    others = LISTS | GENERAL | {MORE}
+    found = {key: setting for key, setting in settings.items() if key not in others}
+    if "server_port" not in entry and any(MORE in one for one in chain):
+        found["environment"] = _add_up(chain)
     values: dict[str, Any] = {k: s.value for k, s in found.items() if s.value is not None}
     return HostConfig(**values, origins={key: s.origin for key, s in found.items()})
+
+
+def _add_up(chain: Sequence[Mapping[str, Setting]]) -> Setting:
+    """Return the environment, with what more specific sections add to that of others behind it."""
+    texts: list[Setting] = []
+    for settings in reversed(chain):
+        if "environment" in settings:
+            texts = [settings["environment"]]
+        if MORE in settings:
+            texts.append(settings[MORE])
+    parts = [setting.value for setting in texts if setting.value is not None]
+    return Setting("\n".join(parts) or None, " + ".join(setting.origin for setting in texts))
 
 
 def find_secret(

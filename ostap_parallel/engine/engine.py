@@ -105,6 +105,7 @@ class Engine(Backend):
         _check(secret, tasks_per_worker)
         secret = secret if secret is not None else secrets.token_hex(32)
         self._patience = patience
+        self._secret, self._tasks_per_worker = secret, tasks_per_worker
         self.modules = Modules(sync)
         self._lock = threading.Lock()
         self._listeners: list[Callable[[], None]] = []
@@ -179,6 +180,34 @@ class Engine(Backend):
         """
         self._supervisor.wait(timeout)
         return all(host.state == "up" for host in self.hosts)
+
+    def add_hosts(
+        self, hosts: Iterable[HostConfig], secret: str | None = None
+    ) -> list[HostStatus]:
+        """Start servers on more hosts, without waiting; they join what is going on.
+
+        `secret` is that of existing servers. Raises `ConfigError` if one of them is there.
+        """
+        if self._closed.is_set():
+            raise RuntimeError("the executor has been shut down")
+        known = secret if secret is not None else self._secret
+        sources = sources_of(hosts, known, self._tasks_per_worker)
+        labels = {host.name for host in self.hosts}
+        for source in sources:
+            if source.label in labels:
+                raise ConfigError(f"{source.label} is among the hosts already")
+        return [self._supervisor.add(source) for source in sources]
+
+    def drop_host(self, name: str) -> None:
+        """End the server on a host and do without it: what it was doing is done by others.
+
+        Raises ValueError if there is no such host.
+        """
+        try:
+            self._supervisor.remove(name)
+        except KeyError:
+            known = ", ".join(host.name for host in self.hosts) or "none"
+            raise ValueError(f"there is no host {name!r}: known are {known}") from None
 
     def check(self) -> None:
         """Raise `ServersUnavailable` if nothing can run and no host is about to come (back).

@@ -102,6 +102,8 @@ class Executor(concurrent.futures.Executor):
             found = load_settings(servers, config=config, **settings)
         if found.notice:
             logger.warning("servers: %s", found.notice)
+        self._load = partial(load_settings, config=config, **settings)
+        self._secret = secret
         self._is_open = True
         self._broken: InitializerError | None = None
         self._watches_initializer = initializer is not None
@@ -129,6 +131,31 @@ class Executor(concurrent.futures.Executor):
     def workers(self) -> dict[str, int]:
         """Number of workers by host, of those that are up; the local ones are ``"local"``."""
         return self.backend.workers
+
+    def add_hosts(self, servers: str | int | Iterable[str | int]) -> list[HostStatus]:
+        """Start servers on more hosts, without waiting: they join what is going on.
+
+        The settings that this was made with hold for them, too. Returns their states.
+
+        Raises
+        ------
+        ConfigError
+            A setting is malformed, or one of the hosts is among those that there are.
+        """
+        found = self._load(servers)
+        if found.notice:
+            logger.warning("servers: %s", found.notice)
+        return self.backend.add_hosts(found.hosts, self._secret or find_secret(found.hosts))
+
+    def drop_host(self, name: str) -> None:
+        """End the server on a host and do without it: what it was doing is done by others.
+
+        Raises
+        ------
+        ValueError
+            There is no such host.
+        """
+        self.backend.drop_host(name)
 
     def wait_for_hosts(self, timeout: float | None = None) -> bool:
         """Wait until every host is up or has failed; return whether all are up."""

@@ -32,6 +32,7 @@ from ostap_parallel.runs.run import Run
 from ostap_parallel.runs.stream import Results, in_thread
 from ostap_parallel.runs.task import Collector, FuncTask, GenericTask, Merger, Task, TaskMerger
 from ostap_parallel.runs.trust import DEFAULT_RULES, HostRules
+from ostap_parallel.supply.source import HostStatus
 from ostap_parallel.worker.execute import Call
 
 if TYPE_CHECKING:
@@ -67,6 +68,8 @@ class WorkManager:
     profile, environment, script
         What prepares a host, in this order: a script that is there, text for bash, a local
         script that is sent there. An argument wins over the configuration.
+    environment_more, requires, nice
+        What is added to `environment`; modules that hosts must have; how nice processes there are.
     python, tmpdir, user, port, ncpus_per_host, ssh_options, python_mismatch, keepalive
         Further settings of hosts, see the manual.
     secret
@@ -185,6 +188,37 @@ class WorkManager:
         There is no need to: hosts join a run that is going on.
         """
         return self._owned is None or self._owned.wait_for_hosts(timeout)
+
+    def add_hosts(self, servers: str | int | Iterable[str | int]) -> list[HostStatus]:
+        """Start servers on more hosts, without waiting; they join a run that is going on.
+
+        `servers` is as of the manager, whose settings hold for them, too. Returns their states.
+
+        Raises
+        ------
+        ConfigError
+            A setting is malformed, or one of the hosts is among those that there are.
+        TypeError
+            The manager has an executor of your own.
+        """
+        return self._own().add_hosts(servers)
+
+    def drop_host(self, name: str) -> None:
+        """End the server on a host, by its name; others do what it was doing, and the rest.
+
+        Raises
+        ------
+        ValueError
+            There is no such host.
+        TypeError
+            The manager has an executor of your own.
+        """
+        self._own().drop_host(name)
+
+    def _own(self) -> Executor:
+        if self._owned is None:
+            raise TypeError("an executor of your own has no hosts of ours")
+        return self._owned
 
     def close(self) -> None:
         """End workers and servers. Nothing of ours remains on any host."""

@@ -27,13 +27,24 @@ FOLDER = "ppserver"  # that holds all of it, and by which a host's list of proce
 
 # Runs first, under whatever interpreter the host has: it must be understood by all of them.
 _MAIN = """\
-import sys
+import os, subprocess, sys
 wanted, have, mismatch = {version!r}, tuple(sys.version_info[:2]), sys.argv[1]
 if have != wanted and mismatch != "allow":
     sys.stderr.write("%s is Python %d.%d, but the caller runs Python %d.%d: objects and code may "
         "not be understood; give the host another interpreter with python=..., or set "
         "python_mismatch = allow\\n" % ((sys.executable,) + have + wanted))
     sys.exit(1)
+os.nice(int(sys.argv[2]))
+modules = sys.argv[3].split()
+if modules:
+    sys.stdout.write("%sstep requires\\n" % {mark!r})
+    sys.stdout.flush()
+    script = "import importlib, sys; sys.path.insert(0, sys.argv[1]); "
+    script += "[importlib.import_module(name) for name in sys.argv[2:]]"
+    argv = [sys.executable, "-c", script, sys.path[0]] + modules
+    if subprocess.call(argv, stdin=subprocess.DEVNULL, stdout=2):
+        sys.stderr.write("%s cannot import all of %s\\n" % (sys.executable, ", ".join(modules)))
+        sys.exit(1)
 sys.stdout.write("%sstep server\\n" % {mark!r})
 sys.stdout.flush()
 from ostap_parallel.worker.serve import main
