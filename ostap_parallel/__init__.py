@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from ostap_parallel.runs.task import Task as Task
     from ostap_parallel.runs.task import TaskMerger as TaskMerger
     from ostap_parallel.runs.trust import HostRules as HostRules
+    from ostap_parallel.worker.generators import rng as rng
 
 _MODULES = {
     "runs.checkpoint": "Checkpoint",
@@ -47,6 +48,7 @@ _MODULES = {
     "runs.task": "FuncTask GenericTask Task TaskMerger",
     "runs.trust": "HostRules",
     "faces.scoop": "shared",
+    "worker.generators": "rng",
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names.split()}
 

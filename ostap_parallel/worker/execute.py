@@ -25,7 +25,7 @@ from types import FrameType
 from typing import Any
 
 from ostap_parallel.errors import SerializeError
-from ostap_parallel.worker import calls, modules, serialize, shared
+from ostap_parallel.worker import calls, generators, modules, serialize, shared
 from ostap_parallel.worker.chunk import (
     PLAIN,
     ChunkOutcome,
@@ -109,6 +109,8 @@ class Call:
                 return replace(self, surroundings={}).run(index, item)
         if self.seed is not None:
             seed_item(self.seed, index)
+        else:
+            generators.end()
         if self.before_item is not None:
             self.before_item(index)
         return self.function(index, item) if self.with_index else self.function(item)
@@ -427,6 +429,7 @@ def _flush() -> None:
 def seed_item(seed: int | str, index: int) -> None:
     """Seed ``random`` and, where loaded, numpy and ROOT from `seed` and an item's index."""
     digest = hashlib.sha256(f"{seed}:{index}".encode()).digest()
+    generators.begin(digest)
     random.seed(digest)
     if "numpy.random" in sys.modules:
         words = [int.from_bytes(digest[i : i + 4], "big") for i in range(0, 32, 4)]
