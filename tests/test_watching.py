@@ -102,7 +102,9 @@ def test_what_runs_on_hosts(hosts):
         taking = threading.Thread(target=lambda: list(results), daemon=True)
         taking.start()
         (one,) = wait_until(
-            lambda: [one for one in wm.report.running if one.count == 1], PATIENCE, "it runs"
+            lambda: [one for one in wm.report.running if (one.index, one.count) == (7, 1)],
+            PATIENCE,
+            "it runs",
         )
         assert (one.index, one.item) == (7, "7")
         assert one.host in ("h1", "h2")

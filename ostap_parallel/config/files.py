@@ -37,7 +37,6 @@ Sections = dict[str, dict[str, Setting]]
 
 _HEADER = re.compile(r"\[((?:[^][]|\[[^][]*\])+)\]")  # may hold an address in brackets
 _ADDED = re.compile(r"environment\s*\+")
-_MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 _ITEM = re.compile(r"([^=:]*[^=:\s])\s*[=:]\s*(.*)")
 
 
@@ -228,8 +227,12 @@ def convert(key: str, value: Any, origin: str, base: Path) -> Any:
             return _split_options(value, where)
         case "sync":
             return tuple(absolute(word, base) for word in _split_options(value, where))
+        case "preload":
+            return _check_modules(value, where)
         case "python_mismatch" if value not in ("refuse", "allow"):
             raise ConfigError(f"{where}: neither 'refuse' nor 'allow': {value!r}")
+        case "start" if value not in ("fork", "spawn"):
+            raise ConfigError(f"{where}: neither 'fork' nor 'spawn': {value!r}")
         case _ if not value.isprintable() or value.startswith("-"):
             raise ConfigError(f"{where}: more than one line, or starts with '-': {value!r}")
     return value
@@ -261,7 +264,7 @@ def _split_options(value: str | Iterable[str], where: str) -> tuple[str, ...]:
 def _check_modules(value: str | Iterable[str], where: str) -> tuple[str, ...]:
     words = value.replace(",", " ").split() if isinstance(value, str) else tuple(value)
     for word in words:
-        if not isinstance(word, str) or not _MODULE.fullmatch(word):
+        if not isinstance(word, str) or not all(map(str.isidentifier, word.split("."))):
             raise ConfigError(f"{where}: not the name of a module: {word!r}")
     return tuple(words)
 

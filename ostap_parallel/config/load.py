@@ -37,13 +37,8 @@ if TYPE_CHECKING:
 
 LOOKUPS = 16  # names looked up at the same time
 TEXTS = {
-    "profile",
-    "environment",
-    "environment_more",
-    "python",
-    "user",
-    "tmpdir",
-    "python_mismatch",
+    *("profile", "environment", "environment_more", "python", "user", "tmpdir"),
+    *("python_mismatch", "start"),
 }
 SSH_TIMEOUT = 10  # seconds; a "Match exec" of the user's may hang
 
@@ -69,6 +64,8 @@ class HostArguments(TypedDict, total=False):
     start_timeout: int | None
     nice: int | None
     requires: str | Sequence[str] | None
+    preload: str | Sequence[str] | None
+    start: str | None
     ssh_config: str | Path | None
 
 
@@ -173,6 +170,21 @@ def _tell_looked_at(sections: Sections, files: Sequence[Path], wanted: Sequence[
     if lists:
         parts.append(f"lists for other domains, or empty ones, in {', '.join(lists)}")
     return f"no server is configured ({'; '.join(parts)}; OSTAP_PPSERVERS names none)"
+
+
+def local_settings(found: Settings, **arguments: Unpack[HostArguments]) -> HostConfig:
+    """Return what holds for workers of this machine: arguments, else what ``[Parallel]`` says.
+
+    Raises ConfigError if an argument is malformed.
+    """
+    values: dict[str, Any] = {}
+    for name, value in arguments.items():
+        general = found.sections.get("", {}).get(name)
+        if value is not None:
+            values[name] = convert(name, value, "argument", Path.cwd())
+        elif general is not None:
+            values[name] = general.value
+    return HostConfig(name="localhost", **{k: v for k, v in values.items() if v is not None})
 
 
 def _list_files(

@@ -22,6 +22,7 @@ from ostap_parallel.errors import ConfigError
 from ostap_parallel.faces.executor import Executor, Settings
 from ostap_parallel.faces.pathos_pool import ParallelPool
 from ostap_parallel.runs.checkpoint import Checkpoint
+from ostap_parallel.runs.display import Shown, show_as, title_of
 from ostap_parallel.runs.dump import Database, Dump
 from ostap_parallel.runs.ordering import HELD_BYTES
 from ostap_parallel.runs.outcome import Batch, Outcome
@@ -29,11 +30,14 @@ from ostap_parallel.runs.progress import open_progress
 from ostap_parallel.runs.recorder import ListTask, OnError, Recorder
 from ostap_parallel.runs.report import Report
 from ostap_parallel.runs.run import Run
+from ostap_parallel.runs.shapes import as_merger, as_task
 from ostap_parallel.runs.stream import Results, in_thread
 from ostap_parallel.runs.task import Collector, FuncTask, GenericTask, Merger, Task, TaskMerger
 from ostap_parallel.runs.trust import DEFAULT_RULES, HostRules
 from ostap_parallel.supply.source import HostStatus
+from ostap_parallel.worker import standin
 from ostap_parallel.worker.execute import Call
+from ostap_parallel.worker.tasks import TaskCall
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -46,7 +50,7 @@ _ATTRIBUTES = frozenset({"backend", "executor", "report"})
 _HINT = "settings are given to WorkManager(...), and those of one run to process() and iexecute()"
 
 
-class WorkManager:
+class WorkManager(Shown):
     """Runs functions and tasks on local cores and on hosts reached by ssh.
 
     Local workers are there at once; hosts are started in the background, all at the same time,
@@ -70,8 +74,12 @@ class WorkManager:
         script that is sent there. An argument wins over the configuration.
     environment_more, requires, nice
         What is added to `environment`; modules that hosts must have; how nice processes there are.
-    python, tmpdir, user, port, ncpus_per_host, ssh_options, python_mismatch, keepalive
+    python, tmpdir, user, port, ncpus_per_host, ssh_options, python_mismatch, keepalive, \
+    start_timeout
         Further settings of hosts, see the manual.
+    preload, start
+        Modules that are imported once on each machine, for all its workers, which are forks of
+        the process that has imported them; ``start="spawn"``: they are new interpreters.
     secret
         Shared by this process and the servers; random by default. Existing servers need theirs:
         it is read from the file that ``OSTAP_PPSECRET_FILE`` names if it is not given.
@@ -138,7 +146,10 @@ class WorkManager:
         given = _check(executor, named, settings)
         self.report = Report()
         self._dump = Dump(dump_dbase, dump_jobs, dump_freq)
-        self._host_rules, self._held_bytes = host_rules, _check_bytes(held_bytes)
+        self._run_settings: dict[str, Any] = {
+            "host_rules": host_rules,
+            "held_bytes": _check_bytes(held_bytes),
+        }
         self._progress, self._silent = progress and not silent, silent
         self._pool: ParallelPool | None = None
         self._owned = Executor(ncpus, named, **settings) if executor is None else None
@@ -238,6 +249,7 @@ class WorkManager:
         ordered: bool | None = None,
         jobid: bool = False,
         chunk_size: int | None = None,
+        window: int | None = None,
         on_error: OnError = "raise",
         retries: int = 0,
         lost_retries: int = LOST_RETRIES,
@@ -247,6 +259,7 @@ class WorkManager:
         seed: int | str | None = None,
         description: str | None = None,
         checkpoint: Checkpoint | str | os.PathLike[str] | None = None,
+        dump_freq: int | None = None,
     ) -> Any:
         """Run a function or a task on all items and return what its results are merged to.
 
@@ -263,31 +276,25 @@ class WorkManager:
             ``"raise"``: the first failure stops the run, and the task's own exception is
             raised. ``"collect"``: the run goes on; failures are in `report`, and in a list
             each stands, as a `Failure`, in the place of its result.
+        dump_freq
+            In place of the manager's.
 
         For the others see `iexecute`.
         """
+        __tracebackhide__ = True
         merging = _merging(task, merger, collector, init)
         if on_error not in ("raise", "collect"):
             raise ValueError(f"on_error must be 'raise' or 'collect', not {on_error!r}")
         if ordered is None:
             ordered = isinstance(merging, ListTask)
         call = _call(task, jobid, shared, seed, timeout)
-        combine = _combiner(merging, checkpoint is not None, self._dump)
-        run = Run(
-            self.backend,
-            replace(call, combine=combine),
-            items,
-            chunk_size,
-            ordered,
-            retries,
-            lost_retries,
-            checkpoint=_checkpoint(checkpoint),
-            host_rules=self._host_rules,
-            held_bytes=self._held_bytes,
-            collects=on_error == "collect",
-        )
-        with self._record(run, progress, description or _title(task)) as recorder:
-            recorder.merge(merging, on_error, self._dump)
+        dump = self._dump.every(dump_freq)
+        combine = _combiner(merging, checkpoint is not None, dump)
+        limits = _limits(chunk_size, window, ordered, retries, lost_retries, checkpoint)
+        limits |= self._run_settings | {"collects": on_error == "collect"}
+        run = Run(self.backend, replace(call, combine=combine), items, **limits)
+        with self._record(run, progress, description or title_of(task)) as recorder:
+            recorder.merge(merging, on_error, dump)
         return recorder.report.result
 
     async def aprocess(
@@ -304,6 +311,7 @@ class WorkManager:
         ordered: bool = False,
         jobid: bool = False,
         chunk_size: int | None = None,
+        window: int | None = None,
         retries: int = 0,
         lost_retries: int = LOST_RETRIES,
         timeout: float | None = None,
@@ -326,6 +334,8 @@ class WorkManager:
             Yield in the order of the items, holding back what comes early.
         chunk_size
             Items sent together; adapted to the time that they take by default.
+        window
+            Chunks that are under way at most; about two per worker by default.
         retries, lost_retries
             How often an item is run again when it raises or takes too long, and when its worker
             dies.
@@ -350,21 +360,14 @@ class WorkManager:
             cannot be sent; the checkpoint cannot be used, or is that of something else.
         """
         call = _call(func, jobid, shared, seed, timeout)
-        options = chunk_size, ordered, retries, lost_retries
-        run = Run(
-            self.backend,
-            call,
-            items,
-            *options,
-            checkpoint=_checkpoint(checkpoint),
-            host_rules=self._host_rules,
-            held_bytes=self._held_bytes,
-        )
-        return Results(self._arrivals(run, progress, description or _title(func)), run.cancel)
+        limits = _limits(chunk_size, window, ordered, retries, lost_retries, checkpoint)
+        run = Run(self.backend, call, items, **limits, **self._run_settings)
+        return Results(self._arrivals(run, progress, description or title_of(func)), run.cancel)
 
     def _arrivals(
         self, run: Run, progress: bool | None, title: str
     ) -> Generator[Batch | Outcome, None, None]:
+        __tracebackhide__ = True
         with self._record(run, progress, title) as recorder:
             for arrival in recorder.arrivals("raise"):
                 recorder.report.merged += len(arrival) if isinstance(arrival, Batch) else 1
@@ -382,7 +385,8 @@ class WorkManager:
             lost = {host.name: host.lost for host in hosts}
             try:
                 yield recorder
-            except KeyboardInterrupt:
+            except KeyboardInterrupt as exc:
+                show_as(exc, f"interrupted: {self.report.summary}")
                 if (ran := recorder.report.ran) and not self._silent:
                     self._tell("stopped; running: " + "; ".join(map(str, ran[:_MOST])))
                 raise
@@ -399,10 +403,17 @@ class WorkManager:
             print(text, file=sys.stderr, flush=True)
 
 
+standin.register(WorkManager)
+
+
 def _merging(
     task: Task | Callable[..., Any], merger: Merger | None, collector: Collector | None, init: Any
 ) -> Task:
     """Return the task whose way of merging a run uses."""
+    task = as_task(task)
+    adapted = as_merger(merger)
+    if adapted is not merger and collector is None:
+        merger, collector = None, adapted  # it is to have the first result, too
     if isinstance(task, Task):
         if merger is not None or collector is not None or init is not None:
             raise TypeError("a Task brings its own merging: give it the items only")
@@ -437,13 +448,13 @@ def _call(
     seed: int | str | None,
     timeout: float | None,
 ) -> Call:
-    level = logging.getLogger().level
+    level, task = logging.getLogger().level, as_task(task)
     if isinstance(task, Task):
+        call = TaskCall(task)
         return Call(
-            task.process,
+            call,
             with_index=True,
-            before_item=task.initialize_remote,
-            worker_init=task.worker_init,
+            worker_init=call.prepare,
             surroundings={name: value for name, value in task.surroundings.items() if value},
             seed=seed,
             log_level=level,
@@ -468,6 +479,20 @@ def _call(
     )
 
 
+def _limits(
+    chunk_size: int | None,
+    window: int | None,
+    ordered: bool,
+    retries: int,
+    lost_retries: int,
+    checkpoint: Checkpoint | str | os.PathLike[str] | None,
+) -> dict[str, Any]:
+    """Return the keywords of a `Run` besides what it runs."""
+    sizes = {"chunk_size": chunk_size, "window": window, "ordered": ordered}
+    again = {"retries": retries, "lost_retries": lost_retries}
+    return {**sizes, **again, "checkpoint": _checkpoint(checkpoint)}
+
+
 def _checkpoint(given: Checkpoint | str | os.PathLike[str] | None) -> Checkpoint | None:
     return given if given is None or isinstance(given, Checkpoint) else Checkpoint(given)
 
@@ -476,10 +501,6 @@ def _check_bytes(number: Any) -> float:
     if not isinstance(number, Real) or isinstance(number, bool) or not float(number) > 0:
         raise ConfigError(f"held_bytes must be a positive number, not {number!r}")
     return float(number)
-
-
-def _title(task: Task | Callable[..., Any]) -> str:
-    return str(getattr(task, "__name__", type(task).__name__))
 
 
 def _one_of(servers: Any, ppservers: Any) -> Any:

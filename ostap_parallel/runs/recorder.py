@@ -8,6 +8,7 @@ from contextlib import closing, contextmanager
 from typing import Any, Literal
 
 from ostap_parallel.errors import WorkerLost, add_note
+from ostap_parallel.runs.display import caller, show_as
 from ostap_parallel.runs.dump import Dump
 from ostap_parallel.runs.outcome import Batch, Combined, Outcome
 from ostap_parallel.runs.progress import ProgressReporter
@@ -29,6 +30,7 @@ class Recorder:
 
     def merge(self, task: Task, on_error: OnError, dump: Dump) -> None:
         """Merge the results of the whole run by a task's own way of merging."""
+        __tracebackhide__ = True
         task.initialize_local()
         try:
             for arrival in self.arrivals(on_error):
@@ -74,6 +76,7 @@ class Recorder:
 
     def arrivals(self, on_error: OnError) -> Iterator[Batch | Outcome]:
         """Yield what arrives; raise the first error, or record it and go on."""
+        __tracebackhide__ = True
         report = self.report
         with self._watched(), closing(self._run.arrivals()) as arrivals:
             try:
@@ -99,6 +102,7 @@ class Recorder:
             self.report.ran, self.report.look = self._run.running(), None
 
     def _count(self, outcome: Outcome, on_error: OnError) -> None:
+        __tracebackhide__ = True
         self.report.resumed += outcome.error is None and not outcome.attempts
         if outcome.host and not isinstance(outcome.error, WorkerLost):
             self.report.count(outcome)
@@ -107,13 +111,16 @@ class Recorder:
             self._fail(outcome, on_error)
 
     def _fail(self, outcome: Outcome, on_error: OnError) -> None:
+        __tracebackhide__ = True
         assert outcome.error is not None
         failure = Failure.of(outcome)
         self.report.failures.append(failure)
         self.report.stats.add(failure.host, 0.0, njobs=0, nfailed=1)
         if on_error == "raise":
             where = f"on {failure.host}, process {failure.pid}"
-            add_note(outcome.error, f"item {failure.index} ({failure.item}) {where}")
+            note = f"item {failure.index} ({failure.item}) {where}"
+            add_note(outcome.error, note)
+            show_as(outcome.error, f"{failure.traceback.rstrip()}\n{note}, from {caller()}")
             raise outcome.error
 
 

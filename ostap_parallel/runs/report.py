@@ -18,9 +18,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from ostap_parallel.objects.serialize import name_and_text
+from ostap_parallel.runs.display import Shown
 from ostap_parallel.runs.outcome import Batch, Outcome
 from ostap_parallel.runs.timing import Slow, Slowest, Times
-from ostap_parallel.worker.serialize import name_and_text
 
 if TYPE_CHECKING:
     from ostap_parallel.supply.source import HostStatus
@@ -244,7 +245,7 @@ class Running:
 
 
 @dataclass
-class Report:
+class Report(Shown):
     """The outcome of a run, also of one that is going on or was stopped.
 
     Attributes
@@ -319,6 +320,8 @@ class Report:
             if self.slowest.wants(each):
                 self.slowest.add(Slow(each, index, describe(item), done.host, done.pid))
 
+    _repr_pretty_ = Shown._repr_pretty_  # else IPython takes the repr
+
     @property
     def failed(self) -> int:
         """Number of items that have no result."""
@@ -359,7 +362,7 @@ class Report:
         return f"{counts}; first: item {first.index} on {first.host}: {reason}"
 
     def __str__(self) -> str:
-        lines = [self._summary()]
+        lines = [self.summary]
         if self.stats:
             lines += [self.table(), *self._times()]
         lines += [f"running: {one}" for one in self.running[:_MAX_FAILURES]]
@@ -419,7 +422,9 @@ class Report:
             rows.append(dict(zip(_COLUMNS, values, strict=True)))
         return rows
 
-    def _summary(self) -> str:
+    @property
+    def summary(self) -> str:
+        """The counts and times in one line."""
         text = f"{self.submitted} submitted = {self.merged} merged + {self.failed} failed"
         if unfinished := self.submitted - self.merged - self.failed:
             text += f" + {unfinished} unfinished"

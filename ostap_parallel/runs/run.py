@@ -71,6 +71,8 @@ class Run:
         Who takes the outcomes goes on when one is a failure.
     held_bytes
         With `ordered`: bytes of results that may be held back, about.
+    window
+        Chunks that are under way at most; ``None``: about two per worker.
 
     Raises
     ------
@@ -99,6 +101,7 @@ class Run:
     host_rules: HostRules = DEFAULT_RULES
     collects: bool = False
     held_bytes: float = HELD_BYTES
+    window: int | None = None
 
     _again: deque[list[Item]] = field(default_factory=deque)  # chunks to be run again
     _unsent: deque[Outcome] = field(default_factory=deque)  # known without being sent
@@ -123,6 +126,8 @@ class Run:
         _check_number("lost_retries", self.lost_retries, 0)
         if self.chunk_size is not None:
             _check_number("chunk_size", self.chunk_size, 1)
+        if self.window is not None:
+            _check_number("window", self.window, 1)
         _check_timeout(self.call.timeout, self.backend)
         self._limits = Limits(failed=self.retries, lost=self.lost_retries)
         self._watch = Watch(self.backend, self._running)
@@ -211,7 +216,8 @@ class Run:
 
     def _feed(self) -> None:
         """Keep as many chunks under way as the backend wants, and never more."""
-        window = self.trust.window()
+        wanted = self.trust.window()
+        window = min(wanted, self.window or wanted)
         workers = max(1, self.trust.workers())
         while len(self._running) < window:
             found = self._take_again(workers) if self._again else self._read_chunk(workers)

@@ -24,9 +24,9 @@ from dataclasses import dataclass, field
 from ostap_parallel.engine.backend import Backend
 from ostap_parallel.engine.core import LOCAL
 from ostap_parallel.errors import TaskTimeout
+from ostap_parallel.objects.serialize import name_and_text
 from ostap_parallel.runs.chunking import Item
 from ostap_parallel.runs.outcome import Outcome
-from ostap_parallel.worker.serialize import name_and_text
 
 logger = logging.getLogger(__name__)
 

@@ -140,8 +140,7 @@ class Machine(ABC):
     def signal(self, job: Job, number: int) -> None:
         """Send a signal to the worker that runs a job, and do no more about it."""
 
-    @abstractmethod
-    def place(self, job: Job, tell: Callable[[int, int], object]) -> None:
+    def place(self, job: Job, tell: Callable[[int, int], object]) -> None:  # noqa: B027
         """Tell which item of a job runs, or -1, and in which process, or 0; perhaps later."""
 
     @abstractmethod
