@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from ostap_parallel.runs.task import GenericTask as GenericTask
     from ostap_parallel.runs.task import Task as Task
     from ostap_parallel.runs.task import TaskMerger as TaskMerger
+    from ostap_parallel.runs.trust import HostRules as HostRules
+    from ostap_parallel.worker.generators import rng as rng
 
 _MODULES = {
     "runs.checkpoint": "Checkpoint",
@@ -44,7 +46,9 @@ _MODULES = {
     "faces.pool": "Pool",
     "runs.report": "Failure Report Statistics StatMerger",
     "runs.task": "FuncTask GenericTask Task TaskMerger",
+    "runs.trust": "HostRules",
     "faces.scoop": "shared",
+    "worker.generators": "rng",
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names.split()}
 

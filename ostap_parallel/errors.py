@@ -27,8 +27,8 @@ class HostError(OstapParallelError, ConnectionError):
         The host as the user named it.
     step
         What was being done: ``connect``, ``tmpdir``, ``copy``, ``profile``, ``environment``,
-        ``script``, ``python``, ``server``, ``tunnel``, ``start`` (all of it), ``shared`` or
-        ``run``.
+        ``script``, ``python``, ``requires``, ``server``, ``tunnel``, ``start`` (all of it),
+        ``shared`` or ``run``.
     reason
         The last words of ssh, of the script or of the server.
     """

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from ostap_parallel import Executor, WorkManager
 from ostap_parallel.config import HostConfig, load_settings
 from ostap_parallel.errors import ConfigError
 
@@ -782,3 +783,59 @@ def test_files_of_root_are_trusted_by_everybody(rc):
     )
     assert done.stdout == "0\n"
     assert "belongs to another user (uid 54321)" in done.stderr
+
+
+class TestNoSilence:
+    """What is asked for and not there, or not read, is told of."""
+
+    @pytest.mark.parametrize(
+        ("header", "meant"),
+        [
+            ("Paralel", "Parallel"),
+            ("Paralel:cern.ch", "Parallel:cern.ch"),
+            ("parrallel", "Parallel"),
+        ],
+    )
+    def test_a_misspelt_section(self, load, caplog, header, meant):
+        load(f"[{header}]\nppservers = a\n")
+        (record,) = caplog.records
+        text = record.getMessage()
+        assert f"[{header}] is not read: did you mean [{meant}]?" in text
+
+    @pytest.mark.parametrize("header", ["Paths", "Path", "Ostap", "Pairs", "pathos", "Parameters"])
+    def test_sections_of_others_are_left_alone(self, load, caplog, header):
+        load(f"[{header}]\n")
+        assert caplog.records == []
+
+    def test_no_configured_server(self, load, home):
+        settings = load("[Paralel]\nppservers = a\n", "auto")
+        assert settings.notice == (
+            f"no server is configured (files read: {home / 'rc'}; sections of ours in them: none; "
+            "OSTAP_PPSERVERS names none)"
+        )
+        settings = load("[Parallel]\nncpus = 1\n[Parallel:cern.ch]\nppservers = a\n", "auto")
+        assert "lists for other domains, or empty ones, in [Parallel:cern.ch]" in settings.notice
+        assert "sections of ours in them: [Parallel], [Parallel:cern.ch]" in settings.notice
+
+    def test_a_refused_file_is_among_those_not_read(self, load, home):
+        (home / "rc").touch()
+        (home / "rc").chmod(0o666)
+        settings = load("[Parallel]\nppservers = a\n", "auto")
+        assert f"files read: none; files not read: {home / 'rc'};" in settings.notice
+
+    def test_nothing_is_told_of_what_was_not_asked_for(self, load):
+        assert load("", "a").notice == ""
+        assert load("[Parallel]\nppservers = a\n", "auto").notice == ""
+
+    def test_a_manager_tells_and_the_default_executor_of_futures_does_not(self, home, caplog):
+        for kind in WorkManager, Executor:
+            with kind(ncpus=1, servers="auto", config=()):
+                (record,) = caplog.records
+                assert record.getMessage().startswith("servers: no server is configured (")
+            caplog.clear()
+        script = "from ostap_parallel import futures; print(list(futures.map(abs, [-1])))"
+        environ = {name: value for name, value in os.environ.items() if name[:5] != "OSTAP"}
+        done = subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, env=environ
+        )
+        assert (done.stdout, done.stderr) == ("[1]\n", "")

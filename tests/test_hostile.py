@@ -193,9 +193,9 @@ def test_paths_in_the_bash_of_a_host(hosts):
             name = text if "/" in text else f"./{text}"
             name = re.sub("^~(?=/)", home, name)
             assert run(server._sources("/dir"))[-2:] == [f"{name}: {MISSING}", ""]
-            python = shlex.quote(config.python)
-            serve = hosts_server._SERVE.format(python=python, mismatch=config.python_mismatch)
-            assert run(serve)[-2].startswith(f"{text}: not found; PATH is ")
+            assert run(hosts_server.serve_line(config))[-2].startswith(
+                f"{text}: not found; PATH is "
+            )
 
         (home, _) = run("echo ~")
         check()

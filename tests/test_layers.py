@@ -45,7 +45,7 @@ DOORS = {
     "faces": {"executor", "joblib", "manager", "ostap", "pathos_pool", "pool", "scoop"},
     "runs": {
         *("checkpoint", "display", "dump", "outcome", "progress", "report", "run", "shapes"),
-        *("stream", "task"),
+        *("ordering", "recorder", "stream", "task", "trust"),
     },
     "engine": {"backend", "core", "engine", "foreign", "future", "retries"},
     "supply": {"host", "source", "ssh", "supervisor", "syncing", "ways"},

@@ -69,6 +69,18 @@ class TestStatistics:
             ["4", "100.0", "40 s", "10 s", "total"],
         ]
 
+    def test_table_of_failures_and_of_hosts_that_did_nothing(self):
+        stats = StatMerger()
+        stats.add("near", 30.0, 3)
+        stats.add("near", 0.0, 0, nfailed=2)
+        lines = stats.table(notes={"far": "queued"}).splitlines()
+        assert [re.split(r"\s{2,}", line.strip()) for line in lines] == [
+            ["#jobs", "#failed", "%", "total time", "time/job", "server"],
+            ["0", "0", "0.0", "0 us", "-", "far (queued)"],
+            ["3", "2", "100.0", "30 s", "10 s", "near"],
+            ["3", "2", "100.0", "30 s", "10 s", "total"],
+        ]
+
     def test_gain(self, capsys):
         stats = StatMerger()
         stats.add("near", 30.0, 3)
@@ -95,6 +107,29 @@ class TestReport:
         ]
         assert (report.failed, report.gain) == (1, 3.0)
         assert "secret" not in repr(report)
+
+    @pytest.mark.parametrize(
+        ("status", "text"),
+        [
+            (HostStatus("h2"), "h2 (still starting when the run ended)"),
+            (HostStatus("h2", "queued", reason="priority"), "h2 (queued: priority)"),
+            (HostStatus("h2", "up", 1), "h2 (up, but nothing was left for it)"),
+            (HostStatus("h2", "failed"), "h2 (failed)"),
+        ],
+    )
+    def test_hosts_that_did_nothing_stand_with_the_reason(self, status, text):
+        report = Report(hosts=[status, HostStatus("h1", "up", 1)])
+        report.stats.add("h1", 1.0, 1)
+        assert text in report.table()
+        assert "h1 (" not in report.table()
+
+    def test_failures_in_one_line(self):
+        report = Report(submitted=60)
+        assert report.failed_in_short() == ""
+        report.failures += [failure(n, ValueError("bad\nthing")) for n in (3, 1)]
+        assert report.failed_in_short() == (
+            "2 of 60 items FAILED; first: item 1 on lxplus701: ValueError: bad thing"
+        )
 
     def test_complete(self):
         report = Report(submitted=2, merged=2, complete=True)

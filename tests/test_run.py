@@ -371,8 +371,27 @@ class TestBadArguments:
             WorkManager(ncpus)
 
     def test_timeout(self):
-        with pytest.raises(ConfigError, match="timeout"):
-            WorkManager(0, timeout=0)
+        for name in "timeout", "idle_timeout":
+            with pytest.raises(ConfigError, match="idle_timeout"):
+                WorkManager(0, **{name: 0})
+
+    def test_the_old_name_of_a_timeout_is_accepted_with_a_note(self, caplog):
+        with WorkManager(1, timeout=100):
+            (record,) = caplog.records
+        assert "idle_timeout" in record.getMessage()
+
+    @pytest.mark.parametrize("name", ["servers", "silent", "chunk_size", "ncpus", "timeout"])
+    def test_attributes_that_it_does_not_have(self, wm, name):
+        with pytest.raises(AttributeError, match=f"{name}.*are given to WorkManager"):
+            setattr(wm, name, 1)
+        assert not hasattr(wm, name)
+
+    def test_a_class_of_the_users_may_have_attributes(self):
+        class Mine(WorkManager):
+            pass
+
+        with Mine(1) as own:
+            own.servers = "mine"
 
     def test_servers_twice(self):
         with pytest.raises(ConfigError, match="ppservers"):

@@ -24,9 +24,11 @@ logger = logging.getLogger(__name__)
 SPELLINGS = ("parallel", "paralell", "pathos")  # an earlier one wins
 LISTS = {"ppservers", "workers"}
 GENERAL = {"sync"}  # of [Parallel] itself: no host has its own
+MORE = "environment_more"  # also written as "environment += ...": added to the less specific one
 KEYS = (
     LISTS
     | GENERAL
+    | {MORE}
     | HostConfig.__annotations__.keys() - {"name", "ssh_config", "server_port", "origins"}
 )
 
@@ -34,6 +36,7 @@ Sections = dict[str, dict[str, Setting]]
 """Settings by key, by what follows ``Parallel:`` in lower case (``""``: ``[Parallel]``)."""
 
 _HEADER = re.compile(r"\[((?:[^][]|\[[^][]*\])+)\]")  # may hold an address in brackets
+_ADDED = re.compile(r"environment\s*\+")
 _ITEM = re.compile(r"([^=:]*[^=:\s])\s*[=:]\s*(.*)")
 
 
@@ -124,6 +127,9 @@ def _read_sections(path: Path, text: str) -> Iterator[tuple[int, str, dict[str, 
     for header, values in _parse(path, text):
         spelling, colon, suffix = (part.strip().lower() for part in header.partition(":"))
         if spelling not in SPELLINGS:
+            if difflib.get_close_matches(spelling, SPELLINGS[:2], cutoff=0.75):
+                text = "%s [%s] is not read: did you mean [Parallel%s]?"
+                logger.warning(text, path, header, colon + header.partition(":")[2])
             continue
         origin = f"{path} [{header}]"
         if colon:
@@ -165,7 +171,8 @@ def _parse(path: Path, text: str) -> list[tuple[str, dict[str, list[str]]]]:
             raise ConfigError(f"{path}, line {number}: before the first [section]")
         elif item := _ITEM.fullmatch(bare):
             indent, value = depth, [item[2]]
-            sections[-1][1][item[1].lower()] = value
+            key = item[1].lower()
+            sections[-1][1][MORE if _ADDED.fullmatch(key) else key] = value
         else:
             raise ConfigError(f"{path}, line {number}: not 'key = value': {line!r}")
     return sections
@@ -174,7 +181,7 @@ def _parse(path: Path, text: str) -> list[tuple[str, dict[str, list[str]]]]:
 def _join_lines(key: str, lines: list[str]) -> str:
     """Return a value without the common indentation of all its lines but the first."""
     first, *lines = lines
-    if key != "environment":  # only bash has comments of its own
+    if key not in ("environment", MORE):  # only bash has comments of its own
         lines = [line for line in lines if not line.lstrip().startswith(("#", ";"))]
     while lines and not lines[-1].strip():
         lines.pop()
@@ -204,12 +211,16 @@ def convert(key: str, value: Any, origin: str, base: Path) -> Any:
     if isinstance(value, str) and not value.strip():
         return None
     match key:
-        case "environment":
+        case "environment" | "environment_more":
             return _check_text(value, where)
         case "script" | "ssh_config":
             return _find_local(key, value, where, base)
         case "ncpus" | "port" | "keepalive" | "start_timeout":
             return check_number(value, 65535 if key == "port" else None, where)
+        case "nice":
+            return check_number(value, 19, where)
+        case "requires":
+            return _check_modules(value, where)
         case "user":
             return check_user(value, where)
         case "ssh_options":

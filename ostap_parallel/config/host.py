@@ -64,6 +64,10 @@ class HostConfig:
         ``"fork"``: workers are forks of that; ``"spawn"``: new interpreters.
     ssh_config
         File for ``ssh -F``; ``None`` leaves the user's own in charge.
+    nice
+        By how much processes there are nicer than others, from 1 to 19.
+    requires
+        Modules that must be importable there.
     server_port
         Local port of a server that runs already, or of a tunnel to it; then nothing else applies.
     origins
@@ -87,6 +91,8 @@ class HostConfig:
     preload: tuple[str, ...] = ()
     start: Literal["fork", "spawn"] = "fork"
     ssh_config: Path | None = None
+    nice: int | None = None
+    requires: tuple[str, ...] = ()
     server_port: int | None = None
     origins: Mapping[str, str] = field(default_factory=dict, compare=False)
 

@@ -20,7 +20,15 @@ from ostap_parallel.config.entries import (
     parse_entry,
     split_entries,
 )
-from ostap_parallel.config.files import GENERAL, LISTS, Sections, absolute, convert, read_files
+from ostap_parallel.config.files import (
+    GENERAL,
+    LISTS,
+    MORE,
+    Sections,
+    absolute,
+    convert,
+    read_files,
+)
 from ostap_parallel.config.host import HostConfig, Setting
 from ostap_parallel.errors import ConfigError
 
@@ -28,7 +36,10 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 LOOKUPS = 16  # names looked up at the same time
-TEXTS = {"profile", "environment", "python", "user", "tmpdir", "python_mismatch", "start"}
+TEXTS = {
+    *("profile", "environment", "environment_more", "python", "user", "tmpdir"),
+    *("python_mismatch", "start"),
+}
 SSH_TIMEOUT = 10  # seconds; a "Match exec" of the user's may hang
 
 
@@ -40,6 +51,7 @@ class HostArguments(TypedDict, total=False):
 
     profile: str | None
     environment: str | None
+    environment_more: str | None
     script: str | Path | None
     python: str | None
     ncpus_per_host: int | None
@@ -50,6 +62,8 @@ class HostArguments(TypedDict, total=False):
     python_mismatch: str | None
     keepalive: int | None
     start_timeout: int | None
+    nice: int | None
+    requires: str | Sequence[str] | None
     preload: str | Sequence[str] | None
     start: str | None
     ssh_config: str | Path | None
@@ -70,12 +84,15 @@ class Settings:
     sections
         What the files say, merged: settings by key, by what follows ``Parallel:`` in lower case
         (``""``: ``[Parallel]``). `HostConfig.origins` tells which of it a host got.
+    notice
+        What was looked at if the configured list was asked for and there is none; else empty.
     """
 
     hosts: tuple[HostConfig, ...] = ()
     files: tuple[Path, ...] = ()
     sync: tuple[Path, ...] = ()
     sections: Mapping[str, Mapping[str, Setting]] = field(default_factory=dict, compare=False)
+    notice: str = field(default="", compare=False)
 
 
 def load_settings(
@@ -116,8 +133,16 @@ def load_settings(
             raise ConfigError(f"argument {name}: text is wanted, not {value!r}")
         if value is not None:
             given[key] = Setting(convert(key, value, "argument", Path.cwd()), "argument")
-    sections, files = read_files(_list_files(config, environ))
-    configured = partial(_list_configured, sections, environ, hostname)
+    wanted = list(_list_files(config, environ))
+    sections, files = read_files(wanted)
+    notices: list[str] = []
+
+    def configured() -> list[tuple[Entry, str]]:
+        listed = list(_list_configured(sections, environ, hostname))
+        if not listed:
+            notices.append(_tell_looked_at(sections, files, [path for path, _ in wanted]))
+        return listed
+
     entries = list(_parse_servers(servers, configured))
     ssh_config = given["ssh_config"].value if "ssh_config" in given else None
     hosts: dict[object, HostConfig] = {}
@@ -128,7 +153,23 @@ def load_settings(
             hosts.setdefault((host.user, host.name.lower(), host.port, host.server_port), host)
     sync = sections.get("", {}).get("sync")
     modules = sync.value or () if sync else ()
-    return Settings(hosts=tuple(hosts.values()), files=files, sync=modules, sections=sections)
+    found = tuple(hosts.values())
+    notice = "".join(notices[:1])
+    return Settings(hosts=found, files=files, sync=modules, sections=sections, notice=notice)
+
+
+def _tell_looked_at(sections: Sections, files: Sequence[Path], wanted: Sequence[Path]) -> str:
+    """Return what was looked at for the configured list."""
+    others = [path for path in dict.fromkeys(wanted) if path not in files and path.exists()]
+    names = {suffix: f"[Parallel{':' * bool(suffix)}{suffix}]" for suffix in sections}
+    lists = [names[suffix] for suffix, keys in sections.items() if keys.keys() & LISTS]
+    parts = [f"files read: {', '.join(map(str, files)) or 'none'}"]
+    if others:
+        parts.append(f"files not read: {', '.join(map(str, others))}")
+    parts.append(f"sections of ours in them: {', '.join(names.values()) or 'none'}")
+    if lists:
+        parts.append(f"lists for other domains, or empty ones, in {', '.join(lists)}")
+    return f"no server is configured ({'; '.join(parts)}; OSTAP_PPSERVERS names none)"
 
 
 def local_settings(found: Settings, **arguments: Unpack[HostArguments]) -> HostConfig:
@@ -249,9 +290,24 @@ def _resolve(
     own = {**entry, "name": Setting(names[0], entry["name"].origin)}
     chain = [dict(given), *(sections[suffix] for suffix in _match_sections(sections, names))]
     settings = ChainMap(own, *([] if "server_port" in entry else chain))
-    found = {key: setting for key, setting in settings.items() if key not in LISTS | GENERAL}
+    others = LISTS | GENERAL | {MORE}
+    found = {key: setting for key, setting in settings.items() if key not in others}
+    if "server_port" not in entry and any(MORE in one for one in chain):
+        found["environment"] = _add_up(chain)
     values: dict[str, Any] = {k: s.value for k, s in found.items() if s.value is not None}
     return HostConfig(**values, origins={key: s.origin for key, s in found.items()})
+
+
+def _add_up(chain: Sequence[Mapping[str, Setting]]) -> Setting:
+    """Return the environment, with what more specific sections add to that of others behind it."""
+    texts: list[Setting] = []
+    for settings in reversed(chain):
+        if "environment" in settings:
+            texts = [settings["environment"]]
+        if MORE in settings:
+            texts.append(settings[MORE])
+    parts = [setting.value for setting in texts if setting.value is not None]
+    return Setting("\n".join(parts) or None, " + ".join(setting.origin for setting in texts))
 
 
 def find_secret(

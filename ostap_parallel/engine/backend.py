@@ -10,6 +10,7 @@ from concurrent.futures import CancelledError, InvalidStateError
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from ostap_parallel.engine import baggage
 from ostap_parallel.engine.retries import Attempts, Limits
 from ostap_parallel.errors import WorkerLost
 from ostap_parallel.objects import serialize
@@ -39,6 +40,26 @@ class Abilities:
     interrupt: bool = False
     time_limit: bool = False
     nesting: bool = False
+
+
+@dataclass
+class Place:
+    """Where a chunk runs.
+
+    Attributes
+    ----------
+    seconds
+        Since it began.
+    pid
+        The worker process; 0 if that is not known.
+    index
+        The item that runs; ``None`` if that is not known.
+    """
+
+    host: str
+    seconds: float
+    pid: int = 0
+    index: int | None = None
 
 
 class Submit(Protocol):
@@ -152,6 +173,13 @@ class Backend(ABC):
         """Return a handle of something large that calls may name; ``None`` if that cannot be."""
         return None
 
+    def places(self, futures: Iterable[AnyFuture], wait: float = 0.0) -> dict[AnyFuture, Place]:
+        """Return where the chunks run that have begun; wait so many seconds for what hosts tell.
+
+        Without those of which nothing is known.
+        """
+        return {}
+
     def flush(self) -> None:  # noqa: B027
         """Wait, not for long, until what workers have printed so far has arrived."""
 
@@ -161,7 +189,10 @@ def pack_function(call: Call) -> bytes:
     if not isinstance(call.shared, Inline | Stored | None):
         call = replace(call, shared=Inline(b"".join(Packed(call.shared))))
     name = getattr(call.function, "__qualname__", repr(call.function))
-    return serialize.pack(call, f"the function {name}")
+    packed = serialize.pack(call, f"the function {name}")
+    shared = len(call.shared.data) if isinstance(call.shared, Inline) else 0
+    baggage.warn_of(call.function, len(packed) - shared)
+    return packed
 
 
 def result_of(done: AnyFuture, name: str) -> Result:

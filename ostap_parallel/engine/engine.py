@@ -13,10 +13,19 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import CancelledError, InvalidStateError
 from dataclasses import replace
+from functools import partial
 from typing import Any, NoReturn
 
 from ostap_parallel.config import HostConfig
-from ostap_parallel.engine.backend import Abilities, Backend, Result, Submit, pack_function, settle
+from ostap_parallel.engine.backend import (
+    Abilities,
+    Backend,
+    Place,
+    Result,
+    Submit,
+    pack_function,
+    settle,
+)
 from ostap_parallel.engine.core import LOCAL, Core
 from ostap_parallel.engine.future import Future
 from ostap_parallel.engine.retries import Attempts, Limits
@@ -101,6 +110,7 @@ class Engine(Backend):
         _check(secret, tasks_per_worker)
         self._secret = secret if secret is not None else secrets.token_hex(32)
         self._patience = patience
+        self._tasks_per_worker = tasks_per_worker
         self.modules = Modules(sync)
         self._lock = threading.Lock()
         self._listeners: list[Callable[[], None]] = []
@@ -178,6 +188,34 @@ class Engine(Backend):
         """
         self._supervisor.wait(timeout)
         return all(host.state == "up" for host in self.hosts)
+
+    def add_hosts(
+        self, hosts: Iterable[HostConfig], secret: str | None = None
+    ) -> list[HostStatus]:
+        """Start servers on more hosts, without waiting; they join what is going on.
+
+        `secret` is that of existing servers. Raises `ConfigError` if one of them is there.
+        """
+        if self._closed.is_set():
+            raise RuntimeError("the executor has been shut down")
+        known = secret if secret is not None else self._secret
+        sources = sources_of(hosts, known, self._tasks_per_worker)
+        labels = {host.name for host in self.hosts}
+        for source in sources:
+            if source.label in labels:
+                raise ConfigError(f"{source.label} is among the hosts already")
+        return [self._supervisor.add(source) for source in sources]
+
+    def drop_host(self, name: str) -> None:
+        """End the server on a host and do without it: what it was doing is done by others.
+
+        Raises ValueError if there is no such host.
+        """
+        try:
+            self._supervisor.remove(name)
+        except KeyError:
+            known = ", ".join(host.name for host in self.hosts) or "none"
+            raise ValueError(f"there is no host {name!r}: known are {known}") from None
 
     def check(self) -> None:
         """Raise `ServersUnavailable` if nothing can run and no host is about to come (back).
@@ -270,6 +308,26 @@ class Engine(Backend):
             for job in jobs:
                 job.is_interrupted = True
         self._core.interrupt(jobs)
+
+    def places(self, futures: Iterable[AnyFuture], wait: float = 0.0) -> dict[AnyFuture, Place]:
+        """Return where chunks run; see `Backend.places`."""
+        now = time.monotonic()
+        found: dict[AnyFuture, Place] = {}
+        with self._lock:
+            jobs = {future: self._jobs[future] for future in futures if future in self._jobs}
+        unknown = threading.Semaphore(0)
+        asked = 0
+        with self._core.loop.lock:
+            for future, job in jobs.items():
+                if job.state == "running" and job.machine is not None:
+                    place = found[future] = Place(job.label, now - job.begun)
+                    if wait:
+                        job.machine.place(job, partial(_complete, place, unknown))
+                        asked += 1
+        end = now + wait
+        while asked and unknown.acquire(timeout=max(0.0, end - time.monotonic())):
+            asked -= 1
+        return found
 
     def set_constant(self, name: str, value: Any) -> None:
         """Give all tasks a value by a name; raises TypeError if it has one, or SerializeError."""
@@ -423,6 +481,11 @@ def _check(secret: str | None, tasks_per_worker: Any) -> None:
         raise ConfigError(f"tasks_per_worker must be at least 1, not {tasks_per_worker!r}")
     if secret == "":
         raise ConfigError("secret: it is empty; leave it out for a random one")
+
+
+def _complete(place: Place, told: threading.Semaphore, index: int, pid: int) -> None:
+    place.index, place.pid = (index if index >= 0 else None), pid
+    told.release()
 
 
 def _ignore(*what: object) -> None:

@@ -98,6 +98,7 @@ class Link(Machine):
         self._queue, self._loop, self._is_shared = queue, loop, is_shared
         self._on_lost, self._on_useless = on_lost, on_useless
         self._deliveries: dict[str, _Delivery] = {}
+        self._asked: dict[int, Callable[[int, int], object]] = {}  # by the number of the job
         self.channel = Channel(loop, connection, self._take, self._end, self._send_pieces)
 
     def count(self) -> int:
@@ -138,6 +139,11 @@ class Link(Machine):
         """Send a signal to the worker that runs a job."""
         self.channel.send(wire.pack_stop(job.number, number))
 
+    def place(self, job: Job, tell: Callable[[int, int], object]) -> None:
+        """Ask which item of a job runs, and in which process; a later question replaces this."""
+        self._asked[job.number] = tell
+        self.channel.send(wire.pack(wire.WHERE, job.number))
+
     def interrupt(self, jobs: Collection[Job], grace: float) -> None:
         """Interrupt jobs; one that waits for what it needs to be sent is given up at once."""
         for job in jobs:
@@ -163,11 +169,16 @@ class Link(Machine):
             if job is None:
                 return
             if kind == wire.RESULT:
+                self._asked.pop(number, None)
                 self._queue.end(self, job, content)
             elif kind == wire.BUSY:
                 self._queue.end(self, job, wire.BUSY)
             elif job.ask is not None:
                 job.ask(job, content)
+        elif kind == wire.PLACE:
+            number, index, pid = wire.unpack_place(message)
+            if tell := self._asked.pop(number, None):
+                tell(index, pid)
         elif kind == wire.WORKERS:
             self._workers, _ = wire.unpack(message)
             self._queue.dispatch()

@@ -36,12 +36,16 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
+logger = logging.getLogger(__name__)
+
+
 class Settings(HostArguments, total=False):
     """What `Executor` takes by name for its workers and hosts; other faces pass it on."""
 
     config: Iterable[Path | str] | Path | str | None
     secret: str | None
-    timeout: float
+    idle_timeout: float
+    timeout: float | None
     patience: float
     sync: Sync | Iterable[Sync] | None
     tasks_per_worker: int | None
@@ -79,7 +83,8 @@ class Executor(concurrent.futures.Executor):
         initargs: Iterable[Any] = (),
         config: Iterable[Path | str] | Path | str | None = None,
         secret: str | None = None,
-        timeout: float = 7200,
+        idle_timeout: float = 7200,
+        timeout: float | None = None,
         patience: float = PATIENCE,
         sync: Sync | Iterable[Sync] | None = None,
         tasks_per_worker: int | None = None,
@@ -88,10 +93,17 @@ class Executor(concurrent.futures.Executor):
     ) -> None:
         if unknown := sorted(settings.keys() - HostArguments.__annotations__.keys()):
             raise TypeError(f"there is no setting {', '.join(unknown)}")
-        _check(ncpus, timeout, patience)
+        if timeout is not None:  # the name that this had
+            logger.warning("timeout= of a manager or executor is called idle_timeout= now")
+            idle_timeout = timeout
+        _check(ncpus, idle_timeout, patience)
         found = HostSettings()
         if servers != ():  # else the configuration, right or wrong, does not matter
             found = load_settings(servers, config=config, **settings)
+        if found.notice:
+            logger.warning("servers: %s", found.notice)
+        self._load = partial(load_settings, config=config, **settings)
+        self._secret = secret
         local = local_settings(found, preload=settings.get("preload"), start=settings.get("start"))
         self._is_open = True
         self._broken: InitializerError | None = None
@@ -102,7 +114,7 @@ class Executor(concurrent.futures.Executor):
             ncpus,
             found.hosts,
             secret=secret if secret is not None else find_secret(found.hosts),
-            timeout=timeout,
+            timeout=idle_timeout,
             patience=patience,
             tasks_per_worker=tasks_per_worker,
             on_event=on_event,
@@ -122,6 +134,31 @@ class Executor(concurrent.futures.Executor):
     def workers(self) -> dict[str, int]:
         """Number of workers by host, of those that are up; the local ones are ``"local"``."""
         return self.backend.workers
+
+    def add_hosts(self, servers: str | int | Iterable[str | int]) -> list[HostStatus]:
+        """Start servers on more hosts, without waiting: they join what is going on.
+
+        The settings that this was made with hold for them, too. Returns their states.
+
+        Raises
+        ------
+        ConfigError
+            A setting is malformed, or one of the hosts is among those that there are.
+        """
+        found = self._load(servers)
+        if found.notice:
+            logger.warning("servers: %s", found.notice)
+        return self.backend.add_hosts(found.hosts, self._secret or find_secret(found.hosts))
+
+    def drop_host(self, name: str) -> None:
+        """End the server on a host and do without it: what it was doing is done by others.
+
+        Raises
+        ------
+        ValueError
+            There is no such host.
+        """
+        self.backend.drop_host(name)
 
     def wait_for_hosts(self, timeout: float | None = None) -> bool:
         """Wait until every host is up or has failed; return whether all are up."""
@@ -369,11 +406,12 @@ def _check_sizes(chunksize: int, buffersize: int | None) -> None:
         raise ValueError("buffersize must be None or > 0")
 
 
-def _check(ncpus: int | str, timeout: float, patience: float) -> None:
+def _check(ncpus: int | str, idle_timeout: float, patience: float) -> None:
     is_number = isinstance(ncpus, Integral) and not isinstance(ncpus, bool) and ncpus >= 0
     if ncpus != "autodetect" and not is_number:
         raise ConfigError(f"ncpus must be 'autodetect' or a number from 0 on, not {ncpus!r}")
-    if not isinstance(timeout, Real) or not timeout > 0:
-        raise ConfigError(f"timeout must be a positive number of seconds, not {timeout!r}")
+    if not isinstance(idle_timeout, Real) or not idle_timeout > 0:
+        text = f"idle_timeout must be a positive number of seconds, not {idle_timeout!r}"
+        raise ConfigError(text)
     if not isinstance(patience, Real) or not patience >= 0:
         raise ConfigError(f"patience must be a number of seconds from 0 on, not {patience!r}")

@@ -8,28 +8,33 @@ import copy
 import functools
 import logging
 import os
-import time
+import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from numbers import Real
+from typing import TYPE_CHECKING, Any
 
 from ostap_parallel.engine.backend import Backend
 from ostap_parallel.engine.foreign import backend_of
 from ostap_parallel.engine.retries import LOST_RETRIES
-from ostap_parallel.errors import ConfigError, WorkerLost, add_note
+from ostap_parallel.errors import ConfigError
 from ostap_parallel.faces.executor import Executor, Settings
 from ostap_parallel.faces.pathos_pool import ParallelPool
 from ostap_parallel.runs.checkpoint import Checkpoint
-from ostap_parallel.runs.display import Shown, caller, show_as, title_of
+from ostap_parallel.runs.display import Shown, show_as, title_of
 from ostap_parallel.runs.dump import Database, Dump
-from ostap_parallel.runs.outcome import Batch, Combined, Outcome
-from ostap_parallel.runs.progress import ProgressReporter, open_progress
-from ostap_parallel.runs.report import Failure, Report
+from ostap_parallel.runs.ordering import HELD_BYTES
+from ostap_parallel.runs.outcome import Batch, Outcome
+from ostap_parallel.runs.progress import open_progress
+from ostap_parallel.runs.recorder import ListTask, OnError, Recorder
+from ostap_parallel.runs.report import Report
 from ostap_parallel.runs.run import Run
 from ostap_parallel.runs.shapes import as_merger, as_task
 from ostap_parallel.runs.stream import Results, in_thread
 from ostap_parallel.runs.task import Collector, FuncTask, GenericTask, Merger, Task, TaskMerger
+from ostap_parallel.runs.trust import DEFAULT_RULES, HostRules
+from ostap_parallel.supply.source import HostStatus
 from ostap_parallel.worker import standin
 from ostap_parallel.worker.execute import Call
 from ostap_parallel.worker.tasks import TaskCall
@@ -39,7 +44,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-OnError = Literal["raise", "collect"]
+_MOST = 5  # items that are named when a run is interrupted
+
+_ATTRIBUTES = frozenset({"backend", "executor", "report"})
+_HINT = "settings are given to WorkManager(...), and those of one run to process() and iexecute()"
 
 
 class WorkManager(Shown):
@@ -64,6 +72,8 @@ class WorkManager(Shown):
     profile, environment, script
         What prepares a host, in this order: a script that is there, text for bash, a local
         script that is sent there. An argument wins over the configuration.
+    environment_more, requires, nice
+        What is added to `environment`; modules that hosts must have; how nice processes there are.
     python, tmpdir, user, port, ncpus_per_host, ssh_options, python_mismatch, keepalive, \
     start_timeout
         Further settings of hosts, see the manual.
@@ -73,8 +83,9 @@ class WorkManager(Shown):
     secret
         Shared by this process and the servers; random by default. Existing servers need theirs:
         it is read from the file that ``OSTAP_PPSECRET_FILE`` names if it is not given.
-    timeout
+    idle_timeout
         Seconds without work after which the servers on hosts end; they start again when there is.
+        (`timeout`, as it was called before, is accepted with a note: it is no limit for items.)
     patience
         Seconds that a run with no worker left waits for lost hosts to come back.
     progress
@@ -94,6 +105,11 @@ class WorkManager(Shown):
     dump_dbase, dump_jobs, dump_freq
         A data base that `process` writes results to: the first `dump_jobs` of them (all, if
         negative), and what is merged, every `dump_freq` results.
+    host_rules
+        When a host where items fail is not used any more, see `HostRules`.
+    held_bytes
+        So many bytes of results, about, are held back at most where they come in the order of
+        the items; no more input is read then until the next one in turn has come.
 
     Attributes
     ----------
@@ -122,17 +138,28 @@ class WorkManager(Shown):
         dump_dbase: Database | None = None,
         dump_jobs: int = 0,
         dump_freq: int = 0,
+        host_rules: HostRules = DEFAULT_RULES,
+        held_bytes: float = HELD_BYTES,
         **settings: Unpack[Settings],
     ) -> None:
         named = _one_of(servers, ppservers)
         given = _check(executor, named, settings)
         self.report = Report()
         self._dump = Dump(dump_dbase, dump_jobs, dump_freq)
+        self._run_settings: dict[str, Any] = {
+            "host_rules": host_rules,
+            "held_bytes": _check_bytes(held_bytes),
+        }
         self._progress, self._silent = progress and not silent, silent
         self._pool: ParallelPool | None = None
         self._owned = Executor(ncpus, named, **settings) if executor is None else None
         self.executor: Any = self._owned if executor is None else executor
         self.backend = backend_of(self._owned) if given is None else given
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if type(self) is WorkManager and not name.startswith("_") and name not in _ATTRIBUTES:
+            raise AttributeError(f"a WorkManager has no attribute {name!r} to be set: {_HINT}")
+        super().__setattr__(name, value)
 
     def __enter__(self) -> WorkManager:
         return self
@@ -172,6 +199,37 @@ class WorkManager(Shown):
         There is no need to: hosts join a run that is going on.
         """
         return self._owned is None or self._owned.wait_for_hosts(timeout)
+
+    def add_hosts(self, servers: str | int | Iterable[str | int]) -> list[HostStatus]:
+        """Start servers on more hosts, without waiting; they join a run that is going on.
+
+        `servers` is as of the manager, whose settings hold for them, too. Returns their states.
+
+        Raises
+        ------
+        ConfigError
+            A setting is malformed, or one of the hosts is among those that there are.
+        TypeError
+            The manager has an executor of your own.
+        """
+        return self._own().add_hosts(servers)
+
+    def drop_host(self, name: str) -> None:
+        """End the server on a host, by its name; others do what it was doing, and the rest.
+
+        Raises
+        ------
+        ValueError
+            There is no such host.
+        TypeError
+            The manager has an executor of your own.
+        """
+        self._own().drop_host(name)
+
+    def _own(self) -> Executor:
+        if self._owned is None:
+            raise TypeError("an executor of your own has no hosts of ours")
+        return self._owned
 
     def close(self) -> None:
         """End workers and servers. Nothing of ours remains on any host."""
@@ -228,11 +286,12 @@ class WorkManager(Shown):
         if on_error not in ("raise", "collect"):
             raise ValueError(f"on_error must be 'raise' or 'collect', not {on_error!r}")
         if ordered is None:
-            ordered = isinstance(merging, _ListTask)
+            ordered = isinstance(merging, ListTask)
         call = _call(task, jobid, shared, seed, timeout)
         dump = self._dump.every(dump_freq)
         combine = _combiner(merging, checkpoint is not None, dump)
         limits = _limits(chunk_size, window, ordered, retries, lost_retries, checkpoint)
+        limits |= self._run_settings | {"collects": on_error == "collect"}
         run = Run(self.backend, replace(call, combine=combine), items, **limits)
         with self._record(run, progress, description or title_of(task)) as recorder:
             recorder.merge(merging, on_error, dump)
@@ -302,7 +361,7 @@ class WorkManager(Shown):
         """
         call = _call(func, jobid, shared, seed, timeout)
         limits = _limits(chunk_size, window, ordered, retries, lost_retries, checkpoint)
-        run = Run(self.backend, call, items, **limits)
+        run = Run(self.backend, call, items, **limits, **self._run_settings)
         return Results(self._arrivals(run, progress, description or title_of(func)), run.cancel)
 
     def _arrivals(
@@ -316,141 +375,35 @@ class WorkManager(Shown):
             recorder.complete()
 
     @contextmanager
-    def _record(self, run: Run, progress: bool | None, title: str) -> Iterator[_Recorder]:
+    def _record(self, run: Run, progress: bool | None, title: str) -> Iterator[Recorder]:
         """Keep `report` up to date during a run, however it ends, and show its progress."""
         show = self._progress if progress is None else progress
         with open_progress(show, run.total, title, lambda: self.workers) as reporter:
-            recorder = _Recorder(run, reporter)
+            recorder = Recorder(run, reporter)
             self.report = recorder.report
             hosts = [] if self._owned is None else self._owned.hosts
-            lost = [host.lost for host in hosts]
+            lost = {host.name: host.lost for host in hosts}
             try:
                 yield recorder
             except KeyboardInterrupt as exc:
                 show_as(exc, f"interrupted: {self.report.summary}")
+                if (ran := recorder.report.ran) and not self._silent:
+                    self._tell("stopped; running: " + "; ".join(map(str, ran[:_MOST])))
                 raise
             finally:
                 self.backend.flush()
-                recorder.report.hosts = [
-                    host.since(before) for host, before in zip(hosts, lost, strict=True)
-                ]
+                recorder.report.hosts = [host.since(lost.get(host.name, 0)) for host in hosts]
         if recorder.report.stats and not self._silent:
-            print(recorder.report.stats.table())
+            print(recorder.report.table())
+        if failed := recorder.report.failed_in_short():
+            self._tell(failed)
+
+    def _tell(self, text: str) -> None:
+        with suppress(OSError, ValueError):  # a standard error that is full or closed
+            print(text, file=sys.stderr, flush=True)
 
 
 standin.register(WorkManager)
-
-
-class _Recorder:
-    """Takes the outcomes of a run, one after another, into its report."""
-
-    def __init__(self, run: Run, reporter: ProgressReporter) -> None:
-        self.report = Report()
-        self._run = run
-        self._reporter = reporter
-        self._start = time.monotonic()
-
-    def merge(self, task: Task, on_error: OnError, dump: Dump) -> None:
-        """Merge the results of the whole run by a task's own way of merging."""
-        __tracebackhide__ = True
-        task.initialize_local()
-        try:
-            for arrival in self.arrivals(on_error):
-                if isinstance(arrival, Batch):
-                    self._merge_batch(task, arrival, dump)
-                elif arrival.error is None:
-                    self._merge_one(task, arrival.index, arrival.value, dump)
-                elif isinstance(task, _ListTask):
-                    task.merge_results(self.report.failures[-1])
-            task.finalize()
-        finally:  # however it ends; only now, as it may cost much
-            self.report.result = task.results()
-        dump.write_final(self.report.merged, self.report.result)
-        self.complete()
-
-    def complete(self) -> None:
-        """Note that the run has come to its end, with nothing lost on the way."""
-        report = self.report
-        assert report.submitted == report.merged + report.failed, report
-        report.complete = True
-
-    def _merge_batch(self, task: Task, batch: Batch, dump: Dump) -> None:
-        if isinstance(task, _ListTask) and not dump:
-            task.results().extend(batch.values)
-            self.report.merged += len(batch)
-            return
-        if isinstance(batch, Combined):
-            self._merge_one(task, batch.index, batch.values[0], dump, len(batch))
-            return
-        for index, value in zip(batch.indices, batch.values, strict=True):
-            self._merge_one(task, index, value, dump)
-
-    def _merge_one(self, task: Task, index: int, value: Any, dump: Dump, count: int = 1) -> None:
-        dump.write_result(self.report.merged, index, value)
-        try:
-            task.merge_results(value, index)
-        except Exception as exc:
-            others = f" and of the next {count - 1}" if count > 1 else ""
-            add_note(exc, f"while the result of item {index}{others} was merged")
-            raise
-        self.report.merged += count
-        dump.write_merged(self.report.merged, task.results)
-
-    def arrivals(self, on_error: OnError) -> Iterator[Batch | Outcome]:
-        """Yield what arrives; raise the first error, or record it and go on."""
-        __tracebackhide__ = True
-        report = self.report
-        with closing(self._run.arrivals()) as arrivals:
-            try:
-                for arrival in arrivals:
-                    report.submitted = self._run.submitted
-                    if isinstance(arrival, Batch):
-                        report.stats.add(arrival.host, sum(arrival.seconds), len(arrival))
-                        self._reporter.advance(len(arrival))
-                    else:
-                        self._count(arrival, on_error)
-                    yield arrival
-            finally:
-                report.submitted = self._run.submitted
-                report.retried = self._run.retried
-                report.wall = time.monotonic() - self._start
-
-    def _count(self, outcome: Outcome, on_error: OnError) -> None:
-        __tracebackhide__ = True
-        self.report.resumed += outcome.error is None and not outcome.attempts
-        if outcome.host and not isinstance(outcome.error, WorkerLost):
-            self.report.stats.add(outcome.host, outcome.seconds)
-        self._reporter.advance(1, int(outcome.error is not None))
-        if outcome.error is not None:
-            self._fail(outcome, on_error)
-
-    def _fail(self, outcome: Outcome, on_error: OnError) -> None:
-        __tracebackhide__ = True
-        assert outcome.error is not None
-        failure = Failure.of(outcome)
-        self.report.failures.append(failure)
-        if on_error == "raise":
-            where = f"on {failure.host}, process {failure.pid}"
-            note = f"item {failure.index} ({failure.item}) {where}"
-            add_note(outcome.error, note)
-            show_as(outcome.error, f"{failure.traceback.rstrip()}\n{note}, from {caller()}")
-            raise outcome.error
-
-
-class _ListTask(Task):
-    """Merges into a list."""
-
-    def initialize_local(self) -> None:
-        self._results: list[Any] = []
-
-    def process(self, jobid: int, item: Any) -> Any:
-        raise AssertionError("this task only merges")
-
-    def merge_results(self, result: Any, jobid: int = -1) -> None:
-        self._results.append(result)
-
-    def results(self) -> list[Any]:
-        return self._results
 
 
 def _merging(
@@ -467,7 +420,7 @@ def _merging(
         return task
     if merger is None and collector is None:
         if init is None:
-            return _ListTask()
+            return ListTask()
         merger = TaskMerger(None)
     if isinstance(merger, TaskMerger) and merger.fresh().result is not None and init is not None:
         raise TypeError("this TaskMerger brings its own initial value: do not give init too")
@@ -542,6 +495,12 @@ def _limits(
 
 def _checkpoint(given: Checkpoint | str | os.PathLike[str] | None) -> Checkpoint | None:
     return given if given is None or isinstance(given, Checkpoint) else Checkpoint(given)
+
+
+def _check_bytes(number: Any) -> float:
+    if not isinstance(number, Real) or isinstance(number, bool) or not float(number) > 0:
+        raise ConfigError(f"held_bytes must be a positive number, not {number!r}")
+    return float(number)
 
 
 def _one_of(servers: Any, ppservers: Any) -> Any:

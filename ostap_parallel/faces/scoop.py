@@ -237,9 +237,11 @@ def _executor() -> Any:
         raise RuntimeError("on a worker, futures are to be had in a task only")
     with _lock:
         if _default is None:
+            from ostap_parallel.config import load_settings
             from ostap_parallel.faces.executor import Executor as OurExecutor
 
-            _default, _is_own = OurExecutor(servers="auto"), True
+            servers = "auto" if load_settings("auto").hosts else ()
+            _default, _is_own = OurExecutor(servers=servers), True
         return _default
 
 

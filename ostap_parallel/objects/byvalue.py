@@ -21,6 +21,7 @@ from types import CellType, CodeType, FunctionType, ModuleType
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
 
+from ostap_parallel.errors import SerializeError
 from ostap_parallel.objects.program import filled_by, is_by_value, namespace, program_of, space_now
 
 Place = tuple[str, str, str]  # the token of a program, a module of it, a name there
@@ -110,8 +111,30 @@ _FUNCTION = (
     *("__annotations__", "__type_params__"),
 )
 
-_dump_code = functools.lru_cache(maxsize=1024)(marshal.dumps)
-_load_code = functools.lru_cache(maxsize=1024)(marshal.loads)
+_VERSION = b"%d.%d" % sys.version_info[:2]
+
+
+@functools.lru_cache(maxsize=1024)
+def _dump_code(code: CodeType) -> bytes:
+    """Return the byte code, behind the version that it is of and the function's name."""
+    return b"\0".join([_VERSION, code.co_name.encode(), marshal.dumps(code)])
+
+
+@functools.lru_cache(maxsize=1024)
+def _load_code(data: bytes) -> CodeType:
+    """Undo `_dump_code`; raises `SerializeError` for another version's.
+
+    It might run, and compute something else.
+    """
+    version, name, packed = data.split(b"\0", 2)
+    if version != _VERSION:
+        here = f"which Python {_VERSION.decode()} at {sys.executable} is not"
+        reason = f"it travels as byte code of Python {version.decode()}, {here}: give that host "
+        reason += "another interpreter with python=, or have it import the function from a module "
+        reason += "(sync=)"
+        raise SerializeError(f"the function {name.decode()}", reason)
+    code: CodeType = marshal.loads(packed)
+    return code
 
 
 def make_function(

@@ -25,6 +25,19 @@ from typing import IO, Any, Literal, get_args
 from ostap_parallel.config.files import find_danger
 from ostap_parallel.errors import CheckpointError, SerializeError
 from ostap_parallel.objects import serialize
+from ostap_parallel.runs.database import (
+    check_kind,
+    damaged,
+    insert,
+    is_whole,
+    read_identity,
+    refusing,
+    salvage,
+    seal_of,
+    transaction,
+)
+from ostap_parallel.runs.database import connect as _connect
+from ostap_parallel.runs.database import prepare as _prepare
 from ostap_parallel.runs.identity import Digester, identity_of, name_of
 from ostap_parallel.runs.outcome import Outcome
 from ostap_parallel.runs.report import Failure, StatMerger, describe, duration
@@ -37,19 +50,6 @@ OnChange = Literal["refuse", "rerun", "keep"]
 COMMIT_SECONDS = 0.5
 COMMIT_BYTES = 1 << 24  # that wait to be written; with more, the run waits for the disk
 MAX_BYTES = 999_000_000  # of a result: sqlite's limit for a row is a little higher
-
-_APPLICATION, _VERSION = 0x6F737470, 1  # what sqlite stores in the head of the file
-_SCHEMA = (
-    f"PRAGMA application_id = {_APPLICATION}",
-    f"PRAGMA user_version = {_VERSION}",
-    # total: the number of items, if it is known
-    "CREATE TABLE run (name TEXT, identity TEXT, total INTEGER)",
-    "CREATE TABLE session (started REAL, seconds REAL, submitted INTEGER)",
-    # value: the pickled result, or NULL: then error and traceback tell of a failure
-    "CREATE TABLE outcome (item INTEGER PRIMARY KEY, digest BLOB, value BLOB, error TEXT,"
-    " traceback TEXT, host TEXT, seconds REAL)",
-)
-_INSERT = "INSERT OR REPLACE INTO outcome VALUES (?, ?, ?, ?, ?, ?, ?)"
 
 
 @dataclass(frozen=True)
@@ -64,10 +64,14 @@ class Checkpoint:
         What to do when the function or an item is not the one that a stored result is of:
         ``"refuse"`` to go on, with `CheckpointError`; ``"rerun"``: what has changed is computed
         again; ``"keep"``: stored results count all the same.
+    salvage
+        If the file is damaged, go on with what is whole of it; the damaged one is kept, with
+        ``.damaged`` behind its name. All of the file is read first.
     """
 
     path: str | os.PathLike[str]
     on_change: OnChange = "refuse"
+    salvage: bool = False
 
     def __post_init__(self) -> None:
         Path(self.path)  # raises TypeError
@@ -89,9 +93,11 @@ class Checkpoint:
         except (OSError, RuntimeError, ValueError) as exc:  # a loop, no such user, a NUL
             raise CheckpointError(str(self.path), str(exc)) from exc
         with contextlib.ExitStack() as leaving:
-            with _refusing(path):
+            with refusing(path):
                 leaving.enter_context(_only_writer(path))
                 _check_trusted(path)
+                if self.salvage:
+                    self._salvage(path)
                 database = leaving.enter_context(contextlib.closing(_connect(path)))
                 _prepare(path, database)
                 _check_trusted(path)  # those that were missing have been made: by us?
@@ -100,6 +106,11 @@ class Checkpoint:
                 journal.begin(call, total)
             yield journal
             journal.finish()
+
+    def _salvage(self, path: Path) -> None:
+        if done := salvage(path, keep_unknown=self.on_change == "keep"):
+            text = "checkpoint %s was damaged: %d results are kept, %d or more are lost; see %s"
+            logger.warning(text, path, done.kept, done.lost, done.aside)
 
 
 class Journal:
@@ -122,29 +133,33 @@ class Journal:
     def begin(self, call: Call, total: int | None) -> None:
         """Check that stored results are those of `call`, and note that a run begins."""
         self._start = time.monotonic()
-        with _transaction(self._database) as execute:
-            self._check_identity(execute, identity_of(call))
+        with transaction(self._database) as execute:
+            identity = identity_of(call)
+            self._check_identity(execute, identity)
             about = name_of(call.function), total
             execute("UPDATE run SET name = ?, total = ?", about)
-            begun = execute("INSERT INTO session VALUES (?, 0, 0)", [time.time()])
+            values = time.time(), *_sealed(identity)
+            begun = execute("INSERT INTO session VALUES (?, 0, 0, ?, ?)", values)
             self._session = begun.lastrowid
         (last,) = self._database.execute("SELECT max(item) FROM outcome").fetchone()
+        if not isinstance(last, int | None):
+            raise damaged(self._path, "which items have results cannot be told")
         self._stored = -1 if last is None else last
         self._writer.start()
 
     def _check_identity(self, execute: Any, new: dict[str, str]) -> None:
-        found = execute("SELECT identity FROM run").fetchone()
+        found = execute("SELECT identity, seal FROM run").fetchone()
         if found is None:
-            execute("INSERT INTO run (identity) VALUES (?)", [json.dumps(new)])
+            execute("INSERT INTO run (identity, seal) VALUES (?, ?)", _sealed(new))
             return
-        old = json.loads(found[0])
+        old = read_identity(self._path, found)
         changed = [name for name in {**old, **new} if old.get(name) != new.get(name)]
         if changed and self._on_change == "refuse":
             raise self._refusal(f"the function is not the one that it was: {', '.join(changed)}")
         if changed and self._on_change == "rerun":
             execute("DELETE FROM outcome")
             execute("DELETE FROM session")
-        execute("UPDATE run SET identity = ?", [json.dumps(new)])
+        execute("UPDATE run SET identity = ?, seal = ?", _sealed(new))
 
     def _refusal(self, reason: str) -> CheckpointError:
         remedy = (
@@ -159,17 +174,19 @@ class Journal:
         self._digests[index] = found = self._digester.digest(item)
         if index > self._stored:
             return None
-        with self._using, _refusing(self._path):
+        with self._using, refusing(self._path):
             query = "SELECT * FROM outcome WHERE item = ? AND value IS NOT NULL"
             row = self._database.execute(query, [index]).fetchone()
         if row is None:
             return None
+        if not is_whole(row):
+            raise damaged(self._path, f"the result of item {index} is not as it was written")
         if row[1] != found:
             if self._on_change == "refuse":
                 raise self._refusal(f"item {index}, {describe(item)}, is not the one that it was")
             if self._on_change == "rerun":
                 return None
-            self._put((index, found, *row[2:]))
+            self._put((index, found, *row[2:-1]))
         del self._digests[index]
         return Outcome(index, item, self._unpack(index, row[2]))
 
@@ -220,10 +237,10 @@ class Journal:
             self._failure = exc  # the run learns of it with the next outcome
 
     def _commit(self) -> None:
-        with self._using, _refusing(self._path):
+        with self._using, refusing(self._path):
             rows = list(self._waiting)
-            with _transaction(self._database) as execute:
-                self._database.executemany(_INSERT, rows)
+            with transaction(self._database) as execute:
+                insert(self._database, rows)
                 passed = time.monotonic() - self._start, self._read, self._session
                 execute("UPDATE session SET seconds = ?, submitted = ? WHERE rowid = ?", passed)
             for _ in rows:  # not before they are written: what an interrupt stops is done again
@@ -234,7 +251,7 @@ class Journal:
         """Write what waits, at the end of a run that was not stopped."""
         self._stop_writer()
         self._commit()
-        with _refusing(self._path):
+        with refusing(self._path):
             self._database.execute("UPDATE run SET total = ?", [self._read])
 
     def close(self) -> None:
@@ -255,6 +272,11 @@ class Journal:
         self._closing.set()
         if self._writer.is_alive():
             self._writer.join()
+
+
+def _sealed(identity: dict[str, str]) -> tuple[str, bytes]:
+    text = json.dumps(identity)
+    return text, seal_of([text])
 
 
 @dataclass(frozen=True)
@@ -317,7 +339,10 @@ class Summary:
 
 
 def _local(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+    try:
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+    except (ValueError, OverflowError, OSError):  # no longer as it was written
+        return "?"
 
 
 def read_summary(path: str | os.PathLike[str], failures: int = 10) -> Summary:
@@ -340,15 +365,15 @@ def read_summary(path: str | os.PathLike[str], failures: int = 10) -> Summary:
         missing = isinstance(exc, FileNotFoundError)
         raise CheckpointError(str(path), "there is no such file" if missing else str(exc)) from exc
     with (
-        _refusing(path),
+        refusing(path),
         contextlib.closing(_connect(path)) as database,
-        _transaction(database, "DEFERRED") as execute,
+        transaction(database, "DEFERRED") as execute,
     ):
-        _check_kind(path, database)
-        return _summary(execute, failures)
+        check_kind(path, database)
+        return _summary(path, execute, failures)
 
 
-def _summary(execute: Any, failures: int) -> Summary:
+def _summary(path: Path, execute: Any, failures: int) -> Summary:
     name, total = execute("SELECT name, total FROM run").fetchone() or ("", None)
     sessions = execute("SELECT started, seconds FROM session ORDER BY rowid").fetchall()
     (submitted,) = execute("SELECT coalesce(max(submitted), 0) FROM session").fetchone()
@@ -359,10 +384,22 @@ def _summary(execute: Any, failures: int) -> Summary:
     listed = execute(query, [failures]).fetchall()
     stats = StatMerger()
     query = f"SELECT host, sum(seconds), count(*) {known} AND seconds > 0 GROUP BY host"
-    for row in execute(query):
-        stats.add(*row)
+    for host, seconds, count in execute(query):
+        stats.add(str(host), float(seconds), count)
+    times = [stat.time for _, stat in stats]
+    numbers = [value for session in sessions for value in session]
+    counts = [value for value in (submitted, total) if value is not None]
+    are_texts = all(isinstance(text, str) for pair in listed for text in pair)
+    if not (
+        are_texts and isinstance(name or "", str) and all(map(_is_real, numbers + times + counts))
+    ):
+        raise damaged(path, "what it tells of its runs is not as it was written")
     submitted = max(submitted, done + failed)
     return Summary(name, sessions, submitted, done, failed, total, stats, listed)
+
+
+def _is_real(value: object) -> bool:
+    return isinstance(value, int | float) and abs(value) < 1e12
 
 
 def pack_value(value: Any, what: str) -> bytes:
@@ -379,15 +416,6 @@ def pack_value(value: Any, what: str) -> bytes:
         return pickle.dumps(value, serialize.PROTOCOL)
     except (Exception, RecursionError):
         return serialize.pack(value, what)
-
-
-@contextlib.contextmanager
-def _refusing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except sqlite3.Error as exc:
-        hint = " (is its directory there and writable?)" if "unable to open" in str(exc) else ""
-        raise CheckpointError(str(path), f"{exc}{hint}") from exc
 
 
 def _check_trusted(path: Path) -> None:
@@ -452,38 +480,3 @@ def _locked(path: Path, lock: Path) -> IO[bytes]:
 def _open_own(path: str, flags: int) -> int:
     # Without O_NONBLOCK a named pipe would hang here; a link would lead to another file.
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    # without isolation level: transactions are begun by us alone
-    return sqlite3.connect(path, timeout=30.0, isolation_level=None, check_same_thread=False)
-
-
-@contextlib.contextmanager
-def _transaction(database: sqlite3.Connection, kind: str = "IMMEDIATE") -> Iterator[Any]:
-    with database:
-        database.execute(f"BEGIN {kind}")
-        yield database.execute
-
-
-def _prepare(path: Path, database: sqlite3.Connection) -> None:
-    """Make the tables of a new file; check those of an old one."""
-    with _transaction(database, "EXCLUSIVE") as execute:
-        if execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,):
-            for statement in _SCHEMA:
-                execute(statement)
-        else:
-            _check_kind(path, database)
-    # Readers do not wait for the writer, nor it for them; "FULL": each write is on the disk.
-    database.execute("PRAGMA journal_mode = WAL")
-    database.execute("PRAGMA synchronous = FULL")
-
-
-def _check_kind(path: Path, database: sqlite3.Connection) -> None:
-    (application,) = database.execute("PRAGMA application_id").fetchone()
-    (version,) = database.execute("PRAGMA user_version").fetchone()
-    if application != _APPLICATION:
-        raise CheckpointError(str(path), "this file is no checkpoint")
-    if version != _VERSION:
-        text = f"it has version {version}, and this version of ostap_parallel reads {_VERSION}"
-        raise CheckpointError(str(path), text)

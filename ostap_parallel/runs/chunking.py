@@ -64,11 +64,26 @@ class Chunk:
 
 @dataclass
 class Item(Attempts):
-    """An item that is run again: as it was sent, or as it is now if it was sent with others."""
+    """An item that is run again: as it was sent, or as it is now if it was sent with others.
+
+    Attributes
+    ----------
+    doubted
+        How often it raised where that may be the host's fault, and others were to try it.
+    tried
+        The hosts where it has failed.
+    """
 
     index: int
     item: Any
     sent: Any = NEXT
+    doubted: int = 0
+    tried: frozenset[str] = frozenset()
+
+    @property
+    def attempts(self) -> int:
+        """How often it will have run when this time is over."""
+        return super().attempts + self.doubted
 
 
 class Packing:

@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 import logging
+import os
 import re
 import reprlib
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from ostap_parallel.objects.serialize import name_and_text
 from ostap_parallel.runs.display import Shown
+from ostap_parallel.runs.outcome import Batch, Outcome
+from ostap_parallel.runs.timing import Slow, Slowest, Times
 
 if TYPE_CHECKING:
-    from ostap_parallel.runs.outcome import Outcome
     from ostap_parallel.supply.source import HostStatus
 
+_COUNTS = ("submitted", "merged", "failed", "retried", "resumed", "wall", "complete")
+_COLUMNS = (
+    *("host", "state", "note", "jobs", "failed", "seconds"),
+    *("shortest", "median", "longest", "lost", "error"),
+)
 _MAX_REPR = 200
 _MAX_FAILURES = 10  # shown by a report; all of them are in its list
 
@@ -37,11 +49,14 @@ class Statistics:
         Seconds of wall time, summed over the jobs.
     njobs
         Number of jobs.
+    nfailed
+        Number of items that have failed there for good; those whose worker died are no jobs.
     """
 
     host: str = ""
     time: float = 0.0
     njobs: int = 0
+    nfailed: int = 0
 
     def __post_init__(self) -> None:
         self.host = self.host or socket.getfqdn()
@@ -55,7 +70,7 @@ class Statistics:
         self.stop()
 
     def __iadd__(self, other: Statistics) -> Statistics:
-        self.add(other.time, other.njobs)
+        self.add(other.time, other.njobs, other.nfailed)
         return self
 
     def stop(self) -> None:
@@ -64,10 +79,11 @@ class Statistics:
             self.add(time.perf_counter() - self._started)
             self._started = None
 
-    def add(self, seconds: float, njobs: int = 1) -> None:
-        """Add jobs that took `seconds` together."""
+    def add(self, seconds: float, njobs: int = 1, nfailed: int = 0) -> None:
+        """Add jobs that took `seconds` together, and failures."""
         self.time += seconds
         self.njobs += njobs
+        self.nfailed += nfailed
 
 
 class StatMerger:
@@ -84,7 +100,7 @@ class StatMerger:
 
     def __iadd__(self, other: Statistics | StatMerger) -> StatMerger:
         for stat in [other] if isinstance(other, Statistics) else other.merged.values():
-            self.add(stat.host, stat.time, stat.njobs)
+            self.add(stat.host, stat.time, stat.njobs, stat.nfailed)
         return self
 
     def __len__(self) -> int:
@@ -96,11 +112,11 @@ class StatMerger:
     def __str__(self) -> str:
         return self.table()
 
-    def add(self, host: str, seconds: float, njobs: int = 1) -> None:
-        """Add jobs that `host` did in `seconds` together."""
+    def add(self, host: str, seconds: float, njobs: int = 1, nfailed: int = 0) -> None:
+        """Add jobs that `host` did in `seconds` together, and failures there."""
         if host not in self.merged:
             self.merged[host] = Statistics(host)
-        self.merged[host].add(seconds, njobs)
+        self.merged[host].add(seconds, njobs, nfailed)
 
     @property
     def njobs(self) -> int:
@@ -112,18 +128,29 @@ class StatMerger:
         """Seconds of all jobs on all hosts."""
         return sum(stat.time for stat in self.merged.values())
 
-    def table(self, title: str = "", prefix: str = "") -> str:
-        """Return a table with one row per host; `prefix` begins each line."""
-        row = "{:>8}  {:>5}  {:>11}  {:>9}  {}".format
-        lines = [title] if title else []
-        lines.append(row("#jobs", "%", "total time", "time/job", "server"))
-        stats = [stat for _, stat in sorted(self)]
-        if len(stats) > 1:
-            stats.append(Statistics("total", self.time, self.njobs))
-        for stat in stats:
+    def table(self, title: str = "", prefix: str = "", notes: Mapping[str, str] = {}) -> str:
+        """Return a table with one row per host; `prefix` begins each line.
+
+        `notes` are about hosts, also about those that did nothing. Failures have a column if
+        there are any.
+        """
+        stats = {**{host: Statistics(host) for host in notes}, **self.merged}
+        rows = [stat for _, stat in sorted(stats.items())]
+        failures = sum(stat.nfailed for stat in rows)
+        if len(rows) > 1:
+            rows.append(Statistics("total", self.time, self.njobs, failures))
+        table = [("#jobs", "#failed", "%", "total time", "time/job", "server")]
+        for stat in rows:
             share = f"{100 * stat.njobs / max(self.njobs, 1):.1f}"
-            mean = duration(stat.time / max(stat.njobs, 1))
-            lines.append(row(stat.njobs, share, duration(stat.time), mean, stat.host))
+            mean = duration(stat.time / stat.njobs) if stat.njobs else "-"
+            note = f"{stat.host} ({notes[stat.host]})" if stat.host in notes else stat.host
+            counts = str(stat.njobs), str(stat.nfailed)
+            table.append((*counts, share, duration(stat.time), mean, note))
+        form = "{:>8}  {:>7}  {:>5}  {:>11}  {:>9}  {}"
+        if not failures:
+            form = form.replace("  {:>7}", "{:.0}")
+        lines = [title] if title else []
+        lines += [form.format(*cells) for cells in table]
         return "\n".join(prefix + line for line in lines)
 
     def print_stats(self, prefix: str = "", cputime: float | None = None) -> None:
@@ -170,12 +197,51 @@ class Failure:
         item = describe(outcome.item)
         return cls(outcome.index, item, outcome.error, outcome.traceback, *worker)
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as plain data."""
+        names = "index", "item", "traceback", "host", "pid", "attempts"
+        error = name_and_text(self.error)
+        return {**{name: getattr(self, name) for name in names}, "error": error}
+
     def __str__(self) -> str:
         name = type(self.error).__name__
         reason = _one_line(self.error, str)
         times = f", {self.attempts} attempts" if self.attempts > 1 else ""
         where = f"{self.host} (pid {self.pid}{times})"
         return f"item {self.index} ({self.item}) on {where}: {name}{': ' * bool(reason)}{reason}"
+
+
+@dataclass(frozen=True)
+class Running:
+    """An item that runs, or the items one of which does.
+
+    Attributes
+    ----------
+    index
+        Its position in the input; of several, that of the first.
+    item
+        The item, shortened.
+    count
+        How many there are.
+    host, pid
+        Where it runs; 0 if the process is not known.
+    seconds
+        Since it began; if it was sent with others, since they began.
+    """
+
+    index: int
+    item: str
+    count: int
+    host: str
+    pid: int
+    seconds: float
+
+    def __str__(self) -> str:
+        what = f"item {self.index} ({self.item})"
+        if self.count > 1:
+            what = f"one of {self.count} items from {self.index} on"
+        where = f"{self.host} (pid {self.pid})" if self.pid else self.host
+        return f"{what} on {where} for {duration(self.seconds)}"
 
 
 @dataclass
@@ -196,12 +262,18 @@ class Report(Shown):
         Jobs and times by host.
     hosts
         The hosts and their states; `HostStatus.lost` counts the losses in this run.
+    left_out
+        The hosts that were not used any more, as items failed there that others did, and why.
     wall
         Seconds of wall time.
     result
         What was merged, when the run has ended, however it did.
     complete
         Whether the input was read to its end and every item was merged or has failed.
+    times
+        The times of items by host: `Times.least`, `Times.median` and `Times.most`.
+    slowest
+        The items that took longest, the longest first.
     """
 
     submitted: int = 0
@@ -211,9 +283,42 @@ class Report(Shown):
     resumed: int = 0
     stats: StatMerger = field(default_factory=StatMerger)
     hosts: list[HostStatus] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
     wall: float = 0.0
     result: Any = field(default=None, repr=False)
     complete: bool = False
+    times: dict[str, Times] = field(default_factory=dict)
+    slowest: Slowest = field(default_factory=Slowest)
+    ran: list[Running] = field(default_factory=list, repr=False)
+    look: Callable[[], list[Running]] | None = field(default=None, repr=False)
+
+    @property
+    def running(self) -> list[Running]:
+        """What runs now, the longest first; if the run was stopped, what ran then.
+
+        Hosts are asked, which takes half a second at most.
+        """
+        return self.ran if self.look is None else self.look()
+
+    def count(self, done: Batch | Outcome) -> None:
+        """Count what a worker has done, and how long each item took."""
+        if isinstance(done, Outcome):
+            seconds: Sequence[float] = [done.seconds]
+        else:
+            seconds = done.seconds
+        self.stats.add(done.host, sum(seconds), len(seconds))
+        if done.host not in self.times:
+            self.times[done.host] = Times()
+        self.times[done.host].add(seconds)
+        if not seconds or not self.slowest.wants(max(seconds)):
+            return
+        indices: Sequence[int] = [done.index]
+        items = [done.item] if isinstance(done, Outcome) else done.items
+        if isinstance(done, Batch):
+            indices = done.indices
+        for index, item, each in zip(indices, items, seconds, strict=True):
+            if self.slowest.wants(each):
+                self.slowest.add(Slow(each, index, describe(item), done.host, done.pid))
 
     _repr_pretty_ = Shown._repr_pretty_  # else IPython takes the repr
 
@@ -227,19 +332,95 @@ class Report(Shown):
         """Seconds of all jobs per second of wall time."""
         return self.stats.time / self.wall if self.wall > 0 else 0.0
 
+    def table(self) -> str:
+        """Return a table of what each host did, and why not more."""
+        return self.stats.table(notes=self._notes())
+
+    def _times(self) -> list[str]:
+        """Return lines about the times of items."""
+        row = "{:>9}  {:>9}  {:>9}  {}".format
+        times = sorted(self.times.items())
+        lines = [row("shortest", "median", "longest", "server")] if times else []
+        for host, one in times:
+            lines.append(row(*map(duration, (one.least, one.median, one.most)), host))
+        return lines + [f"slow: {slow}" for slow in self.slowest]
+
+    def _notes(self) -> dict[str, str]:
+        """Return the reasons of hosts that did nothing, or were left out."""
+        idle = [host for host in self.hosts if host.name not in self.stats.merged]
+        notes = {host.name: _state(host) for host in idle}
+        return notes | {host: f"left out: {reason}" for host, reason in self.left_out.items()}
+
+    def failed_in_short(self) -> str:
+        """Return how many items failed and how the first did, in one line; empty if none."""
+        if not self.failures:
+            return ""
+        first = min(self.failures, key=lambda failure: failure.index)
+        name = type(first.error).__name__
+        reason = ": ".join(filter(None, (name, _one_line(first.error, str))))
+        counts = f"{self.failed} of {self.submitted} items FAILED"
+        return f"{counts}; first: item {first.index} on {first.host}: {reason}"
+
     def __str__(self) -> str:
         lines = [self.summary]
         if self.stats:
-            lines.append(self.stats.table())
+            lines += [self.table(), *self._times()]
+        lines += [f"running: {one}" for one in self.running[:_MAX_FAILURES]]
         for host in self.hosts:
             if host.error is not None:
                 reason = f"{host.error.step}: {host.error.reason}".strip().replace("\n", "\n    ")
                 state = f"lost {host.lost} x, {host.state}" if host.lost else host.state
                 lines.append(f"host {host.name} {state}: {reason}")
+        if not self.stats:
+            lines += [f"host {host}: {note}" for host, note in self._notes().items()]
         lines += map(str, self.failures[:_MAX_FAILURES])
         if self.failed > _MAX_FAILURES:
             lines.append(f"... and {self.failed - _MAX_FAILURES} more failures")
         return "\n".join(lines)
+
+    def save(self, file: str | os.PathLike[str]) -> None:
+        """Write it to a file: JSON or CSV by its ending, text otherwise.
+
+        JSON has all of it but the result; CSV has a line for each host. Raises OSError.
+        """
+        path = Path(file).expanduser()
+        match path.suffix.lower():
+            case ".json":
+                text = json.dumps(self.as_dict(), indent=1) + "\n"
+            case ".csv":
+                table = io.StringIO()
+                writer = csv.DictWriter(table, _COLUMNS, lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(self._host_rows())
+                text = table.getvalue()
+            case _:
+                text = f"{self}\n"
+        path.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as plain data: all but the result."""
+        return {
+            **{name: getattr(self, name) for name in _COUNTS},
+            "gain": self.gain,
+            "hosts": self._host_rows(),
+            "failures": [failure.as_dict() for failure in self.failures],
+            "slowest": [asdict(slow) for slow in self.slowest],
+            "running": [asdict(one) for one in self.running],
+        }
+
+    def _host_rows(self) -> list[dict[str, Any]]:
+        notes, states = self._notes(), {host.name: host for host in self.hosts}
+        rows = []
+        for host in sorted({*self.stats.merged, *notes, *states}):
+            stat, times = self.stats.merged.get(host), self.times.get(host)
+            state = states.get(host)
+            values: list[Any] = [host, state.state if state else "", notes.get(host, "")]
+            values += [stat.njobs, stat.nfailed, stat.time] if stat else [0, 0, 0.0]
+            values += [times.least, times.median, times.most] if times else [None] * 3
+            values += [state.lost if state else 0]
+            values += [str(state.error) if state and state.error else ""]
+            rows.append(dict(zip(_COLUMNS, values, strict=True)))
+        return rows
 
     @property
     def summary(self) -> str:
@@ -253,6 +434,18 @@ class Report(Shown):
         if self.resumed:
             text += f", {self.resumed} from the checkpoint"
         return text if self.complete else f"{text}, not complete"
+
+
+def _state(host: HostStatus) -> str:
+    """Return in a few words why a host did nothing."""
+    match host.state:
+        case "starting":
+            return "still starting when the run ended"
+        case "queued":
+            return f"queued: {host.reason}" if host.reason else "queued"
+        case "up":
+            return "up, but nothing was left for it"
+    return host.state
 
 
 def describe(obj: object) -> str:

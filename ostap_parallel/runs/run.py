@@ -10,7 +10,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sized
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Sized
 from concurrent.futures import CancelledError, Future, wait
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ from typing import Any
 
 from ostap_parallel.engine.backend import Backend, result_of
 from ostap_parallel.engine.retries import LOST_RETRIES, Limits
-from ostap_parallel.errors import SerializeError, TaskTimeout, WorkerLost, add_note
+from ostap_parallel.errors import SerializeError, TaskTimeout, WorkerLost
 from ostap_parallel.runs.chunking import (
     CHUNK_SECONDS,
     LONGEST_CHUNK,
@@ -29,16 +29,13 @@ from ostap_parallel.runs.chunking import (
     Item,
     Packing,
 )
-from ostap_parallel.runs.outcome import Batch, Checkpoint, Combined, Journal, Outcome, keep
-from ostap_parallel.worker.chunk import (
-    ChunkOutcome,
-    Lost,
-    pack_chunk,
-    traced,
-    unpack_answer,
-    unpack_error,
-    unpack_value,
-)
+from ostap_parallel.runs.merged import combined, merge_error
+from ostap_parallel.runs.ordering import HELD_BYTES, Ordering
+from ostap_parallel.runs.outcome import Batch, Checkpoint, Journal, Outcome, keep
+from ostap_parallel.runs.report import Running
+from ostap_parallel.runs.trust import DEFAULT_RULES, HostRules, Trust, is_of_host, why
+from ostap_parallel.runs.watching import Watch
+from ostap_parallel.worker.chunk import ChunkOutcome, Lost, pack_chunk, traced, unpack_answer
 from ostap_parallel.worker.execute import Call
 
 # From an input: nothing is there now, and `Run.wake` will be called when there is.
@@ -46,6 +43,9 @@ PAUSE = object()
 
 # Seconds that interrupted workers get to come back before a run that is stopped returns.
 STOP_PATIENCE = 3.5
+
+# Seconds that hosts get to tell what they do before they are stopped.
+STOP_ANSWER = 0.2
 
 # Told of each run that begins in this context, for who waits elsewhere and may want to cancel it.
 on_run: ContextVar[Callable[[Run], object]] = ContextVar("on_run", default=lambda run: None)
@@ -65,6 +65,12 @@ class Run:
         How often an item that raised, or took too long, is run again.
     lost_retries
         How often an item by which its worker died is run again.
+    host_rules
+        When a host is no longer used, see `trust`.
+    collects
+        Who takes the outcomes goes on when one is a failure.
+    held_bytes
+        With `ordered`: bytes of results that may be held back, about.
     window
         Chunks that are under way at most; ``None``: about two per worker.
 
@@ -79,6 +85,8 @@ class Run:
     ----------
     total
         Number of items, if the input tells it.
+    trust
+        What is known of the hosts.
     """
 
     backend: Backend
@@ -90,19 +98,24 @@ class Run:
     lost_retries: int = LOST_RETRIES
     retried: int = 0  # how often an item was run again
     checkpoint: Checkpoint | None = None
+    host_rules: HostRules = DEFAULT_RULES
+    collects: bool = False
+    held_bytes: float = HELD_BYTES
     window: int | None = None
 
     _again: deque[list[Item]] = field(default_factory=deque)  # chunks to be run again
     _unsent: deque[Outcome] = field(default_factory=deque)  # known without being sent
     _running: dict[Future[Any], Chunk] = field(default_factory=dict)
+    _pinned: dict[Future[Any], frozenset[str]] = field(default_factory=dict)  # that run, to hosts
     _news: queue.SimpleQueue[Future[Any] | None] = field(default_factory=queue.SimpleQueue)
     _cache: dict[type, bytes] = field(default_factory=dict)
     _journal: Journal | None = None
-    _first: int = 0  # the oldest item that is not yet yielded in order
     _next: int = 0  # index of the next item to be read
     _exhausted: bool = False
     _is_cancelled: bool = False
     _is_paused: bool = False
+    _is_over: bool = False
+    _stopped: list[Running] = field(default_factory=list)  # what ran then
     _is_heavy: bool = False  # items share so much that there should be few chunks
 
     def __post_init__(self) -> None:
@@ -117,11 +130,18 @@ class Run:
             _check_number("window", self.window, 1)
         _check_timeout(self.call.timeout, self.backend)
         self._limits = Limits(failed=self.retries, lost=self.lost_retries)
+        self._watch = Watch(self.backend, self._running)
+        self._ordering = Ordering(self.held_bytes)
+        self.trust = Trust(self.backend, self.host_rules, self.collects)
 
     @property
     def submitted(self) -> int:
         """Number of items read from the input."""
         return self._next
+
+    def running(self) -> list[Running]:
+        """Return what runs now, the longest first; what ran when the run was stopped."""
+        return self._stopped if self._is_over else self._watch.look()
 
     def cancel(self) -> None:
         """Have `arrivals` end soon, from any thread."""
@@ -162,7 +182,7 @@ class Run:
                 self._journal = leaving.enter_context(opened)
                 arriving = keep(self._journal, arriving)
             try:
-                yield from self._in_order(arriving) if self.ordered else arriving
+                yield from self._ordering.in_order(arriving) if self.ordered else arriving
             except RuntimeError:  # the executor was shut down, too
                 if not self._is_cancelled:
                     raise
@@ -182,43 +202,56 @@ class Run:
                     return
                 if self.backend.window() and not self._is_paused:
                     continue
-            done = self._news.get()
-            if done is not None:
-                yield from self._arrivals_of(done, self._running.pop(done))
-
-    def _in_order(self, arriving: Iterator[Batch | Outcome]) -> Iterator[Batch | Outcome]:
-        held: dict[int, Batch | Outcome] = {}  # by the index of the first item
-        for arrival in arriving:
-            if isinstance(arrival, Batch) and arrival.has_gaps:
-                held.update((outcome.index, outcome) for outcome in arrival)
+            if self._watch.is_due():
+                self._watch.warn()
+            try:
+                done = self._news.get(timeout=self._watch.patience())
+            except queue.Empty:
+                continue
+            if done is None:
+                self._free_stranded()
             else:
-                held[arrival.index] = arrival
-            while self._first in held:
-                arrival = held.pop(self._first)
-                self._first += len(arrival) if isinstance(arrival, Batch) else 1
-                yield arrival
-                del arrival  # not to be kept while the next one is awaited
+                self._pinned.pop(done, None)
+                yield from self._arrivals_of(done, self._running.pop(done))
 
     def _feed(self) -> None:
         """Keep as many chunks under way as the backend wants, and never more."""
-        wanted = self.backend.window()
+        wanted = self.trust.window()
         window = min(wanted, self.window or wanted)
-        workers = max(1, sum(self.backend.workers.values()))
+        workers = max(1, self.trust.workers())
         while len(self._running) < window:
             found = self._take_again(workers) if self._again else self._read_chunk(workers)
             if found is None:
                 return
             chunk, message = found
             is_short = chunk.history is None and self._size.is_short(len(chunk.items))
-            future = self._submit(message, is_short=is_short)
+            places = self._places_for(chunk.history or ())
+            future = self._submit(message, is_short=is_short, hosts=places)
             self._running[future] = chunk
+            if places is not None:
+                self._pinned[future] = places
             future.add_done_callback(self._news.put)
+
+    def _places_for(self, again: Sequence[Item]) -> frozenset[str] | None:
+        tried = frozenset[str]().union(*(item.tried for item in again))
+        return self.trust.places(tried, may_wait=any(item.doubted for item in again))
+
+    def _free_stranded(self) -> None:
+        """Take back what waits for hosts that have gone; it runs elsewhere then."""
+        items = self._pinned.items()
+        stranded = [future for future, places in items if self.trust.is_stranded(places)]
+        if stranded:
+            self.backend.give_up(stranded)
+        for future in stranded:
+            del self._pinned[future]
 
     def _read_chunk(self, workers: int) -> tuple[Chunk, bytes] | None:
         """Read and pack some items; ``None`` if there are none to be sent now."""
         size = self._wanted_size(workers)
         if self.ordered:  # what is held back for one slow item must not grow without limit
-            size = min(size, 8 * size * workers + 64 - (self._next - self._first))
+            size = min(size, 8 * size * workers + 64 - (self._next - self._ordering.first))
+            under_way = sum(len(chunk.items) for chunk in self._running.values())
+            size = int(min(size, self._ordering.room(under_way)))
         size = max(0, size)
         if not isinstance(self.items, (range, list, tuple)):
             return self._pack(itertools.islice(self._input, size), size)
@@ -301,9 +334,15 @@ class Run:
     def _arrivals_of(self, done: Future[Any], chunk: Chunk) -> Iterator[Batch | Outcome]:
         result = result_of(done, self.backend.name)
         if isinstance(result, ChunkOutcome) and result.answers:
-            self._size.adapt(sum(result.seconds), len(result.seconds), self.backend.round_trip)
+            self._watch.times.add(result.seconds)
+            count = len(result.answers)
+            if len(result.failed) < count or self.trust.is_fit(result.host):
+                self._size.adapt(sum(result.seconds), count, self.backend.round_trip)
             values = result.values(len(chunk.items)) if chunk.history is None else None
             if values is not None:
+                self.trust.count_done(result.host, len(values))
+                if self.ordered:
+                    self._ordering.weigh(chunk.indices[0], result.answers, count)
                 columns = chunk.indices, chunk.items, values, result.seconds
                 yield Batch(*columns, result.host, result.pid)
                 return
@@ -312,26 +351,51 @@ class Run:
             yield from self._lost(result, items)
             return
         if result.merge_failure is not None:
-            raise _merge_error(result, items)
+            raise merge_error(result, items)
+        if good := len(result.answers) - len(result.failed):
+            ran = enumerate(items[: len(result.answers)])
+            again = (item for n, item in ran if item.tried and n not in result.failed)
+            self.trust.count_done(result.host, good, again)
         for start, stop in result.merged:
-            yield _combined(result, items, start, stop)
+            if self.ordered:
+                self._ordering.weigh(items[start].index, [result.answers[start]], stop - start)
+            yield combined(result, items, start, stop)
         yield from self._outcomes_of(result, items)
 
     def _outcomes_of(self, result: ChunkOutcome, items: list[Item]) -> Iterator[Outcome]:
-        done = {n for bounds in result.merged for n in range(*bounds)}
+        merged = {n for bounds in result.merged for n in range(*bounds)}
+        doubted: list[Item] = []
         for position, item in enumerate(items[: len(result.answers)]):
-            if position in done:
-                continue
-            if position in result.failed and item.failed < self.retries:
-                item.failed += 1
-                self._run_again([item])
-            else:
-                yield self._outcome(item, result, position)
+            if position not in merged:
+                yield from self._outcome_of(result, item, position, doubted)
+        if doubted:
+            self._run_again(doubted)
         left = items[len(result.answers) :]
         if result.gave_back:
             self._again.append(left)
             return
         yield from self._lost(Lost(result.host, result.pid, "it was interrupted"), left)
+
+    def _outcome_of(
+        self, result: ChunkOutcome, item: Item, position: int, doubted: list[Item]
+    ) -> Iterator[Outcome]:
+        """Yield what became of an item, unless it is run again, now or with others `doubted`."""
+        outcome = self._outcome(item, result, position)
+        if outcome.error is None or position not in result.failed:
+            yield outcome
+            return
+        of_host = is_of_host(outcome, result.was_prepared)
+        is_doubtful = self.trust.may_be_the_hosts(item, outcome, of_host)
+        self.trust.count_failed(item, result.host, why(outcome), of_host)
+        if item.failed < self.retries:
+            item.failed += 1
+            self._run_again([item])
+        elif is_doubtful:
+            item.doubted += 1
+            doubted.append(item)
+        else:
+            self.trust.count_given_up(item)
+            yield outcome
 
     def _outcome(self, item: Item, result: ChunkOutcome, position: int) -> Outcome:
         value, error, text = unpack_answer(result, position, f"item {item.index}")
@@ -339,6 +403,8 @@ class Run:
             error = self._timed_out(item, result.host)
         if error is not None:
             traced(error, result, text, f"item {item.index}")
+        if self.ordered:
+            self._ordering.weigh(item.index, [result.answers[position]])
         seconds = result.seconds[position]
         origin = (text, result.host, result.pid, seconds, item.attempts)
         return Outcome(item.index, item.item, value, error, *origin)
@@ -377,6 +443,7 @@ class Run:
     def _lost_by(self, item: Item, lost: Lost) -> Iterator[Outcome]:
         """Run an item again that has ended its worker, alone, or give it up."""
         item.count(lost)
+        self.trust.count_failed(item, lost.host, lost.reason)
         if item.may_go_on(self._limits):
             self._run_again([item])
         else:
@@ -386,6 +453,7 @@ class Run:
         error: Exception = WorkerLost(item.index, lost.host, lost.reason)
         if lost.timed_out:
             error = self._timed_out(item, lost.host)
+        self.trust.count_given_up(item)
         rest = (lost.reason, lost.host, lost.pid, 0.0, item.attempts - 1)
         return Outcome(item.index, item.item, None, error, *rest)
 
@@ -396,11 +464,12 @@ class Run:
     def _stop(self) -> None:
         """Give up what is under way and wait, not for long, until workers are free again."""
         if not self._running:
+            self._is_over = True
             return
         running = list(self._running)
         # The garbage collector may end a run anywhere, also where this thread has a lock that the
         # backend needs.
-        stopping = threading.Thread(target=self.backend.give_up, args=[running], daemon=True)
+        stopping = threading.Thread(target=self._give_up, args=[running], daemon=True)
         stopping.start()
         end = time.monotonic() + STOP_PATIENCE
         stopping.join(STOP_PATIENCE)
@@ -409,30 +478,11 @@ class Run:
         wait(running, timeout=max(0, end - time.monotonic()))
         self._running.clear()
 
-
-def _combined(result: ChunkOutcome, items: list[Item], start: int, stop: int) -> Combined:
-    """Return items that were merged on the worker; raises what their value does in reading."""
-    merged = items[start:stop]
-    indices = [item.index for item in merged]
-    try:
-        value = unpack_value(result.answers[start])
-    except Exception as exc:  # user code
-        add_note(exc, f"while what items {indices[0]} to {indices[-1]} were merged to was read")
-        raise
-    rest = (result.seconds[start:stop], result.host, result.pid)
-    return Combined(indices, [item.item for item in merged], [value], *rest)
-
-
-def _merge_error(result: ChunkOutcome, items: list[Item]) -> BaseException:
-    assert result.merge_failure is not None
-    start, stop, packed = result.merge_failure
-    error, text = unpack_error(packed)
-    assert error is not None  # it has no time limit
-    what = f"while the results of items {items[start].index} to {items[stop - 1].index}"
-    what += " were merged"
-    traced(error, result, text, what)
-    add_note(error, f"{what} on {result.host}, process {result.pid}")
-    return error
+    def _give_up(self, running: list[Future[Any]]) -> None:
+        with contextlib.suppress(Exception):  # what is asked for here must not hinder the end
+            self._stopped = self._watch.look(STOP_ANSWER)
+        self._is_over = True
+        self.backend.give_up(running)
 
 
 def _length(items: Iterable[Any]) -> int | None:

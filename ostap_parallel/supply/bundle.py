@@ -28,13 +28,40 @@ FOLDER = "ppserver"  # that holds all of it, and by which a host's list of proce
 
 # Runs first, under whatever interpreter the host has: it must be understood by all of them.
 _MAIN = """\
-import sys
+import os, subprocess, sys
 wanted, have, mismatch = {version!r}, tuple(sys.version_info[:2]), sys.argv[1]
 if have != wanted and mismatch != "allow":
-    sys.stderr.write("%s is Python %d.%d, but the caller runs Python %d.%d: objects and code may "
-        "not be understood; give the host another interpreter with python=..., or set "
-        "python_mismatch = allow\\n" % ((sys.executable,) + have + wanted))
+    pyenv = os.environ.get("PYENV_ROOT") or os.path.expanduser("~/.pyenv")
+    versions = os.path.join(pyenv, "versions")
+    folders = [one for one in os.environ.get("PATH", "").split(":") if "/shims" not in one]
+    if os.path.isdir(versions):
+        folders += [os.path.join(versions, one, "bin") for one in sorted(os.listdir(versions))]
+    names = ["python3.%d" % minor for minor in range(10, 20)]
+    paths = [os.path.join(folder, name) for folder in folders for name in names]
+    found = [path for path in paths if os.access(path, os.X_OK)]
+    good = [path for path in found if path.endswith("python%d.%d" % wanted)]
+    hint = "none with a version in its name is on PATH there"
+    if found:
+        hint = "there are " + ", ".join(sorted(set(found), key=found.index))
+    if good:
+        hint = "set python = " + good[0] + " (" + hint + ")"
+    sys.stderr.write("%s is Python %d.%d, but the caller runs Python %d.%d, whose functions it "
+        "cannot run: give the host another interpreter with python=...: %s. (With "
+        "python_mismatch = allow it runs what it can import by name, and commands.)\\n"
+        % ((sys.executable,) + have + wanted + (hint,)))
     sys.exit(1)
+nice, modules = sys.argv[2:] or ("0", "")
+os.nice(int(nice))
+modules = modules.split()
+if modules:
+    sys.stdout.write("%sstep requires\\n" % {mark!r})
+    sys.stdout.flush()
+    script = "import importlib, sys; sys.path.insert(0, sys.argv[1]); "
+    script += "[importlib.import_module(name) for name in sys.argv[2:]]"
+    argv = [sys.executable, "-c", script, sys.path[0]] + modules
+    if subprocess.call(argv, stdin=subprocess.DEVNULL, stdout=2):
+        sys.stderr.write("%s cannot import all of %s\\n" % (sys.executable, ", ".join(modules)))
+        sys.exit(1)
 sys.stdout.write("%sstep server\\n" % {mark!r})
 sys.stdout.flush()
 from ostap_parallel.worker.serve import main

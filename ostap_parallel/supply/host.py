@@ -38,7 +38,7 @@ _PREPARE = "{{\nop_watch\n{sources}op_unwatch\n}}\n"
 _SOURCE = 'op_file={file}; op_find {step}; source "$op_file" </dev/null >&2; op_found $?\n'
 
 # One line: bash has read all of it before python reads what follows.
-_SERVE = "op_serve {python} {mismatch}; exit\n"
+_SERVE = "op_serve {python} {mismatch} {nice} {requires}; exit\n"
 
 # Seconds without a word from bash after which we look whether the way is good, and then until
 # what bash should read counts as lost.
@@ -208,8 +208,7 @@ class HostServer(Server):
         if sources := self._sources(directory):
             self._write(_PREPARE.format(sources=sources))
             self._expect("prepared")
-        python = _quote_path(self.host.python)
-        serve = _SERVE.format(python=python, mismatch=self.host.python_mismatch)
+        serve = serve_line(self.host)
         self._write(f"{serve}{json.dumps(settings)}\n")
         self.about = self._expect("ready")
         address = self._way.forward(self.about["port"], self.source.port)
@@ -396,6 +395,16 @@ class HostServer(Server):
         if words and self._step != "connect" and self._way.judge(status, words) == "ended":
             words = f"{words} ({ended})"
         return HostError(self.host.label, self._step, words or ended)
+
+
+def serve_line(host: HostConfig) -> str:
+    """Return the line for bash that starts the server."""
+    return _SERVE.format(
+        python=_quote_path(host.python),
+        mismatch=host.python_mismatch,
+        nice=host.nice or 0,
+        requires=shlex.quote(" ".join(host.requires)),
+    )
 
 
 def _quote_path(path: str) -> str:

@@ -59,7 +59,7 @@ op_found() {
     [ "$1" -eq 0 ] || exit "$1"
 }
 
-# op_serve PYTHON MISMATCH: the server, which reads on where bash has stopped.
+# op_serve PYTHON MISMATCH NICE MODULES: the server, which reads on where bash has stopped.
 op_serve() {
     op_say step python
     if ! type -P -- "$1" >/dev/null; then
@@ -67,7 +67,7 @@ op_serve() {
         exit 127
     fi
     PATH=$op_path "$op_tar" -xzf "$op_dir/bundle.tgz" -C "$op_dir" || exit
-    "$1" "$op_dir/ppserver" "$2" 19>&-
+    "$1" "$op_dir/ppserver" "$2" "$3" "$4" 19>&-
     set -- $?
     op_say over "$1" # ssh ends later, as it waits for all that uses the tunnel
     exit "$1"

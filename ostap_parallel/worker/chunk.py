@@ -60,6 +60,8 @@ class ChunkOutcome:
         The range whose merging has failed, and what `unpack_error` reads.
     gave_back
         Whether items were left for others, as those before them had taken so long.
+    was_prepared
+        Whether the worker could be prepared; otherwise no item has begun, and all have failed.
     """
 
     host: str
@@ -70,10 +72,11 @@ class ChunkOutcome:
     merged: list[tuple[int, int]] = field(default_factory=list)
     merge_failure: tuple[int, int, bytes] | None = None
     gave_back: bool = False
+    was_prepared: bool = True
 
     def __reduce__(self) -> tuple[Any, ...]:
         seconds = self.seconds.tobytes()  # an array's own way takes longer than all else
-        rest = self.failed, self.merged, self.merge_failure, self.gave_back
+        rest = self.failed, self.merged, self.merge_failure, self.gave_back, self.was_prepared
         return _outcome, (self.host, self.pid, self.answers, seconds, *rest)
 
     def values(self, count: int) -> list[Any] | None:

@@ -202,6 +202,11 @@ class Crew(Machine):
         for worker in self._with(job):
             worker.signal(number)
 
+    def place(self, job: Job, tell: Callable[[int, int], object]) -> None:
+        """Tell which item of a job runs, and in which process."""
+        for worker in self._with(job):
+            tell(worker.position[0], worker.pid)
+
     def interrupt(self, jobs: Collection[Job], grace: float) -> None:
         """Interrupt jobs; a worker that has not come back in time is killed and replaced."""
         for job in jobs:

@@ -25,7 +25,7 @@ from typing import Any
 
 from ostap_parallel.errors import SerializeError
 from ostap_parallel.objects import program, serialize, settings
-from ostap_parallel.worker import calls, modules, shared
+from ostap_parallel.worker import calls, generators, modules, shared
 from ostap_parallel.worker.chunk import (
     PLAIN,
     ChunkOutcome,
@@ -115,6 +115,8 @@ class Call:
                 return replace(self, surroundings={}).run(index, item)
         if self.seed is not None:
             seed_item(self.seed, index)
+        else:
+            generators.end()
         return self.function(index, item) if self.with_index else self.function(item)
 
 
@@ -263,6 +265,7 @@ def run_items(state: dict[str, Any], chunk: Received, result: ChunkOutcome) -> N
     items, limit = chunk.items, chunk.limit
     if "error" in state:
         executing.position[0] = -1
+        result.was_prepared = False
         result.answers[:] = [state["error"]] * len(items)
         result.seconds.extend([0.0] * len(items))
         result.failed.update(range(len(items)))
@@ -432,6 +435,7 @@ def _flush() -> None:
 def seed_item(seed: int | str, index: int) -> None:
     """Seed ``random`` and, where loaded, numpy and ROOT from `seed` and an item's index."""
     digest = hashlib.sha256(f"{seed}:{index}".encode()).digest()
+    generators.begin(digest)
     random.seed(digest)
     if "numpy.random" in sys.modules:
         words = [int.from_bytes(digest[i : i + 4], "big") for i in range(0, 32, 4)]

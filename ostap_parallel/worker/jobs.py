@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import signal
 import threading
+import time
 from _signal import getsignal  # type: ignore[import-not-found]
 from _signal import signal as set_signal
 from abc import ABC, abstractmethod
@@ -42,6 +43,8 @@ class Job:
     ----------
     machine
         Where it runs, once it has begun.
+    begun
+        When that was, by `time.monotonic`.
     is_interrupted
         Set by who gives it up.
     """
@@ -49,6 +52,7 @@ class Job:
     __slots__ = (
         "__weakref__",
         "ask",
+        "begun",
         "blob",
         "call",
         "chunk",
@@ -90,6 +94,7 @@ class Job:
         self.label = ""
         self.client: Any = None
         self.state = "new"
+        self.begun = 0.0
         self.is_interrupted = False
 
     def finish(self, result: bytes) -> None:
@@ -134,6 +139,9 @@ class Machine(ABC):
     @abstractmethod
     def signal(self, job: Job, number: int) -> None:
         """Send a signal to the worker that runs a job, and do no more about it."""
+
+    def place(self, job: Job, tell: Callable[[int, int], object]) -> None:  # noqa: B027
+        """Tell which item of a job runs, or -1, and in which process, or 0; perhaps later."""
 
     @abstractmethod
     def interrupt(self, jobs: Collection[Job], grace: float) -> None:
@@ -232,6 +240,7 @@ class Queue:
             self.give_up(job, "it was cancelled")
             return
         job.state, job.machine, job.label = "running", machine, machine.label
+        job.begun = time.monotonic()
         machine.running[job.number] = job
         machine.begin(job)
 

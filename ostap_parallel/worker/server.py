@@ -194,6 +194,8 @@ class _Client:
             self._begin(message)
         elif kind == wire.STOP:
             self._stop(*wire.unpack_stop(message))
+        elif kind == wire.WHERE:
+            self._tell_place(wire.unpack(message)[0])
         elif kind == wire.ANSWER:
             number, answer = wire.unpack(message)
             self._asking.discard(number)
@@ -245,6 +247,12 @@ class _Client:
     def _ask(self, job: Job, request: bytes) -> None:
         self._asking.add(job.client)
         self._channel.send(wire.pack(wire.QUESTION, job.client, request))
+
+    def _tell_place(self, number: int) -> None:
+        job = self._jobs.get(number)
+        if job is not None and job.machine is not None:
+            send = self._channel.send
+            job.machine.place(job, lambda index, pid: send(wire.pack_place(number, index, pid)))
 
     def _stop(self, number: int, signal: int) -> None:
         job = self._jobs.get(number)

@@ -14,6 +14,7 @@ from typing import NamedTuple
 FUNCTION = b"HN"  # either letter: what the next job is run by
 JOB = b"J"
 STOP = b"S"  # a number, and that of a signal, or 0: to give the job up
+WHERE = b"L"  # a number: which item of that job runs, and in which process
 ANSWER = b"A"  # a number, and the answer to what that job has asked
 OFFER = b"B"  # what jobs refer to by its digest: the server says whether it is to be sent
 PIECE = b"D"
@@ -22,6 +23,7 @@ FORGET = b"X"  # a digest: no job refers to that any more
 # Of the server.
 WORKERS = b"W"  # how many there are
 RESULT = b"R"
+PLACE = b"P"  # a number, and the answer to `WHERE`, see `pack_place`
 QUESTION = b"?"  # a number, and what that job asks
 BUSY = b"!"  # a number: no worker is free for that job
 WANTED = b"G"  # a digest: it is to be sent
@@ -34,6 +36,7 @@ PIECE_SIZE = 1 << 18
 _JOB = struct.Struct(">cQBBB")
 _NUMBER = struct.Struct(">cQ")
 _STOP = struct.Struct(">cQB")
+_PLACE = struct.Struct(">cQqQ")
 
 
 class JobHead(NamedTuple):
@@ -83,6 +86,17 @@ def unpack_stop(message: bytes) -> tuple[int, int]:
     """Undo `pack_stop`."""
     _, number, signal = _STOP.unpack(message)
     return number, signal
+
+
+def pack_place(number: int, index: int, pid: int) -> bytes:
+    """Return the message about the item of a job that runs, or -1, and the process, or 0."""
+    return _PLACE.pack(PLACE, number, index, pid)
+
+
+def unpack_place(message: bytes) -> tuple[int, int, int]:
+    """Undo `pack_place`."""
+    _, number, index, pid = _PLACE.unpack(message)
+    return number, index, pid
 
 
 def pack_digest(kind: bytes, digest: str, rest: bytes = b"") -> bytes:

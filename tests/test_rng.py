@@ -1,0 +1,55 @@
+"""The random generator of an item."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+import ostap_parallel
+from ostap_parallel import WorkManager, rng
+
+numpy = pytest.importorskip("numpy")
+
+
+def throw(item):
+    first = rng().integers(1 << 62)
+    return int(first), int(ostap_parallel.rng().integers(1 << 62)), rng() is rng()
+
+
+def results(workers, seed, count=20, **options):
+    with WorkManager(workers, silent=True) as wm:
+        return wm.process(throw, range(count), seed=seed, **options)
+
+
+def test_the_seed_and_the_position_decide():
+    one = results(1, 7, chunk_size=7)
+    assert one == results(2, 7, chunk_size=1)
+    assert all(same and first != second for first, second, same in one)
+    assert len({first for first, _, _ in one}) == 20
+    assert one != results(1, 8)
+    with ThreadPoolExecutor(3) as threads, WorkManager(executor=threads, silent=True) as wm:
+        assert wm.process(throw, range(20), seed=7) == one
+
+
+def test_no_seed_is_left_behind_by_a_run_that_had_one():
+    with WorkManager(1, silent=True) as wm:
+        seeded = wm.process(throw, range(3), seed=7)
+        first, second = (wm.process(throw, range(3)) for _ in range(2))
+    numbers = {one for result in (seeded, first, second) for one in result}
+    assert len(numbers) == 9
+
+
+def test_on_hosts(hosts):
+    def throw(item):
+        try:
+            return int(rng().integers(1 << 62))
+        except ModuleNotFoundError:  # a bare host
+            return None
+
+    assert throw(0) is not None  # outside of tasks there is one, too
+    servers = {"servers": "h1*1", "ssh_config": hosts.ssh_config, "config": ()}
+    with WorkManager(0, silent=True, **servers) as wm:
+        found = wm.process(throw, range(5), seed=7)
+    with WorkManager(1, silent=True) as wm:
+        assert found in (wm.process(throw, range(5), seed=7), [None] * 5)

@@ -1,0 +1,178 @@
+"""What runs now, what is slow, and what a report keeps of it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import pickle
+import signal
+import threading
+import time
+
+import functions
+import pytest
+from helpers import open_manager, wait_until, workers_of
+
+from ostap_parallel import WorkManager
+from ostap_parallel.runs import watching
+from ostap_parallel.runs.report import Running
+from ostap_parallel.runs.timing import Slow, Slowest, Times
+
+PATIENCE = 30.0
+
+
+class TestTimes:
+    def test_extremes_and_median(self):
+        times = Times()
+        times.add([3.0, 1.0])
+        times.add([])
+        times.add([2.0])
+        assert (times.count, times.least, times.median, times.most) == (3, 1.0, 2.0, 3.0)
+
+    def test_of_many_some_are_kept_evenly_spread(self):
+        times = Times()
+        for start in range(0, 100_000, 7):
+            times.add([float(n) for n in range(start, min(start + 7, 100_000))])
+        assert (times.count, times.least, times.most) == (100_000, 0.0, 99_999.0)
+        assert abs(times.median - 50_000) < 200
+        assert len(times._kept) <= 1 << 13
+
+    def test_the_slowest(self):
+        slowest = Slowest()
+        for n in range(20):
+            if slowest.wants(n % 10):
+                slowest.add(Slow(n % 10, n, str(n), "h1", 1))
+        assert [slow.seconds for slow in slowest] == [9, 9, 8, 8, 7]
+
+
+def until(folder, item):
+    """Note that an item has begun; the last ones wait for a file."""
+    functions.note(folder, item)
+    if item >= 10:
+        functions.wait_for(folder / "go", PATIENCE)
+    return item
+
+
+@pytest.fixture
+def go(tmp_path):
+    yield tmp_path / "go"
+    (tmp_path / "go").touch()
+
+
+class InThread:
+    """A run in another thread."""
+
+    def __init__(self, manager, *args, **options):
+        self.result = None
+        self.thread = threading.Thread(target=self.run, args=[manager, *args], kwargs=options)
+        self.thread.start()
+
+    def run(self, manager, *args, **options):
+        self.result = manager.process(*args, **options)
+
+
+def test_what_runs_now(tmp_path, go):
+    with WorkManager(2, silent=True) as wm:
+        run = InThread(wm, lambda item: until(tmp_path, item), range(12), chunk_size=1)
+        for item in 10, 11:
+            wait_until((tmp_path / str(item)).exists, PATIENCE, "it runs")
+        running = wm.report.running
+        assert {one.index for one in running} == {10, 11}
+        assert {one.pid for one in running} == set(wm.executor.backend.pids())
+        assert all(one.host == "local" and 0 <= one.seconds < PATIENCE for one in running)
+        assert {one.item for one in running} == {"10", "11"}
+        assert f"running: {running[0]}"[:20] in str(wm.report)
+        go.touch()
+        run.thread.join(PATIENCE)
+        assert run.result == list(range(12))
+        assert wm.report.running == []
+
+
+def test_what_runs_on_hosts(hosts):
+    """Also the item of a chunk of several, and its process."""
+
+    def slow(item):
+        time.sleep(3 if item == 7 else 0)
+        return item
+
+    with open_manager(hosts) as wm:
+        wm.wait_for_hosts(PATIENCE)
+        results = wm.iexecute(slow, range(20), chunk_size=10)
+        taking = threading.Thread(target=lambda: list(results), daemon=True)
+        taking.start()
+        (one,) = wait_until(
+            lambda: [one for one in wm.report.running if (one.index, one.count) == (7, 1)],
+            PATIENCE,
+            "it runs",
+        )
+        assert (one.index, one.item) == (7, "7")
+        assert one.host in ("h1", "h2")
+        assert one.pid in {process_of(hosts, one.host, pid) for pid in workers_of(wm, one.host)}
+        taking.join(PATIENCE)
+
+
+def process_of(hosts, name, pid):
+    """Return a process' id as the host itself sees it, which may have its own name space."""
+    text = open(f"/proc/{pid}/status").read()  # noqa: PTH123, SIM115
+    (line,) = [line for line in text.splitlines() if line.startswith("NSpid:")]
+    return int(line.split()[-1])
+
+
+def test_after_ctrl_c(tmp_path, go, capfd):
+    with WorkManager(1, progress=False) as wm:
+        interrupter = threading.Thread(
+            target=lambda: (
+                functions.wait_for(tmp_path / "10"),
+                os.kill(os.getpid(), signal.SIGINT),
+            )
+        )
+        interrupter.start()
+        with pytest.raises(KeyboardInterrupt):
+            wm.process(lambda item: until(tmp_path, item), range(12), chunk_size=1)
+        interrupter.join(PATIENCE)
+        (one,) = wm.report.running
+        assert (one.index, one.host) == (10, "local")
+        assert "running: item 10 (10) on local (pid " in str(wm.report)
+        assert "stopped; running: item 10 (10) on local (pid " in capfd.readouterr().err
+
+
+def test_a_warning_of_an_item_that_takes_far_longer_than_others(tmp_path, go, caplog, monkeypatch):
+    monkeypatch.setattr(watching, "LEAST", 0.3)
+    with WorkManager(2, silent=True) as wm:
+        run = InThread(wm, lambda item: until(tmp_path, item), range(11), chunk_size=1)
+        wait_until(lambda: caplog.records, PATIENCE, "a warning")
+        go.touch()
+        run.thread.join(PATIENCE)
+    (record,) = caplog.records
+    assert record.getMessage().startswith("still running: item 10 (10) on local (pid ")
+
+
+def test_the_report_tells_of_times_and_can_be_saved(tmp_path):
+    with WorkManager(2, silent=True) as wm:
+        wm.process(time.sleep, [0.0] * 20 + [0.1, 0.2, 0.15], chunk_size=1)
+        wm.process(lambda item: time.sleep(item) or 1 / item, [0.1, 0, 0.2], on_error="collect")
+        report = pickle.loads(pickle.dumps(wm.report.slowest._heap)) and wm.report
+    times = report.times["local"]
+    assert 0 <= times.least < 0.1 <= times.median < 0.2 <= times.most
+    assert [slow.index for slow in report.slowest] == [2, 0, 1]
+    text = str(report)
+    assert "shortest     median    longest  server" in text
+    assert "slow: item 2 (0.2) on local (pid " in text
+    report.save(tmp_path / "report.txt")
+    assert (tmp_path / "report.txt").read_text() == f"{text}\n"
+    report.save(tmp_path / "report.json")
+    found = json.loads((tmp_path / "report.json").read_text())
+    assert (found["submitted"], found["merged"], found["failed"]) == (3, 2, 1)
+    assert found["failures"][0]["error"] == "ZeroDivisionError: division by zero"
+    assert found["hosts"][0]["longest"] == times.most
+    report.save(str(tmp_path / "report.csv"))
+    with (tmp_path / "report.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert (row["host"], row["jobs"], row["failed"]) == ("local", "3", "1")
+
+
+def test_running_in_words():
+    one = Running(3, "'x'", 1, "h1", 42, 12.0)
+    assert str(one) == "item 3 ('x') on h1 (pid 42) for 12 s"
+    assert str(Running(3, "'x'", 5, "h1", 0, 0.5)) == ("one of 5 items from 3 on on h1 for 500 ms")
