@@ -161,7 +161,7 @@ class _Loop:
         self._lock = threading.Lock()
         self._free = limit
         self._queue: deque[tuple[Calls, Callback]] = deque()
-        self._running: dict[Future[Any], Callback] = {}
+        self._running: dict[Future[Any], tuple[Callback, int]] = {}
         self._stops = 0
         self._seen: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
         self._handles: deque[tuple[dict[int, Any], Any]] = deque(maxlen=KEPT)
@@ -188,7 +188,7 @@ class _Loop:
             calls, callback = self._queue.popleft()
         future = self._send(calls)
         with self._lock:
-            self._running[future] = callback
+            self._running[future] = callback, stops
             stopped = self._stops > stops
         if stopped:
             self._backend.give_up([future])
@@ -196,10 +196,12 @@ class _Loop:
 
     def _settle(self, done: Future[Any]) -> None:
         with self._lock:
-            callback = self._running.pop(done)
+            callback, stops = self._running.pop(done)
             self._free += 1
+            stopped = self._stops > stops
         self._start()
-        callback(done)
+        if not stopped:  # else joblib would take it for an outcome of the next loop
+            callback(done)
 
     def _send(self, calls: Calls) -> Future[Any]:
         try:

@@ -176,7 +176,7 @@ def bind(call: bytes) -> Callable[[bytes], bytes]:
         if chunk.run and "space" not in state:
             state["space"] = program.Space(is_fixed=True)
         is_ours = isinstance(executing.baseline, Baseline)
-        with program.inside(state.get("space", program.POOL), is_ours), executing.watch():
+        with program.inside(state.get("space", program.POOL), is_ours):
             with preparing:
                 if modules.use(chunk.places):
                     shared.forget()
@@ -187,7 +187,8 @@ def bind(call: bytes) -> Callable[[bytes], bytes]:
                     if executing.interrupted:  # this chunk is given up; the next one tries again
                         state = dict(state)
                     state.update(prepared)
-            run_items(_with_shared(state, chunk.location), chunk, result)
+            with executing.watch():  # which an initializer may have set just now
+                run_items(_with_shared(state, chunk.location), chunk, result)
         _disarm()
         _flush()
         return pack_result(result)
