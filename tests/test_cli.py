@@ -60,7 +60,7 @@ def home(tmp_path, monkeypatch):
 @pytest.fixture(autouse=True)
 def _levels():
     """A command is told to be the whole program: what it keeps quiet must not stay so."""
-    loggers = [logging.getLogger(name) for name in ("ostap_parallel.engine", "pp")]
+    loggers = [logging.getLogger(name) for name in ("ostap_parallel", "ostap_parallel.supply")]
     levels = [logger.level for logger in loggers]
     yield
     for logger, level in zip(loggers, levels, strict=True):
