@@ -202,17 +202,24 @@ class Run:
                     return
                 if self.backend.window() and not self._is_paused:
                     continue
+            if self._pinned and self.trust.time_left() == 0:
+                self._free_stranded()
             if self._watch.is_due():
                 self._watch.warn()
             try:
-                done = self._news.get(timeout=self._watch.patience())
+                done = self._news.get(timeout=self._patience())
             except queue.Empty:
-                continue
+                done = None
             if done is None:
                 self._free_stranded()
             else:
                 self._pinned.pop(done, None)
                 yield from self._arrivals_of(done, self._running.pop(done))
+
+    def _patience(self) -> float | None:
+        """Return after how many seconds without news there is something to look at, if ever."""
+        times = [self._watch.patience(), self.trust.time_left() if self._pinned else None]
+        return min((seconds for seconds in times if seconds), default=None)
 
     def _feed(self) -> None:
         """Keep as many chunks under way as the backend wants, and never more."""

@@ -18,6 +18,7 @@ The rule, where there are several hosts (this machine's workers count as one):
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -48,18 +49,24 @@ class HostRules:
         After so many failures in a row a host that has done well before is doubted again.
     chance
         A good host is left out with about this chance at most.
+    patience
+        Seconds from the beginning of a run in which the opinion of hosts that are starting is
+        waited for; a run that collects failures waits until they are up, or have failed.
     """
 
     opinions: int = 3
     strikes: int = 3
     row: int = 3
     chance: float = 1e-6
+    patience: float = 10.0
 
     def __post_init__(self) -> None:
         for name, least in ("opinions", 0), ("strikes", 1), ("row", 1):
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:
                 raise ValueError(f"{name} must be a number from {least} on, not {value!r}")
+        if not self.patience >= 0:
+            raise ValueError(f"patience must be a number from 0 on, not {self.patience!r}")
         if not 0 <= self.chance <= 1:
             raise ValueError(f"chance must be from 0 to 1, not {self.chance!r}")
 
@@ -115,6 +122,7 @@ class Trust:
     rules: HostRules
     collects: bool = False
     left_out: dict[str, str] = field(default_factory=dict)
+    _begin: float = field(default_factory=time.monotonic)
     _records: dict[str, _Record] = field(default_factory=dict)
 
     def workers(self) -> int:
@@ -146,6 +154,12 @@ class Trust:
             if places:
                 return places
         return None
+
+    def time_left(self) -> float | None:
+        """Return for how many seconds more hosts are waited for; ``None``: as long as it takes."""
+        if self.collects:
+            return None
+        return max(0.0, self._begin + self.rules.patience - time.monotonic())
 
     def is_stranded(self, places: Places) -> bool:
         """Return whether none of these hosts is up, nor is about to be for the first time."""
@@ -205,7 +219,7 @@ class Trust:
 
     def _about_to_come(self, tried: Places) -> Places:
         """Return the hosts that are waited for; who computes here waits for none."""
-        if LOCAL in tried:
+        if LOCAL in tried or self.time_left() == 0:
             return Places()
         starting = {host.name for host in list(self.backend.hosts) if host.state == "starting"}
         return frozenset(starting - self.left_out.keys() - tried)
