@@ -341,7 +341,7 @@ class Run:
     def _arrivals_of(self, done: Future[Any], chunk: Chunk) -> Iterator[Batch | Outcome]:
         result = result_of(done, self.backend.name)
         if isinstance(result, ChunkOutcome) and result.answers:
-            self._watch.times.add(result.seconds)
+            self._watch.times.sample(result.seconds)
             count = len(result.answers)
             if len(result.failed) < count or self.trust.is_fit(result.host):
                 self._size.adapt(sum(result.seconds), count, self.backend.round_trip)
