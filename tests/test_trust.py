@@ -14,6 +14,7 @@ from sshd import HostOptions
 from ostap_parallel import HostRules, Task
 from ostap_parallel.engine.backend import Backend
 from ostap_parallel.errors import TaskTimeout
+from ostap_parallel.runs import trust as trust_module
 from ostap_parallel.runs.chunking import Item
 from ostap_parallel.runs.outcome import Outcome
 from ostap_parallel.runs.trust import Trust
@@ -158,6 +159,23 @@ class TestTheRule:
         wait_until(lambda: trust.time_left() == 0, 5, "the time is over")
         assert trust.is_stranded(frozenset({"h2"}))
         assert not fail(trust, Item(1, None), "h1", of_host=True)
+
+    def test_a_host_that_was_left_out_is_better_than_none(self, trust, monkeypatch):
+        items = [Item(n, None) for n in range(3)]
+        assert all(fail(trust, item, "h2", of_host=True) for item in items)
+        trust.count_done("h3", 3, items)
+        assert (trust.workers(), trust.window(), trust.time_alone()) == (2, 4, None)
+        trust.backend.workers = {"h2": 1}
+        for host in trust.backend.hosts:
+            host.state = "up" if host.name == "h2" else "lost"
+        assert (trust.workers(), trust.window()) == (1, 0)  # the others may come back
+        assert 0 < trust.time_alone() <= 60
+        monkeypatch.setattr(trust_module, "ALONE", 0.0)
+        assert (trust.workers(), trust.window(), trust.time_alone()) == (1, 2, None)
+        monkeypatch.undo()
+        for host in trust.backend.hosts[:1] + trust.backend.hosts[2:]:
+            host.state = "failed"
+        assert trust.window() == 2
 
     def test_the_rule_can_be_switched_off(self):
         trust = Trust(Three(), HostRules(opinions=0), collects=True)

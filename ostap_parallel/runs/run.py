@@ -200,7 +200,7 @@ class Run:
             if not self._running:
                 if self._exhausted and not self._again:
                     return
-                if self.backend.window() and not self._is_paused:
+                if self.trust.window() and not self._is_paused:
                     continue
             if self._pinned and self.trust.time_left() == 0:
                 self._free_stranded()
@@ -218,7 +218,9 @@ class Run:
 
     def _patience(self) -> float | None:
         """Return after how many seconds without news there is something to look at, if ever."""
-        times = [self._watch.patience(), self.trust.time_left() if self._pinned else None]
+        times = [self._watch.patience(), self.trust.time_alone()]
+        if self._pinned:
+            times.append(self.trust.time_left())
         return min((seconds for seconds in times if seconds), default=None)
 
     def _feed(self) -> None:

@@ -12,7 +12,8 @@ The rule, where there are several hosts (this machine's workers count as one):
 - *A host is left out* for the rest of the run when so many of the items that failed there have
   succeeded elsewhere, and none has succeeded there meanwhile, and a module was missing or the
   preparation failed, or it would be a chance below `HostRules.chance`, by how often items fail
-  on the others, that a good host fails that often in a row. There is one warning of it.
+  on the others, that a good host fails that often in a row. There is one warning of it. It is used
+  again only if no other host is up, nor comes back in time.
 """
 
 from __future__ import annotations
@@ -32,6 +33,10 @@ from ostap_parallel.runs.outcome import Outcome
 logger = logging.getLogger(__name__)
 
 Places = frozenset[str]
+
+# Seconds for which hosts that were left out are not used though no other one is up: those that
+# are lost may come back.
+ALONE = 60.0
 
 
 @dataclass(frozen=True)
@@ -122,19 +127,35 @@ class Trust:
     rules: HostRules
     collects: bool = False
     left_out: dict[str, str] = field(default_factory=dict)
+    _alone_since: float | None = None
     _begin: float = field(default_factory=time.monotonic)
     _records: dict[str, _Record] = field(default_factory=dict)
 
     def workers(self) -> int:
         """Return the number of workers that are used."""
-        return sum(count for host, count in self._up().items() if host not in self.left_out)
+        up = self._up()
+        return sum(up[host] for host in self._usable() or up)
 
     def window(self) -> int:
         """Return how many chunks should be under way."""
         window = self.backend.window()
         if not self.left_out:
             return window
-        return window * self.workers() // max(1, sum(self.backend.workers.values()))
+        if self._usable():
+            self._alone_since = None
+            return window * self.workers() // max(1, sum(self._up().values()))
+        if self._alone_since is None:
+            self._alone_since = time.monotonic()
+        return 0 if self.time_alone() else window
+
+    def time_alone(self) -> float | None:
+        """Return for how many seconds more those left out are not used, if nobody else is up."""
+        states = {
+            host.state for host in list(self.backend.hosts) if host.name not in self.left_out
+        }
+        if self._alone_since is None or states.isdisjoint(("starting", "lost")):
+            return None
+        return max(0.0, self._alone_since + ALONE - time.monotonic()) or None
 
     def places(self, tried: Places = frozenset(), may_wait: bool = False) -> Places | None:
         """Return the hosts for what has failed on some; ``None``: any will do.
