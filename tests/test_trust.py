@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 from conftest import hosts_or_skip
-from helpers import importable, open_manager
+from helpers import importable, open_manager, wait_until
 from sshd import HostOptions
 
 from ostap_parallel import HostRules, Task
 from ostap_parallel.engine.backend import Backend
 from ostap_parallel.errors import TaskTimeout
+from ostap_parallel.runs import trust as trust_module
 from ostap_parallel.runs.chunking import Item
 from ostap_parallel.runs.outcome import Outcome
 from ostap_parallel.runs.trust import Trust
@@ -150,6 +151,32 @@ class TestTheRule:
         assert trust.is_stranded(frozenset({"h3"}))
         assert not trust.is_stranded(frozenset({"h2"}))
 
+    def test_who_wants_to_know_of_the_first_failure_waits_for_a_while_only(self):
+        hosts = [HostStatus("h1", "up", 1), HostStatus("h2", "starting")]
+        trust = Trust(Three({"h1": 1}, hosts), HostRules(patience=0.2))
+        assert fail(trust, Item(0, None), "h1", of_host=True)
+        assert 0 < trust.time_left() <= 0.2
+        wait_until(lambda: trust.time_left() == 0, 5, "the time is over")
+        assert trust.is_stranded(frozenset({"h2"}))
+        assert not fail(trust, Item(1, None), "h1", of_host=True)
+
+    def test_a_host_that_was_left_out_is_better_than_none(self, trust, monkeypatch):
+        items = [Item(n, None) for n in range(3)]
+        assert all(fail(trust, item, "h2", of_host=True) for item in items)
+        trust.count_done("h3", 3, items)
+        assert (trust.workers(), trust.window(), trust.time_alone()) == (2, 4, None)
+        trust.backend.workers = {"h2": 1}
+        for host in trust.backend.hosts:
+            host.state = "up" if host.name == "h2" else "lost"
+        assert (trust.workers(), trust.window()) == (1, 0)  # the others may come back
+        assert 0 < trust.time_alone() <= 60
+        monkeypatch.setattr(trust_module, "ALONE", 0.0)
+        assert (trust.workers(), trust.window(), trust.time_alone()) == (1, 2, None)
+        monkeypatch.undo()
+        for host in trust.backend.hosts[:1] + trust.backend.hosts[2:]:
+            host.state = "failed"
+        assert trust.window() == 2
+
     def test_the_rule_can_be_switched_off(self):
         trust = Trust(Three(), HostRules(opinions=0), collects=True)
         assert not fail(trust, Item(0, None), "h2", of_host=True)
@@ -272,6 +299,18 @@ def test_the_next_run_uses_the_host_again(wm):
     wm.process(lambda item: time.sleep(0.02), range(40))
     assert {host for host, _ in wm.report.stats} == {"h1", "h2", "h3"}
     assert wm.report.left_out == {}
+
+
+def test_an_error_does_not_wait_for_a_host_that_takes_long_to_start(three, tmp_path):
+    config = tmp_path / "rc"
+    config.write_text("[Parallel:h3]\nenvironment = sleep 60\n")
+    config.chmod(0o600)
+    given = {"config": config, "host_rules": HostRules(patience=1)}
+    with open_manager(three, "h2*1 h3*1", **given) as manager:
+        begin = time.monotonic()
+        with pytest.raises(ModuleNotFoundError, match="only_some"):
+            manager.process(make("imports"), range(4))
+        assert time.monotonic() - begin < 20
 
 
 def test_items_do_not_wait_for_hosts_that_were_removed(wm):

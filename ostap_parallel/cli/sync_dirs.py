@@ -16,7 +16,6 @@ from typing import Any
 
 from ostap_parallel.errors import ConfigError
 from ostap_parallel.faces.manager import WorkManager
-from ostap_parallel.runs.report import Failure
 from ostap_parallel.worker.cpus import usable_cpus
 
 
@@ -46,18 +45,17 @@ def sync_dirs(args: argparse.Namespace) -> int:
         manager = WorkManager(executor=threads, silent=True)
         # the default of chunks is meant for processes: a file may be large
         found = manager.process(
-            partial(copy, command),
+            partial(attempt, command),
             pairs,
             chunk_size=1,
-            on_error="collect",
             progress=args.progress,
             description="Files",
         )
-    failures = [each for each in found if isinstance(each, Failure)]
+    failures = [each for each in found if isinstance(each, Exception)]
     for failure in failures:
-        print(failure.error, file=sys.stderr)
+        print(failure, file=sys.stderr)
     if args.verbose:
-        print(*(each for each in found if not isinstance(each, Failure)), sep="\n")
+        print(*(each for each in found if isinstance(each, str)), sep="\n")
     return int(bool(failures))
 
 
@@ -74,6 +72,14 @@ def find_pairs(source: Path, target: Path) -> Iterator[tuple[str, str]]:
         links = [name for name in folders if Path(folder, name).is_symlink()]
         for name in (*files, *links):
             yield str(Path(folder, name)), str(new / name)
+
+
+def attempt(command: list[str], pair: tuple[str, str]) -> str | Exception:
+    """Return what `copy` does, or what it raises: all of that is told here, and once."""
+    try:
+        return copy(command, pair)
+    except Exception as exc:
+        return exc
 
 
 def copy(command: list[str], pair: tuple[str, str]) -> str:

@@ -309,8 +309,7 @@ class Report(Shown):
         self.stats.add(done.host, sum(seconds), len(seconds))
         if done.host not in self.times:
             self.times[done.host] = Times()
-        self.times[done.host].add(seconds)
-        if not seconds or not self.slowest.wants(max(seconds)):
+        if not self.slowest.wants(self.times[done.host].add(seconds)):
             return
         indices: Sequence[int] = [done.index]
         items = [done.item] if isinstance(done, Outcome) else done.items

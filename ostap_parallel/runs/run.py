@@ -200,19 +200,28 @@ class Run:
             if not self._running:
                 if self._exhausted and not self._again:
                     return
-                if self.backend.window() and not self._is_paused:
+                if self.trust.window() and not self._is_paused:
                     continue
+            if self._pinned and self.trust.time_left() == 0:
+                self._free_stranded()
             if self._watch.is_due():
                 self._watch.warn()
             try:
-                done = self._news.get(timeout=self._watch.patience())
+                done = self._news.get(timeout=self._patience())
             except queue.Empty:
-                continue
+                done = None
             if done is None:
                 self._free_stranded()
             else:
                 self._pinned.pop(done, None)
                 yield from self._arrivals_of(done, self._running.pop(done))
+
+    def _patience(self) -> float | None:
+        """Return after how many seconds without news there is something to look at, if ever."""
+        times = [self._watch.patience(), self.trust.time_alone()]
+        if self._pinned:
+            times.append(self.trust.time_left())
+        return min((seconds for seconds in times if seconds), default=None)
 
     def _feed(self) -> None:
         """Keep as many chunks under way as the backend wants, and never more."""
@@ -334,7 +343,7 @@ class Run:
     def _arrivals_of(self, done: Future[Any], chunk: Chunk) -> Iterator[Batch | Outcome]:
         result = result_of(done, self.backend.name)
         if isinstance(result, ChunkOutcome) and result.answers:
-            self._watch.times.add(result.seconds)
+            self._watch.times.sample(result.seconds)
             count = len(result.answers)
             if len(result.failed) < count or self.trust.is_fit(result.host):
                 self._size.adapt(sum(result.seconds), count, self.backend.round_trip)

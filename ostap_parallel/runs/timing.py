@@ -27,12 +27,16 @@ class Times:
         self._kept: list[float] = []
         self._step = 1
 
-    def add(self, seconds: Sequence[float]) -> None:
-        """Add times of some items."""
-        if not seconds:
-            return
-        self.least = min(self.least, min(seconds))
-        self.most = max(self.most, max(seconds))
+    def add(self, seconds: Sequence[float]) -> float:
+        """Add times of some items; return the longest."""
+        most = max(seconds, default=0.0)
+        self.least = min(self.least, min(seconds, default=self.least))
+        self.most = max(self.most, most)
+        self.sample(seconds)
+        return most
+
+    def sample(self, seconds: Sequence[float]) -> None:
+        """Add times for the median only, which takes next to no time."""
         self._kept.extend(seconds[-self.count % self._step :: self._step])
         self.count += len(seconds)
         if len(self._kept) > _KEPT:

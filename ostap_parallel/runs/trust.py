@@ -12,12 +12,14 @@ The rule, where there are several hosts (this machine's workers count as one):
 - *A host is left out* for the rest of the run when so many of the items that failed there have
   succeeded elsewhere, and none has succeeded there meanwhile, and a module was missing or the
   preparation failed, or it would be a chance below `HostRules.chance`, by how often items fail
-  on the others, that a good host fails that often in a row. There is one warning of it.
+  on the others, that a good host fails that often in a row. There is one warning of it. It is used
+  again only if no other host is up, nor comes back in time.
 """
 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -31,6 +33,10 @@ from ostap_parallel.runs.outcome import Outcome
 logger = logging.getLogger(__name__)
 
 Places = frozenset[str]
+
+# Seconds for which hosts that were left out are not used though no other one is up: those that
+# are lost may come back.
+ALONE = 60.0
 
 
 @dataclass(frozen=True)
@@ -48,18 +54,24 @@ class HostRules:
         After so many failures in a row a host that has done well before is doubted again.
     chance
         A good host is left out with about this chance at most.
+    patience
+        Seconds from the beginning of a run in which the opinion of hosts that are starting is
+        waited for; a run that collects failures waits until they are up, or have failed.
     """
 
     opinions: int = 3
     strikes: int = 3
     row: int = 3
     chance: float = 1e-6
+    patience: float = 10.0
 
     def __post_init__(self) -> None:
         for name, least in ("opinions", 0), ("strikes", 1), ("row", 1):
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:
                 raise ValueError(f"{name} must be a number from {least} on, not {value!r}")
+        if not self.patience >= 0:
+            raise ValueError(f"patience must be a number from 0 on, not {self.patience!r}")
         if not 0 <= self.chance <= 1:
             raise ValueError(f"chance must be from 0 to 1, not {self.chance!r}")
 
@@ -115,18 +127,35 @@ class Trust:
     rules: HostRules
     collects: bool = False
     left_out: dict[str, str] = field(default_factory=dict)
+    _alone_since: float | None = None
+    _begin: float = field(default_factory=time.monotonic)
     _records: dict[str, _Record] = field(default_factory=dict)
 
     def workers(self) -> int:
         """Return the number of workers that are used."""
-        return sum(count for host, count in self._up().items() if host not in self.left_out)
+        up = self._up()
+        return sum(up[host] for host in self._usable() or up)
 
     def window(self) -> int:
         """Return how many chunks should be under way."""
         window = self.backend.window()
         if not self.left_out:
             return window
-        return window * self.workers() // max(1, sum(self.backend.workers.values()))
+        if self._usable():
+            self._alone_since = None
+            return window * self.workers() // max(1, sum(self._up().values()))
+        if self._alone_since is None:
+            self._alone_since = time.monotonic()
+        return 0 if self.time_alone() else window
+
+    def time_alone(self) -> float | None:
+        """Return for how many seconds more those left out are not used, if nobody else is up."""
+        states = {
+            host.state for host in list(self.backend.hosts) if host.name not in self.left_out
+        }
+        if self._alone_since is None or states.isdisjoint(("starting", "lost")):
+            return None
+        return max(0.0, self._alone_since + ALONE - time.monotonic()) or None
 
     def places(self, tried: Places = frozenset(), may_wait: bool = False) -> Places | None:
         """Return the hosts for what has failed on some; ``None``: any will do.
@@ -146,6 +175,12 @@ class Trust:
             if places:
                 return places
         return None
+
+    def time_left(self) -> float | None:
+        """Return for how many seconds more hosts are waited for; ``None``: as long as it takes."""
+        if self.collects:
+            return None
+        return max(0.0, self._begin + self.rules.patience - time.monotonic())
 
     def is_stranded(self, places: Places) -> bool:
         """Return whether none of these hosts is up, nor is about to be for the first time."""
@@ -205,7 +240,7 @@ class Trust:
 
     def _about_to_come(self, tried: Places) -> Places:
         """Return the hosts that are waited for; who computes here waits for none."""
-        if LOCAL in tried:
+        if LOCAL in tried or self.time_left() == 0:
             return Places()
         starting = {host.name for host in list(self.backend.hosts) if host.state == "starting"}
         return frozenset(starting - self.left_out.keys() - tried)
