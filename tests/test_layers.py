@@ -25,7 +25,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # The floors, from top to bottom: a module may import from its own line and from those below.
 LAYERS = (
     {"__main__"},
-    {"cli", "futures", "joblib", "pools"},
+    {"cli", "commands", "futures", "joblib", "pools"},
     {"faces"},
     {"runs"},
     {"engine"},
@@ -41,13 +41,26 @@ MAX_DEPTH = 9  # modules of a room that import one another in a row
 # The modules of each room that others may import. Those of the root are for users only.
 DOORS = {
     "cli": {""},
-    "faces": {"executor", "joblib", "manager", "pathos_pool", "pool", "scoop"},
+    "faces": {
+        *("command", "commands", "executor", "joblib", "joblog", "manager", "pathos_pool"),
+        *("pool", "scoop", "template"),
+    },
     "runs": {"checkpoint", "dump", "outcome", "progress", "report", "run", "stream", "task"},
     "engine": {"backend", "core", "engine", "foreign", "future", "retries"},
     "supply": {"host", "source", "ssh", "supervisor", "syncing", "ways"},
     "config": {"", "entries", "files", "host", "hostlist", "load"},
     "worker": {
-        *("batch", "calls", "chunk", "cpus", "crew", "endpoint", "execute", "handshake"),
+        *(
+            "batch",
+            "calls",
+            "chunk",
+            "command",
+            "cpus",
+            "crew",
+            "endpoint",
+            "execute",
+            "handshake",
+        ),
         *("initializer", "jobs", "launched", "loop", "modules", "nested", "output", "processes"),
         *("serialize", "serve", "shared", "transport", "wire"),
     },
@@ -204,7 +217,7 @@ def test_rooms_are_entered_by_their_doors(file):
 
 
 def test_modules_of_the_root_are_doors_only():
-    for name in ("futures", "joblib", "pools"):
+    for name in ("commands", "futures", "joblib", "pools"):
         tree = ast.parse((PACKAGE / f"{name}.py").read_text())
         kinds = (ast.Expr, ast.ImportFrom, ast.Assign)
         assert all(isinstance(node, kinds) for node in tree.body), name
