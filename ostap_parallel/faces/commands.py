@@ -220,7 +220,7 @@ class Dispatcher:
         self._is_read = False
         level = logging.getLogger().level
         self._submit = backend.open(Call(run_command, log_level=level))
-        self._fetch = backend.open(Call(_piece, log_level=level))
+        self._fetch = backend.open(Call(read_piece, log_level=level))
         self._listener = lambda: self._news.put(None)
         self._stop_listening = backend.listen(self._listener)
         self._queues.load.listeners.add(self._listener)
@@ -328,6 +328,7 @@ class Dispatcher:
             return
         if isinstance(value, BaseException):
             job.done.error = f"{type(value).__name__}: {value}"
+            job.pieces.clear()
         try:
             if isinstance(value, Ended):
                 self._take(job, value)
@@ -403,7 +404,3 @@ class Dispatcher:
         job.labels = frozenset(allowed - job.failed_on) or frozenset(allowed) or None
         job.done = Done(job.command, job.number)
         self._queues.put(job)
-
-
-def _piece(item: tuple[str, int, int]) -> bytes:
-    return read_piece(*item)

@@ -121,8 +121,12 @@ def run(spec: Spec) -> Ended:
     raise RuntimeError(answer or "what runs this worker's commands was killed")
 
 
-def read_piece(place: str, begin: int, size: int) -> bytes:
-    """Return so many bytes of an output that is kept here; with `size` 0 it is kept no more."""
+def read_piece(wanted: tuple[str, int, int]) -> bytes:
+    """Return bytes of an output that is kept here: of a place, from where on, and how many.
+
+    Of 0 bytes it is kept no more.
+    """
+    place, begin, size = wanted
     with Path(place).open("rb+", buffering=0) as file:
         if not size:
             file.truncate()
