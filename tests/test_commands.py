@@ -302,10 +302,7 @@ class TestOnHosts:
         assert (tmp_path / "5" / "stdout").read_text() == "small\n"
 
     def test_two_runs_share_the_slots(self, pair):
-        text = (
-            f"mkdir -p {tmp_path}/n; touch {tmp_path}/n/$$; ls {tmp_path}/n | wc -l; sleep 0.02; "
-        )
-        text += f"rm {tmp_path}/n/$$"
+        text = "d=~/two; mkdir -p $d; touch $d/$$; ls $d | wc -l; sleep 0.02; rm $d/$$"
         found: list[int] = []
 
         def one():

@@ -42,8 +42,8 @@ MAX_DEPTH = 9  # modules of a room that import one another in a row
 DOORS = {
     "cli": {""},
     "faces": {
-        *("command", "commands", "executor", "joblib", "joblog", "manager", "pathos_pool"),
-        *("pool", "scoop", "template"),
+        *("command", "commands", "executor", "halting", "joblib", "joblog", "manager"),
+        *("pathos_pool", "pool", "scoop", "template"),
     },
     "runs": {"checkpoint", "dump", "outcome", "progress", "report", "run", "stream", "task"},
     "engine": {"backend", "core", "engine", "foreign", "future", "retries"},

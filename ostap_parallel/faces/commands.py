@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import queue
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,8 @@ from ostap_parallel.errors import CommandFailed, ConfigError
 from ostap_parallel.faces import joblog as joblogs
 from ostap_parallel.faces.command import Command, Done
 from ostap_parallel.faces.executor import Executor, Settings
+from ostap_parallel.faces.halting import Halt
+from ostap_parallel.faces.outputs import Outputs
 from ostap_parallel.faces.slots import HERE, Job, Queues, bare_name
 from ostap_parallel.faces.template import Filled, Template, cross
 from ostap_parallel.worker.chunk import Lost, pack_chunk, pack_value, traced, unpack_answer
@@ -67,11 +69,13 @@ def run_as_completed(
     results: Path | str | None = None,
     joblog: Path | str | None = None,
     resume: bool | str = False,
+    halt: Halt | str = "never",
     keep: int = KEEP,
+    overflow: Path | str | None = None,
     levels: Levels = (logging.DEBUG, logging.WARNING),
     executor: Any = None,
     **settings: Unpack[Settings],
-) -> Iterator[Done]:
+) -> Generator[Done, None, None]:
     """Run commands and yield what became of each as they end.
 
     Leaving the iterator, or Ctrl-C, ends what runs, with all that it has started.
@@ -90,8 +94,12 @@ def run_as_completed(
     joblog, resume
         A file with a line for each that has ended, as GNU parallel's. With ``resume=True`` those
         that are in it are not run again; with ``"failed"`` those that have failed are.
+    halt
+        When to stop early, see `Halt`.
     keep
         Bytes of each output that are kept, without `results`; the middle of longer ones is not.
+    overflow
+        A directory for outputs that are longer, which are kept whole then.
     levels
         Of the records `<host>.<name>` for the lines of standard output and standard error.
     executor
@@ -108,17 +116,18 @@ def run_as_completed(
         raise TypeError("a list of commands is wanted, not one")
     listed = list(map(as_command, commands)) if isinstance(commands, Sequence) else []
     given = iter(listed) if isinstance(commands, Sequence) else map(as_command, commands)
+    halt = halt if isinstance(halt, Halt) else Halt(halt)
     log = Path(joblog) if joblog is not None else None
     past = joblogs.read(log) if log is not None and resume else {}
     with contextlib.ExitStack() as stack:
         if executor is None:
-            where = _places(servers, listed, ncpus, max_per_node)
-            executor = stack.enter_context(Executor(*where, **_per_host(settings, max_per_node)))
+            opened = open_executor(servers, listed, ncpus, max_per_node, **settings)
+            executor = stack.enter_context(opened)
         backend = backend_of(executor)
         if not backend.abilities.interrupt:
             raise TypeError(f"commands need workers of ours, not {backend.name}")
-        folder = None if results is None else Path(results)
-        dispatcher = Dispatcher(backend, max_per_node, keep, levels, folder)
+        outputs = Outputs(keep, results, overflow)
+        dispatcher = Dispatcher(backend, max_per_node, outputs, levels)
         stack.callback(dispatcher.close)
         file = stack.enter_context(joblogs.writer(log, bool(resume))) if log is not None else None
         for done in dispatcher.run(_unless_past(given, past, resume)):
@@ -126,6 +135,10 @@ def run_as_completed(
                 file.write(done.entry().line())
                 file.flush()
             yield done
+            if halt.count(done):
+                if halt.is_now:
+                    return
+                dispatcher.stop_feeding()
 
 
 def as_command(command: Command | Filled | Sequence[str] | str) -> Command:
@@ -147,13 +160,14 @@ def commands_of(
         yield Command(filled.fill(chosen, number), **settings)
 
 
-def _places(
+def open_executor(
     servers: str | int | Iterable[str | int],
     commands: Iterable[Command],
-    ncpus: int | str | None,
-    max_per_node: int | None,
-) -> tuple[int | str, list[str | int]]:
-    """Return the local workers and the servers for a run."""
+    ncpus: int | str | None = None,
+    max_per_node: int | None = None,
+    **settings: Any,
+) -> Executor:
+    """Return an executor with slots for commands; see `run_as_completed`."""
     if isinstance(servers, str):
         servers = servers.replace(",", " ").split()
     wanted = [servers] if isinstance(servers, int) else list(servers)
@@ -170,13 +184,9 @@ def _places(
         is_here = True
     if ncpus is None:
         ncpus = (max_per_node or "autodetect") if is_here or not entries else 0
-    return ncpus, entries
-
-
-def _per_host(settings: Settings, max_per_node: int | None) -> Settings:
-    if max_per_node is None or "ncpus_per_host" in settings:
-        return settings
-    return {**settings, "ncpus_per_host": max_per_node}
+    if max_per_node is not None:
+        settings.setdefault("ncpus_per_host", max_per_node)
+    return Executor(ncpus, entries, **settings)
 
 
 def _unless_past(
@@ -195,24 +205,12 @@ def _unless_past(
 
 
 class Dispatcher:
-    """Runs commands on a backend: as many as its hosts have slots for.
-
-    Parameters
-    ----------
-    results
-        The directory for what they print.
-    """
+    """Runs commands on a backend: as many as its hosts have slots for."""
 
     def __init__(
-        self,
-        backend: Backend,
-        max_per_node: int | None,
-        keep: int,
-        levels: Levels,
-        results: Path | None,
+        self, backend: Backend, max_per_node: int | None, outputs: Outputs, levels: Levels
     ) -> None:
-        self._backend, self._results = backend, results
-        self._keep, self._levels = keep, levels
+        self._backend, self._outputs, self._levels = backend, outputs, levels
         self._queues = Queues(backend, max_per_node)
         self._running: dict[Job, None] = {}
         self._news: queue.SimpleQueue[tuple[Job, AnyFuture] | None] = queue.SimpleQueue()
@@ -291,9 +289,8 @@ class Dispatcher:
         command = job.command
         log = logging.getLogger(f"{job.label}.{command.label}")
         out, err = (level if level and log.isEnabledFor(level) else None for level in self._levels)
-        spec = command.spec(
-            job.label, command.input(), (out, err), self._keep, self._results is not None
-        )
+        outputs = self._outputs
+        spec = command.spec(job.label, command.input(), (out, err), outputs.keep, outputs.is_whole)
         job.tries += 1
         chunk = pack_chunk([job.number], [pack_value(spec, f"command {job.number}")])
         self._listen(job, self._submit(chunk, hosts=frozenset([job.label])))
@@ -353,22 +350,13 @@ class Dispatcher:
 
     def _take(self, job: Job, ended: Ended) -> None:
         """Take how a command has ended."""
-        done, outputs = job.done, (ended.stdout, ended.stderr)
+        done = job.done
         for name in ("status", "signal", "start", "seconds", "error", "timed_out", "memory"):
             setattr(done, name, getattr(ended, name))
         done.user, done.system, done.read = ended.user, ended.system, ended.read
         done.written, done.host, done.attempts = ended.written, job.label, job.tries
         done.sizes = (ended.stdout.size, ended.stderr.size)
-        if self._results is None:
-            done.data = (ended.stdout.data, ended.stderr.data)
-            return
-        folder = self._results / str(job.number)
-        folder.mkdir(parents=True, exist_ok=True)
-        done.files = (folder / "stdout", folder / "stderr")
-        for path, output in zip(done.files, outputs, strict=True):
-            path.write_bytes(output.data)
-            if output.place:
-                job.pieces.append((path, output.place, output.size))
+        job.pieces = self._outputs.put(done, ended.stdout, ended.stderr)
 
     def _fetch_next(self, job: Job) -> None:
         """Ask for the next piece of an output; with none left, have it kept there no more."""

@@ -8,6 +8,9 @@ import re
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
+
+T = TypeVar("T")
 
 # {} {.} {/} {//} {/.} {#} {host} and, with a number, {2} {2.} {2/} {2//} {2/.}
 _PLACE = re.compile(r"\{(?:(\d*)(\.|//|/\.|/)?|(#)|(host))\}")
@@ -91,7 +94,7 @@ def _in_form(value: str, form: str) -> str:
     return value
 
 
-def cross(sources: Sequence[Iterable[str]]) -> Iterator[tuple[str, ...]]:
+def cross(sources: Sequence[Iterable[T]]) -> Iterator[tuple[T, ...]]:
     """Yield each value of the first source with each of the others; the first may be endless."""
     first, *others = sources
     rest = list(itertools.product(*others))
