@@ -117,6 +117,22 @@ class TestHere:
         assert good.text == "text"
         assert "none" in bad.reason()
 
+    @pytest.mark.parametrize(
+        ("text", "printed"),
+        [
+            ("echo a  'b  c' 'it'\\''s'", "a b  c it's\n"),
+            ("echo $((1 + 1)) ~+ | tr -d /", None),
+            ("type type", "type is a shell builtin\n"),
+            ("a=1 env -u a printf %s", None),
+            ("A=1", ""),
+        ],
+    )
+    def test_shell_text_is_what_bash_says(self, here, text, printed):
+        (done,) = run([text], executor=here)
+        wanted = subprocess.run(["bash", "-c", text], capture_output=True)
+        assert (done.stdout, done.status) == (wanted.stdout, wanted.returncode)
+        assert printed in (None, done.text)
+
     def test_what_it_used(self, here):
         text = "x = b'y' * 100_000_000\nfor n in range(3_000_000): pass\nprint('y' * 1000)"
         (done,) = run([[sys.executable, "-c", text]], executor=here)

@@ -41,6 +41,15 @@ SOURCES = (":::", ":::+", "::::", "::::+")
 class Parser(argparse.ArgumentParser):
     """A parser that ends with GNU parallel's exit status."""
 
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Parse all there is."""
+        found, rest = super().parse_known_args(args, namespace)
+        if rest:
+            self.error(f"there is no option {rest[0]}")
+        return found, rest
+
     def error(self, message: str) -> NoReturn:
         """Print what is wrong and exit."""
         self.print_usage(sys.stderr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import signal
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,12 @@ from ostap_parallel.worker.command import Spec
 TIMED_OUT, NOT_RUN = -1, 255
 
 SHELL = "bash"
+
+# Text in which a shell would do nothing but split words and take quotes away. It takes longer to
+# start than most programs: it is left out there, unless the first word is one of its own.
+_PLAIN = re.compile(
+    r"""(?!time |\S*=)([A-Za-z0-9_@%+:,./=-]|'[^']*')+( +([A-Za-z0-9_@%+:,./=-]|'[^']*')+)* *"""
+)
 
 LAST_LINES = 10
 
@@ -101,13 +108,15 @@ class Command:
             return self.stdin.encode("utf-8", "surrogateescape")
         return self.stdin or b""
 
-    def argv(self, host: str) -> tuple[str, ...]:
-        """Return program and arguments for a host."""
-        if isinstance(self.command, Filled):
-            return (SHELL, "-c", self.command.on(host))
-        if isinstance(self.command, str):
-            return (SHELL, "-c", self.command)
-        return tuple(map(str, self.command))
+    def argv(self, host: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Return program and arguments for a host, and those to take if that is no program."""
+        if not isinstance(self.command, str | Filled):
+            return tuple(map(str, self.command)), ()
+        text = self.command.on(host) if isinstance(self.command, Filled) else self.command
+        shell = (SHELL, "-c", text)
+        if _PLAIN.fullmatch(text):
+            return tuple(shlex.split(text)), shell
+        return shell, ()
 
     def spec(
         self,
@@ -118,8 +127,10 @@ class Command:
         spool: bool,
     ) -> Spec:
         """Return what a worker of a host is told."""
+        argv, otherwise = self.argv(host)
         return Spec(
-            argv=self.argv(host),
+            argv=argv,
+            otherwise=otherwise,
             name=self.label,
             stdin=stdin,
             environment=dict(self.environment),

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from ostap_parallel.worker.printed import Stream, Taken
-from ostap_parallel.worker.reaper import Reaper
+from ostap_parallel.worker.reaper import Reaper, Started
 from ostap_parallel.worker.template import receive, send, set_name
 
 # Seconds that a command gets to end by itself when it is told to, before it is killed.
@@ -39,6 +39,8 @@ class Spec:
     ----------
     argv
         Program and arguments; no shell sees them.
+    otherwise
+        What is run in place of that where there is no such program.
     name
         Of the log records for its output.
     stdin
@@ -58,6 +60,7 @@ class Spec:
     """
 
     argv: tuple[str, ...]
+    otherwise: tuple[str, ...] = ()
     name: str = ""
     stdin: bytes = b""
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -202,7 +205,7 @@ class _Running:
         """Run it; return how it has ended."""
         spec, start, begin = self._spec, time.time(), time.monotonic()
         try:
-            process = self._reaper.start(spec.argv, spec.stdin, spec.environment, spec.directory)
+            process = self._start()
         except OSError as exc:
             return _not_started(spec, start, exc)
         for descriptor, level in zip(process.outputs, spec.levels, strict=True):
@@ -228,6 +231,16 @@ class _Running:
             error=self._error,
             **usage,
         )
+
+    def _start(self) -> Started:
+        spec = self._spec
+        how = (spec.stdin, spec.environment, spec.directory)
+        try:
+            return self._reaper.start(spec.argv, *how)
+        except OSError:  # "." is no program, either
+            if not spec.otherwise:
+                raise
+        return self._reaper.start(spec.otherwise, *how)
 
     def _watch(self, begin: float) -> None:
         """Read what it prints, until all is over or has been ended."""
