@@ -25,7 +25,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # The floors, from top to bottom: a module may import from its own line and from those below.
 LAYERS = (
     {"__main__"},
-    {"cli", "commands", "futures", "joblib", "pools"},
+    {"cli", "commands", "futures", "hosts", "joblib", "pools"},
     {"faces"},
     {"runs"},
     {"engine"},
@@ -42,7 +42,7 @@ MAX_DEPTH = 9  # modules of a room that import one another in a row
 DOORS = {
     "cli": {""},
     "faces": {
-        *("command", "commands", "executor", "halting", "joblib", "joblog", "manager"),
+        *("command", "commands", "executor", "halting", "hosts", "joblib", "joblog", "manager"),
         *("pathos_pool", "pool", "scoop", "template"),
     },
     "runs": {"checkpoint", "dump", "outcome", "progress", "report", "run", "stream", "task"},
@@ -217,7 +217,7 @@ def test_rooms_are_entered_by_their_doors(file):
 
 
 def test_modules_of_the_root_are_doors_only():
-    for name in ("commands", "futures", "joblib", "pools"):
+    for name in ("commands", "futures", "hosts", "joblib", "pools"):
         tree = ast.parse((PACKAGE / f"{name}.py").read_text())
         kinds = (ast.Expr, ast.ImportFrom, ast.Assign)
         assert all(isinstance(node, kinds) for node in tree.body), name
