@@ -25,7 +25,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # The floors, from top to bottom: a module may import from its own line and from those below.
 LAYERS = (
     {"__main__"},
-    {"cli", "commands", "futures", "hosts", "joblib", "pools"},
+    {"cli", "commands", "futures", "hosts", "joblib", "pipeline", "pools"},
     {"faces"},
     {"runs"},
     {"engine"},
@@ -43,7 +43,7 @@ DOORS = {
     "cli": {""},
     "faces": {
         *("command", "commands", "executor", "halting", "hosts", "joblib", "joblog", "manager"),
-        *("pathos_pool", "pool", "scoop", "template"),
+        *("pathos_pool", "pipeline", "pool", "scoop", "template"),
     },
     "runs": {"checkpoint", "dump", "outcome", "progress", "report", "run", "stream", "task"},
     "engine": {"backend", "core", "engine", "foreign", "future", "retries"},
@@ -59,10 +59,11 @@ DOORS = {
             "crew",
             "endpoint",
             "execute",
+            "files",
             "handshake",
         ),
-        *("initializer", "jobs", "launched", "loop", "modules", "nested", "output", "processes"),
-        *("serialize", "serve", "shared", "transport", "wire"),
+        *("initializer", "jobs", "launched", "loop", "modules", "nested", "node", "output"),
+        *("printed", "processes", "reaper", "serialize", "serve", "shared", "transport", "wire"),
     },
     "errors": {""},
 }

@@ -53,6 +53,8 @@ class Command:
         How many of its host's slots it takes.
     name
         Of its log records; default: the name of the program.
+    arguments
+        For a node script, packed; see `worker.node`.
     """
 
     command: Sequence[str] | str | Filled
@@ -65,6 +67,7 @@ class Command:
     retries: int = 0
     cores: int = 1
     name: str = ""
+    arguments: bytes | None = None
 
     def __post_init__(self) -> None:
         if not self.command or not isinstance(self.command, str | Filled | Sequence):
@@ -139,6 +142,7 @@ class Command:
             levels=levels,
             keep=keep,
             spool=spool,
+            arguments=self.arguments,
         )
 
 
@@ -177,6 +181,8 @@ class Done:
         Bytes that its processes have read and written, from and to whatever.
     is_skipped
         It has not run now: this is what the job log tells.
+    answer
+        What a node script has answered, packed.
     """
 
     command: Command
@@ -197,6 +203,7 @@ class Done:
     read: int = 0
     written: int = 0
     is_skipped: bool = False
+    answer: bytes = field(default=b"", repr=False)
     data: tuple[bytes, bytes] = field(default=(b"", b""), repr=False)
 
     @property

@@ -351,7 +351,16 @@ class Dispatcher:
     def _take(self, job: Job, ended: Ended) -> None:
         """Take how a command has ended."""
         done = job.done
-        for name in ("status", "signal", "start", "seconds", "error", "timed_out", "memory"):
+        for name in (
+            "status",
+            "signal",
+            "start",
+            "seconds",
+            "error",
+            "timed_out",
+            "memory",
+            "answer",
+        ):
             setattr(done, name, getattr(ended, name))
         done.user, done.system, done.read = ended.user, ended.system, ended.read
         done.written, done.host, done.attempts = ended.written, job.label, job.tries

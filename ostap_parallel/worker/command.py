@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
+from ostap_parallel.worker.node import Messages
 from ostap_parallel.worker.printed import Stream, Taken
 from ostap_parallel.worker.reaper import Reaper, Started
 from ostap_parallel.worker.template import receive, send, set_name
@@ -57,6 +58,8 @@ class Spec:
         Bytes of each output that come back; beyond these the middle is left out.
     spool
         Leave nothing out: what is longer waits in a file on its machine, see `read_piece`.
+    arguments
+        For a node script, see `worker.node`, packed.
     """
 
     argv: tuple[str, ...]
@@ -69,6 +72,7 @@ class Spec:
     levels: tuple[int | None, int | None] = (None, None)
     keep: int = 1 << 20
     spool: bool = False
+    arguments: bytes | None = None
 
 
 @dataclass(kw_only=True)
@@ -89,6 +93,8 @@ class Ended:
         Bytes that its processes have read and written, from and to whatever.
     error
         Why it could not be started, or that its output could not be kept.
+    answer
+        What a node script has answered, packed.
     """
 
     start: float
@@ -104,6 +110,7 @@ class Ended:
     read: int = 0
     written: int = 0
     error: str = ""
+    answer: bytes = b""
 
 
 def run(spec: Spec) -> Ended:
@@ -196,7 +203,7 @@ class _Running:
         self._poll = select.poll()
         self._poll.register(control, select.POLLIN)
         self._poll.register(reaper.woken, select.POLLIN)
-        self._open: dict[int, Stream] = {}
+        self._open: dict[int, Stream | Messages] = {}
         self.streams: list[Stream] = []
         self._timed_out = False
         self._error = ""
@@ -208,10 +215,10 @@ class _Running:
             process = self._start()
         except OSError as exc:
             return _not_started(spec, start, exc)
-        for descriptor, level in zip(process.outputs, spec.levels, strict=True):
-            stream = Stream(spec.name, level, spec.keep, spec.spool)
-            self.streams.append(stream)
-            self._open[descriptor] = stream
+        self.streams = [Stream(spec.name, n, spec.keep, spec.spool) for n in spec.levels]
+        messages = Messages()
+        self._open.update(zip(process.outputs, [*self.streams, messages], strict=False))
+        for descriptor in process.outputs:
             self._poll.register(descriptor, select.POLLIN)
         try:
             self._watch(begin)
@@ -229,12 +236,13 @@ class _Running:
             signal=-status if status is not None and status < 0 else None,
             timed_out=self._timed_out,
             error=self._error,
+            answer=messages.answer,
             **usage,
         )
 
     def _start(self) -> Started:
         spec = self._spec
-        how = (spec.stdin, spec.environment, spec.directory)
+        how = (spec.stdin, spec.environment, spec.directory, spec.arguments)
         try:
             return self._reaper.start(spec.argv, *how)
         except OSError:  # "." is no program, either
@@ -281,7 +289,8 @@ class _Running:
             self._open[descriptor].take(data)
         except OSError as exc:
             self._error = f"its output cannot be kept: {exc.strerror}"
-            self._open[descriptor].drop()
+            for stream in self.streams:
+                stream.drop()
 
 
 def _not_started(spec: Spec, start: float, error: OSError) -> Ended:

@@ -8,6 +8,7 @@ import os
 import select
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,15 +16,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ostap_parallel.worker.node import VARIABLE
+
+# Holds the interpreter of the workers, for node scripts.
+PYTHON = "OSTAP_PARALLEL_PYTHON"
+
 SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER
 
 
 @dataclass(frozen=True)
 class Started:
-    """A command that has begun: its process, and the descriptors of its two outputs."""
+    """A command that has begun: its process, and the descriptors of its outputs."""
 
     pid: int
-    outputs: tuple[int, int]
+    outputs: tuple[int, ...]
 
 
 class Reaper:
@@ -54,22 +60,31 @@ class Reaper:
         self.usage: dict[str, Any] = {}
 
     def start(
-        self, argv: Sequence[str], stdin: bytes, environment: Mapping[str, str], directory: str
+        self,
+        argv: Sequence[str],
+        stdin: bytes,
+        environment: Mapping[str, str],
+        directory: str,
+        arguments: bytes | None = None,
     ) -> Started:
-        """Start a command; raises OSError if that is impossible."""
+        """Start a command; raises OSError if that is impossible.
+
+        With `arguments` it is a node script, and its messages are a third output.
+        """
         self.status, self.ended_at, self._is_done = None, None, False
         self.usage = {"memory": 0, "user": 0.0, "system": 0.0, "read": 0, "written": 0}
-        added = {name: os.path.expandvars(text) for name, text in environment.items()}
+        environ = dict(os.environ) | {n: os.path.expandvars(t) for n, t in environment.items()}
         where = os.path.expanduser(os.path.expandvars(directory)) if directory else None  # noqa: PTH111
-        with contextlib.ExitStack() as stack:
-            source: Any = subprocess.DEVNULL
-            if stdin:
-                source = stack.enter_context(tempfile.TemporaryFile())
-                source.write(stdin)
-                source.seek(0)
-            pipes = [os.pipe() for _ in range(2)]
-            for _, writer in pipes:
-                stack.callback(os.close, writer)
+        with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
+            source = _file(stdin, theirs) if stdin else subprocess.DEVNULL
+            pipes = [os.pipe() for _ in range(2 if arguments is None else 3)]
+            for reader, writer in pipes:
+                theirs.callback(os.close, writer)
+                ours.callback(os.close, reader)
+            passed: tuple[int, ...] = ()
+            if arguments is not None:
+                passed = (_file(arguments, theirs), pipes[2][1])
+                environ |= _for_node(passed, environ)
             try:
                 process = subprocess.Popen(
                     argv,
@@ -77,17 +92,17 @@ class Reaper:
                     stdout=pipes[0][1],
                     stderr=pipes[1][1],
                     cwd=where,
-                    env={**os.environ, **added} if added else None,
+                    env=environ,
                     start_new_session=True,
+                    pass_fds=passed,
                 )
             except BaseException:
                 self._is_done = True
-                for reader, _ in pipes:
-                    os.close(reader)
                 raise
+            ours.pop_all()
         self._pid = process.pid
         process.returncode = 0  # `reap` waits for it
-        return Started(process.pid, (pipes[0][0], pipes[1][0]))
+        return Started(process.pid, tuple(reader for reader, _ in pipes))
 
     def reap(self) -> None:
         """Take notice of all that has ended."""
@@ -153,6 +168,27 @@ class Reaper:
         for pid in _descendants(os.getpid()):
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, number)
+
+
+def _file(data: bytes, owner: contextlib.ExitStack) -> int:
+    """Return the descriptor of a file without a name that holds some bytes."""
+    file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
+    owner.enter_context(file)
+    view = memoryview(data)
+    while view:
+        view = view[file.write(view) :]
+    file.seek(0)
+    return file.fileno()
+
+
+def _for_node(passed: tuple[int, ...], environ: Mapping[str, str]) -> dict[str, str]:
+    """Return what the environment of a node script has: how it finds this package, and us."""
+    path = [str(Path(__file__).parents[2]), environ.get("PYTHONPATH", "")]
+    return {
+        VARIABLE: " ".join(map(str, passed)),
+        PYTHON: sys.executable,
+        "PYTHONPATH": os.pathsep.join(filter(None, path)),
+    }
 
 
 def _descendants(pid: int) -> Iterator[int]:
