@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import resource
 import signal
 import subprocess
 import sys
@@ -316,6 +317,14 @@ class TestOnHosts:
             assert found[:2] == told
             assert one.sizes[0] == 9_000_000
         assert (tmp_path / "5" / "stdout").read_text() == "small\n"
+
+    @pytest.mark.slow
+    def test_much_output_of_many(self, pair, tmp_path):
+        """Neither here nor there is it all in memory."""
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        done = run(["head -c 100000000 /dev/zero"] * 8, executor=pair, results=tmp_path)
+        assert {one.check().files[0].stat().st_size for one in done} == {100_000_000}
+        assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) < 250_000  # KiB
 
     def test_two_runs_share_the_slots(self, pair):
         text = "d=~/two; mkdir -p $d; touch $d/$$; ls $d | wc -l; sleep 0.02; rm $d/$$"

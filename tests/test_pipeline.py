@@ -184,7 +184,7 @@ class TestJobs:
         assert job.results["threads"] == "2"
 
     def test_nothing_listens(self, recipe, node, tmp_path):
-        body = "import subprocess; self.outputs['listening'] = "
+        body = "self.outputs['listening'] = "
         body += "open('/proc/net/tcp').read() + open('/proc/net/tcp6').read()"
         before = listening(Path("/proc/net/tcp").read_text() + Path("/proc/net/tcp6").read_text())
         job = ComputeJob("localhost", node(body))
@@ -203,11 +203,6 @@ def listening(text):
 
 
 class TestOnHosts:
-    def script(self, hosts, body):
-        """Write a node script to the homes of all hosts; return the command for it."""
-        text = NODE.format(body=body, base="LOFARnodeTCP", main=THREE_WORDS)
-        return f"python -c {subprocess.list2cmdline(['x'])}" and text
-
     def test_many_jobs_on_two_hosts(self, recipe, tmp_path):
         text = NODE.format(
             body="self.outputs['host'] = os.path.basename(os.environ['PRIVATE_SSHD'])",
@@ -220,6 +215,18 @@ class TestOnHosts:
         recipe._schedule_jobs(jobs, max_per_node=3)
         assert [job.results["returncode"] for job in jobs] == [0] * 20
         assert [job.results["host"] for job in jobs] == ["h1", "h2"] * 10
+
+    def test_two_recipes_at_once(self, hosts):
+        recipes = [Recipe(), Recipe()]
+        jobs = [[ComputeJob(f"h{n}", f"test {n} -lt") for n in (1, 2)] for _ in recipes]
+        threads = []
+        for recipe, theirs in zip(recipes, jobs, strict=True):
+            recipe.settings = {"ssh_config": hosts.ssh_config, "config": ()}
+            threads.append(threading.Thread(target=recipe._schedule_jobs, args=[theirs]))
+            threads[-1].start()
+        for thread in threads:
+            thread.join(PATIENCE)
+        assert {job.results["returncode"] for theirs in jobs for job in theirs} == {2}
 
     @pytest.mark.slow
     def test_five_hundred(self, recipe):
@@ -276,16 +283,10 @@ if __name__ == "__main__":
 
 
 def sleeping(seconds):
-    pids = (int(path.name) for path in Path("/proc").glob("[0-9]*"))
-    return [pid for pid in pids if describe(pid).endswith(f"sleep {seconds}")]
-
 
 class TestConfiguration:
     def run(self, tmp_path, text, *words):
         (tmp_path / "pipeline.cfg").write_text(text)
-        code = (
-            "from ostap_parallel.pipeline import *; from ostap_parallel.pipeline import BaseRecipe"
-        )
         code = "from ostap_parallel.pipeline import BaseRecipe\nclass r(BaseRecipe): pass\n"
         code += "raise SystemExit(r().main(['-j', 'x', *__import__('sys').argv[1:]]))"
         done = subprocess.run(
@@ -312,7 +313,7 @@ class TestConfiguration:
 
 
 SEED = """\
-  lce001=[ /data/scratch/L2010/L20852_SB000-uv.MS.dppp, /data/scratch/L2010/swinban k/SB009.dppp ] \
+  lce001=[ /data/scratch/L2010/L20852_SB000-uv.MS.dppp, /data/scratch/L2010/swinban k/SB9.dppp ] \
 lce002=[ /data/L20852_SB001-uv.MS.dppp ]
   lce003=[ /data/L20852_SB002-uv.MS.dppp,
            /data/L20852_SB011-uv.MS.dppp ]   # a comment
@@ -329,7 +330,7 @@ class TestDataMaps:
         (tmp_path / "map").write_text(SEED)
         assert list(load_data_map(tmp_path / "map")) == [
             ("lce001", "/data/scratch/L2010/L20852_SB000-uv.MS.dppp"),
-            ("lce001", "/data/scratch/L2010/swinban k/SB009.dppp"),
+            ("lce001", "/data/scratch/L2010/swinban k/SB9.dppp"),
             ("lce002", "/data/L20852_SB001-uv.MS.dppp"),
             ("lce003", "/data/L20852_SB002-uv.MS.dppp"),
             ("lce003", "/data/L20852_SB011-uv.MS.dppp"),
