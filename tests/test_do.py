@@ -162,6 +162,17 @@ class TestOnHosts:
         assert sorted(set(out.split())) == [b"h1", b"h2"]
         assert sorted(out.split()) == sorted(err.split()), err
 
+    def test_files_of_a_map_go_to_their_hosts(self, on_hosts, tmp_path):
+        (tmp_path / "map").write_text("h1 = [a, 'b c']\nh2 = [d]\nlocalhost = [e]")
+        options = [*on_hosts[:-1], "--map", tmp_path / "map", "-k", "--tag"]
+        status, out, _ = do(*options, "basename $PRIVATE_SSHD . 2>&1; : {}")
+        assert status == 0
+        lines = [line.split("\t") for line in out.decode().splitlines()]
+        assert lines[:3] == [["a", "h1"], ["b c", "h1"], ["d", "h2"]]
+        assert lines[3][0] == "e"
+        assert do("--map", tmp_path / "map", "echo", ":::", "a")[0] == 255
+        assert do("--map", tmp_path / "none", "echo")[0] == 255
+
     def test_a_host_that_cannot_be_had(self, on_hosts):
         status, out, err = do(*on_hosts, "h1,h9", "echo", ":::", "a")
         assert (status, out) == (0, b"a\n")

@@ -42,7 +42,17 @@ MAX_DEPTH = 9  # modules of a room that import one another in a row
 DOORS = {
     "cli": {""},
     "faces": {
-        *("command", "commands", "executor", "halting", "hosts", "joblib", "joblog", "manager"),
+        *(
+            "command",
+            "commands",
+            "datamap",
+            "executor",
+            "halting",
+            "hosts",
+            "joblib",
+            "joblog",
+            "manager",
+        ),
         *("pathos_pool", "pipeline", "pool", "scoop", "template"),
     },
     "runs": {"checkpoint", "dump", "outcome", "progress", "report", "run", "stream", "task"},

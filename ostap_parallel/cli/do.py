@@ -17,6 +17,7 @@ from typing import IO, Any, NoReturn
 from ostap_parallel.errors import ConfigError
 from ostap_parallel.faces.command import Command, Done
 from ostap_parallel.faces.commands import open_executor, run_as_completed
+from ostap_parallel.faces.datamap import DataMap
 from ostap_parallel.faces.halting import Halt
 from ostap_parallel.faces.template import Template, cross
 from ostap_parallel.runs.progress import open_progress
@@ -60,6 +61,8 @@ def add_arguments(add: Callable[..., object]) -> None:
     """Add the options and what is behind them."""
     text = "hosts, [user@]host[:port][*slots], with commas; : is this machine; default: it alone"
     add("-S", "--servers", "--sshlogin", metavar="LIST", action="append", help=text)
+    text = "a LOFAR data map, whose files are the values, each on its host"
+    add("--map", metavar="FILE", help=text)
     text = "commands at a time on each host; default: as many as it has CPUs"
     add("-j", "--max-per-node", "--jobs", metavar="N", type=_positive, help=text)
     add("-a", "--arg-file", metavar="FILE", help="read values from a file; as :::: FILE")
@@ -102,35 +105,55 @@ def do(args: argparse.Namespace) -> int:
         template, sources = _parse(args)
         if args.resume + args.resume_failed and not args.joblog:
             raise ConfigError("--resume and --resume-failed need --joblog")
-        values = _values(sources, args)
+        hosts: list[str] = []
+        values: Iterable[tuple[str, ...]]
+        if args.map:
+            if sources:
+                raise ConfigError("--map takes the place of other values")
+            items = [item for item in DataMap.load(args.map) if not item.skip]
+            hosts, values = [item.host for item in items], [(item.file,) for item in items]
+        else:
+            values = _values(sources, args)
+        commands = _commands(template, values, args, hosts)
         if args.dry_run:
-            for _, command in _commands(template, values, args):
+            for _, command in commands:
                 print(command)
             return 0
-        return _run(template, values, args)
+        return _run(commands, len(values) if isinstance(values, list) else None, hosts, args)
     except (ConfigError, ValueError) as exc:
         print(f"ostap-parallel do: {exc}", file=sys.stderr)
         return WRONG
 
 
-def _run(template: str, values: Iterable[tuple[str, ...]], args: argparse.Namespace) -> int:
+def _run(
+    commands: Iterable[tuple[str, Command]],
+    total: int | None,
+    hosts: Sequence[str],
+    args: argparse.Namespace,
+) -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup
             signal.signal(number, signal.default_int_handler)  # they end it as Ctrl-C does
-    total = len(values) if isinstance(values, list) else None
     printer, halt = Printer(args), Halt(args.halt)
     servers = ",".join(args.servers or ())
     settings = {name: getattr(args, name) for name in COMMON}
     with contextlib.ExitStack() as stack:
         overflow = stack.enter_context(tempfile.TemporaryDirectory(prefix="ostap-parallel-do-"))
         executor = stack.enter_context(
-            open_executor(servers, (), None, args.max_per_node, on_event=printer.hear, **settings)
+            open_executor(
+                servers,
+                hosts,
+                anywhere=not hosts,
+                max_per_node=args.max_per_node,
+                on_event=printer.hear,
+                **settings,
+            )
         )
         title = args.words[0] if args.words else "do"
         shown = open_progress(args.progress, total, title, lambda: executor.workers)
         progress = stack.enter_context(shown)
         results = run_as_completed(
-            printer.remember(_commands(template, values, args)),
+            printer.remember(commands),
             executor=executor,
             max_per_node=args.max_per_node,
             results=args.results,
@@ -155,7 +178,10 @@ def _run(template: str, values: Iterable[tuple[str, ...]], args: argparse.Namesp
 
 
 def _commands(
-    template: str, values: Iterable[tuple[str, ...]], args: argparse.Namespace
+    template: str,
+    values: Iterable[tuple[str, ...]],
+    args: argparse.Namespace,
+    hosts: Sequence[str],
 ) -> Iterator[tuple[str, Command]]:
     """Yield each command, behind the text that tags its output."""
     filling = Template(template) if template else None
@@ -164,6 +190,7 @@ def _commands(
         text = filling.fill(chosen, number) if filling else " ".join(chosen)
         command = Command(
             text,
+            host=hosts[number - 1] if hosts else None,
             directory=args.workdir,
             timeout=args.timeout,
             retries=args.retries - 1,

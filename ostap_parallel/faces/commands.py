@@ -121,8 +121,10 @@ def run_as_completed(
     past = joblogs.read(log) if log is not None and resume else {}
     with contextlib.ExitStack() as stack:
         if executor is None:
-            opened = open_executor(servers, listed, ncpus, max_per_node, **settings)
-            executor = stack.enter_context(opened)
+            pinned = (host for command in listed for host in sorted(command.pinned))
+            anywhere = not listed or not all(command.pinned for command in listed)
+            own: dict[str, Any] = {"ncpus": ncpus, "max_per_node": max_per_node, **settings}
+            executor = stack.enter_context(open_executor(servers, pinned, anywhere, **own))
         backend = backend_of(executor)
         if not backend.abilities.interrupt:
             raise TypeError(f"commands need workers of ours, not {backend.name}")
@@ -162,26 +164,34 @@ def commands_of(
 
 def open_executor(
     servers: str | int | Iterable[str | int],
-    commands: Iterable[Command],
+    pinned: Iterable[str] = (),
+    anywhere: bool = True,
+    *,
     ncpus: int | str | None = None,
     max_per_node: int | None = None,
     **settings: Any,
 ) -> Executor:
-    """Return an executor with slots for commands; see `run_as_completed`."""
+    """Return an executor with slots for commands; see `run_as_completed`.
+
+    Parameters
+    ----------
+    pinned
+        Hosts that commands are pinned to.
+    anywhere
+        Whether there are commands that are not.
+    """
     if isinstance(servers, str):
         servers = servers.replace(",", " ").split()
     wanted = [servers] if isinstance(servers, int) else list(servers)
     entries = [server for server in wanted if server != ":"]
     known = {bare_name(str(server)) for server in entries}
-    is_here = len(entries) < len(wanted)
-    for host in (host for command in commands for host in sorted(command.pinned)):
+    is_here = len(entries) < len(wanted) or (anywhere and not wanted)
+    for host in pinned:
         if host in HERE:
             is_here = True
         elif bare_name(host) not in known:
             known.add(bare_name(host))
             entries.append(host)
-    if not wanted and any(not command.pinned for command in commands):
-        is_here = True
     if ncpus is None:
         ncpus = (max_per_node or "autodetect") if is_here or not entries else 0
     if max_per_node is not None:

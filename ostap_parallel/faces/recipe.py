@@ -202,9 +202,9 @@ class RemoteCommandRecipeMixIn:
         needed = max(command.cores for command in commands)
         opened = open_executor(
             self.servers,
-            commands,
-            None,
-            max(max_per_node, needed),
+            [command.host for command in commands if command.host],
+            anywhere=False,
+            max_per_node=max(max_per_node, needed),
             on_event=self._hear,
             **self.settings,
         )
