@@ -73,7 +73,7 @@ class Reaper:
         """
         self.status, self.ended_at, self._is_done = None, None, False
         self.usage = {"memory": 0, "user": 0.0, "system": 0.0, "read": 0, "written": 0}
-        environ = dict(os.environ) | {n: os.path.expandvars(t) for n, t in environment.items()}
+        added = {name: os.path.expandvars(text) for name, text in environment.items()}
         where = os.path.expanduser(os.path.expandvars(directory)) if directory else None  # noqa: PTH111
         with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
             source = _file(stdin, theirs) if stdin else subprocess.DEVNULL
@@ -84,7 +84,7 @@ class Reaper:
             passed: tuple[int, ...] = ()
             if arguments is not None:
                 passed = (_file(arguments, theirs), pipes[2][1])
-                environ |= _for_node(passed, environ)
+                added |= _for_node(passed, added.get("PYTHONPATH", os.environ.get("PYTHONPATH")))
             try:
                 process = subprocess.Popen(
                     argv,
@@ -92,7 +92,7 @@ class Reaper:
                     stdout=pipes[0][1],
                     stderr=pipes[1][1],
                     cwd=where,
-                    env=environ,
+                    env={**os.environ, **added} if added else None,
                     start_new_session=True,
                     pass_fds=passed,
                 )
@@ -181,9 +181,9 @@ def _file(data: bytes, owner: contextlib.ExitStack) -> int:
     return file.fileno()
 
 
-def _for_node(passed: tuple[int, ...], environ: Mapping[str, str]) -> dict[str, str]:
+def _for_node(passed: tuple[int, ...], others: str | None) -> dict[str, str]:
     """Return what the environment of a node script has: how it finds this package, and us."""
-    path = [str(Path(__file__).parents[2]), environ.get("PYTHONPATH", "")]
+    path = [str(Path(__file__).parents[2]), others]
     return {
         VARIABLE: " ".join(map(str, passed)),
         PYTHON: sys.executable,
