@@ -85,3 +85,22 @@ install_checkout() {
         --root-user-action=ignore --editable "$CHECKOUT${extra:+[$extra]}" </dev/null
     printf '%s\n' "$now" >"$VENV/installed-$extra"
 }
+
+# oldest_releases: the dependencies of pyproject.toml, each in the oldest release that it allows
+oldest_releases() {
+    sed -n '/^dependencies = \[/,/^]/s/^ *"\([^">]*\)>=\([^",]*\).*/\1==\2/p' "$CHECKOUT/pyproject.toml"
+}
+
+# install_releases newest|oldest: the checkout with its tests' needs and these releases
+install_releases() {
+    local packages
+    say "installing ostap_parallel with the $1 releases of what it needs into $VENV"
+    mapfile -t packages < <(oldest_releases)
+    if [ "$1" = newest ]; then
+        packages=("${packages[@]%%==*}")
+    fi
+    "$VENV/bin/python" -m pip install -qq --disable-pip-version-check --no-cache-dir --upgrade \
+        --root-user-action=ignore --editable "$CHECKOUT[test]" "${packages[@]}" </dev/null
+    "$VENV/bin/python" -m pip list --disable-pip-version-check 2>/dev/null |
+        grep -iE "^($(IFS='|' && printf '%s' "${packages[*]%%==*}")) " >&2
+}

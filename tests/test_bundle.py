@@ -52,6 +52,7 @@ def test_it_holds_the_packages_and_no_more(archive):
         "__main__.py",
         "ostap_parallel",
         "ppft",
+        "cloudpickle",
         "dill",
     }
     names = {path.relative_to(archive).as_posix() for path in archive.rglob("*")}

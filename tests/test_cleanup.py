@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from helpers import GONE, kill, matching, open_manager, wait_clean, wait_until
+from helpers import GONE, is_worker, kill, matching, open_manager, wait_clean, wait_until
 from sshd import descendants, describe, live_pids
 
 from ostap_parallel import WorkManager
@@ -156,7 +156,9 @@ class TestTheClientEnds:
         with client(hosts, tmp_path, "stubborn") as process:
             assert process.stdout.readline() == b"0\n"
             for host in hosts:
-                wait_until(lambda host=host: len(matching(host, "main(")) == 1, 30, "workers")
+                wait_until(
+                    lambda host=host: sum(map(is_worker, host.processes())) == 1, 30, "workers"
+                )
             process.send_signal(signal.SIGINT)
             # It waits for the tasks now, which do not end.
             wait_until(lambda: any(matching(host, "sleep 2424") for host in hosts), 30, "seen")
@@ -314,7 +316,7 @@ class TestSecrecy:
 
     def test_secrets_differ(self, hosts, running):
         with WorkManager(0, config=()) as other:
-            secrets = [one.executor.backend._supervisor._secret for one in (other, running)]
+            secrets = [one.executor.backend._secret for one in (other, running)]
         assert [len(secret) for secret in secrets] == [64, 64]
         assert secrets[0] != secrets[1]
 

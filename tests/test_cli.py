@@ -389,6 +389,14 @@ def test_pplaunch_takes_what_the_one_of_ostap_takes(hosts, ssh_config, launch, t
     profile.unlink()
 
 
+def test_pplaunch_takes_a_secret(ssh_config, launch):
+    argv = ["--ssh-config", ssh_config, "-q", "-d", "-s", "a secret of mine", "-t", "7200", "h1*1"]
+    launched = launch(*argv, program=[sys.executable, str(PPLAUNCH)])
+    file = Path(launched.exports()["OSTAP_PPSECRET_FILE"])
+    assert file.read_text() == "a secret of mine"
+    assert launched.end()[0] == 0
+
+
 def test_a_host_that_fails_is_reported_and_the_others_serve(ssh_config, launch):
     launched = launch("--ssh-config", ssh_config, "h1:9", "h2*1")
     assert "," not in launched.exports()["OSTAP_PPSERVERS"]

@@ -22,7 +22,8 @@ from sshd import descendants, stat_of
 
 from ostap_parallel import Failure, WorkerLost, WorkManager
 from ostap_parallel.engine.core import Core
-from ostap_parallel.worker import execute, local, serialize
+from ostap_parallel.objects import serialize
+from ostap_parallel.worker import execute, local
 from ostap_parallel.worker.chunk import ChunkOutcome, pack_chunk, unpack_result
 from ostap_parallel.worker.cpus import usable_cpus
 from ostap_parallel.worker.jobs import Job
@@ -548,6 +549,12 @@ class Script:
             if stat_of(pid):
                 os.kill(pid, signal.SIGKILL)
 
+    def read(self):
+        """Return all that the script prints from now on, when it has ended."""
+        text = self.process.stdout.read()  # of which some may have come with the first line
+        self.process.wait(PATIENCE)
+        return text
+
     def wait_until_begun(self):
         """Wait until both workers are in a task that does not end."""
         wait_until(lambda: len(list(self.folder.glob("begun-*"))) == 2, PATIENCE, "two tasks")
@@ -565,7 +572,7 @@ class TestCallers:
         with Script(tmp_path, text) as script:
             script.wait_until_begun()
             os.killpg(script.process.pid, signal.SIGINT)
-            out, _ = script.process.communicate(timeout=PATIENCE)
+            out = script.read()
             assert out.splitlines() == ["interrupted 3 3 False", "[1, 2, 3, 4, 5]"]
             assert script.process.returncode == 0
             script.wait_until_gone()
@@ -609,7 +616,7 @@ class TestCallers:
     @pytest.mark.parametrize("end", ["", "raise ValueError", "sys.exit(4)"])
     def test_forgot_to_close(self, tmp_path, end):
         with Script(tmp_path, FORGOTTEN.replace("WAIT", "pass").replace("END", end)) as script:
-            out, _ = script.process.communicate(timeout=PATIENCE)
+            out = script.read()
             assert out.splitlines()[0] == "[1, 2, 3]"
             assert script.process.returncode == {"": 0, "raise ValueError": 1}.get(end, 4)
             assert ("Traceback" in out) == ("raise" in end)

@@ -51,6 +51,18 @@ def test_notebook(home):
     assert [output["data"]["text/plain"] for output in outputs] == ["3.14", "4"]
 
 
+@pytest.mark.heavy
+def test_roofit(home, monkeypatch):
+    pytest.importorskip("ROOT", reason="the wheel is had by: pip install --pre root")
+    monkeypatch.chdir(home)
+    notebook = nbformat.read(EXAMPLES / "roofit_toys.ipynb", as_version=4)
+    nbclient.NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    shown = [output["data"] for output in outputs if output.output_type == "execute_result"]
+    assert [data["text/plain"] for data in shown[:2]] == ["400", "(True, True)"]
+    assert "image/png" in shown[2]
+
+
 def test_every_example_is_tested():
     names = {path.name for path in EXAMPLES.iterdir() if path.is_file()}
-    assert names == {*PRINTED, "notebook.ipynb"}
+    assert names == {*PRINTED, "notebook.ipynb", "roofit_toys.ipynb"}

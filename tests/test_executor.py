@@ -6,10 +6,12 @@ import asyncio
 import concurrent.futures
 import itertools
 import os
+import pickle
 import time
 import weakref
 from concurrent.futures import ALL_COMPLETED, BrokenExecutor, CancelledError, as_completed, wait
 
+import functions
 import pytest
 from functions import PATIENCE, note, run_python, wait_for
 from helpers import wait_until
@@ -41,7 +43,7 @@ class Looking:
 if __name__ == "__main__":
     with Executor(2, initializer=set_up, initargs=("it",)) as executor:
         untouched.append("too")
-        wanted = "it", True, ["mine"], "it"
+        wanted = "it", True, ["mine", "too"], "it"  # what is changed here counts
         assert executor.submit(look, 0).result() == wanted
         manager = WorkManager(executor=executor, silent=True)
         assert manager.process(look, range(9)) == [wanted] * 9
@@ -110,9 +112,17 @@ def test_without_any_worker_it_is_broken():
     assert isinstance(info.value, BrokenExecutor)
 
 
-def test_it_stays_where_it_is(executor):
-    with pytest.raises(SerializeError, match="an executor stays"):
-        executor.submit(len, executor)
+def test_it_stays_where_it_is_and_tasks_have_a_stand_in(executor):
+    with pytest.raises(TypeError, match="an executor stays"):
+        pickle.dumps(executor)
+    assert executor.submit(lambda one: list(one.map(abs, [-1])), executor).result(30) == [1]
+    assert executor.submit(functions.same, [executor]).result(30)[0] is executor
+
+
+def test_what_cannot_be_sent_is_the_error_of_its_future(executor):
+    future = executor.submit(len, (x for x in ()))
+    with pytest.raises(SerializeError, match=r"the call of len .*generator"):
+        future.result(30)
 
 
 def test_a_setting_that_there_is_not():

@@ -38,7 +38,8 @@ from ostap_parallel import (
 )
 from ostap_parallel.engine.core import Core
 from ostap_parallel.errors import RemoteTraceback
-from ostap_parallel.worker import execute, local, output, serialize
+from ostap_parallel.objects import serialize
+from ostap_parallel.worker import execute, local, output
 from ostap_parallel.worker.chunk import MAX_TEXT, pack_chunk, unpack_result
 from ostap_parallel.worker.jobs import Job
 from ostap_parallel.worker.server import Server

@@ -70,6 +70,7 @@ def test_the_canary_works(command, canary):
 
 TEXTS = ["profile", "environment", "script", "python", "user", "tmpdir", "python_mismatch"]
 TEXTS += ["ssh_config", "ssh_options", "port", "ncpus_per_host", "keepalive", "start_timeout"]
+TEXTS += ["preload", "start"]
 
 
 def load(*args, **given):
@@ -87,6 +88,8 @@ def literal(name, text):
             return getattr(HostConfig(name="h1"), name)
         case "ssh_options":
             return tuple(shlex.split(text))
+        case "preload":
+            return tuple(text.replace(",", " ").split())
         case "script" | "ssh_config":
             return absolute(text, Path.cwd())
         case "port" | "ncpus" | "keepalive" | "start_timeout":

@@ -365,8 +365,8 @@ def fail(manage, write_config):
     def run(server="h1", section="", name=None, state="failed", **given):
         config = write_config(f"[Parallel:{name or server}]\n{section}\n")
         manager = manage([server, "h2*1"], config=config, **given)
-        assert manager.process(lambda n: n * n, range(5)) == [0, 1, 4, 9, 16]
         assert not manager.wait_for_hosts(PATIENCE)
+        assert manager.process(lambda n: n * n, range(5)) == [0, 1, 4, 9, 16]
         bad, good = manager.report.hosts
         assert (bad.name, bad.state, bad.workers) == (server, state, 0)
         assert (good.name, good.state, good.error) == ("h2", "up", None)
@@ -508,7 +508,8 @@ class TestFailures:
         try:
             small = "tmpdir = /tmp/small"
             error = fail(section=small, ssh_config=one.ssh_config, state="lost")
-            assert one.run("ls -A /tmp/small").stdout == ""
+            empty = lambda: one.run("ls -A /tmp/small").stdout == ""  # noqa: E731
+            wait_until(empty, PATIENCE, "nothing is left; it is tried again now and then")
         finally:
             one.run("umount /tmp/small && rmdir /tmp/small")
         assert error.step == "copy"

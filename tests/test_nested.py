@@ -38,7 +38,11 @@ class Place:
     def pids(self):
         if self.name == "local":
             return self.manager.executor.backend.pids()
-        return workers_of(self.manager, "h1")
+        return wait_until(self._two_there, PATIENCE, "two workers")
+
+    def _two_there(self):
+        pids = workers_of(self.manager, "h1")
+        return pids if len(pids) == 2 else None
 
 
 @pytest.fixture(scope="module", params=["local", "h1"])

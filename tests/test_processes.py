@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 from helpers import open_manager, wait_clean, wait_until
-from ostap_parallel.engine.parallel import ParallelExecutor
 from sshd import describe
 
 from ostap_parallel.config import HostConfig
+from ostap_parallel.engine.engine import Engine
 from ostap_parallel.supply.processes import run_apart, start_apart
 from ostap_parallel.supply.session import Session
 from ostap_parallel.supply.ssh import Ssh, control_directory
@@ -132,7 +132,7 @@ if how == "ends":
     wm.close()
 elif how == "closes":
     if (pid := os.fork()) == 0:
-        wm.executor._supervisor.close()
+        wm.executor.backend._supervisor.close()
         os._exit(0)
     os.waitpid(pid, 0)
     print(wm.process(abs, [-1, -2]), wm.executor.hosts[0].lost, flush=True)
@@ -300,9 +300,9 @@ def test_a_handler_that_raises_loses_its_line_only(hosts, caplog):
             raise UnicodeEncodeError("ascii", "\u2713", 0, 1, "no")
 
     config = HostConfig(name="h1", ssh_config=hosts.ssh_config, ncpus=1)
-    with ParallelExecutor(0, [config], on_event=on_event) as executor:
+    with Engine(0, [config], on_event=on_event) as executor:
         for text in "bad", "bad again", "good":
-            assert executor.submit(print, text).result(PATIENCE) is None
+            assert executor.call(print, [text]).result(PATIENCE) is None
         begin = time.monotonic()
         executor.flush()
         assert time.monotonic() - begin < 3

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import functools
-import gc
 import inspect
 import operator
 import pickle
 import re
 import sys
 import textwrap
-import weakref
 from pathlib import Path
 
 import functions
@@ -18,7 +16,7 @@ import pytest
 from functions import run_python
 
 from ostap_parallel import SerializeError, WorkManager
-from ostap_parallel.worker import serialize
+from ostap_parallel.objects import serialize
 
 
 @pytest.fixture(scope="module")
@@ -350,13 +348,18 @@ STAYS = program("""
         helper.__defaults__ = None, 1
         return helper.__defaults__
     # run
-    def submit(function, item): return wm.executor.submit(function, item).result()
-    for _ in range(5):
-        assert submit(counts, 0) == submit(marked, 0) == submit(hides, 0) == 1
-        assert submit(down, 3) == 4
-        assert submit(marks, 0) == (None, 1)
-    text = "bc"
-    assert submit(down, 3) == 7
+    def submit(function, item): return one.executor.submit(function, item).result()
+    with WorkManager(1, silent=True) as one:
+        for n in 1, 2, 3:  # calls of a pool see what others have left
+            assert submit(counts, 0) == submit(marked, 0) == submit(hides, 0) == n
+            assert submit(down, 3) == 4
+            assert submit(marks, 0) == (None, 1)
+            # a run begins with what is here
+            assert one.process(counts, [0, 0]) == one.process(marked, [0, 0]) == [1, 2]
+            assert one.pool.map(hides, [0, 0]) == [1, 2]
+        text, count = "bc", 10  # and so does what is changed here
+        assert submit(down, 3) == 7
+        assert submit(counts, 3) == 11
 """)
 
 CHANGES = program("""
@@ -387,21 +390,8 @@ CHANGES = program("""
 
 @pytest.mark.slow
 class TestMain:
-    def test_a_function_that_comes_again_is_as_it_was_sent(self, tmp_path):
+    def test_calls_of_a_pool_share_a_program_and_runs_begin_anew(self, tmp_path):
         assert run_python("-c", STAYS, cwd=tmp_path) == "ok\n"
-
-    def test_a_function_that_is_not_kept_any_longer_is_freed(self):
-        main = {"__name__": "__main__"}
-        exec("def down(x): return x and down(x - 1)", main)
-        data = serialize.dumps(main["down"])
-        found = serialize.loads(data)
-        assert serialize.loads(data) is found
-        assert serialize.dumps(found) == data
-        last = weakref.ref(found)
-        serialize._last_made.cache_clear()
-        del found
-        gc.collect()  # it refers to itself
-        assert last() is None
 
     def test_what_a_function_is_when_it_is_sent_counts(self, tmp_path):
         assert run_python("-c", CHANGES, cwd=tmp_path) == "ok\n"

@@ -116,7 +116,7 @@ class TestQueued:
         """There is no other worker, and no patience for lost hosts."""
         pilot = Pilot()
         with WorkManager(0, silent=True, config=(), patience=0) as manager:
-            made = manager.executor._supervisor
+            made = manager.executor.backend._supervisor
             made.add(pilot)
             wait_until(lambda: made.has("queued"), PATIENCE, "it is queued")
             future = manager.executor.submit(abs, -1)
@@ -215,13 +215,13 @@ class TestComingAndGoing:
     def test_hosts_while_a_run_goes_on(self, hosts):
         with open_manager(hosts, "h1*1") as manager:
             assert manager.wait_for_hosts(PATIENCE)
-            made = manager.executor._supervisor
+            made = manager.executor.backend._supervisor
             config = HostConfig(name="h2", ssh_config=hosts.ssh_config, ncpus=1)
             done = []
             for number in manager.iexecute(slowly(), range(200), chunk_size=1):
                 done.append(number)
                 if len(done) == 10:
-                    made.add(HostSource(config, manager.executor.server.secret))
+                    made.add(HostSource(config, manager.executor.backend._secret))
                 elif len(done) > 10 and len(manager.workers) == 2 and "h1" in manager.workers:
                     made.remove("h1")
             assert sorted(done) == list(range(200))
@@ -332,7 +332,7 @@ def _manage_here(folder, kind, **given):
             "secret",
             open_way=lambda host: contextlib.nullcontext(kind(folder)),
         )
-        yield manager, manager.executor._supervisor.add(source)
+        yield manager, manager.executor.backend._supervisor.add(source)
 
 
 class TestAnotherWay:

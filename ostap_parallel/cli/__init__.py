@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any
 
 from ostap_parallel import __version__
-from ostap_parallel.cli import do
+from ostap_parallel.cli import do, sync_dirs
 from ostap_parallel.cli.run import ProgramParser, add_arguments, run
 from ostap_parallel.config import HostConfig, Settings, find_secret, load_settings
 from ostap_parallel.engine.engine import PATIENCE, Engine
@@ -103,7 +103,7 @@ def launch(args: argparse.Namespace) -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup
             signal.signal(number, signal.default_int_handler)  # they end it as Ctrl-C does
-    secret = secrets.token_hex(32)
+    secret = args.secret or secrets.token_hex(32)
     changes: queue.SimpleQueue[None] = queue.SimpleQueue()
     with (
         control_directory() as private,
@@ -111,7 +111,7 @@ def launch(args: argparse.Namespace) -> int:
             0,
             found,
             secret=secret,
-            timeout=math.inf,
+            timeout=args.timeout,
             patience=args.patience,
             on_event=partial(relay, out=sys.stderr),
         ) as engine,
@@ -223,10 +223,15 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument(
                 "--patience", metavar="N", type=float, default=PATIENCE, help=text
             )
+            _add_launch_arguments(command.add_argument)
     text = "tell how far the runs are that a checkpoint belongs to, and what failed"
     command = commands.add_parser("report", help=text, description=text)
     command.set_defaults(run=report, verbose=False)
     command.add_argument("file", metavar="FILE", help="the checkpoint")
+    text = "copy what is in a directory into another one, many files at the same time"
+    command = commands.add_parser("sync-dirs", help=text, description=text)
+    command.set_defaults(run=sync_dirs.sync_dirs)
+    sync_dirs.add_arguments(command.add_argument)
     return parser
 
 
@@ -244,6 +249,16 @@ def _add_arguments(add: Callable[..., object], servers: str) -> None:
     add("-p", "--profile", metavar="FILE", help="script that is on the hosts; sourced first")
     add("-c", "--script", metavar="FILE", help="local script, sent to the hosts; sourced last")
     _add_common_arguments(add)
+
+
+def _add_launch_arguments(add: Callable[..., object]) -> None:
+    """Add what `pplaunch` of Ostap takes besides."""
+    text = "secret of the servers in place of a random one; others may see it among the processes"
+    add("-s", "--secret", metavar="TEXT", help=text)
+    text = "seconds without work after which the servers end; default: never"
+    add("-t", "--timeout", metavar="N", type=float, default=math.inf, help=text)
+    add("-d", "--debug", action="store_true", dest="verbose", help="the same as --verbose")
+    add("-q", "--quiet", action="store_false", dest="verbose", help="the opposite")
 
 
 def _add_common_arguments(add: Callable[..., object]) -> None:

@@ -4,6 +4,20 @@
 """
 
 from ostap_parallel.config.host import HostConfig, Setting
-from ostap_parallel.config.load import HostArguments, Settings, find_secret, load_settings
+from ostap_parallel.config.load import (
+    HostArguments,
+    Settings,
+    find_secret,
+    load_settings,
+    local_settings,
+)
 
-__all__ = ["HostArguments", "HostConfig", "Setting", "Settings", "find_secret", "load_settings"]
+__all__ = [
+    "HostArguments",
+    "HostConfig",
+    "Setting",
+    "Settings",
+    "find_secret",
+    "load_settings",
+    "local_settings",
+]

@@ -216,8 +216,12 @@ def convert(key: str, value: Any, origin: str, base: Path) -> Any:
             return _split_options(value, where)
         case "sync":
             return tuple(absolute(word, base) for word in _split_options(value, where))
+        case "preload":
+            return _check_modules(value, where)
         case "python_mismatch" if value not in ("refuse", "allow"):
             raise ConfigError(f"{where}: neither 'refuse' nor 'allow': {value!r}")
+        case "start" if value not in ("fork", "spawn"):
+            raise ConfigError(f"{where}: neither 'fork' nor 'spawn': {value!r}")
         case _ if not value.isprintable() or value.startswith("-"):
             raise ConfigError(f"{where}: more than one line, or starts with '-': {value!r}")
     return value
@@ -244,6 +248,14 @@ def _split_options(value: str | Iterable[str], where: str) -> tuple[str, ...]:
     except ValueError as exc:
         raise ConfigError(f"{where}: {exc}: {value!r}") from exc
     return tuple(_check_text(word, where) for word in words)
+
+
+def _check_modules(value: str | Iterable[str], where: str) -> tuple[str, ...]:
+    words = value.replace(",", " ").split() if isinstance(value, str) else tuple(value)
+    for word in words:
+        if not isinstance(word, str) or not all(map(str.isidentifier, word.split("."))):
+            raise ConfigError(f"{where}: not the name of a module: {word!r}")
+    return tuple(words)
 
 
 def _check_text(text: object, where: str) -> str:

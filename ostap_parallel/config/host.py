@@ -58,6 +58,10 @@ class HostConfig:
         reached then, ends itself.
     start_timeout
         Seconds until its server must be up, the user's scripts included, time in queues not.
+    preload
+        Modules that what starts workers imports once, for all of them.
+    start
+        ``"fork"``: workers are forks of that; ``"spawn"``: new interpreters.
     ssh_config
         File for ``ssh -F``; ``None`` leaves the user's own in charge.
     server_port
@@ -80,6 +84,8 @@ class HostConfig:
     python_mismatch: Literal["refuse", "allow"] = "refuse"
     keepalive: int = 45
     start_timeout: int = 300
+    preload: tuple[str, ...] = ()
+    start: Literal["fork", "spawn"] = "fork"
     ssh_config: Path | None = None
     server_port: int | None = None
     origins: Mapping[str, str] = field(default_factory=dict, compare=False)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 LOOKUPS = 16  # names looked up at the same time
-TEXTS = {"profile", "environment", "python", "user", "tmpdir", "python_mismatch"}
+TEXTS = {"profile", "environment", "python", "user", "tmpdir", "python_mismatch", "start"}
 SSH_TIMEOUT = 10  # seconds; a "Match exec" of the user's may hang
 
 
@@ -50,6 +50,8 @@ class HostArguments(TypedDict, total=False):
     python_mismatch: str | None
     keepalive: int | None
     start_timeout: int | None
+    preload: str | Sequence[str] | None
+    start: str | None
     ssh_config: str | Path | None
 
 
@@ -127,6 +129,21 @@ def load_settings(
     sync = sections.get("", {}).get("sync")
     modules = sync.value or () if sync else ()
     return Settings(hosts=tuple(hosts.values()), files=files, sync=modules, sections=sections)
+
+
+def local_settings(found: Settings, **arguments: Unpack[HostArguments]) -> HostConfig:
+    """Return what holds for workers of this machine: arguments, else what ``[Parallel]`` says.
+
+    Raises ConfigError if an argument is malformed.
+    """
+    values: dict[str, Any] = {}
+    for name, value in arguments.items():
+        general = found.sections.get("", {}).get(name)
+        if value is not None:
+            values[name] = convert(name, value, "argument", Path.cwd())
+        elif general is not None:
+            values[name] = general.value
+    return HostConfig(name="localhost", **{k: v for k, v in values.items() if v is not None})
 
 
 def _list_files(

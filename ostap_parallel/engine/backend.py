@@ -12,8 +12,8 @@ from typing import Any, Protocol
 
 from ostap_parallel.engine.retries import Attempts, Limits
 from ostap_parallel.errors import WorkerLost
+from ostap_parallel.objects import serialize
 from ostap_parallel.supply.source import HostStatus
-from ostap_parallel.worker import serialize
 from ostap_parallel.worker.chunk import ChunkOutcome, Lost, pack_call, unpack_call
 from ostap_parallel.worker.execute import Call, apply
 from ostap_parallel.worker.shared import Inline, Packed, Stored

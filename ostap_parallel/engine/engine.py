@@ -21,11 +21,11 @@ from ostap_parallel.engine.core import LOCAL, Core
 from ostap_parallel.engine.future import Future
 from ostap_parallel.engine.retries import Attempts, Limits
 from ostap_parallel.errors import ConfigError, SerializeError, ServersUnavailable
+from ostap_parallel.objects import serialize
 from ostap_parallel.supply.host import sources_of
 from ostap_parallel.supply.source import HostStatus
 from ostap_parallel.supply.supervisor import EventHandler, Supervisor
 from ostap_parallel.supply.syncing import Archive, Modules, Source
-from ostap_parallel.worker import serialize
 from ostap_parallel.worker.chunk import ChunkOutcome, Lost, pack_call, unpack_result
 from ostap_parallel.worker.execute import Call, apply
 from ostap_parallel.worker.initializer import Initializer
@@ -65,6 +65,9 @@ class Engine(Backend):
         ``initializer(*initargs)`` is called in each worker process before its first job.
     sync
         Modules of the user's that workers are to find.
+    preload, fresh
+        Modules that what starts local workers imports for them; whether they are new interpreters
+        all the same. Hosts have their own.
 
     Attributes
     ----------
@@ -89,12 +92,14 @@ class Engine(Backend):
         initializer: Callable[..., Any] | None = None,
         initargs: Iterable[Any] = (),
         sync: Sequence[Source] = (),
+        preload: Sequence[str] = (),
+        fresh: bool = False,
     ) -> None:
         large: dict[str, Any] = {}
         keep = large.__setitem__
         self._initializer = initializer and Initializer.of(initializer, initargs, keep)
         _check(secret, tasks_per_worker)
-        secret = secret if secret is not None else secrets.token_hex(32)
+        self._secret = secret if secret is not None else secrets.token_hex(32)
         self._patience = patience
         self.modules = Modules(sync)
         self._lock = threading.Lock()
@@ -107,21 +112,24 @@ class Engine(Backend):
         call = Call(apply, initializer=self._initializer)
         self._call = replace(call, log_level=logging.getLogger().level)
         self._apply = serialize.dumps(self._call)
-        self._core = Core(ncpus, on_event, tasks_per_worker=tasks_per_worker)
+        self._core = Core(
+            ncpus, on_event, tasks_per_worker=tasks_per_worker, preload=preload, fresh=fresh
+        )
         self._core.nesting.call = self._apply
         for item in large.items():
             self.set_constant(*item)
-        # Neither it nor its threads keep a forgotten executor alive.
-        changed = weakref.WeakMethod(self._changed)
-        call_back = lambda: (changed() or _ignore)()  # noqa: E731
-        self._supervisor = Supervisor(
-            self._core, sources_of(hosts, secret, tasks_per_worker), timeout, on_event, call_back
-        )
+        sources = sources_of(hosts, self._secret, tasks_per_worker)
+        self._supervisor = Supervisor(self._core, sources, timeout, on_event, self._call_back())
         self._core.on_lost = self._supervisor.connection_lost
         self._core.on_useless = self._supervisor.give_up
         self.hosts: list[HostStatus] = self._supervisor.statuses
         self._finalizer = weakref.finalize(self, _close, os.getpid(), self._core, self._supervisor)
         self._supervisor.start()
+
+    def _call_back(self) -> Callable[[], None]:
+        """Return what calls `_changed`, without keeping a forgotten engine alive."""
+        changed = weakref.WeakMethod(self._changed)
+        return lambda: (changed() or _ignore)()
 
     def __enter__(self) -> Engine:
         return self
@@ -296,7 +304,8 @@ class Engine(Backend):
         except RuntimeError:  # at the exit of the interpreter there are no threads to be had
             self._finalizer()
         else:
-            closing.join()  # Ctrl-C ends the waiting, not the closing
+            if not self._core.loop.is_inside():  # which is to end, too
+                closing.join()  # Ctrl-C ends the waiting, not the closing
         self._alarm.cancel()
 
     def _new_future(self) -> Future[Any]:
@@ -350,9 +359,10 @@ class Engine(Backend):
                 job.is_interrupted = before is not None and before.is_interrupted
                 self._jobs[future] = job
             self._core.add(job)
-        self._supervisor.wake()  # the last hosts may just have gone
-        if self._is_hopeless():
-            self._core.give_up_waiting("no worker is left")
+        if not self.ncpus:
+            self._supervisor.wake()  # the last hosts may just have gone
+            if self._is_hopeless():
+                self._core.give_up_waiting("no worker is left")
 
     def _try(
         self, future: Future[Any], chunk: bytes, blob: Blob | None, attempts: Attempts
@@ -379,7 +389,7 @@ class Engine(Backend):
 
     def _is_hopeless(self) -> bool:
         """Return whether there is no worker and none is about to come (back)."""
-        if self.workers or self._supervisor.has("starting", "queued", "resting"):
+        if self.ncpus or self.workers or self._supervisor.has("starting", "queued", "resting"):
             return False
         since = self._alone_since  # not known yet: a host is being lost right now
         patient = since is None or time.monotonic() - since < self._patience

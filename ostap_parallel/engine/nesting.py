@@ -18,6 +18,7 @@ import hashlib
 import itertools
 import logging
 import pickle
+import re
 import signal
 import threading
 from collections import OrderedDict
@@ -26,7 +27,8 @@ from functools import partial
 from typing import Any
 
 from ostap_parallel.engine.retries import Attempts, Limits
-from ostap_parallel.worker import serialize, wire
+from ostap_parallel.objects import serialize
+from ostap_parallel.worker import wire
 from ostap_parallel.worker.chunk import ChunkOutcome, Lost, pack_result, unpack_result
 from ostap_parallel.worker.jobs import Job, Queue
 from ostap_parallel.worker.loop import Loop, Timer
@@ -42,6 +44,9 @@ AGAIN = 0.5
 
 # Seconds that a task gets to come back when it was interrupted.
 GRACE = 2.0
+
+# Names what travels by value; each process has its own.
+_TOKEN = re.compile(rb"[0-9a-f]{32}")
 
 # Calls that have ended the worker of their parent, of which so many are remembered.
 MAX_DEADLY = 256
@@ -472,4 +477,5 @@ class Nesting:
 
 
 def _digest(chunk: bytes) -> bytes:
-    return hashlib.blake2b(chunk, digest_size=16).digest()
+    """Return what is the same for a call that another process submits again."""
+    return hashlib.blake2b(_TOKEN.sub(b"", chunk), digest_size=16).digest()

@@ -1,1 +1,3 @@
 """What users call."""
+
+from ostap_parallel import worker as worker  # first, for what it does about dill

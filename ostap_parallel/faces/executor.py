@@ -17,19 +17,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ostap_parallel.config import Settings as HostSettings
-from ostap_parallel.config import find_secret, load_settings
+from ostap_parallel.config import find_secret, load_settings, local_settings
 from ostap_parallel.config.load import HostArguments
 from ostap_parallel.engine.engine import PATIENCE, Engine
 from ostap_parallel.engine.foreign import backend_of
 from ostap_parallel.engine.future import Future
-from ostap_parallel.errors import ConfigError, InitializerError
+from ostap_parallel.errors import ConfigError, InitializerError, SerializeError
 from ostap_parallel.runs.report import relay
 from ostap_parallel.runs.run import PAUSE, Run
 from ostap_parallel.runs.stream import Stream
 from ostap_parallel.supply.source import HostStatus
 from ostap_parallel.supply.supervisor import EventHandler
 from ostap_parallel.supply.syncing import Sync, find_sources
-from ostap_parallel.worker import calls
+from ostap_parallel.worker import calls, standin
 from ostap_parallel.worker.execute import Call
 
 if TYPE_CHECKING:
@@ -92,6 +92,7 @@ class Executor(concurrent.futures.Executor):
         found = HostSettings()
         if servers != ():  # else the configuration, right or wrong, does not matter
             found = load_settings(servers, config=config, **settings)
+        local = local_settings(found, preload=settings.get("preload"), start=settings.get("start"))
         self._is_open = True
         self._broken: InitializerError | None = None
         self._watches_initializer = initializer is not None
@@ -108,6 +109,8 @@ class Executor(concurrent.futures.Executor):
             initializer=initializer,
             initargs=initargs,
             sync=find_sources(found.sync if sync is None else sync),
+            preload=local.preload,
+            fresh=local.start == "spawn",
         )
 
     @property
@@ -138,19 +141,22 @@ class Executor(concurrent.futures.Executor):
         raise TypeError("an executor stays in its process: use ostap_parallel.futures in tasks")
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Run a call on any worker.
+        """Run a call on any worker; that it cannot be sent is the error of its future.
 
         Raises
         ------
-        SerializeError
-            The function or an argument cannot be sent.
         BrokenExecutor
             No worker is left and none is about to come; or the initializer has failed.
         RuntimeError
             The executor has been shut down.
         """
         self._check_open()
-        future = self.backend.call(fn, args, kwargs)
+        try:
+            future = self.backend.call(fn, args, kwargs)
+        except SerializeError as exc:
+            failed: Future[Any] = Future(lambda futures: None)
+            failed.set_exception(exc)
+            return failed
         with self._lock:
             self._calls.add(future)
         if self._watches_initializer:
@@ -237,6 +243,9 @@ class Executor(concurrent.futures.Executor):
         error = None if future.cancelled() else future.exception()
         if isinstance(error, InitializerError):
             self._broken = error
+
+
+standin.register(Executor, is_lazy=True)
 
 
 # Of any executor, by what tells that they have ended.

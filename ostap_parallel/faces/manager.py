@@ -21,14 +21,18 @@ from ostap_parallel.errors import ConfigError, WorkerLost, add_note
 from ostap_parallel.faces.executor import Executor, Settings
 from ostap_parallel.faces.pathos_pool import ParallelPool
 from ostap_parallel.runs.checkpoint import Checkpoint
+from ostap_parallel.runs.display import Shown, caller, show_as, title_of
 from ostap_parallel.runs.dump import Database, Dump
 from ostap_parallel.runs.outcome import Batch, Combined, Outcome
 from ostap_parallel.runs.progress import ProgressReporter, open_progress
 from ostap_parallel.runs.report import Failure, Report
 from ostap_parallel.runs.run import Run
+from ostap_parallel.runs.shapes import as_merger, as_task
 from ostap_parallel.runs.stream import Results, in_thread
 from ostap_parallel.runs.task import Collector, FuncTask, GenericTask, Merger, Task, TaskMerger
+from ostap_parallel.worker import standin
 from ostap_parallel.worker.execute import Call
+from ostap_parallel.worker.tasks import TaskCall
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -38,7 +42,7 @@ logger = logging.getLogger(__name__)
 OnError = Literal["raise", "collect"]
 
 
-class WorkManager:
+class WorkManager(Shown):
     """Runs functions and tasks on local cores and on hosts reached by ssh.
 
     Local workers are there at once; hosts are started in the background, all at the same time,
@@ -60,8 +64,12 @@ class WorkManager:
     profile, environment, script
         What prepares a host, in this order: a script that is there, text for bash, a local
         script that is sent there. An argument wins over the configuration.
-    python, tmpdir, user, port, ncpus_per_host, ssh_options, python_mismatch, keepalive
+    python, tmpdir, user, port, ncpus_per_host, ssh_options, python_mismatch, keepalive, \
+    start_timeout
         Further settings of hosts, see the manual.
+    preload, start
+        Modules that are imported once on each machine, for all its workers, which are forks of
+        the process that has imported them; ``start="spawn"``: they are new interpreters.
     secret
         Shared by this process and the servers; random by default. Existing servers need theirs:
         it is read from the file that ``OSTAP_PPSECRET_FILE`` names if it is not given.
@@ -183,6 +191,7 @@ class WorkManager:
         ordered: bool | None = None,
         jobid: bool = False,
         chunk_size: int | None = None,
+        window: int | None = None,
         on_error: OnError = "raise",
         retries: int = 0,
         lost_retries: int = LOST_RETRIES,
@@ -192,6 +201,7 @@ class WorkManager:
         seed: int | str | None = None,
         description: str | None = None,
         checkpoint: Checkpoint | str | os.PathLike[str] | None = None,
+        dump_freq: int | None = None,
     ) -> Any:
         """Run a function or a task on all items and return what its results are merged to.
 
@@ -208,28 +218,24 @@ class WorkManager:
             ``"raise"``: the first failure stops the run, and the task's own exception is
             raised. ``"collect"``: the run goes on; failures are in `report`, and in a list
             each stands, as a `Failure`, in the place of its result.
+        dump_freq
+            In place of the manager's.
 
         For the others see `iexecute`.
         """
+        __tracebackhide__ = True
         merging = _merging(task, merger, collector, init)
         if on_error not in ("raise", "collect"):
             raise ValueError(f"on_error must be 'raise' or 'collect', not {on_error!r}")
         if ordered is None:
             ordered = isinstance(merging, _ListTask)
         call = _call(task, jobid, shared, seed, timeout)
-        combine = _combiner(merging, checkpoint is not None, self._dump)
-        run = Run(
-            self.backend,
-            replace(call, combine=combine),
-            items,
-            chunk_size,
-            ordered,
-            retries,
-            lost_retries,
-            checkpoint=_checkpoint(checkpoint),
-        )
-        with self._record(run, progress, description or _title(task)) as recorder:
-            recorder.merge(merging, on_error, self._dump)
+        dump = self._dump.every(dump_freq)
+        combine = _combiner(merging, checkpoint is not None, dump)
+        limits = _limits(chunk_size, window, ordered, retries, lost_retries, checkpoint)
+        run = Run(self.backend, replace(call, combine=combine), items, **limits)
+        with self._record(run, progress, description or title_of(task)) as recorder:
+            recorder.merge(merging, on_error, dump)
         return recorder.report.result
 
     async def aprocess(
@@ -246,6 +252,7 @@ class WorkManager:
         ordered: bool = False,
         jobid: bool = False,
         chunk_size: int | None = None,
+        window: int | None = None,
         retries: int = 0,
         lost_retries: int = LOST_RETRIES,
         timeout: float | None = None,
@@ -268,6 +275,8 @@ class WorkManager:
             Yield in the order of the items, holding back what comes early.
         chunk_size
             Items sent together; adapted to the time that they take by default.
+        window
+            Chunks that are under way at most; about two per worker by default.
         retries, lost_retries
             How often an item is run again when it raises or takes too long, and when its worker
             dies.
@@ -292,13 +301,14 @@ class WorkManager:
             cannot be sent; the checkpoint cannot be used, or is that of something else.
         """
         call = _call(func, jobid, shared, seed, timeout)
-        options = chunk_size, ordered, retries, lost_retries
-        run = Run(self.backend, call, items, *options, checkpoint=_checkpoint(checkpoint))
-        return Results(self._arrivals(run, progress, description or _title(func)), run.cancel)
+        limits = _limits(chunk_size, window, ordered, retries, lost_retries, checkpoint)
+        run = Run(self.backend, call, items, **limits)
+        return Results(self._arrivals(run, progress, description or title_of(func)), run.cancel)
 
     def _arrivals(
         self, run: Run, progress: bool | None, title: str
     ) -> Generator[Batch | Outcome, None, None]:
+        __tracebackhide__ = True
         with self._record(run, progress, title) as recorder:
             for arrival in recorder.arrivals("raise"):
                 recorder.report.merged += len(arrival) if isinstance(arrival, Batch) else 1
@@ -316,6 +326,9 @@ class WorkManager:
             lost = [host.lost for host in hosts]
             try:
                 yield recorder
+            except KeyboardInterrupt as exc:
+                show_as(exc, f"interrupted: {self.report.summary}")
+                raise
             finally:
                 self.backend.flush()
                 recorder.report.hosts = [
@@ -323,6 +336,9 @@ class WorkManager:
                 ]
         if recorder.report.stats and not self._silent:
             print(recorder.report.stats.table())
+
+
+standin.register(WorkManager)
 
 
 class _Recorder:
@@ -336,6 +352,7 @@ class _Recorder:
 
     def merge(self, task: Task, on_error: OnError, dump: Dump) -> None:
         """Merge the results of the whole run by a task's own way of merging."""
+        __tracebackhide__ = True
         task.initialize_local()
         try:
             for arrival in self.arrivals(on_error):
@@ -381,6 +398,7 @@ class _Recorder:
 
     def arrivals(self, on_error: OnError) -> Iterator[Batch | Outcome]:
         """Yield what arrives; raise the first error, or record it and go on."""
+        __tracebackhide__ = True
         report = self.report
         with closing(self._run.arrivals()) as arrivals:
             try:
@@ -398,6 +416,7 @@ class _Recorder:
                 report.wall = time.monotonic() - self._start
 
     def _count(self, outcome: Outcome, on_error: OnError) -> None:
+        __tracebackhide__ = True
         self.report.resumed += outcome.error is None and not outcome.attempts
         if outcome.host and not isinstance(outcome.error, WorkerLost):
             self.report.stats.add(outcome.host, outcome.seconds)
@@ -406,12 +425,15 @@ class _Recorder:
             self._fail(outcome, on_error)
 
     def _fail(self, outcome: Outcome, on_error: OnError) -> None:
+        __tracebackhide__ = True
         assert outcome.error is not None
         failure = Failure.of(outcome)
         self.report.failures.append(failure)
         if on_error == "raise":
             where = f"on {failure.host}, process {failure.pid}"
-            add_note(outcome.error, f"item {failure.index} ({failure.item}) {where}")
+            note = f"item {failure.index} ({failure.item}) {where}"
+            add_note(outcome.error, note)
+            show_as(outcome.error, f"{failure.traceback.rstrip()}\n{note}, from {caller()}")
             raise outcome.error
 
 
@@ -435,6 +457,10 @@ def _merging(
     task: Task | Callable[..., Any], merger: Merger | None, collector: Collector | None, init: Any
 ) -> Task:
     """Return the task whose way of merging a run uses."""
+    task = as_task(task)
+    adapted = as_merger(merger)
+    if adapted is not merger and collector is None:
+        merger, collector = None, adapted  # it is to have the first result, too
     if isinstance(task, Task):
         if merger is not None or collector is not None or init is not None:
             raise TypeError("a Task brings its own merging: give it the items only")
@@ -469,13 +495,13 @@ def _call(
     seed: int | str | None,
     timeout: float | None,
 ) -> Call:
-    level = logging.getLogger().level
+    level, task = logging.getLogger().level, as_task(task)
     if isinstance(task, Task):
+        call = TaskCall(task)
         return Call(
-            task.process,
+            call,
             with_index=True,
-            before_item=task.initialize_remote,
-            worker_init=task.worker_init,
+            worker_init=call.prepare,
             surroundings={name: value for name, value in task.surroundings.items() if value},
             seed=seed,
             log_level=level,
@@ -500,12 +526,22 @@ def _call(
     )
 
 
+def _limits(
+    chunk_size: int | None,
+    window: int | None,
+    ordered: bool,
+    retries: int,
+    lost_retries: int,
+    checkpoint: Checkpoint | str | os.PathLike[str] | None,
+) -> dict[str, Any]:
+    """Return the keywords of a `Run` besides what it runs."""
+    sizes = {"chunk_size": chunk_size, "window": window, "ordered": ordered}
+    again = {"retries": retries, "lost_retries": lost_retries}
+    return {**sizes, **again, "checkpoint": _checkpoint(checkpoint)}
+
+
 def _checkpoint(given: Checkpoint | str | os.PathLike[str] | None) -> Checkpoint | None:
     return given if given is None or isinstance(given, Checkpoint) else Checkpoint(given)
-
-
-def _title(task: Task | Callable[..., Any]) -> str:
-    return str(getattr(task, "__name__", type(task).__name__))
 
 
 def _one_of(servers: Any, ppservers: Any) -> Any:

@@ -13,6 +13,7 @@ from pathos.parallel import ParallelPool as PathosParallelPool
 from ostap_parallel.engine.engine import Engine
 from ostap_parallel.faces.executor import Executor
 from ostap_parallel.faces.pool import AsyncResult, Pool
+from ostap_parallel.worker import standin
 from ostap_parallel.worker.calls import spread
 
 if TYPE_CHECKING:
@@ -210,6 +211,9 @@ class ParallelPool(PathosParallelPool):  # type: ignore[misc]
         if self._nodes is not None and self._nodes != engine.ncpus:
             engine.set_ncpus(self._nodes)
         return service.pool
+
+
+standin.register(ParallelPool)
 
 
 def _number(nodes: Nodes) -> int | None:

@@ -14,7 +14,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sized
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from multiprocessing.pool import CLOSE, INIT, RUN, TERMINATE
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,7 @@ from ostap_parallel.faces.executor import Executor
 from ostap_parallel.runs.outcome import Batch, Outcome
 from ostap_parallel.runs.run import PAUSE, Run
 from ostap_parallel.runs.stream import AHEAD, Stream
-from ostap_parallel.worker import calls
+from ostap_parallel.worker import calls, standin
 from ostap_parallel.worker.execute import Call
 
 if TYPE_CHECKING:
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from ostap_parallel.faces.executor import Settings
 
 logger = logging.getLogger(__name__)
+
+# Said where work was stopped from outside.
+TERMINATED = "the pool was terminated, or the waiting cancelled"
 
 Function = Callable[..., Any]
 Callback = Callable[[Any], object] | None
@@ -66,7 +69,8 @@ class AsyncResult:
 
     def wait(self, timeout: float | None = None) -> None:
         """Wait until it is ready, or for `timeout` seconds."""
-        concurrent.futures.wait([self._settled], timeout)
+        with suppress(concurrent.futures.TimeoutError):
+            self._settled.exception(timeout)
 
     def get(self, timeout: float | None = None) -> Any:
         """Return the value, or raise what was raised.
@@ -85,6 +89,9 @@ class AsyncResult:
             raise
         if not self.ready():
             raise multiprocessing.TimeoutError
+        error = self._settled.exception()
+        if error is not None:  # `Future.result` asks for its truth
+            raise error
         return self._settled.result()
 
     def __await__(self) -> Generator[Any, None, Any]:
@@ -102,7 +109,7 @@ class AsyncResult:
         """Take the outcome of the work, after telling the callback."""
         error = CancelledError() if done.cancelled() else done.exception()
         if error is not None and self._is_cancelled:
-            error = CancelledError("the pool was terminated, or the waiting cancelled")
+            error = CancelledError(TERMINATED)
         elif callback := self._callback if error is None else self._error_callback:
             try:
                 callback(done.result() if error is None else error)
@@ -209,6 +216,18 @@ class Pool(multiprocessing.pool.Pool):
         stop = functools.partial(self.backend.give_up, [future])
         return self._result(future, stop, callback, error_callback)
 
+    def map(
+        self, func: Function, iterable: Iterable[Any], chunksize: int | None = None
+    ) -> list[Any]:
+        """Return the results in the order of the items."""
+        return self._map_here(func, iterable, chunksize)
+
+    def starmap(
+        self, func: Function, iterable: Iterable[Any], chunksize: int | None = None
+    ) -> list[Any]:
+        """Return the results of ``func(*args)`` for each ``args`` of the items, in their order."""
+        return self._map_here(functools.partial(calls.spread, func), iterable, chunksize)
+
     def imap(  # type: ignore[override]
         self, func: Function, iterable: Iterable[Any], chunksize: int | None = None
     ) -> Stream:
@@ -254,9 +273,22 @@ class Pool(multiprocessing.pool.Pool):
         """Do what `map`, `map_async`, `starmap` and `starmap_async` have in common."""
         if mapper is multiprocessing.pool.starmapstar:  # type: ignore[attr-defined]
             func = functools.partial(calls.spread, func)
-        items = iterable if isinstance(iterable, Sized) else list(iterable)
-        run = self._run(func, items, chunksize)
+        run = self._run(func, _sized(iterable), chunksize)
         return self._result(_in_thread(_collect, run), run.cancel, callback, error_callback)
+
+    def _map_here(
+        self, func: Function, iterable: Iterable[Any], chunksize: int | None
+    ) -> list[Any]:
+        """Do what `map` and `starmap` have in common: no other thread need be woken for them."""
+        run = self._run(func, _sized(iterable), chunksize)
+        ended: Future[None] = Future()
+        self._track(ended, run.cancel)
+        try:
+            return _collect(run)
+        except CancelledError:
+            raise CancelledError(TERMINATED) from None
+        finally:
+            ended.set_result(None)
 
     def _run(
         self,
@@ -288,12 +320,18 @@ class Pool(multiprocessing.pool.Pool):
     ) -> AsyncResult:
         result = AsyncResult(self, stop, callback, error_callback)
         self._track(result._settled, result._cancel)
-        future.add_done_callback(functools.partial(_deliver, self._callbacks, result))
+        settle: Callable[[Future[Any]], object] = result._settle
+        if callback is not None or error_callback is not None:  # which may take long
+            settle = functools.partial(_deliver, self._callbacks, result)
+        future.add_done_callback(settle)
         return result
 
     def _track(self, done: Future[Any], stop: Stop) -> None:
         self._under_way[done] = stop
         done.add_done_callback(self._under_way.pop)
+
+
+standin.register(Pool)
 
 
 class _Source:
@@ -357,6 +395,10 @@ class _Source:
             raise self._error
 
 
+def _sized(iterable: Iterable[Any]) -> Iterable[Any]:
+    return iterable if isinstance(iterable, Sized) else list(iterable)
+
+
 def _collect(run: Run) -> list[Any]:
     """Return all values; raise the first error once all items have been run."""
     values: list[Any] = []
@@ -367,7 +409,7 @@ def _collect(run: Run) -> list[Any]:
                 values.extend(arrival.values)
             else:
                 values.append(arrival.value)
-                error = error or arrival.error
+                error = arrival.error if error is None else error
     run.backend.flush()  # what tasks have printed is there, too
     if error is not None:
         raise error

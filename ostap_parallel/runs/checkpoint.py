@@ -24,10 +24,10 @@ from typing import IO, Any, Literal, get_args
 
 from ostap_parallel.config.files import find_danger
 from ostap_parallel.errors import CheckpointError, SerializeError
+from ostap_parallel.objects import serialize
 from ostap_parallel.runs.identity import Digester, identity_of, name_of
 from ostap_parallel.runs.outcome import Outcome
 from ostap_parallel.runs.report import Failure, StatMerger, describe, duration
-from ostap_parallel.worker import serialize
 from ostap_parallel.worker.execute import Call
 
 logger = logging.getLogger(__name__)

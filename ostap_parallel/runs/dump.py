@@ -52,6 +52,10 @@ class Dump:
     def __bool__(self) -> bool:
         return bool(self._jobs or self._freq)
 
+    def every(self, freq: int | None) -> Dump:
+        """Return one that writes what is merged after each `freq` results, or this one."""
+        return self if freq is None else Dump(self._dbase, self._jobs, freq)
+
     def write_result(self, count: int, jobid: int, result: Any) -> None:
         """Write a result that is about to be merged after `count` others."""
         if self._jobs < 0 or count < self._jobs:

@@ -27,8 +27,8 @@ from types import (
 )
 from typing import Any
 
+from ostap_parallel.objects import serialize
 from ostap_parallel.runs.task import Task
-from ostap_parallel.worker import serialize
 from ostap_parallel.worker.execute import Call
 
 # What an object consists of: its kind, parts in order, and parts whose order means nothing.
@@ -103,7 +103,7 @@ def _parts_of(function: Any) -> Iterator[tuple[str, Any]]:
         yield from _parts_of(function.func)
         arguments = [*enumerate(function.args), *function.keywords.items()]
         yield from ((f"argument {name}", value) for name, value in arguments)
-    elif isinstance(function, MethodType) and isinstance(function.__self__, Task):
+    elif isinstance(getattr(function, "__self__", None), Task):
         yield from _parts_of_task(function.__self__)
     elif isinstance(function, FunctionType) and _is_own(function.__module__):
         yield "code", function.__code__

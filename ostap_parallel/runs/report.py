@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TextIO
 
+from ostap_parallel.runs.display import Shown
+
 if TYPE_CHECKING:
     from ostap_parallel.runs.outcome import Outcome
     from ostap_parallel.supply.source import HostStatus
@@ -177,7 +179,7 @@ class Failure:
 
 
 @dataclass
-class Report:
+class Report(Shown):
     """The outcome of a run, also of one that is going on or was stopped.
 
     Attributes
@@ -213,6 +215,8 @@ class Report:
     result: Any = field(default=None, repr=False)
     complete: bool = False
 
+    _repr_pretty_ = Shown._repr_pretty_  # else IPython takes the repr
+
     @property
     def failed(self) -> int:
         """Number of items that have no result."""
@@ -224,7 +228,7 @@ class Report:
         return self.stats.time / self.wall if self.wall > 0 else 0.0
 
     def __str__(self) -> str:
-        lines = [self._summary()]
+        lines = [self.summary]
         if self.stats:
             lines.append(self.stats.table())
         for host in self.hosts:
@@ -237,7 +241,9 @@ class Report:
             lines.append(f"... and {self.failed - _MAX_FAILURES} more failures")
         return "\n".join(lines)
 
-    def _summary(self) -> str:
+    @property
+    def summary(self) -> str:
+        """The counts and times in one line."""
         text = f"{self.submitted} submitted = {self.merged} merged + {self.failed} failed"
         if unfinished := self.submitted - self.merged - self.failed:
             text += f" + {unfinished} unfinished"

@@ -65,6 +65,8 @@ class Run:
         How often an item that raised, or took too long, is run again.
     lost_retries
         How often an item by which its worker died is run again.
+    window
+        Chunks that are under way at most; ``None``: about two per worker.
 
     Raises
     ------
@@ -88,6 +90,7 @@ class Run:
     lost_retries: int = LOST_RETRIES
     retried: int = 0  # how often an item was run again
     checkpoint: Checkpoint | None = None
+    window: int | None = None
 
     _again: deque[list[Item]] = field(default_factory=deque)  # chunks to be run again
     _unsent: deque[Outcome] = field(default_factory=deque)  # known without being sent
@@ -110,6 +113,8 @@ class Run:
         _check_number("lost_retries", self.lost_retries, 0)
         if self.chunk_size is not None:
             _check_number("chunk_size", self.chunk_size, 1)
+        if self.window is not None:
+            _check_number("window", self.window, 1)
         _check_timeout(self.call.timeout, self.backend)
         self._limits = Limits(failed=self.retries, lost=self.lost_retries)
 
@@ -196,7 +201,8 @@ class Run:
 
     def _feed(self) -> None:
         """Keep as many chunks under way as the backend wants, and never more."""
-        window = self.backend.window()
+        wanted = self.backend.window()
+        window = min(wanted, self.window or wanted)
         workers = max(1, sum(self.backend.workers.values()))
         while len(self._running) < window:
             found = self._take_again(workers) if self._again else self._read_chunk(workers)

@@ -11,6 +11,7 @@ import operator
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
 from ostap_parallel.errors import ConfigError
@@ -18,6 +19,7 @@ from ostap_parallel.errors import ConfigError
 Merger = Callable[[Any, Any], Any]
 Collector = Callable[[Any, Any, int], Any]
 Variables = Mapping[str, Any]
+_FUNCTIONS = FunctionType, BuiltinFunctionType, type
 
 
 class TaskMerger:
@@ -116,7 +118,7 @@ class Task(ABC):
     """A computation with its own way of merging.
 
     The task is sent to the workers by pickle. There `initialize_remote` and `process` run for
-    each item; here `merge_results` takes what `process` returned.
+    each item, with a fresh copy of the task; here `merge_results` takes what `process` returned.
 
     Attributes
     ----------
@@ -128,6 +130,8 @@ class Task(ABC):
         Paths to put before or behind those of a variable such as ``PATH``.
     dot_in_path
         Whether ``"."`` is added to ``sys.path`` on the workers.
+    keeps_state
+        Whether all items of a worker have the same task, and find what others have left in it.
     """
 
     directory: str | os.PathLike[str] | None = None
@@ -135,6 +139,7 @@ class Task(ABC):
     prepend_to = _Variables()
     append_to = _Variables()
     dot_in_path: bool = False
+    keeps_state: bool = False
 
     def initialize_local(self) -> None:  # noqa: B027
         """Prepare the run; called once, here."""
@@ -231,6 +236,12 @@ class GenericTask(Task):
         self.directory = None if directory is None else os.fspath(directory)
         self.environment, self.append_to = environment or {}, append_to or {}
         self.prepend_to, self.dot_in_path = prepend_to or {}, dot_in_path
+
+    @property
+    def keeps_state(self) -> bool:  # type: ignore[override]
+        """Whether there is no state: an item sees nothing of a task but a function, then."""
+        inherited = type(self).process in (GenericTask.process, FuncTask.process)
+        return inherited and isinstance(self._processor, _FUNCTIONS)
 
     @property
     def combiner(self) -> Merger | None:

@@ -1,1 +1,3 @@
 """Where workers come from."""
+
+from ostap_parallel import worker as worker  # first, for what it does about dill

@@ -15,13 +15,14 @@ import tarfile
 import threading
 from pathlib import Path
 
+import cloudpickle
 import dill
 import ppft
 
 import ostap_parallel
 from ostap_parallel.worker.serve import MARK
 
-_PACKAGES = (ostap_parallel, ppft, dill)
+_PACKAGES = (ostap_parallel, ppft, cloudpickle, dill)
 
 FOLDER = "ppserver"  # that holds all of it, and by which a host's list of processes names it
 

@@ -214,6 +214,8 @@ class HostServer(Server):
             "directory": directory,
             "timeout": self.host.keepalive,
             "tasks_per_worker": self.source.tasks_per_worker,
+            "preload": self.host.preload,
+            "fresh": self.host.start == "spawn",
         }
         if sources := self._sources(directory):
             self._write(_PREPARE.format(sources=sources))

@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from ostap_parallel.errors import RemoteError, RemoteTraceback, SerializeError
-from ostap_parallel.worker import modules, serialize
+from ostap_parallel.objects import serialize
+from ostap_parallel.worker import modules
 
 # Sent as they are inside a chunk's own list. (There, bytes stand for something serialised, and
 # `NEXT` for what is next in the stream.)

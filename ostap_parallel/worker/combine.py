@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ostap_parallel.worker import serialize
+from ostap_parallel.objects import serialize
 
 
 class Combiner:

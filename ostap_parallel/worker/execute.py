@@ -25,7 +25,8 @@ from types import FrameType
 from typing import Any
 
 from ostap_parallel.errors import SerializeError
-from ostap_parallel.worker import calls, modules, serialize, shared
+from ostap_parallel.objects import program, serialize, settings
+from ostap_parallel.worker import calls, modules, shared
 from ostap_parallel.worker.chunk import (
     PLAIN,
     ChunkOutcome,
@@ -38,7 +39,8 @@ from ostap_parallel.worker.chunk import (
     unpack_value,
 )
 from ostap_parallel.worker.combine import Combiner
-from ostap_parallel.worker.restore import Baseline, NoBaseline
+from ostap_parallel.worker.modes import modes_of
+from ostap_parallel.worker.restore import Baseline, NoBaseline, set_environ
 
 # Seconds that an item gets to come back after its time is over, before the process is ended; and
 # by how much this end may be late.
@@ -59,15 +61,13 @@ class Call:
     ----------
     function
         Called as ``function(item)``, or ``function(index, item)`` with `with_index`.
-    before_item
-        Called with the index before each item.
     initializer
         Called in each worker process before all else; it knows whether it was already.
     worker_init
         Called once in each worker process before its first item.
     surroundings
-        ``directory``, ``environment``, ``prepend_to``, ``append_to`` and ``dot_in_path`` that
-        hold while an item runs, see `surroundings_of`.
+        ``directory``, ``environment``, ``prepend_to``, ``append_to``, ``dot_in_path`` and
+        ``modes`` that hold while an item runs, see `surroundings_of`.
     seed
         Seeds the random generators before each item, together with its index.
     log_level
@@ -84,7 +84,6 @@ class Call:
 
     function: Callable[..., Any]
     with_index: bool = False
-    before_item: Callable[[int], Any] | None = None
     worker_init: Callable[[], Any] | None = None
     surroundings: dict[str, Any] = field(default_factory=dict)
     seed: int | str | None = None
@@ -94,6 +93,14 @@ class Call:
     with_keywords: bool = False
     combine: Callable[[Any, Any], Any] | None = None
     initializer: Callable[[], None] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Before all else is read: it may depend on them.
+        return {"settings": settings.Present(), **vars(self)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        del state["settings"]
+        vars(self).update(state)
 
     def with_shared(self, location: str) -> Call:
         """Return the call for a chunk, and have `shared.shared` find the object from now on."""
@@ -109,8 +116,6 @@ class Call:
                 return replace(self, surroundings={}).run(index, item)
         if self.seed is not None:
             seed_item(self.seed, index)
-        if self.before_item is not None:
-            self.before_item(index)
         return self.function(index, item) if self.with_index else self.function(item)
 
 
@@ -166,19 +171,21 @@ def bind(call: bytes) -> Callable[[bytes], bytes]:
 
     def run(message: bytes) -> bytes:
         chunk = Received(message)
-        with preparing:
-            if modules.use(chunk.places):
-                shared.forget()
-                _begin_anew()
-            state = _state_of(call, chunk.run)
-            if not state:
-                executing.position[0], executing.interrupted = chunk.indices[0], False
-                prepared = _prepare(call, chunk.location)
-                if executing.interrupted:  # this chunk is given up; the next one tries again
-                    state = prepared
-                state.update(prepared)
-        result = new_outcome()
-        with executing.watch():
+        state, result = _state_of(call, chunk.run), new_outcome()
+        if chunk.run and "space" not in state:
+            state["space"] = program.Space(is_fixed=True)
+        is_ours = isinstance(executing.baseline, Baseline)
+        with program.inside(state.get("space", program.POOL), is_ours), executing.watch():
+            with preparing:
+                if modules.use(chunk.places):
+                    shared.forget()
+                    _begin_anew()
+                if state.keys() <= {"space"}:
+                    executing.position[0], executing.interrupted = chunk.indices[0], False
+                    prepared = _prepare(call, chunk.location)
+                    if executing.interrupted:  # this chunk is given up; the next one tries again
+                        state = dict(state)
+                    state.update(prepared)
             run_items(_with_shared(state, chunk.location), chunk, result)
         _disarm()
         _flush()
@@ -217,7 +224,7 @@ def _state_of(call: bytes, run: bytes) -> dict[str, Any]:
 def _prepare(data: bytes, location: str) -> dict[str, Any]:
     """Load the call and start the worker's part of it; an error is every item's outcome."""
     try:
-        serialize.forget_classes()
+        settings.Here.is_ours = isinstance(executing.baseline, Baseline)
         call: Call = serialize.loads(data)
         logging.getLogger().setLevel(call.log_level)
         if call.seed is not None:
@@ -460,11 +467,13 @@ def surroundings_of(wanted: dict[str, Any]) -> Iterator[None]:
                 parts = [os.path.expandvars(str(value)), os.environ.get(name, "")]
                 ordered = parts if key == "prepend_to" else parts[::-1]
                 os.environ[name] = os.pathsep.join(part for part in ordered if part)
+        if "TZ" in wanted.get("environment", {}):
+            time.tzset()
         if wanted.get("dot_in_path") and "." not in sys.path:
             sys.path.insert(0, ".")
-        yield
+        with modes_of(wanted.get("modes", {})):
+            yield
     finally:
         os.chdir(old_directory)
         sys.path[:] = old_path
-        os.environ.clear()
-        os.environ.update(old_environ)
+        set_environ(old_environ)

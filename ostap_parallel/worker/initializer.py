@@ -8,11 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ostap_parallel.errors import InitializerError
-from ostap_parallel.worker import nested, serialize
+from ostap_parallel.objects import serialize
+from ostap_parallel.objects.program import Kept
+from ostap_parallel.worker import nested
 from ostap_parallel.worker.shared import SMALL
 
-# What became of those that this process has run, by their tokens.
-_errors: dict[bytes, InitializerError | None] = {}
+# What became of those that this process has run, by their tokens: the error, or what they have
+# left in the program.
+_ended: dict[bytes, InitializerError | Kept] = {}
 
 
 @dataclass(frozen=True)
@@ -55,18 +58,19 @@ class Initializer:
         return f"initializer {self.token.hex()}"
 
     def __call__(self) -> None:
-        if self.token not in _errors:
+        if self.token not in _ended:
             packed = nested.constant(self.name) if self.packed is None else self.packed
-            _errors[self.token] = _run(packed)
-        if error := _errors[self.token]:
-            raise error
+            _ended[self.token] = _run(packed)
+        found = _ended[self.token]
+        if isinstance(found, InitializerError):
+            raise found
+        found.restore()
 
 
-def _run(packed: bytes) -> InitializerError | None:
+def _run(packed: bytes) -> InitializerError | Kept:
     try:
-        serialize.call_for_good(packed)
+        return serialize.call_for_good(packed)
     except BaseException as exc:  # user code
         error = InitializerError(serialize.name_and_text(exc))
         error.__cause__ = exc
         return error
-    return None

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Protocol
 
 from ostap_parallel.worker.chunk import Lost
+from ostap_parallel.worker.control import POSITION, open_position
 from ostap_parallel.worker.jobs import Job
 from ostap_parallel.worker.loop import Loop
 from ostap_parallel.worker.output import OutputReader
-from ostap_parallel.worker.process import POSITION, open_position
 from ostap_parallel.worker.processes import close_kept, keep_from_forks
 from ostap_parallel.worker.transport import BUFFER_SIZE, Channel
 

@@ -130,7 +130,10 @@ class Loop:
                 with contextlib.suppress(BlockingIOError):
                     os.read(self._wake_r, 4096)
             elif handler := self._handlers.get(descriptor):
-                _call(lambda handler=handler, mask=mask: handler(mask))  # type: ignore[misc]
+                try:
+                    handler(mask)
+                except Exception:  # see `_call`
+                    logger.exception("an error in the engine")
         while self._soon:
             _call(self._soon.popleft())
 

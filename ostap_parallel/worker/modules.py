@@ -22,7 +22,7 @@ from types import ModuleType
 from typing import ClassVar
 
 # Never forgotten, wherever they are.
-_OURS = {"__main__", "ostap_parallel", "dill", "ppft"}
+_OURS = {"__main__", "ostap_parallel", "cloudpickle", "dill", "ppft"}
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,8 @@ from concurrent.futures import (
 from typing import Any, NamedTuple, NoReturn
 
 from ostap_parallel.errors import RemoteError, WorkerLost
-from ostap_parallel.worker import execute, serialize
+from ostap_parallel.objects import serialize
+from ostap_parallel.worker import execute
 from ostap_parallel.worker.chunk import (
     Lost,
     Received,
@@ -251,7 +252,7 @@ class Future:
         CancelledError
             It was cancelled.
         """
-        if error := self.exception(timeout):
+        if (error := self.exception(timeout)) is not None:
             raise error
         return self._value
 

@@ -15,7 +15,7 @@ import platform
 import struct
 from typing import Any
 
-from ostap_parallel.worker import serialize
+from ostap_parallel.objects import serialize
 
 # Holds the two descriptors.
 VARIABLE = "OSTAP_PARALLEL_NODE"

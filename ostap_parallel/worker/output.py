@@ -116,7 +116,8 @@ class OutputReader:
 
     def _pass_on(self, source: _Source) -> None:
         *lines, rest = source.pending.split(b"\n")
-        limit = MAX_LINE if source.kind != "log" else 16 * MAX_LINE
+        # a record of the log is of use as a whole only
+        limit = MAX_OUTPUT if source.kind == "log" else MAX_LINE
         while len(rest) > limit:
             lines.append(rest[:limit])
             rest = rest[limit:]
@@ -132,7 +133,10 @@ class OutputReader:
     def _send(self, event: dict[str, Any]) -> None:
         try:
             if event["kind"] == "log":
-                event["record"] = json.loads(event["record"])
+                try:
+                    event["record"] = json.loads(event["record"])
+                except ValueError:  # what was dropped is told of at the end of the chunk
+                    return
             self._sink(event)
         except Exception:
             logger.exception("could not pass on a line that worker %d printed", event["pid"])

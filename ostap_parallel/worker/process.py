@@ -19,28 +19,15 @@ import mmap
 import os
 import signal
 import socket
-import struct
 import sys
 from typing import Any
 
 from ostap_parallel.worker import nested
+from ostap_parallel.worker.control import POSITION
 from ostap_parallel.worker.execute import bind, executing, restore, take_signals
 from ostap_parallel.worker.processes import disconnect
 from ostap_parallel.worker.restore import Baseline
 from ostap_parallel.worker.transport import Connection
-
-# What a worker shares with its server, see `Executing.position`: two integers.
-POSITION = struct.Struct("qq")
-
-
-def open_position() -> int:
-    """Return the descriptor of memory for a worker's position, at no item."""
-    # os.memfd_create is not in all builds of Python: conda's and uv's support older systems.
-    descriptor: int = ctypes.CDLL(None, use_errno=True).memfd_create(b"position", 1)  # CLOEXEC
-    if descriptor < 0:
-        raise OSError(ctypes.get_errno(), "memfd_create failed")
-    os.write(descriptor, POSITION.pack(-1, 0))
-    return descriptor
 
 
 def main(arguments: tuple[tuple[int, int, int, int], int | None]) -> None:
@@ -84,8 +71,12 @@ class _Protocol(Connection):
             os._exit(0)  # the server closed the connection
 
 
+# Characters of a record's text that are passed on.
+MAX_RECORD = 4 << 20
+
+
 class LogToServer(logging.Handler):
-    """Writes each record as one JSON line."""
+    """Writes each record as one JSON line, also in processes that tasks fork."""
 
     def __init__(self, descriptor: int) -> None:
         super().__init__()
@@ -95,10 +86,19 @@ class LogToServer(logging.Handler):
         with contextlib.suppress(Exception):  # a record must never harm the task that made it
             plain = (str, int, float)
             fields = {key: value for key, value in vars(record).items() if type(value) in plain}
-            fields["msg"] = record.getMessage()
+            fields["msg"] = record.getMessage()[:MAX_RECORD]
             if record.exc_info:
                 fields["exc_text"] = logging.Formatter().formatException(record.exc_info)
-            os.write(self._descriptor, json.dumps(fields).encode() + b"\n")
+            self._write(json.dumps(fields).encode() + b"\n")
+
+    def _write(self, line: bytes) -> None:
+        # Between processes; threads have the handler's.
+        fcntl.lockf(self._descriptor, fcntl.LOCK_EX)
+        try:
+            while line:
+                line = line[os.write(self._descriptor, line) :]
+        finally:
+            fcntl.lockf(self._descriptor, fcntl.LOCK_UN)
 
 
 def _die_with(lifeline: int) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import sys
+import time
 from _signal import getsignal, pthread_sigmask  # type: ignore[import-not-found]
 from typing import IO, Any
 
@@ -68,9 +69,8 @@ class Baseline:
             pass
         # os.environ would decode all of it to compare: three times what all else here costs
         if os.environ._data != self._encoded:  # type: ignore[attr-defined]
-            os.environ.clear()
             encoded = self._encoded.items()
-            os.environ.update({os.fsdecode(name): os.fsdecode(text) for name, text in encoded})
+            set_environ({os.fsdecode(name): os.fsdecode(text) for name, text in encoded})
         os.umask(self._umask)
         if sys.path is not self._path or sys.path != self._entries:
             sys.path = self._path
@@ -102,6 +102,15 @@ class Baseline:
             if getattr(self._streams[number], "closed", False):
                 self._streams[number] = _open_stream(number)
                 setattr(sys, f"__{name}__", self._streams[number])
+
+
+def set_environ(wanted: dict[str, str]) -> None:
+    """Have this environment, and the time zone in it."""
+    zone = os.environ.get("TZ")
+    os.environ.clear()
+    os.environ.update(wanted)
+    if zone != wanted.get("TZ"):
+        time.tzset()
 
 
 class NoBaseline:

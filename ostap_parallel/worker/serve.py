@@ -68,6 +68,8 @@ def main() -> int:
             directory,
             on_empty=_give_up,
             tasks_per_worker=settings.get("tasks_per_worker"),
+            preload=settings.get("preload", ()),
+            fresh=settings.get("fresh", False),
         )
         about = {
             "port": server.port,

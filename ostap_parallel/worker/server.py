@@ -12,7 +12,7 @@ import pickle
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import IO
 from weakref import WeakValueDictionary
 
@@ -46,6 +46,8 @@ class Server:
         *,
         on_empty: Callable[[], object] = lambda: None,
         tasks_per_worker: int | None = None,
+        preload: Collection[str] = (),
+        fresh: bool = False,
     ) -> None:
         self.directory = directory
         self.store = Store(directory)
@@ -60,6 +62,8 @@ class Server:
             self._output,
             on_empty=on_empty,
             tasks_per_worker=tasks_per_worker,
+            preload=preload,
+            fresh=fresh,
         )
         self.queue.machines.append(self.crew)
         self._clients: set[_Client] = set()

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import IO, Any
 from weakref import WeakValueDictionary
 
-from ostap_parallel.worker import serialize
+from ostap_parallel.objects import program, serialize
 
 # Bytes up to which an object travels within the function.
 SMALL = 1 << 16
@@ -81,7 +81,9 @@ class Stored:
 
     def load(self, location: str) -> Any:
         """Return the object."""
-        return _load(self.digest, location)
+        # What it needs of the program goes with each space of that.
+        space = program.space_now() if self.digest in _defining else None
+        return _load(self.digest, location, space)
 
 
 def use(where: Inline | Stored | None, location: str) -> Any:
@@ -140,12 +142,19 @@ def forget() -> None:
 
 # Those of runs that take turns; what is mapped stays on the disk.
 @functools.lru_cache(maxsize=KEPT)
-def _load(digest: str, location: str) -> Any:
+def _load(digest: str, location: str, space: program.Space | None) -> Any:
     with Path(location).open("rb") as file:
         mapped = memoryview(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ))
     if mapped[:_DIGEST_SIZE] != digest.encode():
         raise RuntimeError(f"{location} is not the shared object {digest}")
-    return _unpack(mapped[_padded(_DIGEST_SIZE) :])
+    before = program.count_definitions()
+    value = _unpack(mapped[_padded(_DIGEST_SIZE) :])
+    if program.count_definitions() != before:
+        _defining.add(digest)
+    return value
+
+
+_defining: set[str] = set()  # digests of objects with definitions for the program
 
 
 class Blob:

@@ -1,4 +1,4 @@
-"""Starting workers through their template."""
+"""Starting workers through their control."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Collection
 
-from ostap_parallel.worker import template
+from ostap_parallel.worker import control
 from ostap_parallel.worker.cpus import thread_limits
 from ostap_parallel.worker.local import Worker, open_pipe
 from ostap_parallel.worker.loop import Loop
@@ -70,7 +70,7 @@ class Spawner:
             (out_r, out_w), (err_r, err_w) = open_pipe(ours, theirs), open_pipe(ours, theirs)
             arguments = (yours.fileno(), self._preload, self._fresh)
             path = [entry or os.getcwd() for entry in sys.path]  # noqa: PTH109
-            words = template.command(path, "template", arguments)
+            words = control.command(path, "template", arguments)
             self._process = start_apart(
                 [sys.executable, *interpreter_options(), *words],
                 stdin=subprocess.DEVNULL,
@@ -101,7 +101,7 @@ class Spawner:
             }
             self._starting[worker.number] = worker
             try:
-                template.send(self._control, wanted, worker.theirs)
+                control.send(self._control, wanted, worker.theirs)
             except OSError:  # it has just ended, or hangs: either is about to be heard
                 if self._process is not None:
                     self._process.kill()
@@ -112,7 +112,7 @@ class Spawner:
     def _hear(self, mask: int) -> None:
         assert self._control is not None
         try:
-            message = template.receive(self._control, [])
+            message = control.receive(self._control, [])
         except OSError:
             message = None
         match message:

@@ -1,0 +1,1 @@
+"""Objects to bytes and back, also those that the other side cannot import."""

@@ -1,0 +1,415 @@
+"""The caller's program on a worker: its modules that cannot be imported, above all ``__main__``.
+
+What travels by name lives in them under its name, as it does at the caller's: functions see each
+other, and what tasks set. The content is that of a *space*: each run has one of its own, and the
+calls of a pool share one. The module is the same for all of them, so that functions and classes
+keep their global variables; where spaces take turns, their contents do.
+"""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import importlib.machinery
+import os
+import pickle
+import sys
+import threading
+import uuid
+from collections.abc import Iterable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from operator import is_
+from types import ModuleType
+from typing import Any
+from weakref import WeakKeyDictionary, WeakValueDictionary
+
+MAIN = ("__main__", "__mp_main__")
+
+Key = tuple[str, str]  # of a module, and of what it has by that name
+# The same, what to read, and whether it may be done without.
+Definition = tuple[str, str, bytes, bool]
+
+_home = [uuid.uuid4().hex]
+_programs: dict[str, Program] = {}
+_tokens: WeakKeyDictionary[ModuleType, str] = WeakKeyDictionary()  # of programs from elsewhere
+_by_value: WeakKeyDictionary[ModuleType, bool] = WeakKeyDictionary()
+_loose: WeakValueDictionary[str, ModuleType] = WeakValueDictionary()  # not in sys.modules
+_now: ContextVar[Space | None] = ContextVar("space", default=None)
+
+
+def home() -> str:
+    """Return what names the program of this process; a fork is another one."""
+    return _home[0]
+
+
+def _renew() -> None:
+    _home[0] = uuid.uuid4().hex
+
+
+os.register_at_fork(after_in_child=_renew)
+
+
+class Space:
+    """The content that a program's modules have for one run, or for the calls of a pool.
+
+    Parameters
+    ----------
+    is_fixed
+        What has come by a name stays, as for a run; otherwise another definition counts more.
+    """
+
+    def __init__(self, is_fixed: bool = False) -> None:
+        self.is_fixed = is_fixed
+        self.token = ""  # of its program, when that is known
+        self.known: dict[Key, bytes] = {}  # what was read last
+        self.local: dict[str, bytes] = {}  # the same for classes that have no name there
+        self.done: set[bytes] = set()  # packed definitions that were read
+        self.placed: dict[Key, Any] = {}  # the functions and classes, as they were read
+        self.kept: set[Key] = set()  # set by an initializer
+        self.contents: dict[str, dict[str, Any]] = {}  # while another one is in use
+
+    def is_new(self, token: str, cls: type, data: bytes) -> bool:
+        """Return whether a class must be filled anew."""
+        if token not in self.local or filled_by.get(cls) is not self:
+            return True
+        return not self.is_fixed and self.local[token] != data
+
+    def note(self, token: str, data: bytes) -> None:
+        """Note what a local class was read from; only the last ones count."""
+        self.local.pop(token, None)
+        self.local[token] = data
+        if len(self.local) > _MANY:
+            del self.local[next(iter(self.local))]
+
+
+class Program:
+    """A program of another process, as it exists in this one."""
+
+    def __init__(self, token: str) -> None:
+        self.token = token
+        self.modules: dict[str, ModuleType] = {}
+        self.space = self.pool = Space()
+        self._pending: dict[Key, tuple[bytes, bool]] = {}
+        self._reading: dict[Key, bytes] = {}
+        self._lock = threading.RLock()
+        self.module("__main__")
+
+    def module(self, name: str) -> ModuleType:
+        """Return a module of the program, which is empty at first."""
+        if name not in self.modules:
+            module = self.modules[name] = ModuleType(name.partition("#")[0])
+            vars(module)["__builtins__"] = builtins
+            _tokens[module], _by_value[module] = self.token, True
+            if "#" in name:
+                _loose[name] = module
+            elif (space := _now.get()) is not None and space.token == self.token:
+                sys.modules[name] = module
+        return self.modules[name]
+
+    def use(self, space: Space) -> None:
+        """Give the modules the content of a space."""
+        with self._lock:
+            if space is self.space:
+                return
+            for name, module in self.modules.items():
+                content = vars(module)
+                self.space.contents[name] = content.copy()
+                bare = {key: content[key] for key in _BARE if key in content}
+                content.clear()
+                content.update(space.contents.pop(name, bare))
+            self.space = space
+            space.done.clear()
+
+    def define(self, packed: bytes) -> None:
+        """Read what is new, and leave the rest as tasks may have changed it."""
+        if packed:
+            _count[0] += 1
+        space = self.space
+        if not packed or (space.is_fixed and packed in space.done):
+            return
+        with self._lock:
+            sender, definitions = pickle.loads(packed)
+            is_own = sender == home()
+            for module, name, data, is_optional in definitions:
+                key = module, name
+                if is_own and name in vars(self.module(module)):
+                    continue
+                old = space.known.get(key)
+                if old is None and key in space.kept:
+                    space.known[key] = data
+                elif old is None or _is_other(space, key, old, data):
+                    self._pending[key] = data, is_optional
+            while self._pending and not self._reading:
+                self._read(next(iter(self._pending)))
+            space.done.add(packed)
+
+    def find(self, module: str, name: str) -> Any:
+        """Return what a module has by a dotted name, which may have to be read first."""
+        first, *rest = name.split(".")
+        key, names = (module, first), vars(self.module(module))
+        if key in self._pending:
+            self._read(key)
+        elif first not in names and key in self._reading:
+            # Its bases need it, so it must come first; what reads it already finds it then.
+            names[first] = pickle.loads(self._reading.pop(key))
+        found = names[first]
+        for part in rest:
+            found = getattr(found, part)
+        return found
+
+    def place(self, module: str, name: str, value: Any) -> None:
+        """Let a function or a class be found before it is complete, as it may name itself."""
+        vars(self.module(module))[name] = self.space.placed[module, name] = value
+
+    def _read(self, key: Key) -> None:
+        data, is_optional = self._pending.pop(key)
+        self.space.known[key] = self._reading[key] = data
+        try:
+            vars(self.module(key[0]))[key[1]] = pickle.loads(data)
+        except BaseException as exc:
+            if is_optional and isinstance(exc, Exception):
+                return
+            self._pending.clear()
+            self.space.known.pop(key, None)
+            raise
+        finally:
+            self._reading.pop(key, None)
+
+
+_count = [0]
+
+
+def count_definitions() -> int:
+    """Return how often something was read here that brings definitions."""
+    return _count[0]
+
+
+_BARE = (
+    *("__name__", "__doc__", "__loader__", "__spec__", "__builtins__"),
+    *("__package__", "__file__"),  # see `settings`
+)
+
+# The space whose version of a class is the present one.
+filled_by: WeakKeyDictionary[type, Space] = WeakKeyDictionary()
+
+
+def _is_other(space: Space, key: Key, old: bytes, data: bytes) -> bool:
+    placed = space.placed.get(key)
+    if isinstance(placed, type) and filled_by.get(placed, space) is not space:
+        return True  # another run has had another version
+    return not space.is_fixed and old != data
+
+
+@dataclass
+class Kept:
+    """What an initializer has left in the modules of a program: all, and the names it has set."""
+
+    contents: dict[str, dict[str, Any]] = field(default_factory=dict)
+    names: set[Key] = field(default_factory=set)
+
+    def restore(self) -> None:
+        """Have the present space begin with it."""
+        program = present()
+        if program is None:
+            return
+        program.space.kept |= self.names
+        for module, content in self.contents.items():
+            names = vars(program.module(module))
+            for name, value in content.items():
+                if (module, name) in self.names or name not in names:
+                    names[name] = value
+
+
+@contextlib.contextmanager
+def keeping() -> Iterator[Kept]:
+    """Note what the body changes in the program."""
+    kept, program = Kept(), present()
+    if program is None:
+        yield kept
+        return
+    before = {
+        (name, key): (value, _look_into(value))
+        for name, module in program.modules.items()
+        for key, value in vars(module).items()
+    }
+    yield kept
+    for name, module in program.modules.items():
+        kept.contents[name] = {key: v for key, v in vars(module).items() if key not in _BARE}
+        for key, value in kept.contents[name].items():
+            old, inside = before.get((name, key), (kept, []))
+            now = _look_into(value)
+            if old is not value or len(inside) != len(now) or not all(map(is_, inside, now)):
+                kept.names.add((name, key))
+
+
+def _look_into(value: Any) -> list[Any]:
+    """Return what an object holds, to find out whether that changes."""
+    if isinstance(value, dict):
+        return [*value, *value.values()]
+    if isinstance(value, list | set):
+        return list(value)
+    return list(vars(value).values()) if hasattr(value, "__dict__") else []
+
+
+def program_of(token: str) -> Program | None:
+    """Return a program of elsewhere; ``None`` if it is that of this process."""
+    if token == home():
+        return None
+    program = _programs.get(token)
+    if program is None:
+        program = _programs[token] = Program(token)
+    space = _now.get()
+    if space is POOL:
+        _enter(program, program.pool)
+    elif space is not None and not space.token:
+        space.token = token
+        _enter(program, space)
+    return program
+
+
+def present() -> Program | None:
+    """Return the program that is in use, if it is one from elsewhere."""
+    return _programs.get(_tokens.get(sys.modules["__main__"], ""))
+
+
+def space_now() -> Space:
+    """Return the space of what is read now."""
+    program = present()
+    return _default if program is None else program.space
+
+
+_default = Space()
+
+_MANY = 64
+
+POOL = Space()  # stands for the one that all calls of a program's pool share
+
+
+@contextlib.contextmanager
+def inside(space: Space, stays: bool) -> Iterator[None]:
+    """Have a space's program be this process', until another one is, or while the body runs."""
+    mark = _now.set(space)
+    before = sys.modules.get("__main__")
+    try:
+        if space.token:
+            _enter(_programs[space.token], space)
+        yield
+    finally:
+        _now.reset(mark)
+        if not stays and sys.modules.get("__main__") is not before:
+            _leave(space, before)
+
+
+def _leave(space: Space, before: ModuleType | None) -> None:
+    for name, module in list(sys.modules.items()):
+        if isinstance(module, ModuleType) and _tokens.get(module) == space.token:
+            del sys.modules[name]
+    if before is not None:
+        sys.modules["__main__"] = before
+
+
+def _enter(program: Program, space: Space) -> None:
+    program.use(space)
+    if sys.modules.get("__main__") is not program.modules["__main__"]:
+        for name, module in program.modules.items():
+            if "#" not in name:
+                sys.modules[name] = module
+
+
+def pack(definitions: Iterable[Definition]) -> bytes:
+    """Return what `find` reads: definitions, and whose they are."""
+    found = tuple(definitions)
+    return pickle.dumps((home(), found)) if found else b""
+
+
+def find(token: str, module: str, name: str, definitions: bytes = b"") -> Any:
+    """Return what a program has by a name; it may be defined by that."""
+    program = program_of(token)
+    if program is not None:
+        program.define(definitions)
+        return program.find(module, name)
+    found: Any = module_by(module)
+    for part in name.split("."):
+        found = getattr(found, part)
+    return found
+
+
+def find_module(token: str, name: str, definitions: bytes = b"") -> ModuleType:
+    """Return a program's module that cannot be imported."""
+    program = program_of(token)
+    if program is None:
+        return module_by(name)
+    program.define(definitions)
+    return program.module(name)
+
+
+def module_by(key: str) -> ModuleType:
+    """Return the module that `key_of` has named."""
+    return _loose[key] if "#" in key else sys.modules[key]
+
+
+def module_with(variables: dict[str, Any]) -> ModuleType | None:
+    """Return the module that has these global variables."""
+    module = sys.modules.get(variables.get("__name__", ""))
+    for one in (module, *_loose.values()):
+        if isinstance(one, ModuleType) and vars(one) is variables:
+            return one
+    return None
+
+
+def namespace(token: str, module: str) -> dict[str, Any]:
+    """Return the global variables of a program's module."""
+    return vars(find_module(token, module))
+
+
+def key_of(module: ModuleType) -> str:
+    """Return what names a module that is sent by value."""
+    name = module.__name__
+    if sys.modules.get(name) is module:
+        return name
+    for key, known in _loose.items():
+        if known is module:
+            return key
+    key = f"{name}#{uuid.uuid4().hex}"
+    _loose[key] = module
+    return key
+
+
+def token_of(module: ModuleType) -> str:
+    """Return what names a module's program."""
+    return _tokens.get(module) or home()
+
+
+def is_by_value(module: Any) -> bool:
+    """Return whether others cannot import a module: ``__main__``, and what was made by hand."""
+    if type(module) is not ModuleType:
+        return False
+    if module.__name__ in MAIN:
+        return True
+    known = _by_value.get(module)
+    if known is None:
+        known = _by_value[module] = not _can_be_found(module)
+    return known
+
+
+def _can_be_found(module: ModuleType) -> bool:
+    name = module.__name__
+    if sys.modules.get(name) is not module:  # another one, or an alias
+        return any(module is other for other in list(sys.modules.values()))
+    top = name.partition(".")[0]
+    if top in sys.stdlib_module_names:
+        return True
+    for finder in sys.meta_path:
+        with contextlib.suppress(Exception):
+            spec = finder.find_spec(top, None, None)
+            if spec is not None:
+                return top != name or _is_from(spec, module)
+    return False
+
+
+def _is_from(spec: importlib.machinery.ModuleSpec, module: ModuleType) -> bool:
+    file: str | None = getattr(module, "__file__", None)
+    if file is None or spec.origin is None or not spec.has_location:
+        return True
+    return os.path.realpath(spec.origin) == os.path.realpath(file)

@@ -1,0 +1,344 @@
+"""The caller's ``__main__`` as workers have it: one for all that a run, or a pool, calls."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+from functions import run_python, script_environ
+from kinds import program
+
+from ostap_parallel.objects import serialize
+from ostap_parallel.objects.program import Space, inside
+
+SHARED = """
+    count, model, table = 0, None, {}
+    def inc():
+        global count
+        count += 1
+    def task(x):
+        inc()
+        return count
+    def load():
+        global model
+        model = {"loaded": table.setdefault("times", 0) + 1}
+        table["times"] += 1
+    def use(x):
+        if model is None: load()
+        return model["loaded"], table["times"]
+    class Seen:
+        items = []
+        def add(self, x): self.items.append(x); return len(Seen.items)
+    def seen(x): return Seen().add(x) + len(Seen.items)
+    # run
+    for _ in range(2):  # a run begins with what is here
+        assert wm.process(task, [0] * 3, chunk_size=3) == [1, 2, 3]
+        assert wm.process(use, [0] * 2, chunk_size=2) == [(1, 1)] * 2
+        assert wm.process(seen, [0] * 2, chunk_size=2) == [2, 4]
+    count = 10
+    assert wm.process(task, [0] * 3, chunk_size=3) == [11, 12, 13]
+    assert count == 10 and model is None and not table
+"""
+
+NAMES = """
+    import pickle
+    from concurrent.futures import ProcessPoolExecutor
+    LIMIT = 3
+    class Fit:
+        def __init__(self, x=1): self.x = x
+        class Inner: pass
+    def f(x): return x + LIMIT
+    def dumped(x): return type(pickle.loads(pickle.dumps(Fit(x)))) is Fit, pickle.dumps(f)[:2]
+    def inner(x): return type(pickle.loads(pickle.dumps(Fit.Inner()))) is Fit.Inner
+    def imported(x):
+        import __main__
+        return __main__.f(x), __main__.Fit is Fit
+    def evaluated(x): return eval("f(1)"), globals()["LIMIT"]
+    def in_processes(x):
+        with ProcessPoolExecutor(1) as pool:
+            return list(pool.map(f, [x])), pool.submit(Fit, 4).result().x
+    def spawned(x):
+        import multiprocessing
+        with multiprocessing.get_context("spawn").Pool(1) as pool: return pool.map(abs, [x])
+    def about(x):
+        return sys.argv, os.path.basename(sys.modules["__main__"].__file__), __file__ == x
+    def own_name(x): return f.__module__, Fit.__module__, __name__
+    # run
+    assert wm.process(dumped, [1]) == [(True, b"\\x80\\x04")]
+    assert wm.process(inner, [1]) == [True]
+    assert wm.process(imported, [1]) == [(4, True)]
+    assert wm.process(evaluated, [1]) == [(4, 3)]
+    assert wm.process(in_processes, [1]) == [([4], 4)]
+    assert wm.process(spawned, [-1]) == [[1]]
+    assert wm.process(about, [__file__]) == [(sys.argv, "script.py", True)]
+    assert wm.process(own_name, [0]) == [("__main__",) * 3]
+    back = wm.process(lambda x: (f, Fit, lambda y: f(y)), [0])[0]
+    assert back[0] is f and back[1] is Fit and back[2](1) == 4
+"""
+
+POOLS = """
+    from ostap_parallel import Pool
+    count, chosen, log = 0, None, []
+    class Model:
+        def __init__(self, x): self.x = x
+        def scaled(self): return self.x * factor()
+    def factor(): return 10
+    def set_up(value):
+        global chosen
+        chosen = Model(value)
+        log.append(value)
+    def look(x): return chosen.scaled(), len(log), isinstance(chosen, Model)
+    def bump(x):
+        global count
+        count += 1
+        return count
+    # run
+    with Pool(1, initializer=set_up, initargs=(4,)) as pool:
+        for _ in range(2):
+            assert pool.map(look, [0]) == [pool.apply(look, (0,))] == [(40, 1, True)]
+        assert [pool.apply(bump, (0,)) for _ in range(3)] == [1, 2, 3]
+        assert pool.map(bump, [0] * 2) == [1, 2]
+        assert pool.apply(bump, (0,)) == 4
+        first = pool.imap(bump, iter([0] * 40), chunksize=1)
+        second = pool.imap(bump, iter([0] * 40), chunksize=1)
+        pairs = list(zip(first, second))  # they take turns, each with a program of its own
+        assert pairs == [(n, n) for n in range(1, 41)], pairs
+    assert chosen is None
+"""
+
+STATE = """
+    import decimal, warnings
+    decimal.getcontext().prec = 40
+    warnings.filterwarnings("error", message="no .*", category=UserWarning)
+    sys.setrecursionlimit(5000)
+    def third(x): return len(str(decimal.Decimal(x) / 3)), decimal.getcontext().prec
+    def warn(x):
+        try: warnings.warn(x)
+        except UserWarning: return True
+        return False
+    def deep(n): return n and deep(n - 1)
+    # run
+    assert wm.process(third, [1]) == [third(1)]
+    assert wm.process(warn, ["no good", "well"]) == [True, False]
+    assert wm.process(deep, [3000]) == [0]
+"""
+
+ZONES = """
+    import time
+    from ostap_parallel import FuncTask
+    def move(x):
+        before = time.localtime(0).tm_hour, time.tzname
+        os.environ["TZ"] = "XYZ-5"; time.tzset()
+        return before, time.localtime(0).tm_hour
+    def hour(item): return time.localtime(0).tm_hour
+    # run
+    here = time.localtime(0).tm_hour, time.tzname
+    assert wm.process(move, [0] * 3, chunk_size=3) == [(here, 5)] * 3
+    zone = FuncTask(hour, merger=TaskMerger(None, init=[]), environment={"TZ": "ABC-7"})
+    assert wm.process(zone, [0] * 2) == [7, 7]
+    assert wm.process(lambda x: time.localtime(0).tm_hour, [0]) == [here[0]]
+"""
+
+BLAME = """
+    import contextvars, sqlite3, threading
+    from ostap_parallel import SerializeError
+    local, base = threading.local(), sqlite3.connect(":memory:")
+    var = contextvars.ContextVar("var")
+    def uses_local(x): return local.x
+    def calls(x): return uses_base(x)
+    def uses_base(x): return base.execute(x)
+    class Has:
+        def method(self): return var.get()
+    # run
+    for function, parts in [
+        (uses_local, ("local", "uses_local")),
+        (calls, ("base", "uses_base")),
+        (Has().method, ("var", "Has.method")),
+        (lambda x: local, ("local", "<lambda>")),
+    ]:
+        try: wm.process(function, [1])
+        except SerializeError as exc: text = str(exc)
+        else: raise AssertionError(function)
+        name, user = parts
+        assert f"the global variable {name} of {user}: " in text, text
+"""
+
+HELD = """
+    from ostap_parallel import shared
+    FACTOR = 3
+    def scale(x): return x * FACTOR
+    class Model:
+        def __init__(self): self.large = bytes(200_000)
+        def use(self, x): return scale(x)
+    model = Model()
+    def first(x): return shared().use(x)
+    def second(x): return shared().use(x) + 1, isinstance(shared(), Model)
+    # run
+    for _ in range(2):
+        assert wm.process(first, [1, 2], shared=model) == [3, 6]
+        assert wm.process(second, [1, 2], shared=model) == [(4, True), (7, True)]
+        assert wm.process(lambda x: shared().use(x), [1], shared=model) == [3]
+    FACTOR = 5
+    assert wm.process(first, [1], shared=model) == [5]
+"""
+
+MANAGERS = """
+    import multiprocessing
+    from ostap_parallel import Pool, SerializeError
+    def put(one, x): one[x] = x * x
+    def add(one, x): one.append(x)
+    def send(queue, lock, event, x):
+        with lock: queue.put(x)
+        event.set()
+    def set_up(one):
+        global ours
+        ours = one
+    ours = None
+    def put_ours(x): ours[x] = x
+    # run
+    with Pool(2) as pool, multiprocessing.Manager() as manager:
+        squares, items = manager.dict(), manager.list()
+        pool.starmap(put, [(squares, 1), (squares, 2)])
+        pool.apply(add, (items, 5))
+        wm.process(functools.partial(add, items), [6])
+        assert dict(squares) == {1: 1, 2: 4} and list(items) == [5, 6]
+        queue, lock, event = manager.Queue(), manager.Lock(), manager.Event()
+        pool.starmap(send, [(queue, lock, event, x) for x in range(3)])
+        assert sorted(queue.get() for _ in range(3)) == [0, 1, 2] and event.is_set()
+        with Pool(1, initializer=set_up, initargs=(squares,)) as other:
+            other.map(put_ours, [7])
+        assert squares[7] == 7
+        for one in multiprocessing.Lock(), multiprocessing.Value("i"), multiprocessing.Queue():
+            try: Pool(1, initializer=set_up, initargs=(one,))
+            except SerializeError as exc: assert "multiprocessing.Manager()" in str(exc), exc
+            else: raise AssertionError(one)
+"""
+
+FAR_MANAGERS = """
+    import multiprocessing
+    def put(one, x): one[x] = x
+    # run
+    with multiprocessing.Manager() as manager:
+        squares = manager.dict()
+        try: wm.process(functools.partial(put, squares), [1])
+        except RuntimeError as exc: assert "cannot be reached from this host" in str(exc), exc
+        else: assert dict(squares) == {1: 1}  # it is this machine
+"""
+
+FALSE = """
+    from ostap_parallel import Pool
+    class Falsy(Exception):
+        def __bool__(self): return False
+    def fail(x): raise Falsy(x)
+    def nested(x):
+        try: wm.pool.map(fail, [x])
+        except Falsy: return "raised"
+    # run
+    with Pool(1) as pool:
+        for call in [
+            lambda: pool.map(fail, [1]), lambda: pool.map_async(fail, [1]).get(),
+            lambda: list(pool.imap(fail, [1])), lambda: wm.process(fail, [1]),
+            lambda: wm.pool.map(fail, [1]),
+        ]:
+            try: call()
+            except Falsy: continue
+            raise AssertionError("it was not raised")
+    assert wm.process(nested, [1]) == ["raised"]
+"""
+
+PROGRAMS = {
+    "state": SHARED,
+    "names": NAMES,
+    "pools": POOLS,
+    "settings": STATE,
+    "zones": ZONES,
+    "shared objects": HELD,
+    "proxies on the way": FAR_MANAGERS,
+    "false exceptions": FALSE,
+    "blame": BLAME,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize("place", ["local", "host"])
+def test_a_program(tmp_path, request, name, place):
+    manager = "WorkManager(1, silent=True)"
+    if place == "host":
+        config = str(request.getfixturevalue("ssh_config"))
+        manager = f"WorkManager(0, 'h1*1', ssh_config={config!r}, config=(), silent=True)"
+    (tmp_path / "script.py").write_text(program(PROGRAMS[name], manager))
+    assert run_python("script.py", "seven", cwd=tmp_path).endswith("ok\n")
+
+
+@pytest.mark.slow
+def test_proxies_of_managers(tmp_path):
+    (tmp_path / "script.py").write_text(program(MANAGERS))
+    assert run_python("script.py", cwd=tmp_path).endswith("ok\n")
+
+
+RELATIVE = """
+from ostap_parallel import WorkManager
+def use(x):
+    from .other import K
+    from . import other
+    return x + K + other.K
+if __name__ == "__main__":
+    with WorkManager(1, silent=True) as wm:
+        assert wm.process(use, [1]) == wm.process(lambda x: use(x), [1]) == [11]
+"""
+
+
+def test_a_module_that_is_run_imports_relatively(tmp_path):
+    package = tmp_path / "pack"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "other.py").write_text("K = 5\n")
+    (package / "tool.py").write_text(RELATIVE)
+    run_python("-m", "pack.tool", cwd=tmp_path)
+
+
+def definitions_of(text, expression):
+    """Return what a program with this text sends for an expression."""
+    script = f"{textwrap.dedent(text)}\nimport sys\nfrom ostap_parallel.objects import serialize\n"
+    script += f"sys.stdout.buffer.write(serialize.dumps({expression}))"
+    environ = script_environ()
+    done = subprocess.run([sys.executable, "-c", script], env=environ, stdout=subprocess.PIPE)
+    return done.stdout
+
+
+COUNTER = """
+count = {0}
+def bump():
+    global count
+    count += 1
+    return count, __name__
+"""
+
+
+class TestTwoPrograms:
+    def test_they_do_not_see_each_other(self):
+        one, other = (definitions_of(COUNTER.format(n), "bump") for n in (0, 100))
+        spaces = Space(is_fixed=True), Space(is_fixed=True)
+        found = []
+        for _ in range(3):
+            for space, data in zip(spaces, (one, other), strict=True):
+                with inside(space, stays=False):
+                    found.append(serialize.loads(data)())
+        assert found == [(n, "__main__") for n in (1, 101, 2, 102, 3, 103)]
+
+    def test_this_process_keeps_its_own(self):
+        before = sys.modules["__main__"]
+        with inside(Space(), stays=False):
+            serialize.loads(definitions_of(COUNTER.format(0), "bump"))()
+            assert sys.modules["__main__"] is not before
+        assert sys.modules["__main__"] is before
+
+
+def test_pickle_is_left_alone():
+    script = "import pickle; before = dict(pickle._Pickler.dispatch)\n"
+    script += "from ostap_parallel import Pool\nassert pickle._Pickler.dispatch == before"
+    run_python("-c", script, cwd=Path(__file__).parent)

@@ -1,0 +1,151 @@
+"""What starts workers: it imports for all of them, forks them, and may die."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+from functions import PATIENCE, square
+from helpers import open_manager, wait_until
+from sshd import descendants
+
+from ostap_parallel import ConfigError, WorkerLost, WorkManager
+
+
+def open_here(request, where, **given):
+    if where == "local":
+        return WorkManager(2, silent=True, **given)
+    return open_manager(request.getfixturevalue("hosts"), "h1*2", **given)
+
+
+def parent_of(pid):
+    """Return the pid of a process' parent, and whether that has our name for what forks."""
+    stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    parent = int(stat[1])
+    return parent, Path(f"/proc/{parent}/comm").read_text() == "pptemplate\n"
+
+
+def templates():
+    return [pid for pid in descendants(os.getpid()) if parent_of(pid)[1]]
+
+
+@pytest.mark.parametrize("where", ["local", "host"])
+class TestPreload:
+    def test_it_is_imported_once(self, where, request):
+        def look(item):
+            name = Path(f"/proc/{os.getppid()}/comm").read_text().strip()
+            return "colorsys" in sys.modules, name
+
+        for preload, expected in ("colorsys", True), ("", False):
+            with open_here(request, where, preload=preload) as manager:
+                assert set(manager.process(look, range(8))) == {(expected, "pptemplate")}
+
+    def test_without_forks(self, where, request):
+        def look(item):
+            return "colorsys" in sys.modules, Path("/proc/self/cmdline").read_text()
+
+        with open_here(request, where, preload="colorsys", start="spawn") as manager:
+            found = set(manager.process(look, range(8)))
+        assert {loaded for loaded, _ in found} == {False}
+        assert all("worker.process" in command for _, command in found)
+
+
+class TestForks:
+    def test_they_differ_where_they_must(self):
+        def draw(item):
+            return os.getpid(), random.random()
+
+        with WorkManager(4, silent=True) as manager:
+            first = {}
+            for pid, number in manager.iexecute(draw, range(200), chunk_size=1):
+                first.setdefault(pid, number)
+            assert len(set(first.values())) == len(first) >= 2
+
+    def test_a_module_that_starts_a_thread(self, tmp_path, monkeypatch, caplog):
+        (tmp_path / "threaded_module.py").write_text(
+            "import threading, time\n"
+            "threading.Thread(target=time.sleep, args=[600], daemon=True).start()\n"
+        )
+        monkeypatch.syspath_prepend(tmp_path)
+        with (
+            caplog.at_level(logging.WARNING),
+            WorkManager(2, silent=True, preload="threaded_module") as manager,
+        ):
+            look = lambda item: ("threaded_module" in sys.modules, item)  # noqa: E731
+            assert manager.process(look, range(3)) == [(False, n) for n in range(3)]
+        assert "importing threaded_module has started a thread" in caplog.text
+
+    def test_a_module_that_is_not_there(self, caplog):
+        with (
+            caplog.at_level(logging.WARNING),
+            WorkManager(1, silent=True, preload=["no_such_module_here"]) as manager,
+        ):
+            assert manager.process(square, [3]) == [9]
+        assert "no_such_module_here cannot be imported: ModuleNotFoundError" in caplog.text
+
+    @pytest.mark.parametrize("wrong", ["a b-c", ["x", "1y"], [3]])
+    def test_a_name_that_is_none(self, wrong):
+        with pytest.raises(ConfigError, match="preload: not the name of a module"):
+            WorkManager(1, preload=wrong)
+
+    def test_another_way_to_start(self):
+        with pytest.raises(ConfigError, match="start: neither 'fork' nor 'spawn'"):
+            WorkManager(1, start="thread")
+
+
+class TestItsDeath:
+    def test_workers_go_on_and_are_replaced(self):
+        with WorkManager(2, silent=True) as manager:
+            pids = manager.executor.backend.pids()
+            (template,) = {parent_of(pid)[0] for pid in pids}
+            os.kill(template, signal.SIGKILL)
+            assert manager.process(square, range(50)) == [n * n for n in range(50)]
+            assert manager.executor.backend.pids() == pids
+            os.kill(pids[0], signal.SIGKILL)
+            others = lambda: {*manager.executor.backend.pids()} - {*pids}  # noqa: E731
+            (new,) = wait_until(others, PATIENCE, "another worker")
+            assert parent_of(new)[1]
+            assert parent_of(new)[0] != template
+            assert manager.process(square, range(50)) == [n * n for n in range(50)]
+
+    def test_while_an_item_ends_its_worker(self):
+        def work(item):
+            if item == 1:
+                parent = os.getppid()
+                os.kill(parent, signal.SIGKILL)
+                os._exit(3)
+            return item
+
+        with WorkManager(1, silent=True) as manager:
+            with pytest.raises(WorkerLost):
+                manager.process(work, [0, 1], lost_retries=1, chunk_size=1)
+            assert manager.process(square, [4]) == [16]
+
+    def test_nothing_of_it_remains(self):
+        before = set(descendants(os.getpid()))
+        manager = WorkManager(2, silent=True)
+        assert len(templates()) >= 1
+        manager.close()
+        assert set(descendants(os.getpid())) == before
+
+
+class TestStopped:
+    """By SIGSTOP, without a time limit."""
+
+    def test_a_worker_is_noticed(self, tmp_path):
+        def work(item):
+            marker = tmp_path / "stopped"
+            if item == 3 and not marker.exists():
+                marker.touch()
+                os.kill(os.getpid(), signal.SIGSTOP)
+            return item
+
+        with WorkManager(2, silent=True) as manager:
+            assert manager.process(work, range(6), chunk_size=1) == list(range(6))
+            assert manager.report.retried == 1
+            assert manager.workers == {"local": 2}
