@@ -138,6 +138,30 @@ class TaskTimeout(OstapParallelError, TimeoutError):
         return f"item {self.item} on {self.host}: not done after {self.seconds:g} s"
 
 
+class CommandFailed(OstapParallelError):
+    """A command has not ended well.
+
+    Attributes
+    ----------
+    command
+        Its text.
+    host
+        Where it ran.
+    reason
+        How it has failed, e.g. ``"exit status 2"``.
+    lines
+        The last lines that it printed, of standard error if there are any.
+    """
+
+    def __init__(self, command: str, host: str, reason: str, lines: str = "") -> None:
+        super().__init__(command, host, reason, lines)
+        self.command, self.host, self.reason, self.lines = command, host, reason, lines
+
+    def __str__(self) -> str:
+        where = f" on {self.host}" if self.host else ""
+        return f"{self.command}{where}: {self.reason}\n{self.lines}".rstrip()
+
+
 class CheckpointError(OstapParallelError):
     """A checkpoint cannot be used, or belongs to another function or to other items.
 

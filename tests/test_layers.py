@@ -25,7 +25,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # The floors, from top to bottom: a module may import from its own line and from those below.
 LAYERS = (
     {"__main__"},
-    {"cli", "futures", "joblib", "ostap", "pools"},
+    {"cli", "commands", "futures", "hosts", "joblib", "ostap", "pipeline", "pools"},
     {"faces"},
     {"runs"},
     {"engine"},
@@ -42,7 +42,10 @@ MAX_DEPTH = 9  # modules of a room that import one another in a row
 # The modules of each room that others may import. Those of the root are for users only.
 DOORS = {
     "cli": {""},
-    "faces": {"executor", "joblib", "manager", "ostap", "pathos_pool", "pool", "scoop"},
+    "faces": {
+        *("command", "commands", "datamap", "executor", "halting", "hosts", "joblib", "joblog"),
+        *("manager", "ostap", "pathos_pool", "pipeline", "pool", "scoop", "template"),
+    },
     "runs": {
         *("checkpoint", "display", "dump", "outcome", "progress", "report", "run", "shapes"),
         *("ordering", "recorder", "stream", "task", "trust"),
@@ -51,9 +54,20 @@ DOORS = {
     "supply": {"host", "source", "ssh", "supervisor", "syncing", "ways"},
     "config": {"", "entries", "files", "host", "hostlist", "load"},
     "worker": {
-        *("batch", "calls", "chunk", "cpus", "crew", "endpoint", "execute", "handshake"),
-        *("initializer", "jobs", "launched", "loop", "modes", "modules", "nested", "output"),
-        *("processes", "serve", "server", "shared", "standin", "tasks", "transport", "wire"),
+        *("batch", "calls", "chunk", "command", "cpus", "crew", "endpoint", "execute", "files"),
+        *(
+            "handshake",
+            "initializer",
+            "jobs",
+            "launched",
+            "loop",
+            "modes",
+            "modules",
+            "nested",
+            "output",
+        ),
+        *("node", "printed", "processes", "reaper", "serve", "server", "shared", "standin"),
+        *("tasks", "transport", "wire"),
         "",
     },
     "objects": {"byvalue", "kinds", "program", "serialize", "settings"},
@@ -211,7 +225,7 @@ def test_rooms_are_entered_by_their_doors(file):
 
 
 def test_modules_of_the_root_are_doors_only():
-    for name in ("futures", "joblib", "ostap", "pools"):
+    for name in ("commands", "futures", "hosts", "joblib", "ostap", "pools"):
         tree = ast.parse((PACKAGE / f"{name}.py").read_text())
         kinds = (ast.Expr, ast.ImportFrom, ast.Assign)
         assert all(isinstance(node, kinds) for node in tree.body), name

@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any
 
 from ostap_parallel import __version__
-from ostap_parallel.cli import sync_dirs
+from ostap_parallel.cli import do, sync_dirs
 from ostap_parallel.cli.run import ProgramParser, add_arguments, run
 from ostap_parallel.config import HostConfig, Settings, find_secret, load_settings
 from ostap_parallel.engine.engine import PATIENCE, Engine
@@ -203,6 +203,12 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=run)
     add_arguments(command)
     _add_common_arguments(command.add_argument)
+    text = "run a command for each of many values, as GNU parallel does, here and on hosts"
+    usage = "%(prog)s [OPTION ...] [TEMPLATE ...] [::: VALUE ... | :::: FILE ...]"
+    command = commands.add_parser("do", help=text, description=text, usage=usage)
+    command.set_defaults(run=do.do)
+    do.add_arguments(command.add_argument)
+    _add_common_arguments(command.add_argument)
     for function, count, text in (
         (hosts, "*", "check hosts: start a server with one worker on each, and print a table"),
         (config, "*", "print the settings, with the file and section that each came from"),
@@ -231,6 +237,8 @@ def _parser() -> argparse.ArgumentParser:
 def _new_parser(**how: Any) -> argparse.ArgumentParser:
     if how["prog"].endswith(" run"):
         return ProgramParser(**how, allow_abbrev=False)  # `_find_program` knows no short forms
+    if how["prog"].endswith(" do"):
+        return do.Parser(**how, allow_abbrev=False)
     return argparse.ArgumentParser(**how)
 
 

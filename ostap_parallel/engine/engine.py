@@ -341,6 +341,14 @@ class Engine(Backend):
             raise KeyError(name)
         return serialize.loads(packed)
 
+    def forward(self, label: str, port: int) -> int:
+        """Return a port here that leads to a port of a host's loopback; raises HostError."""
+        return self._supervisor.server(label).forward(port)
+
+    def backward(self, label: str, port: int) -> int:
+        """Return a port of a host's loopback that leads to a port here; raises HostError."""
+        return self._supervisor.server(label).backward(port)
+
     def flush(self) -> None:
         """Wait, a few seconds at most, until what workers have printed so far has arrived."""
         self._supervisor.ping()

@@ -164,6 +164,18 @@ class HostServer(Server):
             done.set()
         return done
 
+    def forward(self, port: int) -> int:
+        """Return a port here that leads to a port of loopback there; raises HostError."""
+        if self._way is None or not self._is_up:
+            raise HostError(self.host.label, "tunnel", "it is not up")
+        return self._way.forward(port)[1]
+
+    def backward(self, port: int) -> int:
+        """Return a port of loopback there that leads to a port here; raises HostError."""
+        if self._way is None or not self._is_up:
+            raise HostError(self.host.label, "tunnel", "it is not up")
+        return self._way.backward(port)
+
     def beat(self, period: float) -> None:
         """See whether the server answers; to be called every `period` seconds.
 

@@ -126,6 +126,14 @@ class Server:
         done.set()
         return done
 
+    def forward(self, port: int) -> int:
+        """Return a port here that leads to a port of loopback there; raises HostError."""
+        raise NotImplementedError
+
+    def backward(self, port: int) -> int:
+        """Return a port of loopback there that leads to a port here; raises HostError."""
+        raise NotImplementedError
+
     def beat(self, period: float) -> None:
         """See whether the server answers; called every `period` seconds."""
 

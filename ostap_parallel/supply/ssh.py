@@ -192,6 +192,15 @@ class Ssh:
         local = tunnel.connect("127.0.0.1", port)
         return tunnel.address, local
 
+    def backward(self, port: int) -> int:
+        """Return a port of loopback there that leads to a port here."""
+        forward = f"127.0.0.1:0:127.0.0.1:{port}"
+        done = run_apart(self.command("-O", "forward", "-R", forward), timeout=30)
+        words = done.errors.decode("utf-8", "backslashreplace").strip()
+        if not (number := re.search(rb"\d+", done.output)):
+            raise TunnelError(self.label, "tunnel", words or "ssh -O forward -R failed")
+        return int(number[0])
+
     def judge(self, status: int | None, words: str) -> Verdict:
         """Say what ssh means; what it is told by bash it passes on as its exit status."""
         if status not in (SSH_FAILED, None):

@@ -218,6 +218,13 @@ class Supervisor:
         for answer in [server.ask("ping") for server in self._all_servers()]:
             answer.wait(max(0.0, deadline - time.monotonic()))
 
+    def server(self, label: str) -> Server:
+        """Return the server of a source; raises HostError if it has none now."""
+        with self._changed:
+            if (server := self._servers.get(label)) is None:
+                raise HostError(label, "run", "it is not up")
+            return server
+
     def connection_lost(self, error: HostError) -> None:
         """Take notice that a connection to a host has broken."""
         server = self._servers.get(error.host)

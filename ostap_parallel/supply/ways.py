@@ -41,6 +41,9 @@ class Way(Protocol):
         It is good until the session ends. If `wanted` is free, it is to be the port here.
         """
 
+    def backward(self, port: int) -> int:
+        """Return a port of loopback there that leads to a port here; raises HostError."""
+
     def judge(self, status: int | None, words: str) -> Verdict:
         """Say what the exit status of the program and its last words mean."""
 

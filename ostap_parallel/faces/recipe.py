@@ -1,0 +1,373 @@
+"""LOFAR's recipes: programs that schedule jobs on hosts and wait for them."""
+
+from __future__ import annotations
+
+import argparse
+import configparser
+import contextlib
+import json
+import logging
+import os
+import shlex
+import signal
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from ostap_parallel.errors import ConfigError, OstapParallelError
+from ostap_parallel.faces.command import Command, Done
+from ostap_parallel.faces.commands import open_executor, run_as_completed
+from ostap_parallel.faces.slots import HERE
+from ostap_parallel.objects import serialize
+from ostap_parallel.worker.node import NO_PORT
+from ostap_parallel.worker.reaper import PYTHON
+
+FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+DATE_FORMAT = "%Y-%m-%d %H:%M:%S"
+
+# What a job that has not run has for a status.
+NOT_RUN = 123456
+
+# Jobs at a time on a host where there is no limit, and bytes of arguments on a command line.
+MOST_JOBS = 64
+MOST_BYTES = 100_000
+
+# Variables that jobs on hosts get from here, if they are set.
+SENT = ("LOFARROOT", "LOFARENV", "QUEUE_PREFIX")
+
+# Settings of [remote] that mean something here.
+REMOTE = {"max_per_node", "method"}
+
+
+class PipelineException(OstapParallelError):
+    """Something in a pipeline has gone wrong."""
+
+
+class PipelineQuit(PipelineException):
+    """The pipeline was told to end; its jobs have."""
+
+
+class ComputeJob:
+    """A job for a host.
+
+    Parameters
+    ----------
+    host
+        Where it is to run.
+    command
+        What runs there, as for a shell, without its arguments. ``python`` at its beginning is the
+        interpreter of our workers.
+    arguments
+        Objects for the node script; as text they are on its command line.
+    resources
+        ``{"cores": N}``: how many slots it takes; libraries in it take as many threads.
+
+    Attributes
+    ----------
+    results
+        ``returncode``, negative for a signal; ``job_duration`` in seconds, as text;
+        ``monitor_stats``, what it used; and the outputs of its node script.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        command: str,
+        arguments: Sequence[Any] = (),
+        resources: Mapping[str, Any] = {},
+    ) -> None:
+        self.id = 0
+        self.host, self.command = host, command
+        self.arguments, self.resources = list(arguments), dict(resources)
+        self.results: dict[str, Any] = {"returncode": NOT_RUN}
+
+    def as_command(self, number: int, is_local: bool) -> Command:
+        """Return the command for it."""
+        self.id = number
+        words = [str(number), self.host, NO_PORT, *map(str, self.arguments)]
+        if sum(map(len, words)) > MOST_BYTES:
+            del words[3:]  # they are to be had as objects
+        program, _, rest = self.command.partition(" ")
+        if program in ("python", "python3"):
+            program = f'"${PYTHON}"'
+        cores = max(1, int(self.resources.get("cores", 1)))
+        environment = {name: os.environ[name] for name in SENT if name in os.environ}
+        if "cores" in self.resources:
+            environment["OMP_NUM_THREADS"] = str(cores)
+        arguments = tuple(self.arguments)
+        return Command(
+            f"{program} {rest} {shlex.join(words)}",
+            host="local" if is_local else self.host,
+            environment=environment,
+            cores=cores,
+            name=self.name,
+            arguments=serialize.pack(arguments, f"the arguments of job {number}"),
+        )
+
+    @property
+    def name(self) -> str:
+        """The name of its script, or program."""
+        words = shlex.split(self.command)
+        if len(words) > 1 and words[0] in ("python", "python3"):
+            words = words[1:]
+        return Path(words[0]).stem if words else "job"
+
+    def take(self, done: Done) -> None:
+        """Take what became of it."""
+        if done.signal is not None:
+            self.results["returncode"] = -done.signal
+        else:
+            self.results["returncode"] = 1 if done.status is None else done.status
+        self.results["job_duration"] = str(done.seconds)
+        self.results["monitor_stats"] = {
+            "memory": done.memory,
+            "cpu": done.user + done.system,
+            "read_bytes": done.read,
+            "write_bytes": done.written,
+        }
+        if done.answer:
+            self.results.update(serialize.loads(done.answer))
+
+
+class RemoteCommandRecipeMixIn:
+    """Lets a recipe run jobs on hosts.
+
+    Attributes
+    ----------
+    servers
+        Entries for hosts that need more than their name, as ``user@host*8``.
+    settings
+        Settings of `Executor` for all of them.
+    """
+
+    name: str
+    logger: logging.Logger
+    error: threading.Event
+    config: configparser.ConfigParser
+    outputs: dict[str, Any]
+    servers: Sequence[str] = ()
+    settings: Mapping[str, Any] = {}
+
+    def _schedule_jobs(
+        self, jobs: Iterable[ComputeJob], max_per_node: int | None = None
+    ) -> dict[int, ComputeJob]:
+        """Run jobs and wait for them; return them by their numbers.
+
+        One that fails sets `error`, and the others go on.
+
+        Parameters
+        ----------
+        max_per_node
+            How many run at a time on each host; default: that of ``[remote]``, or as many as there
+            are.
+
+        Raises
+        ------
+        PipelineQuit
+            By Ctrl-C or SIGTERM, which have ended the jobs.
+        """
+        pool = dict(enumerate(jobs))
+        if not pool:
+            return pool
+        if not max_per_node and self.config.has_option("remote", "max_per_node"):
+            max_per_node = self.config.getint("remote", "max_per_node")
+        if max_per_node:
+            self.logger.info("Limiting to %d simultaneous jobs/node", max_per_node)
+        method = self.config.get("remote", "method", fallback="ssh")
+        commands = []
+        for number, job in pool.items():
+            is_local = method == "local" or job.host in HERE
+            commands.append(job.as_command(number, is_local))
+            way = "as a process" if is_local else "with ssh"
+            self.logger.debug("Dispatching command to %s %s", job.host, way)
+        busiest = max(Counter(job.host for job in pool.values()).values())
+        try:
+            with _ending_by_sigterm():
+                self._run(commands, pool, max_per_node or min(MOST_JOBS, busiest))
+        except KeyboardInterrupt:
+            self.logger.warning("Processing interrupted: shutting down")
+            self.error.set()
+            raise PipelineQuit("it was interrupted") from None
+        self.outputs["return_json"] = json.dumps([_report(job) for job in pool.values()])
+        return pool
+
+    def _run(
+        self, commands: list[Command], pool: Mapping[int, ComputeJob], max_per_node: int
+    ) -> None:
+        needed = max(command.cores for command in commands)
+        opened = open_executor(
+            self.servers,
+            [command.host for command in commands if command.host],
+            anywhere=False,
+            max_per_node=max(max_per_node, needed),
+            on_event=self._hear,
+            **self.settings,
+        )
+        with opened as executor:
+            self.logger.info("Waiting for compute threads...")
+            levels = (logging.DEBUG, logging.WARNING)
+            results = run_as_completed(
+                commands, executor=executor, max_per_node=max_per_node, levels=levels
+            )
+            with contextlib.closing(results):
+                for done in results:
+                    self._note(pool[done.number - 1], done)
+            executor.backend.flush()
+
+    def _note(self, job: ComputeJob, done: Done) -> None:
+        job.take(done)
+        if not done.succeeded:
+            text = "Remote process %s %s failed on %s: %s"
+            self.logger.error(text, job.command, job.arguments, job.host, done.reason())
+            self.error.set()
+
+    def _hear(self, host: str, event: Mapping[str, Any]) -> None:
+        """Log a record of a node script, or a line that a job has printed."""
+        if event["kind"] != "log":
+            self.logger.warning("%s: %s", host, event["text"])
+            return
+        record = logging.makeLogRecord(dict(event["record"]))
+        if not record.name.startswith("node."):
+            record.name = f"node.{host}.{record.name}"
+        # Not by a logger of its name, whose level is nobody's.
+        if self.logger.isEnabledFor(record.levelno):
+            self.logger.handle(record)
+
+
+class BaseRecipe:
+    """Base class of recipes.
+
+    Attributes
+    ----------
+    name
+        That of its class.
+    logger
+        Its log, to which come the records of node scripts, too.
+    error
+        An event that is set once a job has failed.
+    inputs
+        What the command line gives; ``inputs["args"]`` are the words behind the options.
+    outputs
+        What is printed at the end.
+    config
+        What ``pipeline.cfg`` says.
+    """
+
+    def __init__(self) -> None:
+        self.name = type(self).__name__
+        self.logger = logging.getLogger(self.name)
+        self.error = threading.Event()
+        self.inputs: dict[str, Any] = {"args": []}
+        self.outputs: dict[str, Any] = {}
+        self.config = configparser.ConfigParser()
+        module = sys.modules.get(type(self).__module__)
+        file = getattr(module, "__file__", None)
+        self.__file__ = str(Path(file).absolute()) if file else ""
+
+    def go(self) -> int | None:
+        """Do the work and return the exit status; to be overridden, and called first by that."""
+        self.logger.info("recipe %s started", self.name)
+        self.logger.debug("Job name is %s", self.inputs.get("job_name"))
+        return 0
+
+    def main(self, argv: Sequence[str] | None = None) -> int:
+        """Run it as a program: read the command line, do the work, print the outputs."""
+        options = _parser(self.name).parse_args(argv)
+        self.inputs.update(vars(options))
+        self._set_up_log(
+            logging.DEBUG
+            if options.debug
+            else logging.INFO
+            if options.verbose
+            else logging.WARNING
+        )
+        begin = time.monotonic()
+        try:
+            self._read_config(options.config)
+            status = self.go()
+        except PipelineQuit:
+            self.logger.warning("recipe %s was interrupted", self.name)
+            return 128 + signal.SIGINT
+        except Exception as exc:
+            is_ours = isinstance(exc, OstapParallelError)
+            self.logger.error("recipe %s failed: %s", self.name, exc, exc_info=not is_ours)
+            return 1
+        if status:
+            self.logger.error("recipe %s failed with status %s", self.name, status)
+            return int(status)
+        self.logger.info("recipe %s completed", self.name)
+        self.logger.debug("it took %.1f s", time.monotonic() - begin)
+        print("Results:")
+        for key, value in self.outputs.items():
+            if key != "return_json":
+                print(f"{key} = {value}")
+        return 0
+
+    def _set_up_log(self, level: int) -> None:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter(FORMAT, DATE_FORMAT))
+        self.logger.addHandler(handler)
+        self.logger.setLevel(level)
+        self.logger.propagate = False
+
+    def _read_config(self, given: str | None) -> None:
+        """Read the first file that there is; what means nothing here is told."""
+        usual = (Path("pipeline.cfg"), Path.home() / ".pipeline.cfg")
+        path = Path(given) if given else next(filter(Path.is_file, usual), None)
+        if path is None:
+            return
+        try:
+            self.config.read_string(path.read_text("utf-8"), str(path))
+            options = self.config.items("remote") if self.config.has_section("remote") else []
+            defaults = self.config.defaults()
+            for key, value in options:
+                if key not in REMOTE and key not in defaults:
+                    self.logger.warning("%s: [remote] %s means nothing here", path, key)
+                if key == "method" and value not in ("ssh", "local"):
+                    self.logger.warning("%s: method %s: ssh is taken in its place", path, value)
+            if self.config.has_option("logging", "log_file"):
+                file = logging.FileHandler(self.config.get("logging", "log_file"))
+                file.setFormatter(logging.Formatter(FORMAT, DATE_FORMAT))
+                self.logger.addHandler(file)
+        except (OSError, ValueError, configparser.Error) as exc:
+            raise ConfigError(f"{path}: {exc}") from exc
+
+
+def _parser(name: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=name)
+    parser.add_argument("-j", "--job-name", required=True, help="a name for all this")
+    parser.add_argument("-d", "--debug", action="store_true", help="tell everything")
+    parser.add_argument("-v", "--verbose", action="store_true", help="tell what is done")
+    parser.add_argument("-c", "--config", metavar="FILE", help="in place of pipeline.cfg")
+    parser.add_argument("args", nargs="*", metavar="ARGUMENT", help="for the recipe")
+    return parser
+
+
+def _report(job: ComputeJob) -> dict[str, Any]:
+    """Return what is told of a job."""
+    results = job.results
+    found = {"job_id": job.id, "job_host": job.host, "returncode": results["returncode"]}
+    found["duration"] = results.get("job_duration")
+    return {**found, **results.get("monitor_stats", {})}
+
+
+@contextlib.contextmanager
+def _ending_by_sigterm() -> Iterator[None]:
+    """Have SIGTERM do what Ctrl-C does, in the main thread."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    old = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, old)

@@ -1,0 +1,213 @@
+"""Which command runs where, and when: hosts, their slots, and the queues in front of them."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from ostap_parallel.engine.backend import AnyFuture, Backend
+from ostap_parallel.engine.core import LOCAL
+from ostap_parallel.engine.retries import Attempts
+from ostap_parallel.faces.command import Command, Done
+from ostap_parallel.worker.command import Ended
+
+# How users may call this machine; ":" is GNU parallel's.
+HERE = {LOCAL, "localhost", ":"}
+
+
+def bare_name(server: str) -> str:
+    """Return the host in ``user@host:port*workers``."""
+    name = server.partition("*")[0].rpartition("@")[2]
+    if name.startswith("["):
+        return name[1:].partition("]")[0]
+    return name if name.count(":") > 1 else name.partition(":")[0] or name
+
+
+@dataclass(eq=False)
+class Job:
+    """A command on its way.
+
+    Attributes
+    ----------
+    labels
+        The hosts that may run it, as the backend calls them; ``None``: any.
+    slots
+        How many slots of its host it holds.
+    pieces
+        Outputs that are still to be fetched: which one, the place, and its size.
+    """
+
+    command: Command
+    number: int
+    labels: frozenset[str] | None = None
+    is_waiting: bool = False
+    done: Done = field(init=False)
+    attempts: Attempts = field(default_factory=Attempts)
+    tries: int = 0
+    failed_on: set[str] = field(default_factory=set)
+    label: str = ""
+    slots: int = 0
+    future: AnyFuture | None = None
+    ended: Ended | None = None
+    pieces: list[tuple[Path, str, int]] = field(default_factory=list)
+    position: int = 0
+    file: IO[bytes] | None = None
+
+    def __post_init__(self) -> None:
+        self.done = Done(self.command, self.number)
+
+
+class Load:
+    """The slots that are taken on each host, by all that run commands on a backend."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._used: Counter[str] = Counter()
+        self.listeners: set[Callable[[], object]] = set()
+
+    def take(self, label: str, slots: int, capacity: int) -> bool:
+        """Take slots of a host; return whether there were as many."""
+        with self._lock:
+            if self._used[label] + slots > capacity:
+                return False
+            self._used[label] += slots
+            return True
+
+    def give(self, label: str, slots: int) -> None:
+        """Give slots back."""
+        with self._lock:
+            self._used[label] -= slots
+        for listener in list(self.listeners):
+            listener()
+
+    def free(self, label: str, capacity: int) -> int:
+        """Return how many are left."""
+        with self._lock:
+            return capacity - self._used[label]
+
+
+_loads: weakref.WeakKeyDictionary[Any, Load] = weakref.WeakKeyDictionary()
+
+
+def load_of(backend: Backend) -> Load:
+    """Return the load of a backend's hosts."""
+    return _loads.setdefault(backend, Load())
+
+
+class Queues:
+    """Commands that wait: those for any host, and those that are pinned to some."""
+
+    def __init__(self, backend: Backend, max_per_node: int | None) -> None:
+        self._backend, self._most = backend, max_per_node
+        self.load = load_of(backend)
+        self._any: deque[Job] = deque()
+        self._pinned: dict[str, deque[Job]] = {}
+        self.waiting = 0
+
+    @property
+    def unpinned(self) -> int:
+        """How many wait, at most, that any host may run."""
+        return len(self._any)
+
+    def labels(self, names: Iterable[str]) -> frozenset[str]:
+        """Return what the backend calls the hosts; names that it does not know stay."""
+        known = [host.name for host in self._backend.hosts]
+        return frozenset(label for name in names for label in _match(name, known))
+
+    def put(self, job: Job) -> None:
+        """Have a command wait."""
+        job.is_waiting = True
+        self.waiting += 1
+        if job.labels is None:
+            self._any.append(job)
+        for label in job.labels or ():
+            self._pinned.setdefault(label, deque()).append(job)
+
+    def next(self) -> Job | None:
+        """Take the next command that can begin now, with its slots; it knows where."""
+        capacities = self.capacities()
+        free = {label: self.load.free(label, count) for label, count in capacities.items()}
+        while free:
+            label = max(free, key=free.__getitem__)
+            if free.pop(label) <= 0:
+                return None
+            job = self._oldest(label)
+            if job is None:
+                continue
+            slots = min(job.command.cores, capacities[label])
+            if self.load.take(label, slots, capacities[label]):
+                self._take(job)
+                job.label, job.slots = label, slots
+                return job
+        return None
+
+    def capacities(self) -> Mapping[str, int]:
+        """Return the slots of each host that is up."""
+        most = self._most or float("inf")
+        return {label: int(min(most, n)) for label, n in self._backend.workers.items() if n}
+
+    def drop(self) -> list[Job]:
+        """Take all."""
+        queues = [self._any, *self._pinned.values()]
+        jobs = {job: None for queue in queues for job in queue if job.is_waiting}
+        for job in jobs:
+            self._take(job)
+        self._any.clear()
+        self._pinned.clear()
+        return sorted(jobs, key=lambda job: job.number)
+
+    def hopeless(self) -> list[tuple[Job, str]]:
+        """Take the commands for which no host can be had, each with the reason."""
+        reasons = {host.name: _reason(host) for host in self._backend.hosts}
+        usable = {label for label, reason in reasons.items() if not reason}
+        usable |= self._backend.workers.keys()
+        found: dict[Job, str] = {}
+        for label, queue in list(self._pinned.items()):
+            if label not in usable:
+                for job in [job for job in queue if job.is_waiting]:
+                    assert job.labels is not None
+                    if not job.labels & usable:
+                        reason = reasons.get(label) or f"{label} is not among the hosts"
+                        found[job] = reason
+                        self._take(job)
+                del self._pinned[label]
+        if not usable:
+            text = "\n".join(filter(None, reasons.values())) or "there is no host"
+            found |= {job: text for job in self.drop()}
+        return list(found.items())
+
+    def _oldest(self, label: str) -> Job | None:
+        heads = []
+        for queue in (self._any, self._pinned.get(label)):
+            while queue and not queue[0].is_waiting:
+                queue.popleft()
+            if queue:
+                heads.append(queue[0])
+        return min(heads, key=lambda job: job.number, default=None)
+
+    def _take(self, job: Job) -> None:
+        job.is_waiting = False
+        self.waiting -= 1
+
+
+def _match(name: str, known: list[str]) -> list[str]:
+    if name in known:
+        return [name]
+    if name in HERE:
+        return [LOCAL]
+    short = bare_name(name)
+    labels = [label for label in known if bare_name(label) == short]
+    labels = labels or [label for label in known if bare_name(label).startswith(f"{short}.")]
+    return labels or [name]
+
+
+def _reason(host: Any) -> str:
+    """Return why a host cannot be had; empty if it can, or may come back."""
+    if host.state == "failed" or (host.state == "lost" and host.seconds is None):
+        return str(host.error)
+    return f"{host.name} is closed" if host.state == "closed" else ""

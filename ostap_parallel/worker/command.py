@@ -1,0 +1,310 @@
+"""Commands on a worker: what runs one, reads its output, and ends it with all that it started.
+
+A worker has a *keeper*, a fork of its own that starts the worker's commands, each in a session of
+its own. The kernel makes the keeper the parent of whatever they leave behind, daemons too. When
+the worker lets it go, or dies, the keeper ends all of that: by TERM, then by KILL.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NoReturn
+
+from ostap_parallel.worker.control import receive, send
+from ostap_parallel.worker.node import Messages
+from ostap_parallel.worker.printed import Stream, Taken
+from ostap_parallel.worker.reaper import Reaper, Started
+from ostap_parallel.worker.template import set_name
+
+# Seconds that a command gets to end by itself when it is told to, before it is killed.
+GRACE = 1.0
+
+# Seconds that what a command has started may outlive it, as a `tee` does at the end of a pipe.
+LINGER = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """A command to be run.
+
+    Attributes
+    ----------
+    argv
+        Program and arguments; no shell sees them.
+    otherwise
+        What is run in place of that where there is no such program.
+    name
+        Of the log records for its output.
+    stdin
+        What it reads; by default nothing.
+    environment
+        Variables that are added; ``$NAME`` in their values is expanded on the worker.
+    directory
+        Where it runs, by default where the worker does; ``~`` and ``$NAME`` are expanded.
+    timeout
+        Seconds after which it is ended.
+    levels
+        Of the records for standard output and standard error; ``None`` for no records.
+    keep
+        Bytes of each output that come back; beyond these the middle is left out.
+    spool
+        Leave nothing out: what is longer waits in a file on its machine, see `read_piece`.
+    arguments
+        For a node script, see `worker.node`, packed.
+    """
+
+    argv: tuple[str, ...]
+    otherwise: tuple[str, ...] = ()
+    name: str = ""
+    stdin: bytes = b""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    directory: str = ""
+    timeout: float | None = None
+    levels: tuple[int | None, int | None] = (None, None)
+    keep: int = 1 << 20
+    spool: bool = False
+    arguments: bytes | None = None
+
+
+@dataclass(kw_only=True)
+class Ended:
+    """How a command has ended.
+
+    Attributes
+    ----------
+    status, signal
+        Its exit status, or the signal that has ended it; neither if it could not be started.
+    start, seconds
+        When it began, in seconds of the epoch, and how long it ran.
+    memory
+        The most bytes that one of its processes had in memory.
+    user, system
+        Seconds of CPU time.
+    read, written
+        Bytes that its processes have read and written, from and to whatever.
+    error
+        Why it could not be started, or that its output could not be kept.
+    answer
+        What a node script has answered, packed.
+    """
+
+    start: float
+    stdout: Taken
+    stderr: Taken
+    status: int | None = None
+    signal: int | None = None
+    seconds: float = 0.0
+    timed_out: bool = False
+    memory: int = 0
+    user: float = 0.0
+    system: float = 0.0
+    read: int = 0
+    written: int = 0
+    error: str = ""
+    answer: bytes = b""
+
+
+def run(spec: Spec) -> Ended:
+    """Run a command; if this is interrupted, end it."""
+    keeper = _keepers[0] if _keepers else _Keeper()
+    _keepers[:] = [keeper]
+    try:
+        send(keeper.socket, spec)
+        answer = receive(keeper.socket, [])
+    except BaseException:
+        _keepers.clear()
+        keeper.dismiss()
+        raise
+    if isinstance(answer, Ended):
+        return answer
+    _keepers.clear()
+    keeper.dismiss()
+    raise RuntimeError(answer or "what runs this worker's commands was killed")
+
+
+def read_piece(wanted: tuple[str, int, int]) -> bytes:
+    """Return bytes of an output that is kept here: of a place, from where on, and how many.
+
+    Of 0 bytes it is kept no more.
+    """
+    place, begin, size = wanted
+    with Path(place).open("rb+", buffering=0) as file:
+        if not size:
+            file.truncate()
+            return b""
+        file.seek(begin)
+        return file.read(size)
+
+
+class _Keeper:
+    """The process that runs the commands of this worker, as the worker sees it."""
+
+    def __init__(self) -> None:
+        self.socket, theirs = socket.socketpair()
+        self.pid = os.fork()
+        if not self.pid:
+            self.socket.close()
+            _keep(theirs)
+        theirs.close()
+
+    def dismiss(self) -> None:
+        """Have it end what it runs, and itself; wait for that."""
+        self.socket.close()
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(self.pid, 0)
+
+
+_keepers: list[_Keeper] = []
+
+
+def _keep(control: socket.socket) -> NoReturn:
+    """Be the keeper."""
+    try:
+        os.setsid()
+        for number in (signal.SIGINT, signal.SIGALRM, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+        set_name("ppkeeper")
+        reaper = Reaper()
+        kept: list[Stream] = []
+        while isinstance(spec := receive(control, []), Spec):
+            kept = [stream for stream in kept if stream.is_wanted()]
+            try:
+                running = _Running(spec, control, reaper)
+                ended = running.run()
+                kept += running.streams
+            finally:
+                reaper.end_all(GRACE)
+            send(control, ended)
+    except OSError:  # the worker has gone
+        pass
+    except BaseException:
+        with contextlib.suppress(OSError):
+            send(control, traceback.format_exc())
+    finally:
+        with contextlib.suppress(Exception):
+            sys.stderr.flush()
+        os._exit(0)
+
+
+class _Running:
+    """One command, from its start to the end of all that it has started."""
+
+    def __init__(self, spec: Spec, control: socket.socket, reaper: Reaper) -> None:
+        self._spec, self._control, self._reaper = spec, control, reaper
+        self._poll = select.poll()
+        self._poll.register(control, select.POLLIN)
+        self._poll.register(reaper.woken, select.POLLIN)
+        self._open: dict[int, Stream | Messages] = {}
+        self.streams: list[Stream] = []
+        self._timed_out = False
+        self._error = ""
+
+    def run(self) -> Ended:
+        """Run it; return how it has ended."""
+        spec, start, begin = self._spec, time.time(), time.monotonic()
+        try:
+            process = self._start()
+        except OSError as exc:
+            return _not_started(spec, start, exc)
+        self.streams = [Stream(spec.name, n, spec.keep, spec.spool) for n in spec.levels]
+        messages = Messages()
+        self._open.update(zip(process.outputs, [*self.streams, messages], strict=False))
+        for descriptor in process.outputs:
+            self._poll.register(descriptor, select.POLLIN)
+        try:
+            self._watch(begin)
+        finally:
+            for descriptor in process.outputs:
+                os.close(descriptor)
+        usage, status = self._reaper.usage, self._reaper.status
+        stdout, stderr = (stream.end() for stream in self.streams)
+        return Ended(
+            start=start,
+            seconds=(self._reaper.ended_at or time.monotonic()) - begin,
+            stdout=stdout,
+            stderr=stderr,
+            status=status if status is not None and status >= 0 else None,
+            signal=-status if status is not None and status < 0 else None,
+            timed_out=self._timed_out,
+            error=self._error,
+            answer=messages.answer,
+            **usage,
+        )
+
+    def _start(self) -> Started:
+        spec = self._spec
+        how = (spec.stdin, spec.environment, spec.directory, spec.arguments)
+        try:
+            return self._reaper.start(spec.argv, *how)
+        except OSError:  # "." is no program, either
+            if not spec.otherwise:
+                raise
+        return self._reaper.start(spec.otherwise, *how)
+
+    def _watch(self, begin: float) -> None:
+        """Read what it prints, until all is over or has been ended."""
+        reaper, steps = self._reaper, [self._reaper.terminate, self._reaper.kill]
+        deadline = begin + (self._spec.timeout or float("inf"))
+        while not reaper.is_done() or self._open:
+            if reaper.ended_at is not None and len(steps) == 2:
+                deadline = min(deadline, reaper.ended_at + LINGER)
+            left = 0.0 if self._error and len(steps) == 2 else deadline - time.monotonic()
+            if left > 0:
+                timeout = None if left == float("inf") else left * 1000 + 1
+                self._take(self._poll.poll(timeout))
+                continue
+            if not steps:  # what holds its output open now is none of ours
+                return
+            if len(steps) == 2:
+                self._timed_out = reaper.status is None and not self._error
+            steps.pop(0)()
+            deadline = time.monotonic() + GRACE
+
+    def _take(self, events: list[tuple[int, int]]) -> None:
+        """Take what is there."""
+        for descriptor, _ in events:
+            if descriptor == self._reaper.woken:
+                self._reaper.reap()
+            elif descriptor == self._control.fileno():
+                raise BrokenPipeError  # the worker lets us go: nothing else comes while one runs
+            else:
+                self._read(descriptor)
+
+    def _read(self, descriptor: int) -> None:
+        data = os.read(descriptor, 1 << 16)
+        if not data:
+            self._poll.unregister(descriptor)
+            del self._open[descriptor]
+            return
+        try:
+            self._open[descriptor].take(data)
+        except OSError as exc:
+            self._error = f"its output cannot be kept: {exc.strerror}"
+            for stream in self.streams:
+                stream.drop()
+
+
+def _not_started(spec: Spec, start: float, error: OSError) -> Ended:
+    """Return what a shell would say."""
+    what = error.filename if isinstance(error.filename, str) else spec.argv[0]
+    status: dict[type, int] = {FileNotFoundError: 127, PermissionError: 126}
+    text = f"{what}: {error.strerror}"
+    stdout, stderr = (Stream(spec.name, level, spec.keep) for level in spec.levels)
+    stderr.take(f"{text}\n".encode("utf-8", "surrogateescape"))
+    return Ended(
+        start=start,
+        stdout=stdout.end(),
+        stderr=stderr.end(),
+        status=status.get(type(error)),
+        error=text,
+    )

@@ -1,0 +1,389 @@
+"""LOFAR's recipes and node scripts on real hosts, and data maps."""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from helpers import wait_until
+from hypothesis import given
+from hypothesis import strategies as st
+from sshd import describe
+
+from ostap_parallel.pipeline import (
+    BaseRecipe,
+    ComputeJob,
+    DataMap,
+    DataMapError,
+    DataProduct,
+    MultiDataMap,
+    RemoteCommandRecipeMixIn,
+    align_data_maps,
+    load_data_map,
+    store_data_map,
+    validate_data_maps,
+)
+
+PATIENCE = 60
+EXAMPLE = Path(__file__).parents[1] / "examples" / "pipeline"
+
+NODE = """
+import os, sys
+from ostap_parallel.pipeline import LOFARnode, LOFARnodeTCP
+
+class script({base}):
+    def run(self, *args):
+        {body}
+
+if __name__ == "__main__":
+    {main}
+"""
+TWO_WORDS = "sys.exit(script(sys.argv[1], sys.argv[2]).run_with_logging(*sys.argv[3:]))"
+THREE_WORDS = (
+    "jobid, host, port = sys.argv[1:4]; "
+    "sys.exit(script(jobid, host, port).run_with_stored_arguments())"
+)
+
+
+class Recipe(BaseRecipe, RemoteCommandRecipeMixIn):
+    pass
+
+
+@pytest.fixture
+def node(tmp_path):
+    """A function that writes a node script and returns the command for it."""
+
+    def write(body, base="LOFARnodeTCP", main=THREE_WORDS):
+        path = tmp_path / "script.py"
+        path.write_text(NODE.format(body=body, base=base, main=main))
+        return f"python {path}"
+
+    return write
+
+
+@pytest.fixture
+def recipe(hosts, caplog):
+    """A recipe for the hosts of the tests."""
+    caplog.set_level(logging.DEBUG)
+    recipe = Recipe()
+    recipe.settings = {"ssh_config": hosts.ssh_config, "config": ()}
+    return recipe
+
+
+class TestTheExample:
+    """The two programs of LOFAR's own documents, with other imports."""
+
+    def start(self, *words, **options):
+        program = EXAMPLE / "master" / "example_parallel.py"
+        done = subprocess.run(
+            [sys.executable, program, *words], capture_output=True, text=True, **options
+        )
+        return done.returncode, done.stdout, done.stderr.splitlines()
+
+    def test_here(self):
+        status, out, lines = self.start("-j", "foo", "-d")
+        assert (status, out) == (0, "Results:\n"), lines
+        stamp = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d "
+        wanted = [
+            "DEBUG   example_parallel: Dispatching command to localhost as a process",
+            "INFO    example_parallel: Waiting for compute threads...",
+            f"INFO    node.{platform.node()}.example_parallel: "
+            "Received example_argument as argument",
+            "INFO    example_parallel: recipe example_parallel completed",
+        ]
+        positions = []
+        for text in wanted:
+            found = [
+                n for n, line in enumerate(lines) if re.fullmatch(stamp + re.escape(text), line)
+            ]
+            assert len(found) == 1, (text, lines)
+            positions += found
+        assert positions == sorted(positions)
+
+    def test_only_what_is_asked_for_is_told(self):
+        assert self.start("-j", "foo") == (0, "Results:\n", [])
+
+    def test_a_name_is_needed(self):
+        assert self.start()[0] == 2
+
+    def test_a_failure(self, tmp_path):
+        shutil.copytree(EXAMPLE, tmp_path / "p")
+        (tmp_path / "p/nodes/example_parallel.py").write_text("raise SystemExit(3)")
+        program = tmp_path / "p/master/example_parallel.py"
+        done = subprocess.run([sys.executable, program, "-j", "x"], capture_output=True, text=True)
+        assert done.returncode == 1
+        assert "failed on localhost: exit status 3" in done.stderr
+
+
+class TestJobs:
+    def test_objects_go_there_and_outputs_come_back(self, recipe, node):
+        command = node(
+            "self.outputs['sum'] = sum(args[0]); self.outputs['kinds'] = args; return 0"
+        )
+        arguments = [[1, 2, 3], {"a": (None, 1.5)}, b"\\0"]
+        jobs = [ComputeJob("localhost", command, arguments) for _ in range(3)]
+        pool = recipe._schedule_jobs(jobs)
+        assert pool == dict(enumerate(jobs))
+        for job in jobs:
+            assert job.results["returncode"] == 0
+            assert job.results["sum"] == 6
+            assert job.results["kinds"] == tuple(arguments)
+            assert float(job.results["job_duration"]) > 0
+            assert job.results["monitor_stats"]["cpu"] >= 0
+        assert not recipe.error.is_set()
+        assert [row["job_id"] for row in json.loads(recipe.outputs["return_json"])] == [0, 1, 2]
+
+    @pytest.mark.parametrize(
+        ("base", "main"), [("LOFARnode", TWO_WORDS), ("LOFARnodeTCP", THREE_WORDS)]
+    )
+    @pytest.mark.parametrize("arguments", [[], ["0"], ["it's", "$HOME"]])
+    def test_both_forms(self, recipe, node, base, main, arguments):
+        command = node("self.outputs['args'] = args", base, main)
+        job = ComputeJob("localhost", command, arguments)
+        recipe._schedule_jobs([job])
+        assert job.results["returncode"] == 0
+        assert job.results["args"] == tuple(arguments)
+
+    def test_large_arguments(self, recipe, node):
+        job = ComputeJob("localhost", node("self.outputs['n'] = len(args[0])"), ["x" * 3_000_000])
+        recipe._schedule_jobs([job])
+        assert job.results["n"] == 3_000_000
+
+    def test_failures(self, recipe, node):
+        body = "{'exit': lambda: sys.exit(7), 'kill': lambda: os.kill(os.getpid(), 11), "
+        body += "'raise': lambda: 1 / 0, 'well': lambda: None}[args[0]]()"
+        command = node(body)
+        jobs = [
+            ComputeJob("localhost", command, [how]) for how in ("exit", "kill", "raise", "well")
+        ]
+        recipe._schedule_jobs(jobs)
+        assert [job.results["returncode"] for job in jobs] == [7, -signal.SIGSEGV, 1, 0]
+        assert recipe.error.is_set()
+
+    def test_records(self, recipe, node, caplog):
+        body = "self.logger.debug('all %s', 1); print('out'); print('err', file=sys.stderr)"
+        recipe._schedule_jobs([ComputeJob("localhost", node(body))])
+        found = {(r.name, r.levelname, r.getMessage()) for r in caplog.records}
+        assert (f"node.{platform.node()}.script", "DEBUG", "all 1") in found
+        assert ("node.local.script", "DEBUG", "out") in found
+        assert ("node.local.script", "WARNING", "err") in found
+
+    def test_resources(self, recipe, node):
+        command = node("self.outputs['threads'] = os.environ['OMP_NUM_THREADS']")
+        job = ComputeJob("localhost", command, resources={"cores": 2})
+        recipe._schedule_jobs([job])
+        assert job.results["threads"] == "2"
+
+    def test_nothing_listens(self, recipe, node, tmp_path):
+        body = "self.outputs['listening'] = "
+        body += "open('/proc/net/tcp').read() + open('/proc/net/tcp6').read()"
+        before = listening(Path("/proc/net/tcp").read_text() + Path("/proc/net/tcp6").read_text())
+        job = ComputeJob("localhost", node(body))
+        recipe._schedule_jobs([job])
+        assert {
+            one for one in listening(job.results["listening"]) - before if one[0] != "0100007F"
+        } == set()
+
+    def test_no_jobs(self, recipe):
+        assert recipe._schedule_jobs([]) == {}
+
+
+def listening(text):
+    rows = (line.split() for line in text.splitlines())
+    return {tuple(row[1].split(":")) for row in rows if len(row) > 3 and row[3] == "0A"}
+
+
+class TestOnHosts:
+    def test_many_jobs_on_two_hosts(self, recipe, tmp_path):
+        text = NODE.format(
+            body="self.outputs['host'] = os.path.basename(os.environ['PRIVATE_SSHD'])",
+            base="LOFARnodeTCP",
+            main=THREE_WORDS,
+        )
+        command = f"python -c '{text}'".replace("'PRIVATE_SSHD'", '"PRIVATE_SSHD"')
+        command = command.replace("'host'", '"host"')
+        jobs = [ComputeJob(f"h{1 + n % 2}", command) for n in range(20)]
+        recipe._schedule_jobs(jobs, max_per_node=3)
+        assert [job.results["returncode"] for job in jobs] == [0] * 20
+        assert [job.results["host"] for job in jobs] == ["h1", "h2"] * 10
+
+    def test_two_recipes_at_once(self, hosts):
+        recipes = [Recipe(), Recipe()]
+        jobs = [[ComputeJob(f"h{n}", f"test {n} -lt") for n in (1, 2)] for _ in recipes]
+        threads = []
+        for recipe, theirs in zip(recipes, jobs, strict=True):
+            recipe.settings = {"ssh_config": hosts.ssh_config, "config": ()}
+            threads.append(threading.Thread(target=recipe._schedule_jobs, args=[theirs]))
+            threads[-1].start()
+        for thread in threads:
+            thread.join(PATIENCE)
+        assert {job.results["returncode"] for theirs in jobs for job in theirs} == {2}
+
+    @pytest.mark.slow
+    def test_five_hundred(self, recipe):
+        jobs = [ComputeJob(f"h{1 + n % 2}", "true") for n in range(500)]
+        recipe._schedule_jobs(jobs, max_per_node=3)
+        assert {job.results["returncode"] for job in jobs} == {0}
+
+    def test_a_host_that_cannot_be_had(self, recipe, caplog):
+        jobs = [ComputeJob("h9", "true"), ComputeJob("h1", "true")]
+        recipe._schedule_jobs(jobs)
+        assert [job.results["returncode"] for job in jobs] == [1, 0]
+        assert recipe.error.is_set()
+        assert "failed on h9" in caplog.text
+
+    def test_the_limit_of_the_configuration(self, recipe, caplog):
+        recipe.config.read_string("[remote]\nmax_per_node = 2\nmethod = local")
+        recipe._schedule_jobs([ComputeJob("h1", "true")])
+        assert "Limiting to 2 simultaneous jobs/node" in caplog.text
+        assert "Dispatching command to h1 as a process" in caplog.text
+
+
+class TestEnds:
+    PROGRAM = """
+import sys
+from ostap_parallel.pipeline import BaseRecipe, ComputeJob, RemoteCommandRecipeMixIn
+
+class recipe(BaseRecipe, RemoteCommandRecipeMixIn):
+    def go(self):
+        self._schedule_jobs([ComputeJob("localhost", "exec sleep 64123;") for _ in range(2)])
+
+if __name__ == "__main__":
+    sys.exit(recipe().main(["-j", "x"]))
+"""
+
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+    def test_jobs_end_with_their_recipe(self, tmp_path, number):
+        (tmp_path / "recipe.py").write_text(self.PROGRAM)
+        with subprocess.Popen(
+            [sys.executable, tmp_path / "recipe.py"], stderr=subprocess.PIPE
+        ) as program:
+            wait_until(lambda: sleeping("64123"), PATIENCE, "the jobs run")
+            program.send_signal(number)
+            status = program.wait(PATIENCE)
+        assert status == (-number if number == signal.SIGKILL else 130)
+        wait_until(lambda: not sleeping("64123"), 5, "no job is left")
+
+    def test_in_a_thread(self, recipe):
+        """Signals are for the main thread."""
+        job = ComputeJob("localhost", "true")
+        thread = threading.Thread(target=recipe._schedule_jobs, args=[[job]])
+        thread.start()
+        thread.join(PATIENCE)
+        assert job.results["returncode"] == 0
+
+
+def sleeping(seconds):
+    pids = (int(path.name) for path in Path("/proc").glob("[0-9]*"))
+    return [pid for pid in pids if describe(pid).endswith(f"sleep {seconds}")]
+
+
+class TestConfiguration:
+    def run(self, tmp_path, text, *words):
+        (tmp_path / "pipeline.cfg").write_text(text)
+        code = "from ostap_parallel.pipeline import BaseRecipe\nclass r(BaseRecipe): pass\n"
+        code += "raise SystemExit(r().main(['-j', 'x', *__import__('sys').argv[1:]]))"
+        done = subprocess.run(
+            [sys.executable, "-c", code, *words], cwd=tmp_path, capture_output=True, text=True
+        )
+        return done.returncode, done.stderr
+
+    def test_what_means_nothing_is_told(self, tmp_path):
+        status, err = self.run(tmp_path, "[remote]\nmethod = mpirun\nkey_filename = x\n")
+        assert status == 0
+        assert "[remote] key_filename means nothing here" in err
+        assert "method mpirun: ssh is taken in its place" in err
+
+    def test_a_log_file(self, tmp_path):
+        status, _ = self.run(tmp_path, "[logging]\nlog_file = log\n", "-v")
+        assert status == 0
+        assert "recipe r completed" in (tmp_path / "log").read_text()
+
+    def test_what_cannot_be_read(self, tmp_path):
+        status, err = self.run(tmp_path, "nothing\n")
+        assert status == 1
+        assert "pipeline.cfg" in err
+        assert self.run(tmp_path, "", "-c", "none")[0] == 1
+
+
+SEED = """\
+  lce001=[ /data/scratch/L2010/L20852_SB000-uv.MS.dppp, /data/scratch/L2010/swinban k/SB9.dppp ] \
+lce002=[ /data/L20852_SB001-uv.MS.dppp ]
+  lce003=[ /data/L20852_SB002-uv.MS.dppp,
+           /data/L20852_SB011-uv.MS.dppp ]   # a comment
+lce004 = []
+"""
+
+
+class TestDataMaps:
+    def load(self, tmp_path, text, kind=DataMap):
+        (tmp_path / "map").write_text(text)
+        return kind.load(tmp_path / "map")
+
+    def test_parameters(self, tmp_path):
+        (tmp_path / "map").write_text(SEED)
+        assert list(load_data_map(tmp_path / "map")) == [
+            ("lce001", "/data/scratch/L2010/L20852_SB000-uv.MS.dppp"),
+            ("lce001", "/data/scratch/L2010/swinban k/SB9.dppp"),
+            ("lce002", "/data/L20852_SB001-uv.MS.dppp"),
+            ("lce003", "/data/L20852_SB002-uv.MS.dppp"),
+            ("lce003", "/data/L20852_SB011-uv.MS.dppp"),
+        ]
+        multi = self.load(tmp_path, "h = ['a, b', \"c\"]", MultiDataMap)
+        assert (multi[0].host, multi[0].file, multi[0].skip) == ("h", ["a, b", "c"], False)
+
+    def test_literals(self, tmp_path):
+        text = "\n[{'host': 'a', 'file': 'f', 'skip': False}, {'host': 'b', 'file': 'g'}]\n"
+        found = self.load(tmp_path, text)
+        assert list(found) == [DataProduct("a", "f", False), DataProduct("b", "g", True)]
+        found.iterator = DataMap.SkipIterator
+        assert [item.file for item in found] == ["f"]
+        assert self.load(tmp_path, "[('a', 'f')]")[0].skip is False
+        text = "[{'host': 'h', 'skip': False, 'file': \"['a', 'b']\", 'file_skip': [True, False]}]"
+        assert self.load(tmp_path, text, MultiDataMap)[0].file == ["a", "b"]
+
+    @pytest.mark.parametrize(
+        ("text", "told"),
+        [
+            ("\n\nh1=[a]\nh2 a", "map: line 4: host = .* is wanted"),
+            ("h1=[a]\nh2=[a, b\nh3=[c]", "map: line 2: the list of h2 has no end"),
+            ("h1=[a,,b]", "map: line 1: a file is missing"),
+            ("[('a', 'b'),\n('c' 'd'", "map: line"),
+            ("[('a', 'b'),\n__import__('os')]", "map: line 2: only text"),
+            ("[1]", "no data product"),
+            ("[{'host': 1}]", "no data product"),
+        ],
+    )
+    def test_errors_tell_where(self, tmp_path, text, told):
+        with pytest.raises(DataMapError, match=told):
+            self.load(tmp_path, text)
+        with pytest.raises(DataMapError, match="none"):
+            DataMap.load(tmp_path / "none")
+
+    @given(st.lists(st.tuples(st.text(), st.text(), st.booleans())))
+    def test_what_is_stored_is_loaded(self, tmp_path_factory, items):
+        path = tmp_path_factory.mktemp("map") / "map"
+        store_data_map(path, items)
+        assert DataMap.load(path) == DataMap(items)
+
+    def test_maps_that_go_together(self):
+        one = DataMap([("a", "f", False), ("b", "g", True)])
+        other = DataMap([("a", "x", True), ("b", "y", False)])
+        assert validate_data_maps(one, other)
+        align_data_maps(one, other)
+        assert [item.skip for item in [*one, *other]] == [True] * 4
+        assert not validate_data_maps(one, DataMap([("a", "f")]))
+        assert not validate_data_maps(one, DataMap([("b", "f"), ("a", "f")]))
+        with pytest.raises(DataMapError, match="two"):
+            align_data_maps(one)
+        with pytest.raises(DataMapError, match="same hosts"):
+            align_data_maps(one, DataMap([]))
