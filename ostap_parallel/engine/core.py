@@ -14,7 +14,7 @@ from ostap_parallel.supply.supervisor import EventHandler
 from ostap_parallel.worker.cpus import usable_cpus
 from ostap_parallel.worker.crew import Crew
 from ostap_parallel.worker.endpoint import Endpoint
-from ostap_parallel.worker.jobs import Job, Queue
+from ostap_parallel.worker.jobs import Job, Queue, deferring_interrupts
 from ostap_parallel.worker.loop import Loop
 from ostap_parallel.worker.output import OutputReader
 from ostap_parallel.worker.shared import Store
@@ -123,7 +123,7 @@ class Core:
 
     def detach(self, label: str) -> None:
         """Close the connection to a host; the jobs that it had end as `Lost`."""
-        with self.loop.lock:
+        with deferring_interrupts(), self.loop.lock:
             for link in self.links():
                 if link.label == label:
                     self.queue.machines.remove(link)
@@ -153,8 +153,16 @@ class Core:
 
     def give_up_waiting(self, reason: str) -> None:
         """Give up the jobs that no worker has begun."""
-        with self.loop.lock:
+        with deferring_interrupts(), self.loop.lock:
             self.queue.give_up_waiting(reason)
+
+    def hand_on_output(self) -> None:
+        """Show what local workers have printed so far."""
+        self._output.hand_on()
+
+    def is_inside(self) -> bool:
+        """Return whether this is a thread that ends with the engine."""
+        return self.loop.is_inside() or self._output.is_inside()
 
     def is_idle(self) -> bool:
         """Return whether there is nothing to do."""
@@ -186,5 +194,5 @@ class Core:
             self.nesting.wake()
         with contextlib.suppress(OSError):
             self._output.close()
-        self.loop.stop()
         self.store.clear()
+        self.loop.stop()

@@ -112,7 +112,7 @@ class Engine(Backend):
         self._patience = patience
         self._tasks_per_worker = tasks_per_worker
         self.modules = Modules(sync)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal's handler may come in between
         self._listeners: list[Callable[[], None]] = []
         # the present job of each future
         self._jobs: weakref.WeakKeyDictionary[AnyFuture, Job] = weakref.WeakKeyDictionary()
@@ -154,7 +154,10 @@ class Engine(Backend):
     def workers(self) -> dict[str, int]:
         """Number of workers by host, of those that are up; the local ones are ``"local"``."""
         local = {LOCAL: self.ncpus} if self.ncpus else {}
-        return local | {host.name: host.workers for host in self.hosts if host.state == "up"}
+        up = {host.name: host.workers for host in self.hosts if host.state == "up"}
+        # a server may have had to go on with fewer
+        counts = {link.label: link.count() for link in self._core.links()} if up else {}
+        return local | {name: counts.get(name, count) for name, count in up.items()}
 
     @property
     def ncpus(self) -> int:
@@ -362,7 +365,7 @@ class Engine(Backend):
         except RuntimeError:  # at the exit of the interpreter there are no threads to be had
             self._finalizer()
         else:
-            if not self._core.loop.is_inside():  # which is to end, too
+            if not self._core.is_inside():  # which is to end, too
                 closing.join()  # Ctrl-C ends the waiting, not the closing
         self._alarm.cancel()
 
@@ -386,6 +389,7 @@ class Engine(Backend):
         """Queue a job on behalf of a future."""
 
         def deliver(message: bytes) -> None:
+            core.hand_on_output()  # what it has printed comes before its result
             result: Result
             try:
                 result = unpack_result(message)
@@ -399,7 +403,7 @@ class Engine(Backend):
 
         self.check()
         modules = modules or self.modules.archive
-        loop = self._core.loop
+        core, loop = self._core, self._core.loop
         job = Job(
             call,
             chunk,

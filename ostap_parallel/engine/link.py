@@ -59,10 +59,10 @@ def connect(label: str, endpoint: Endpoint) -> tuple[socket.socket, int, float]:
 class _Delivery:
     """A blob on its way to a host, or there."""
 
-    def __init__(self, pieces: Iterator[bytes]) -> None:
+    def __init__(self, blob: Blob) -> None:
         self.is_present = False
         self.pieces: Iterator[bytes] | None = None  # while they are sent
-        self.content = pieces
+        self.blob = weakref.ref(blob)
         self.held: dict[int, Job] = {}  # jobs that need it
 
 
@@ -189,7 +189,7 @@ class Link(Machine):
         """Return what is known of a blob on the host; offer it if that is nothing."""
         delivery = self._deliveries.get(blob.digest)
         if delivery is None:
-            delivery = _Delivery(blob.pieces(wire.PIECE_SIZE))
+            delivery = _Delivery(blob)
             self._deliveries[blob.digest] = delivery
             this, loop, digest = weakref.ref(self), self._loop, blob.digest
 
@@ -206,16 +206,23 @@ class Link(Machine):
 
     def forget(self, digest: str) -> None:
         """Have the host forget a blob that no job refers to any more."""
-        if self._deliveries.pop(digest, None) is not None:
-            self.channel.send(wire.pack_digest(wire.FORGET, digest))
+        delivery = self._deliveries.get(digest)
+        if delivery is None or delivery.blob() is not None:  # the same has come again
+            return
+        del self._deliveries[digest]
+        self.channel.send(wire.pack_digest(wire.FORGET, digest))
+        for job in list(delivery.held.values()):  # which need another blob of that content
+            self.begin(job)
 
     def _hear_of_delivery(self, kind: bytes, digest: str, content: bytes) -> None:
         delivery = self._deliveries.get(digest)
         if delivery is None:
             return
         if kind == wire.WANTED:
-            delivery.pieces = delivery.content
-            self._send_pieces()
+            blob = delivery.blob()
+            if blob is not None:  # else it is about to be forgotten
+                delivery.pieces = blob.pieces(wire.PIECE_SIZE)
+                self._send_pieces()
         elif kind == wire.PRESENT:
             delivery.is_present, held, delivery.held = True, delivery.held, {}
             for job in held.values():

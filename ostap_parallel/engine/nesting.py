@@ -202,7 +202,11 @@ class Nesting:
         children = [child for child in level.children.values() if child.message is None]
         level.children.clear()
         for child in children:
-            self._interrupt(child)
+            child.is_interrupted = True
+        self._queue.interrupt([child.job for child in children if child.job is not None])
+        for child in children:
+            if child.job is None:
+                self._interrupt(child)
         if children and isinstance(result, ChunkOutcome) and result.answers and not result.failed:
             text = "%d nested tasks were given up, as the task that had submitted them has ended"
             count = len(children)

@@ -20,11 +20,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
-from ostap_parallel.worker.control import receive, send
+from ostap_parallel.worker.control import receive, send, set_name
 from ostap_parallel.worker.node import Messages
 from ostap_parallel.worker.printed import Stream, Taken
 from ostap_parallel.worker.reaper import Reaper, Started
-from ostap_parallel.worker.template import set_name
 
 # Seconds that a command gets to end by itself when it is told to, before it is killed.
 GRACE = 1.0

@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Collection
+from functools import partial
 
 from ostap_parallel.worker.chunk import Lost, locate, pack_result
 from ostap_parallel.worker.jobs import Job, Machine, Queue
@@ -36,8 +37,8 @@ class Crew(Machine):
 
     Parameters
     ----------
-    on_empty
-        Called when the last worker is lost for good.
+    on_empty, on_change
+        Called when the last worker is lost for good; and when their number may have changed.
     tasks_per_worker
         Jobs after which a worker process is replaced; ``None`` for no limit.
     """
@@ -50,6 +51,7 @@ class Crew(Machine):
         output: OutputReader,
         *,
         on_empty: Callable[[], object],
+        on_change: Callable[[], object] = lambda: None,
         tasks_per_worker: int | None = None,
         preload: Collection[str] = (),
         fresh: bool = False,
@@ -58,7 +60,7 @@ class Crew(Machine):
         self.output = output
         self._queue, self._loop = queue, loop
         self._spawner = Spawner(loop, output, preload, fresh)
-        self._on_empty, self._tasks = on_empty, tasks_per_worker
+        self._on_empty, self._on_change, self._tasks = on_empty, on_change, tasks_per_worker
         self._changed = threading.Condition(loop.lock)
         self._workers: list[Worker] = []
         self._leaving: set[Worker] = set()  # no longer counted, and not ended yet
@@ -110,10 +112,10 @@ class Crew(Machine):
                 raise
             while len(self._workers) > wanted:
                 self._dismiss(self._workers.pop())
-            try:
-                self._changed.wait_for(lambda: all(w.is_ready or w.has_gone for w in new))
+            try:  # for those that may have come in their place, too
+                self._changed.wait_for(lambda: all(worker.is_ready for worker in self._workers))
             except BaseException:
-                self._discard(new)
+                self._discard([worker for worker in self._workers if not worker.is_ready])
                 raise
             if new and not self._workers and self._last_failure:
                 raise RuntimeError(f"no worker can be started: {self._last_failure}")
@@ -124,6 +126,7 @@ class Crew(Machine):
                 self._workers.remove(worker)
             worker.has_gone = True
             self._free.pop(worker, None)
+            self._spawner.forget(worker)
             worker.signal(signal.SIGKILL)
             worker.close()
 
@@ -176,13 +179,15 @@ class Crew(Machine):
             return
         worker.job = None
         worker.drain()
-        if message.startswith(LAST):  # it has done as many as it may
-            message = message.removeprefix(LAST)
-            self._replace(worker)
-        elif worker.is_leaving:
+        is_last = message.startswith(LAST)  # it has done as many as it may
+        if worker.is_leaving:
             worker.channel.close()
-        else:
+        elif is_last:
+            self._replace(worker)
+        elif worker.status is None:  # else it has ended, and this was what it had left
             self._free[worker] = None
+        if is_last:
+            message = message.removeprefix(LAST)
         self._queue.end(self, job, message)
 
     def _set_free(self, worker: Worker) -> None:
@@ -249,8 +254,11 @@ class Crew(Machine):
             return
         self.lose(worker, "")
 
-    def lose(self, worker: Worker, reason: str) -> None:
-        """Take leave of a worker; have another one in its place unless it was to leave."""
+    def lose(self, worker: Worker, reason: str, counts: bool = True) -> None:
+        """Take leave of a worker; have another one in its place unless it was to leave.
+
+        Unless it `counts`, that is no sign that others cannot be started.
+        """
         if worker.has_gone:
             return
         worker.has_gone = True
@@ -263,17 +271,18 @@ class Crew(Machine):
         worker.close()
         self._leaving.discard(worker)
         if not was_leaving and not self._is_closed:
-            self._restart(worker)
+            self._restart(worker, counts)
         self._changed.notify_all()
+        self._on_change()
         if job is not None:
             if self._is_closed:
                 lost = Lost(lost.host, lost.pid, "the server was closed")
             self._queue.end(self, job, pack_result(lost))
 
-    def _restart(self, worker: Worker) -> None:
+    def _restart(self, worker: Worker, counts: bool = True) -> None:
         """Start another worker in place of one; with fewer, if that fails again and again."""
         place = self._workers.index(worker)
-        failures = 0 if worker.is_ready else worker.failures + 1
+        failures = 0 if worker.is_ready else worker.failures + counts
         if failures < STARTS:
             try:
                 new = self._open_worker()
@@ -286,7 +295,8 @@ class Crew(Machine):
                 if (new := self._workers[place]) is not worker:
                     new.has_gone = True
                     new.close()
-        logger.error("no worker can be started, going on with fewer: %s", self._last_failure)
+        text = "no worker can be started, going on with fewer: %s"
+        self._loop.deliver(partial(logger.error, text, self._last_failure))
         del self._workers[place]
         if not self._workers:
             self._loop.deliver(self._on_empty)

@@ -185,7 +185,8 @@ def bind(call: bytes) -> Callable[[bytes], bytes]:
                     executing.position[0], executing.interrupted = chunk.indices[0], False
                     prepared = _prepare(call, chunk.location)
                     if executing.interrupted:  # this chunk is given up; the next one tries again
-                        state = dict(state)
+                        executing.position[0] = -1
+                        return pack_result(result)
                     state.update(prepared)
             with executing.watch():  # which an initializer may have set just now
                 run_items(_with_shared(state, chunk.location), chunk, result)

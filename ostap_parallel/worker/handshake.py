@@ -21,7 +21,7 @@ from ppft.transport import version
 # Seconds that a greeting may take.
 TIMEOUT = 20.0
 
-_MAGIC = b"ostap-parallel/1"
+_MAGIC = b"ostap-parallel/2"
 _VERSION_SIZE = 32
 _NONCE_SIZE = _PROOF_SIZE = 32
 
@@ -58,6 +58,11 @@ def greet_server(peer: socket.socket, key: bytes) -> None:
     """
     deadline = time.monotonic() + TIMEOUT
     hello = _receive(peer, len(_MAGIC), deadline)
+    if hello != _MAGIC and hello.startswith(_MAGIC[:-1]):
+        theirs_text, ours = hello.decode("ascii", "backslashreplace"), _MAGIC.decode()
+        raise GreetingError(
+            f"it speaks {theirs_text}, the caller {ours}: install the same version of both"
+        )
     if hello != _MAGIC:
         raise GreetingError(
             "what answers is no server of ours, and cannot prove to be one (a ppserver of ppft "

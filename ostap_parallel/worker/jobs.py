@@ -102,6 +102,7 @@ class Job:
         deliver, self.deliver, self.state = self.deliver, None, "done"
         # not to wait for the garbage collector: those may refer to this
         self.blob = self.modules = self.is_wanted = self.ask = None
+        self.call = self.chunk = b""
         if deliver is not None:
             deliver(result)
 
@@ -270,12 +271,15 @@ class Queue:
 
     def give_up_waiting(self, reason: str, jobs: Collection[Job] | None = None) -> None:
         """Give up the jobs, all by default, that no worker has begun."""
+        for job in list(self._all_waiting() if jobs is None else jobs):
+            if self.take(job):
+                self.give_up(job, reason)
+
+    def _all_waiting(self) -> dict[Job, None]:
         waiting = {**self._waiting}
         for pinned in self._pinned.values():
             waiting |= pinned
-        for job in waiting:
-            if (jobs is None or job in jobs) and self.take(job):
-                self.give_up(job, reason)
+        return waiting
 
     def give_up_pinned(self, labels: Collection[str]) -> None:
         """Give up the jobs that must run on machines of which none is among these, or to come."""
@@ -287,17 +291,16 @@ class Queue:
 
     def interrupt(self, jobs: Collection[Job] | None = None, grace: float = 2.0) -> None:
         """Give up jobs, all by default: drop the waiting ones, interrupt the running ones."""
-        with self._loop.lock:
-            running = {
-                machine: [job for job in machine.running.values() if jobs is None or job in jobs]
-                for machine in self.machines
-            }
-            for job in jobs if jobs is not None else itertools.chain(*running.values()):
+        with deferring_interrupts(), self._loop.lock:
+            wanted = [*self._all_waiting(), *self.running()] if jobs is None else list(jobs)
+            running: dict[Machine, list[Job]] = {}
+            for job in wanted:
                 job.is_interrupted = True  # one on its way into the queue is not begun, either
-            self.give_up_waiting("it was interrupted", jobs)
+                if job.state == "running" and job.machine is not None:
+                    running.setdefault(job.machine, []).append(job)
+            self.give_up_waiting("it was interrupted", wanted)
             for machine, theirs in running.items():
-                if theirs:
-                    machine.interrupt(theirs, grace)
+                machine.interrupt(theirs, grace)
 
     def count_workers(self) -> int:
         """Return the number of workers of all machines."""

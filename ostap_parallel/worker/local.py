@@ -19,7 +19,7 @@ from ostap_parallel.worker.control import POSITION, open_position
 from ostap_parallel.worker.jobs import Job
 from ostap_parallel.worker.loop import Loop
 from ostap_parallel.worker.output import OutputReader
-from ostap_parallel.worker.processes import close_kept, keep_from_forks
+from ostap_parallel.worker.processes import close_kept, forking, keep_from_forks
 from ostap_parallel.worker.transport import BUFFER_SIZE, Channel
 
 # Seconds by which a worker may be late in ending itself for an item that took too long.
@@ -37,7 +37,7 @@ class Keeper(Protocol):
     def bury(self, worker: Worker) -> None:
         """Take notice that a process has ended."""
 
-    def lose(self, worker: Worker, reason: str) -> None:
+    def lose(self, worker: Worker, reason: str, counts: bool = True) -> None:
         """Take notice that there is no process."""
 
 
@@ -79,7 +79,7 @@ class Worker:
         self._open()
 
     def _open(self) -> None:
-        with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
+        with forking, contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
             mine, yours = socket.socketpair()
             ours.callback(mine.close)
             for end in mine, yours:
@@ -95,12 +95,13 @@ class Worker:
             self.theirs = [yours.fileno(), log_w, life_r, position, out_w, err_w]
             self._ends = theirs.pop_all()
             ours.pop_all()
+            keep_from_forks(life_w)
+            keep_from_forks(mine.fileno())
         self._ends.callback(os.close, position)
         self._lifeline = life_w
         self._socket = mine
         self._pipes = {out_r: "stdout", err_r: "stderr", log_r: "log"}
         self._printed = select.poll()
-        keep_from_forks(life_w)
 
     def connect(
         self, loop: Loop, on_message: Callable[[bytes], object], on_end: Callable[[str], object]
@@ -123,10 +124,10 @@ class Worker:
             self._keeper.output.add(descriptor, kind, pid)
         self._keeper.tell()
 
-    def cannot_start(self, reason: str) -> None:
+    def cannot_start(self, reason: str, counts: bool = True) -> None:
         """Take notice that there is no process."""
         self.close_theirs()
-        self._keeper.lose(self, reason)
+        self._keeper.lose(self, reason, counts)
 
     def has_ended(self, status: int) -> None:
         """Take notice of how the process has ended."""

@@ -6,8 +6,8 @@ import contextlib
 import heapq
 import itertools
 import logging
-import os
 import select
+import socket
 import threading
 import time
 from collections import deque
@@ -50,10 +50,11 @@ class Loop:
         self._numbers = itertools.count()
         self._soon: deque[Callable[[], object]] = deque()
         self._deliveries: deque[Callable[[], object]] = deque()
-        self._wake_r, self._wake_w = os.pipe()
-        os.set_blocking(self._wake_r, False)
-        os.set_blocking(self._wake_w, False)
-        self._epoll.register(self._wake_r, IN)
+        # sockets, not numbers: who wakes a loop that has ended writes to nothing
+        self._woken, self._waker = socket.socketpair()
+        for end in self._woken, self._waker:
+            end.setblocking(False)
+        self._epoll.register(self._woken, IN)
         self._is_stopped = False
         self._wakes_at = float("inf")
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -106,7 +107,7 @@ class Loop:
 
     def _wake(self) -> None:
         with contextlib.suppress(OSError):  # full: it is about to wake; or it has ended
-            os.write(self._wake_w, b".")
+            self._waker.send(b".")
 
     def _run(self) -> None:
         while not self._is_stopped or self._deliveries or self._soon:
@@ -121,18 +122,19 @@ class Loop:
             while self._deliveries:
                 _call(self._deliveries.popleft())
         self._epoll.close()
-        os.close(self._wake_r)
-        os.close(self._wake_w)
+        self._woken.close()
+        self._waker.close()
 
     def _handle(self, events: list[tuple[int, int]]) -> None:
+        woken = self._woken.fileno()
         for descriptor, mask in events:
-            if descriptor == self._wake_r:
+            if descriptor == woken:
                 with contextlib.suppress(BlockingIOError):
-                    os.read(self._wake_r, 4096)
+                    self._woken.recv(4096)
             elif handler := self._handlers.get(descriptor):
                 try:
                     handler(mask)
-                except Exception:  # see `_call`
+                except BaseException:  # see `_call`
                     logger.exception("an error in the engine")
         while self._soon:
             _call(self._soon.popleft())
@@ -149,5 +151,5 @@ class Loop:
 def _call(action: Callable[[], object]) -> None:
     try:
         action()
-    except Exception:  # one that fails must not end what serves all others
+    except BaseException:  # whatever it raises must not end what serves all others
         logger.exception("an error in the engine")

@@ -48,8 +48,6 @@ logger = logging.getLogger(__name__)
 
 REQUEST = b"?"  # begins a request; no result begins with it
 
-# Begins the message for a job that a server refuses, by this, if it has no free worker.
-REFUSED = b"!"
 LAST = b"."  # begins the last result of a worker that has done as many jobs as it may
 CANCELLED = b""  # what stands for the result of a call that was cancelled
 

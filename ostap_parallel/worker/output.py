@@ -8,6 +8,7 @@ import logging
 import os
 import selectors
 import threading
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -48,13 +49,19 @@ class _Source:
 
 
 class OutputReader:
-    """Reads the output of all workers of a server, in one thread, and hands it to a sink."""
+    """Reads the output of all workers of a server, in one thread, and hands it to a sink.
+
+    Others may read, too, with locks of their own; the sink, which may be anybody's, is called by
+    `hand_on` only, one call at a time.
+    """
 
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
         self._selector = selectors.DefaultSelector()
         self._lock = threading.RLock()
         self._sources: dict[int, _Source] = {}
+        self._events: deque[dict[str, Any]] = deque()  # that the sink has not had yet
+        self._handing = threading.RLock()
         self._wake_r, self._wake_w = os.pipe()
         self._selector.register(self._wake_r, selectors.EVENT_READ)
         self._thread = threading.Thread(target=self._run, name="worker-output", daemon=True)
@@ -77,7 +84,7 @@ class OutputReader:
                 os.close(descriptor)
 
     def read(self, descriptor: int) -> None:
-        """Pass on what is there now, but for a last line that has no end yet."""
+        """Take what is there now, but for a last line that has no end yet."""
         with self._lock:
             source = self._sources.get(descriptor)
             if source is None:
@@ -93,9 +100,10 @@ class OutputReader:
                     break
                 source.take(data)
                 self._pass_on(source)
+        self._call_soon()
 
     def end_chunk(self, descriptor: int) -> None:
-        """Pass on a last line that has no end; the next chunk may print as much as any."""
+        """Take a last line that has no end; the next chunk may print as much as any."""
         with self._lock:
             source = self._sources.get(descriptor)
             if source is None or not source.size:
@@ -106,11 +114,37 @@ class OutputReader:
                 text = f"[{source.kind} of worker {source.pid}: {dropped} bytes more than the "
                 text += f"{MAX_OUTPUT} that a chunk may print were dropped]"
                 self._send({"kind": "stderr", "text": text, "pid": source.pid})
+        self._call_soon()
+
+    def hand_on(self) -> None:
+        """Give the sink all that was taken so far."""
+        while self._events:
+            with self._handing:
+                try:
+                    event = self._events.popleft()
+                except IndexError:  # another thread has given it
+                    return
+                try:
+                    self._sink(event)
+                except Exception:
+                    text = "could not pass on a line that worker %d printed"
+                    logger.exception(text, event["pid"])
+
+    def is_inside(self) -> bool:
+        """Return whether this is the thread that reads."""
+        return threading.current_thread() is self._thread
+
+    def _call_soon(self) -> None:
+        """Have the thread call the sink, if this is another one."""
+        if self._events and not self.is_inside():
+            with contextlib.suppress(OSError):
+                os.write(self._wake_w, b".")
 
     def close(self) -> None:
         """End the thread; the descriptors have been removed before."""
+        self.hand_on()
         os.write(self._wake_w, b"q")
-        if threading.current_thread() is not self._thread:
+        if not self.is_inside():
             self._thread.join()
         os.close(self._wake_w)
 
@@ -131,15 +165,12 @@ class OutputReader:
             self._send(event)
 
     def _send(self, event: dict[str, Any]) -> None:
-        try:
-            if event["kind"] == "log":
-                try:
-                    event["record"] = json.loads(event["record"])
-                except ValueError:  # what was dropped is told of at the end of the chunk
-                    return
-            self._sink(event)
-        except Exception:
-            logger.exception("could not pass on a line that worker %d printed", event["pid"])
+        if event["kind"] == "log":
+            try:
+                event["record"] = json.loads(event["record"])
+            except ValueError:  # what was dropped is told of at the end of the chunk
+                return
+        self._events.append(event)
 
     def _run(self) -> None:
         while True:
@@ -150,3 +181,4 @@ class OutputReader:
                     self._selector.close()
                     os.close(self._wake_r)
                     return
+            self.hand_on()

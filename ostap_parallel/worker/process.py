@@ -23,7 +23,7 @@ import sys
 from typing import Any
 
 from ostap_parallel.worker import nested
-from ostap_parallel.worker.control import POSITION
+from ostap_parallel.worker.control import POSITION, set_name
 from ostap_parallel.worker.execute import bind, executing, restore, take_signals
 from ostap_parallel.worker.processes import disconnect
 from ostap_parallel.worker.restore import Baseline
@@ -39,6 +39,7 @@ def main(arguments: tuple[tuple[int, int, int, int], int | None]) -> None:
     descriptors, tasks = arguments
     connection, log, lifeline, position = descriptors
     sys.argv = ["ostap_parallel-worker"]
+    set_name("ppworker")
     for descriptor in descriptors:
         os.set_inheritable(descriptor, False)
     _die_with(lifeline)

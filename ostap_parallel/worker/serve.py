@@ -25,9 +25,9 @@ from typing import Any
 
 from ppft.transport import version
 
+from ostap_parallel.worker.control import set_name
 from ostap_parallel.worker.cpus import usable_cpus
 from ostap_parallel.worker.server import Server
-from ostap_parallel.worker.template import set_name
 
 # Begins each line that is meant for the client; anything else is what a script has printed.
 MARK = "\x1eostap-parallel "
@@ -151,5 +151,6 @@ def _obey(
         command = json.loads(line)
         if command["do"] == "admit":
             server.admit(bytes.fromhex(command["key"]))
+        server.hand_on_output()
         # Every command is answered: "ping" is nothing but that.
         events.send({"kind": "done", "id": command["id"]})

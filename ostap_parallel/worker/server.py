@@ -54,6 +54,7 @@ class Server:
         self.modules: WeakValueDictionary[str, Unpacked] = WeakValueDictionary()
         self.loop = Loop("server")
         self.queue = Queue(self.loop)
+        self._clients: set[_Client] = set()
         self._output = OutputReader(sink)
         self.crew = Crew(
             socket.gethostname(),
@@ -61,12 +62,12 @@ class Server:
             self.loop,
             self._output,
             on_empty=on_empty,
+            on_change=self.tell_count,
             tasks_per_worker=tasks_per_worker,
             preload=preload,
             fresh=fresh,
         )
         self.queue.machines.append(self.crew)
-        self._clients: set[_Client] = set()
         self._strangers: dict[socket.socket, None] = {}  # who has proved nothing yet
         self._strangers_lock = threading.Lock()
         self._is_closed = False
@@ -127,6 +128,10 @@ class Server:
     def leave(self, client: _Client) -> None:
         """Forget a client."""
         self._clients.discard(client)
+
+    def hand_on_output(self) -> None:
+        """Tell what workers have printed so far."""
+        self._output.hand_on()
 
     def close(self) -> None:
         """End all workers."""

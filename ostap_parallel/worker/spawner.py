@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Collection
+from functools import partial
 
 from ostap_parallel.worker import control
 from ostap_parallel.worker.cpus import thread_limits
@@ -17,6 +18,7 @@ from ostap_parallel.worker.loop import Loop
 from ostap_parallel.worker.output import OutputReader
 from ostap_parallel.worker.processes import (
     close_kept,
+    forking,
     interpreter_options,
     keep_from_forks,
     start_apart,
@@ -27,8 +29,9 @@ logger = logging.getLogger(__name__)
 # Workers that are being started at once: what is handed to the template is held by the system.
 STARTING = 16
 
-# Seconds that the template may take to read what it is told.
-PATIENCE = 30.0
+# Seconds that the template, once it has imported what it is to, may take to read what it is told,
+# and to fork.
+PATIENCE = 10.0
 
 
 class Spawner:
@@ -52,6 +55,8 @@ class Spawner:
         self._workers: dict[int, Worker] = {}  # by pid: those that have not ended
         self._starting: dict[int, Worker] = {}  # by number: those that the template was asked for
         self._queue: list[Worker] = []
+        self._is_ready = False  # it has imported what it is to, and reads
+        self._told: dict[str, object] = {}  # last, of what holds for all
         self._printed: list[int] = []
 
     def start(self, worker: Worker) -> None:
@@ -62,15 +67,14 @@ class Spawner:
         self._ask()
 
     def _start_template(self) -> None:
-        with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
+        with forking, contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
             mine, yours = socket.socketpair()
             mine.settimeout(PATIENCE)
             ours.callback(mine.close)
             theirs.callback(yours.close)
             (out_r, out_w), (err_r, err_w) = open_pipe(ours, theirs), open_pipe(ours, theirs)
             arguments = (yours.fileno(), self._preload, self._fresh)
-            path = [entry or os.getcwd() for entry in sys.path]  # noqa: PTH109
-            words = control.command(path, "template", arguments)
+            words = control.command(_path(), "template", arguments)
             self._process = start_apart(
                 [sys.executable, *interpreter_options(), *words],
                 stdin=subprocess.DEVNULL,
@@ -80,8 +84,8 @@ class Spawner:
                 pass_fds=[yours.fileno()],
             )
             ours.pop_all()
-        self._control = mine
-        keep_from_forks(mine.fileno())
+            keep_from_forks(mine.fileno())
+        self._control, self._is_ready, self._told = mine, False, {}
         self._printed = [out_r, err_r]
         for descriptor, kind in (out_r, "stdout"), (err_r, "stderr"):
             self._output.add(descriptor, kind, self._process.pid)
@@ -89,25 +93,45 @@ class Spawner:
 
     def _ask(self) -> None:
         """Ask the template for workers, a few at a time."""
-        while self._queue and len(self._starting) < STARTING and self._control is not None:
+        while self._queue and self._is_ready and len(self._starting) < STARTING:
             worker = self._queue.pop(0)
-            wanted = {
-                "number": worker.number,
-                "tasks": worker.tasks,
-                "path": [entry or os.getcwd() for entry in sys.path],  # noqa: PTH109
-                "directory": _directory(),
-                "environment": {**os.environ, **thread_limits(os.environ)},
-                "options": interpreter_options(),
-            }
+            wanted = {"number": worker.number, "tasks": worker.tasks, **self._news()}
             self._starting[worker.number] = worker
             try:
+                assert self._control is not None
                 control.send(self._control, wanted, worker.theirs)
             except OSError:  # it has just ended, or hangs: either is about to be heard
-                if self._process is not None:
-                    self._process.kill()
+                self._kill()
                 return
             finally:
                 worker.close_theirs()
+            self._loop.call_later(PATIENCE, partial(self._check, worker))
+
+    def _news(self) -> dict[str, object]:
+        """Return what the template has not been told yet of what holds for all workers."""
+        now: dict[str, object] = {
+            "path": _path(),
+            "directory": _directory(),
+            "environment": {**os.environ, **thread_limits(os.environ)},
+            "options": interpreter_options(),
+        }
+        news = {name: value for name, value in now.items() if self._told.get(name) != value}
+        self._told = now
+        return news
+
+    def _check(self, worker: Worker) -> None:
+        """End a template that has not started a worker in time: it was stopped, or hangs."""
+        if self._starting.get(worker.number) is worker:
+            self._kill()
+
+    def _kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+
+    def forget(self, worker: Worker) -> None:
+        """Do not start a worker that is not wanted any more."""
+        if worker in self._queue:
+            self._queue.remove(worker)
 
     def _hear(self, mask: int) -> None:
         assert self._control is not None
@@ -126,7 +150,8 @@ class Spawner:
                 if pid in self._workers:
                     self._workers.pop(pid).has_ended(status)
             case ("ready", threaded, failed):
-                _warn(threaded, failed)
+                self._is_ready = True
+                self._loop.deliver(partial(_warn, threaded, failed))
             case _:
                 self._lose_template()
         self._ask()
@@ -136,9 +161,11 @@ class Spawner:
         starting, self._starting = self._starting, {}
         queue, self._queue = self._queue, []
         self._workers.clear()  # how they end is not told any more
+        was_ready, self._is_ready = self._is_ready, False
         self._end_template()
         for worker in (*starting.values(), *queue):
-            worker.cannot_start("the process that starts workers has ended")
+            reason = "the process that starts workers has ended"
+            worker.cannot_start(reason, counts=not was_ready)
 
     def _end_template(self) -> None:
         if self._control is not None:
@@ -176,6 +203,12 @@ def _warn(threaded: list[str], failed: list[tuple[str, str]]) -> None:
         names = ", ".join(threaded)
         text = "preload: importing %s has started a thread: each worker is a new interpreter"
         logger.warning(text, names)
+
+
+def _path() -> list[str]:
+    """Return where modules are looked for; what is no path at all is left out."""
+    entries = [entry for entry in sys.path if isinstance(entry, str | bytes | os.PathLike)]
+    return [os.fsdecode(entry) or _directory() for entry in entries]
 
 
 def _directory() -> str:

@@ -11,7 +11,6 @@ with it, when its owner closes the connection.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import importlib
 import os
@@ -24,11 +23,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ostap_parallel.worker import process
-from ostap_parallel.worker.control import command, receive, send
+from ostap_parallel.worker.control import command, receive, send, set_name
 from ostap_parallel.worker.processes import release_signals
 
-# Names that the system shows for our processes.
-TEMPLATE_NAME, WORKER_NAME = "pptemplate", "ppworker"
+# Name that the system shows for this process.
+TEMPLATE_NAME = "pptemplate"
 
 
 class _Template:
@@ -38,6 +37,8 @@ class _Template:
         self._control = control
         self._fresh = fresh
         self._children: set[int] = set()
+        self._generators = _find_generators()
+        self._told: dict[str, Any] = {}
         self._woken_r, self._woken_w = os.pipe()
         for descriptor in (self._woken_r, self._woken_w):
             os.set_blocking(descriptor, False)
@@ -65,6 +66,8 @@ class _Template:
             wanted = receive(self._control, descriptors)
             if wanted is None:
                 return False
+            self._told.update(wanted)  # what is the same for all is told when it changes
+            wanted = self._told
             try:
                 pid = os.fork()
             except OSError as exc:
@@ -89,6 +92,22 @@ class _Template:
                 if pid in self._children:
                     self._children.discard(pid)
                     send(self._control, ("ended", pid, os.waitstatus_to_exitcode(status)))
+
+    def _differ(self) -> None:
+        """Make this fork one of its own kind where all of them must not be the same."""
+        random.seed()
+        for generator in self._generators:
+            with contextlib.suppress(Exception):
+                if isinstance(generator, random.Random):
+                    generator.seed()
+                else:  # numpy's
+                    bits = generator.bit_generator
+                    bits.state = type(bits)().state
+        numpy_random, root = map(sys.modules.get, ("numpy.random", "ROOT"))
+        if numpy_random is not None:
+            numpy_random.seed()
+        if root is not None:
+            root.gRandom.SetSeed(0)  # from the clock, and more
 
     def end(self) -> NoReturn:
         """End all workers, and this process."""
@@ -120,8 +139,7 @@ class _Template:
                     os.set_inheritable(descriptor, True)
                 words = command(sys.path, "process", (tuple(passed), wanted["tasks"]))
                 os.execv(sys.executable, [sys.executable, *wanted["options"], *words])
-            _differ()
-            set_name(WORKER_NAME)
+            self._differ()
             process.main((tuple(passed), wanted["tasks"]))  # type: ignore[arg-type]
         except BaseException:
             sys.excepthook(*sys.exc_info())
@@ -141,18 +159,17 @@ def _adopt(wanted: dict[str, Any]) -> None:
         os.environ.update(wanted["environment"])
 
 
-def _differ() -> None:
-    """Make this fork one of its own kind where all of them must not be the same."""
-    random.seed()
-    numpy_random = sys.modules.get("numpy.random")
-    if numpy_random is not None:
-        numpy_random.seed()
-
-
-def set_name(name: str) -> None:
-    """Have the system show a name for this process."""
-    with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).prctl(15, name.encode(), 0, 0, 0)  # PR_SET_NAME
+def _find_generators() -> list[Any]:
+    """Return the generators of random numbers that modules have made for themselves."""
+    kinds: tuple[type, ...] = (random.Random,)
+    if "numpy.random" in sys.modules:
+        kinds = (*kinds, sys.modules["numpy.random"].Generator)
+    found: dict[int, Any] = {}
+    for module in list(sys.modules.values()):
+        values = list(getattr(module, "__dict__", {}).values())
+        found.update((id(one), one) for one in values if isinstance(one, kinds))
+    found.update((id(one), one) for one in gc.get_objects() if isinstance(one, kinds))
+    return list(found.values())
 
 
 def _count_threads() -> int:
@@ -186,8 +203,8 @@ def main(arguments: tuple[int, list[str], bool]) -> None:
     control.set_inheritable(False)
     threaded, failed = _preload(preload)
     gc.collect()
-    gc.freeze()  # so that no collection touches, and copies, what workers share
     template = _Template(control, fresh or bool(threaded))
+    gc.freeze()  # so that no collection touches, and copies, what workers share
     try:
         send(control, ("ready", threaded, failed))
         template.serve()

@@ -12,7 +12,7 @@ from typing import Any
 from ppft.transport import CSocketTransport, CTransport
 
 from ostap_parallel.worker.loop import END, IN, OUT, Loop
-from ostap_parallel.worker.processes import keep_from_forks, let_forks_keep
+from ostap_parallel.worker.processes import forking, keep_from_forks, let_forks_keep
 
 logger = logging.getLogger(__name__)
 
@@ -174,8 +174,9 @@ class Channel(Remembering):
             self.is_open = False
             self._outgoing.clear()
             self._loop.forget(self._descriptor)
-            let_forks_keep(self._descriptor)
-            self.socket.close()
+            with forking:
+                let_forks_keep(self._descriptor)
+                self.socket.close()
 
     def drain(self) -> None:
         """Hand on what has come by now."""
@@ -225,8 +226,9 @@ class Channel(Remembering):
                     break
         except BlockingIOError:
             pass
-        except OSError as exc:
-            self._end(str(exc))
+        except (OSError, MemoryError, OverflowError, ValueError) as exc:
+            # Of a message that does not fit into memory, the rest must not be taken for others.
+            self._end(f"{type(exc).__name__}: {exc}")
         return total
 
     def _read_large(self) -> int:
