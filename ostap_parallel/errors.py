@@ -79,6 +79,10 @@ class SerializeError(OstapParallelError, pickle.PicklingError):
         return f"{self.what} cannot be sent between processes: {self.reason}"
 
 
+class ByteCodeError(SerializeError):
+    """A function has come as byte code of another version of Python than this one."""
+
+
 class WorkerLost(OstapParallelError, BrokenExecutor):
     """A worker or its host was lost before the result arrived, as often as was allowed.
 

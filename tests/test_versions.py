@@ -77,6 +77,9 @@ def test_others_do_what_such_a_host_cannot(hosts, manage, tmp_path):
         assert wm.wait_for_hosts(PATIENCE), wm.executor.hosts
         assert wm.process(KINDS["choice"], range(60), chunk_size=1) == ["small"] * 3 + ["big"] * 57
         assert list(wm.report.left_out) == ["h2"]
+        many = [lambda n=n: n for n in range(40)]
+        assert wm.process(functions.call_it, many, chunk_size=1) == list(range(40))
+        assert list(wm.report.left_out) == ["h2"]
 
 
 @pytest.mark.slow

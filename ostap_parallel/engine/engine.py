@@ -27,6 +27,7 @@ from ostap_parallel.engine.backend import (
     settle,
 )
 from ostap_parallel.engine.core import LOCAL, Core
+from ostap_parallel.engine.fitness import Fitness
 from ostap_parallel.engine.future import Future
 from ostap_parallel.engine.retries import Attempts, Limits
 from ostap_parallel.errors import ConfigError, SerializeError, ServersUnavailable
@@ -116,6 +117,8 @@ class Engine(Backend):
         self._listeners: list[Callable[[], None]] = []
         # the present job of each future
         self._jobs: weakref.WeakKeyDictionary[AnyFuture, Job] = weakref.WeakKeyDictionary()
+        self._fitness = Fitness()
+        self._movable: weakref.WeakSet[Job] = weakref.WeakSet()  # calls that are pinned to hosts
         self._closed = threading.Event()
         self._alone_since: float | None = None  # when the last worker was lost
         self._alarm = threading.Timer(0, _ignore)  # rings when that is too long ago
@@ -429,9 +432,14 @@ class Engine(Backend):
                 self._core.give_up_waiting("no worker is left")
 
     def _try(
-        self, future: Future[Any], chunk: bytes, blob: Blob | None, attempts: Attempts
+        self,
+        future: Future[Any],
+        chunk: bytes,
+        blob: Blob | None,
+        attempts: Attempts,
+        tried: frozenset[str] = frozenset(),
     ) -> None:
-        """Run a call that was lost so often."""
+        """Run a call that was lost so often; on `tried` hosts workers could not be prepared."""
         call = self._apply
         if blob is not None:
             call = serialize.dumps(replace(self._call, shared=Stored(blob.digest)))
@@ -444,12 +452,30 @@ class Engine(Backend):
             if isinstance(result, Lost) and self._jobs[future].is_interrupted:
                 _cancel(future)
                 return
+            if isinstance(result, ChunkOutcome) and self._fitness.count(result):
+                failed = tried | {result.host}
+                if not self._closed.is_set() and self.workers.keys() - failed:
+                    self._try(future, chunk, blob, attempts, failed)
+                    return
             attempts.count(result)
             is_over = self._closed.is_set() or not attempts.may_go_on(Limits())
-            again = None if is_over else lambda: self._try(future, chunk, blob, attempts)
+            again = None if is_over else lambda: self._try(future, chunk, blob, attempts, tried)
             settle(future, result, again)
 
-        self._insert(future, call, chunk, take, blob)
+        places = self._fitness.places(self.workers, tried)
+        self._insert(future, call, chunk, take, blob, hosts=places)
+        if places is not None:
+            self._movable.add(self._jobs[future])
+            if places.isdisjoint(self.workers):  # they have just gone
+                self._free_stranded()
+
+    def _free_stranded(self) -> None:
+        """Run calls elsewhere that wait for hosts that have gone."""
+        workers, core = self.workers, self._core
+        for job in list(self._movable):
+            with core.loop.lock:
+                if job.hosts and job.hosts.isdisjoint(workers) and core.queue.take(job):
+                    core.queue.give_up(job, "its hosts have gone")
 
     def _is_hopeless(self) -> bool:
         """Return whether there is no worker and none is about to come (back)."""
@@ -482,6 +508,8 @@ class Engine(Backend):
                 self._alarm.cancel()
         if self._is_hopeless():
             self._core.give_up_waiting("no worker is left")
+        elif self._movable:
+            self._free_stranded()
         self._give_up_pinned()
         for listener in list(self._listeners):
             listener()

@@ -21,7 +21,7 @@ from types import CellType, CodeType, FunctionType, ModuleType
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
 
-from ostap_parallel.errors import SerializeError
+from ostap_parallel.errors import ByteCodeError
 from ostap_parallel.objects.program import filled_by, is_by_value, namespace, program_of, space_now
 
 Place = tuple[str, str, str]  # the token of a program, a module of it, a name there
@@ -122,7 +122,7 @@ def _dump_code(code: CodeType) -> bytes:
 
 @functools.lru_cache(maxsize=1024)
 def _load_code(data: bytes) -> CodeType:
-    """Undo `_dump_code`; raises `SerializeError` for another version's.
+    """Undo `_dump_code`; raises `ByteCodeError` for another version's.
 
     It might run, and compute something else.
     """
@@ -132,7 +132,7 @@ def _load_code(data: bytes) -> CodeType:
         reason = f"it travels as byte code of Python {version.decode()}, {here}: give that host "
         reason += "another interpreter with python=, or have it import the function from a module "
         reason += "(sync=)"
-        raise SerializeError(f"the function {name.decode()}", reason)
+        raise ByteCodeError(f"the function {name.decode()}", reason)
     code: CodeType = marshal.loads(packed)
     return code
 

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 
 from ostap_parallel.engine.backend import Backend
 from ostap_parallel.engine.core import LOCAL
-from ostap_parallel.errors import TaskTimeout
+from ostap_parallel.errors import ByteCodeError, TaskTimeout
 from ostap_parallel.objects.serialize import name_and_text
 from ostap_parallel.runs.chunking import Item
 from ostap_parallel.runs.outcome import Outcome
@@ -297,4 +297,4 @@ def why(outcome: Outcome) -> str:
 
 def is_of_host(outcome: Outcome, was_prepared: bool) -> bool:
     """Return whether a failure is of a kind that is a host's: it lacks what all items need."""
-    return not was_prepared or isinstance(outcome.error, ImportError)
+    return not was_prepared or isinstance(outcome.error, ImportError | ByteCodeError)
