@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from conftest import check_hosts, hosts_or_skip
-from helpers import wait_until
+from helpers import crash, wait_until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sshd import HostOptions, describe
@@ -348,11 +348,21 @@ class TestOnHosts:
         settings = {"ssh_config": made.ssh_config, "config": ()}
         results = run_as_completed(commands, servers="h1*1 h2*1", **settings)
         done = [next(results)]
-        lost.stop()
+        crash(lost)
         done += results
         assert all(one.succeeded for one in done)
         assert len(done) == 12
         assert stays.name in {one.host for one in done}
+
+    def test_a_lost_host_is_waited_for_with_patience(self, make_hosts):
+        _, lost = made = make_hosts(2)
+        settings = {"ssh_config": made.ssh_config, "config": (), "patience": 1}
+        with Executor(0, "h1*1 h2*1", **settings) as executor:
+            assert executor.wait_for_hosts(PATIENCE)
+            crash(lost)
+            good, bad = run([Command("true", host=f"h{n}") for n in (1, 2)], executor=executor)
+        assert good.succeeded
+        assert "h2" in bad.reason()
 
 
 class TestJobLog:

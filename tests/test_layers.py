@@ -47,10 +47,10 @@ DOORS = {
         *("manager", "ostap", "pathos_pool", "pipeline", "pool", "scoop", "template"),
     },
     "runs": {
-        *("checkpoint", "display", "dump", "outcome", "progress", "report", "run", "shapes"),
-        *("stream", "task"),
+        *("checkpoint", "display", "dump", "outcome", "placed", "progress", "report", "run"),
+        *("shapes", "stream", "task"),
     },
-    "engine": {"backend", "core", "engine", "foreign", "future", "retries"},
+    "engine": {"backend", "core", "engine", "foreign", "future", "names", "retries"},
     "supply": {"host", "source", "ssh", "supervisor", "syncing", "ways"},
     "config": {"", "entries", "files", "host", "hostlist", "load"},
     "worker": {

@@ -100,7 +100,7 @@ class Engine(Backend):
         self._initializer = initializer and Initializer.of(initializer, initargs, keep)
         _check(secret, tasks_per_worker)
         self._secret = secret if secret is not None else secrets.token_hex(32)
-        self._patience = patience
+        self.patience = patience
         self.modules = Modules(sync)
         self._lock = threading.Lock()
         self._listeners: list[Callable[[], None]] = []
@@ -392,7 +392,7 @@ class Engine(Backend):
         if self.ncpus or self.workers or self._supervisor.has("starting", "queued", "resting"):
             return False
         since = self._alone_since  # not known yet: a host is being lost right now
-        patient = since is None or time.monotonic() - since < self._patience
+        patient = since is None or time.monotonic() - since < self.patience
         return not (patient and self._supervisor.has("lost"))
 
     def _changed(self) -> None:
@@ -402,7 +402,7 @@ class Engine(Backend):
             if alone and self._alone_since is None and self._supervisor.has("lost"):
                 self._alone_since = time.monotonic()
                 this = weakref.WeakMethod(self._changed)
-                self._alarm = threading.Timer(self._patience, lambda: (this() or _ignore)())
+                self._alarm = threading.Timer(self.patience, lambda: (this() or _ignore)())
                 self._alarm.daemon = True
                 self._alarm.start()
             elif not alone:

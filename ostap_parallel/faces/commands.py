@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ostap_parallel.engine.backend import AnyFuture, Backend, result_of
 from ostap_parallel.engine.foreign import backend_of
+from ostap_parallel.engine.names import HERE, bare_name
 from ostap_parallel.engine.retries import Limits
 from ostap_parallel.errors import CommandFailed, ConfigError
 from ostap_parallel.faces import joblog as joblogs
@@ -25,7 +26,7 @@ from ostap_parallel.faces.command import Command, Done
 from ostap_parallel.faces.executor import Executor, Settings
 from ostap_parallel.faces.halting import Halt
 from ostap_parallel.faces.outputs import Outputs
-from ostap_parallel.faces.slots import HERE, Job, Queues, bare_name
+from ostap_parallel.faces.slots import Job, Queues
 from ostap_parallel.faces.template import Filled, Template, cross
 from ostap_parallel.worker.chunk import Lost, pack_chunk, pack_value, traced, unpack_answer
 from ostap_parallel.worker.command import Ended, read_piece
