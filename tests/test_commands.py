@@ -134,6 +134,11 @@ class TestHere:
         assert (done.stdout, done.status) == (wanted.stdout, wanted.returncode)
         assert printed in (None, done.text)
 
+    def test_many_that_cannot_begin(self, here, tmp_path):
+        commands = [Command("cat", stdin=tmp_path / "none")] * 30
+        assert len(run(commands, executor=here)) == 30
+        assert len(run(iter(commands), executor=here)) == 30
+
     def test_what_it_used(self, here):
         text = "x = b'y' * 100_000_000\nfor n in range(3_000_000): pass\nprint('y' * 1000)"
         (done,) = run([[sys.executable, "-c", text]], executor=here)
@@ -396,6 +401,10 @@ class TestJobLog:
         run(["true"], executor=here, joblog=tmp_path / "log")
         with pytest.raises(ConfigError, match=r"number 1 was 'true' and is 'false' now"):
             run(["false"], executor=here, joblog=tmp_path / "log", resume=True)
+
+    def test_there_must_be_one(self):
+        with pytest.raises(ConfigError, match="needs a joblog"):
+            run(["true"], resume=True)
 
     def test_what_is_no_log(self, here, tmp_path):
         (tmp_path / "log").write_text("something\n")

@@ -43,7 +43,17 @@ MAX_DEPTH = 9  # modules of a room that import one another in a row
 DOORS = {
     "cli": {""},
     "faces": {
-        *("command", "commands", "datamap", "executor", "halting", "hosts", "joblib", "joblog"),
+        *(
+            "command",
+            "commands",
+            "datamap",
+            "executor",
+            "feed",
+            "halting",
+            "hosts",
+            "joblib",
+            "joblog",
+        ),
         *("manager", "ostap", "pathos_pool", "pipeline", "pool", "scoop", "template"),
     },
     "runs": {
