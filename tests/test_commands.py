@@ -24,6 +24,7 @@ from ostap_parallel import Executor
 from ostap_parallel.commands import (
     Command,
     CommandFailed,
+    Done,
     Template,
     commands_of,
     run,
@@ -346,6 +347,26 @@ class TestOnHosts:
             thread.join(PATIENCE)
         assert len(found) == 20
         assert max(found) <= 2
+
+    def test_a_lost_connection_ends_what_runs(self, make_hosts):
+        (host,) = made = make_hosts(1)
+        settings = {"ssh_config": made.ssh_config, "config": (), "patience": 0}
+        with Executor(0, "h1*1", **settings) as executor:
+            assert executor.wait_for_hosts(PATIENCE)
+            found: list[Done] = []
+            waiting = threading.Thread(
+                target=lambda: found.extend(run([["sleep", "84173"]], executor=executor))
+            )
+            waiting.start()
+            wait_until(lambda: named("sleep 84173"), PATIENCE, "it runs")
+            host.stop()  # it is not to come back
+            for pid in host.processes():
+                if "sshd" in describe(pid):
+                    os.kill(pid, signal.SIGKILL)
+            wait_until(lambda: not named("sleep 84173"), GONE, "it has ended")
+            waiting.join(PATIENCE)
+            assert not found[0].succeeded
+            assert found[0].reason()
 
     def test_a_lost_host(self, make_hosts):
         lost, stays = made = make_hosts(2)
