@@ -18,7 +18,7 @@ import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from benchmarks import engine, harness, local, remote
+from benchmarks import commands, engine, harness, local, remote
 from benchmarks.harness import Benchmark
 from benchmarks.peers import PEERS
 
@@ -32,6 +32,8 @@ BENCHMARKS: dict[str, Benchmark] = {
     "shared": remote.SHARED,
     "results": local.LARGE_RESULTS,
     "far-results": remote.FAR_RESULTS,
+    "commands": commands.COMMANDS,
+    "commands-hosts": commands.COMMANDS_ON_HOSTS,
     "memory": local.MEMORY,
     "idle": local.IDLE,
     **engine.BENCHMARKS,

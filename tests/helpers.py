@@ -132,3 +132,10 @@ def place_for(request: pytest.FixtureRequest, on_host: object, folder: Path) -> 
     host = request.getfixturevalue("one_host")["h1"]
     folder = Path(tempfile.mkdtemp(dir=host.home))
     return folder, host.inside(folder)
+
+
+def crash(host: Host) -> None:
+    """Have a host crash, and remove what that leaves and nobody else can remove."""
+    host.kill()
+    for path in host.tmp.iterdir():
+        shutil.rmtree(path, ignore_errors=True)

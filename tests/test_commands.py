@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from conftest import check_hosts, hosts_or_skip
-from helpers import wait_until
+from helpers import crash, wait_until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sshd import HostOptions, describe
@@ -24,6 +24,7 @@ from ostap_parallel import Executor
 from ostap_parallel.commands import (
     Command,
     CommandFailed,
+    Done,
     Template,
     commands_of,
     run,
@@ -133,6 +134,11 @@ class TestHere:
         wanted = subprocess.run(["bash", "-c", text], capture_output=True)
         assert (done.stdout, done.status) == (wanted.stdout, wanted.returncode)
         assert printed in (None, done.text)
+
+    def test_many_that_cannot_begin(self, here, tmp_path):
+        commands = [Command("cat", stdin=tmp_path / "none")] * 30
+        assert len(run(commands, executor=here)) == 30
+        assert len(run(iter(commands), executor=here)) == 30
 
     def test_what_it_used(self, here):
         text = "x = b'y' * 100_000_000\nfor n in range(3_000_000): pass\nprint('y' * 1000)"
@@ -342,17 +348,47 @@ class TestOnHosts:
         assert len(found) == 20
         assert max(found) <= 2
 
+    def test_a_lost_connection_ends_what_runs(self, make_hosts):
+        (host,) = made = make_hosts(1)
+        settings = {"ssh_config": made.ssh_config, "config": (), "patience": 0}
+        with Executor(0, "h1*1", **settings) as executor:
+            assert executor.wait_for_hosts(PATIENCE)
+            found: list[Done] = []
+            waiting = threading.Thread(
+                target=lambda: found.extend(run([["sleep", "84173"]], executor=executor))
+            )
+            waiting.start()
+            wait_until(lambda: named("sleep 84173"), PATIENCE, "it runs")
+            host.stop()  # it is not to come back
+            for pid in host.processes():
+                if "sshd" in describe(pid):
+                    os.kill(pid, signal.SIGKILL)
+            wait_until(lambda: not named("sleep 84173"), GONE, "it has ended")
+            waiting.join(PATIENCE)
+            assert not found[0].succeeded
+            assert found[0].reason()
+
     def test_a_lost_host(self, make_hosts):
         lost, stays = made = make_hosts(2)
         commands = [["sleep", "0.3"]] * 12
         settings = {"ssh_config": made.ssh_config, "config": ()}
         results = run_as_completed(commands, servers="h1*1 h2*1", **settings)
         done = [next(results)]
-        lost.stop()
+        crash(lost)
         done += results
         assert all(one.succeeded for one in done)
         assert len(done) == 12
         assert stays.name in {one.host for one in done}
+
+    def test_a_lost_host_is_waited_for_with_patience(self, make_hosts):
+        _, lost = made = make_hosts(2)
+        settings = {"ssh_config": made.ssh_config, "config": (), "patience": 1}
+        with Executor(0, "h1*1 h2*1", **settings) as executor:
+            assert executor.wait_for_hosts(PATIENCE)
+            crash(lost)
+            good, bad = run([Command("true", host=f"h{n}") for n in (1, 2)], executor=executor)
+        assert good.succeeded
+        assert "h2" in bad.reason()
 
 
 class TestJobLog:
@@ -386,6 +422,10 @@ class TestJobLog:
         run(["true"], executor=here, joblog=tmp_path / "log")
         with pytest.raises(ConfigError, match=r"number 1 was 'true' and is 'false' now"):
             run(["false"], executor=here, joblog=tmp_path / "log", resume=True)
+
+    def test_there_must_be_one(self):
+        with pytest.raises(ConfigError, match="needs a joblog"):
+            run(["true"], resume=True)
 
     def test_what_is_no_log(self, here, tmp_path):
         (tmp_path / "log").write_text("something\n")

@@ -38,6 +38,17 @@ class TestValues:
         assert do("-k", "echo", stdin=b"1\n2\n") == (0, b"1\n2\n", b"")
         assert do("-k", "echo", "::::", "-", stdin=b"1\n2") == (0, b"1\n2\n", b"")
 
+    def test_slow_input_holds_up_nothing(self):
+        with subprocess.Popen(
+            [*DO, "echo"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as process:
+            for word in (b"one\n", b"two\n"):
+                process.stdin.write(word)
+                process.stdin.flush()
+                assert process.stdout.readline() == word
+            process.stdin.close()
+            assert process.wait(PATIENCE) == 0
+
     def test_names_with_quotes_and_line_ends(self):
         names = [b"it's", b"a\nb", b"$(id)", b"\xff\xfe", b"-n \\"]
         status, out, _ = do("-0", "-k", "printf '%s\\0' {}", stdin=b"\0".join(names) + b"\0")

@@ -43,14 +43,33 @@ MAX_DEPTH = 9  # modules of a room that import one another in a row
 DOORS = {
     "cli": {""},
     "faces": {
-        *("command", "commands", "datamap", "executor", "halting", "hosts", "joblib", "joblog"),
+        *(
+            "command",
+            "commands",
+            "datamap",
+            "executor",
+            "feed",
+            "halting",
+            "hosts",
+            "joblib",
+            "joblog",
+        ),
         *("manager", "ostap", "pathos_pool", "pipeline", "pool", "scoop", "template"),
     },
     "runs": {
-        *("checkpoint", "display", "dump", "outcome", "progress", "report", "run", "shapes"),
-        *("ordering", "recorder", "stream", "task", "trust"),
+        *(
+            "checkpoint",
+            "display",
+            "dump",
+            "ordering",
+            "outcome",
+            "placed",
+            "progress",
+            "recorder",
+        ),
+        *("report", "run", "shapes", "stream", "task", "trust"),
     },
-    "engine": {"backend", "core", "engine", "foreign", "future", "retries"},
+    "engine": {"backend", "core", "engine", "foreign", "future", "names", "retries"},
     "supply": {"host", "source", "ssh", "supervisor", "syncing", "ways"},
     "config": {"", "entries", "files", "host", "hostlist", "load"},
     "worker": {

@@ -18,6 +18,7 @@ from ostap_parallel.errors import ConfigError
 from ostap_parallel.faces.command import Command, Done
 from ostap_parallel.faces.commands import open_executor, run_as_completed
 from ostap_parallel.faces.datamap import DataMap
+from ostap_parallel.faces.feed import Feed
 from ostap_parallel.faces.halting import Halt
 from ostap_parallel.faces.template import Template, cross
 from ostap_parallel.runs.progress import open_progress
@@ -153,7 +154,7 @@ def _run(
         shown = open_progress(args.progress, total, title, lambda: executor.workers)
         progress = stack.enter_context(shown)
         results = run_as_completed(
-            printer.remember(commands),
+            printer.remember(commands) if total is not None else Feed(printer.remember(commands)),
             executor=executor,
             max_per_node=args.max_per_node,
             results=args.results,

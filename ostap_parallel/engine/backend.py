@@ -96,11 +96,14 @@ class Backend(ABC):
         The hosts that it knows, and their states.
     round_trip
         Seconds that a message to the farthest worker and its answer take.
+    patience
+        Seconds that work waits for lost hosts.
     """
 
     abilities = Abilities()
     hosts: Sequence[HostStatus] = ()
     round_trip: float = 0.0
+    patience: float = 60.0
 
     @property
     def name(self) -> str:

@@ -110,7 +110,7 @@ class Engine(Backend):
         self._initializer = initializer and Initializer.of(initializer, initargs, keep)
         _check(secret, tasks_per_worker)
         self._secret = secret if secret is not None else secrets.token_hex(32)
-        self._patience = patience
+        self.patience = patience
         self._tasks_per_worker = tasks_per_worker
         self.modules = Modules(sync)
         self._lock = threading.RLock()  # a signal's handler may come in between
@@ -393,16 +393,7 @@ class Engine(Backend):
 
         def deliver(message: bytes) -> None:
             core.hand_on_output()  # what it has printed comes before its result
-            result: Result
-            try:
-                result = unpack_result(message)
-            except Exception as exc:
-                result = Lost("", 0, f"its answer cannot be read: {exc}", by_worker=True)
-            if isinstance(result, ChunkOutcome):
-                result.host = job.label or LOCAL
-            else:
-                result = replace(result, host=job.label or LOCAL)
-            take(result)
+            take(_result_of(message, job.label or LOCAL))
 
         self.check()
         modules = modules or self.modules.archive
@@ -482,7 +473,7 @@ class Engine(Backend):
         if self.ncpus or self.workers or self._supervisor.has("starting", "queued", "resting"):
             return False
         since = self._alone_since  # not known yet: a host is being lost right now
-        patient = since is None or time.monotonic() - since < self._patience
+        patient = since is None or time.monotonic() - since < self.patience
         return not (patient and self._supervisor.has("lost"))
 
     def _give_up_pinned(self) -> None:
@@ -500,7 +491,7 @@ class Engine(Backend):
             if alone and self._alone_since is None and self._supervisor.has("lost"):
                 self._alone_since = time.monotonic()
                 this = weakref.WeakMethod(self._changed)
-                self._alarm = threading.Timer(self._patience, lambda: (this() or _ignore)())
+                self._alarm = threading.Timer(self.patience, lambda: (this() or _ignore)())
                 self._alarm.daemon = True
                 self._alarm.start()
             elif not alone:
@@ -526,6 +517,18 @@ def _check(secret: str | None, tasks_per_worker: Any) -> None:
 def _complete(place: Place, told: threading.Semaphore, index: int, pid: int) -> None:
     place.index, place.pid = (index if index >= 0 else None), pid
     told.release()
+
+
+def _result_of(message: bytes, host: str) -> Result:
+    """Return the result of a job that ran on a host."""
+    try:
+        result = unpack_result(message)
+    except Exception as exc:
+        result = Lost("", 0, f"its answer cannot be read: {exc}", by_worker=True)
+    if isinstance(result, Lost):
+        return replace(result, host=host)
+    result.host = host
+    return result
 
 
 def _ignore(*what: object) -> None:

@@ -18,15 +18,18 @@ from typing import TYPE_CHECKING, Any
 
 from ostap_parallel.engine.backend import AnyFuture, Backend, result_of
 from ostap_parallel.engine.foreign import backend_of
+from ostap_parallel.engine.names import HERE, bare_name
 from ostap_parallel.engine.retries import Limits
 from ostap_parallel.errors import CommandFailed, ConfigError
 from ostap_parallel.faces import joblog as joblogs
 from ostap_parallel.faces.command import Command, Done
 from ostap_parallel.faces.executor import Executor, Settings
+from ostap_parallel.faces.feed import Feed
 from ostap_parallel.faces.halting import Halt
 from ostap_parallel.faces.outputs import Outputs
-from ostap_parallel.faces.slots import HERE, Job, Queues, bare_name
+from ostap_parallel.faces.slots import Job, Queues
 from ostap_parallel.faces.template import Filled, Template, cross
+from ostap_parallel.runs.run import PAUSE
 from ostap_parallel.worker.chunk import Lost, pack_chunk, pack_value, traced, unpack_answer
 from ostap_parallel.worker.command import Ended, read_piece
 from ostap_parallel.worker.command import run as run_command
@@ -112,12 +115,12 @@ def run_as_completed(
     """
     if max_per_node is not None and max_per_node < 1:
         raise ConfigError(f"max_per_node must be at least 1, not {max_per_node!r}")
-    if isinstance(commands, str | Command):
-        raise TypeError("a list of commands is wanted, not one")
-    listed = list(map(as_command, commands)) if isinstance(commands, Sequence) else []
-    given = iter(listed) if isinstance(commands, Sequence) else map(as_command, commands)
+    listed = _listed(commands)
+    given = listed if isinstance(commands, Sequence) else commands
     halt = halt if isinstance(halt, Halt) else Halt(halt)
     log = Path(joblog) if joblog is not None else None
+    if resume and log is None:
+        raise ConfigError("resume needs a joblog")
     past = joblogs.read(log) if log is not None and resume else {}
     with contextlib.ExitStack() as stack:
         if executor is None:
@@ -131,6 +134,8 @@ def run_as_completed(
         outputs = Outputs(keep, results, overflow)
         dispatcher = Dispatcher(backend, max_per_node, outputs, levels)
         stack.callback(dispatcher.close)
+        if isinstance(commands, Feed):
+            commands.wake = dispatcher.wake
         file = stack.enter_context(joblogs.writer(log, bool(resume))) if log is not None else None
         for done in dispatcher.run(_unless_past(given, past, resume)):
             if file is not None and not done.is_skipped:
@@ -141,6 +146,13 @@ def run_as_completed(
                 if halt.is_now:
                     return
                 dispatcher.stop_feeding()
+
+
+def _listed(commands: Iterable[Command | Sequence[str] | str]) -> list[Command]:
+    """Return the commands if they are known already."""
+    if isinstance(commands, str | Command):
+        raise TypeError("a list of commands is wanted, not one")
+    return list(map(as_command, commands)) if isinstance(commands, Sequence) else []
 
 
 def as_command(command: Command | Filled | Sequence[str] | str) -> Command:
@@ -200,10 +212,18 @@ def open_executor(
 
 
 def _unless_past(
-    commands: Iterable[Command], past: dict[int, joblogs.Entry], resume: bool | str
-) -> Iterator[Job | Done]:
-    """Yield a job for each command that is to be run, else what the job log tells of it."""
-    for number, command in enumerate(commands, 1):
+    commands: Iterable[Any], past: dict[int, joblogs.Entry], resume: bool | str
+) -> Iterator[Job | Done | None]:
+    """Yield a job for each command that is to be run, else what the job log tells of it.
+
+    Nothing stands for a pause.
+    """
+    number = 0
+    for given in commands:
+        if given is PAUSE:
+            yield None
+            continue
+        number, command = number + 1, as_command(given)
         entry = past.get(number)
         if entry is not None and entry.command != str(command):
             text = f"the job log is of other commands: number {number} was {entry.command!r} and "
@@ -224,16 +244,15 @@ class Dispatcher:
         self._queues = Queues(backend, max_per_node)
         self._running: dict[Job, None] = {}
         self._news: queue.SimpleQueue[tuple[Job, AnyFuture] | None] = queue.SimpleQueue()
-        self._source: Iterator[Job | Done] = iter(())
-        self._is_read = False
+        self._source: Iterator[Job | Done | None] = iter(())
+        self._is_read = self._is_paused = False
         level = logging.getLogger().level
         self._submit = backend.open(Call(run_command, log_level=level))
         self._fetch = backend.open(Call(read_piece, log_level=level))
-        self._listener = lambda: self._news.put(None)
-        self._stop_listening = backend.listen(self._listener)
-        self._queues.load.listeners.add(self._listener)
+        self._stop_listening = backend.listen(self.wake)
+        self._queues.load.listeners.add(self.wake)
 
-    def run(self, source: Iterator[Job | Done]) -> Iterator[Done]:
+    def run(self, source: Iterator[Job | Done | None]) -> Iterator[Done]:
         """Run what comes from a source; yield what becomes of it, and what has already."""
         self._source = source
         while True:
@@ -244,8 +263,12 @@ class Dispatcher:
             yield from self._begin_all()
             if not self._running and not self._queues.waiting and self._is_read:
                 return
-            if self._running or self._queues.waiting:
+            if self._running or self._queues.waiting or self._is_paused:
                 yield from self._hear(self._news.get())
+
+    def wake(self) -> None:
+        """Have `run` look again, from any thread."""
+        self._news.put(None)
 
     def stop_feeding(self) -> None:
         """Begin no more commands; what runs goes on."""
@@ -256,7 +279,7 @@ class Dispatcher:
     def close(self) -> None:
         """End what runs."""
         self._stop_listening()
-        self._queues.load.listeners.discard(self._listener)
+        self._queues.load.listeners.discard(self.wake)
         futures = [job.future for job in self._running if job.future is not None]
         self._backend.give_up(futures)
         if futures:
@@ -267,11 +290,17 @@ class Dispatcher:
     def _read(self) -> Iterator[Done]:
         """Take from the source what can be begun soon."""
         enough = 2 * sum(self._queues.capacities().values()) + 1
+        self._is_paused = False
         while not self._is_read and self._queues.unpinned < enough:
-            job = next(self._source, None)
-            if job is None:
+            try:
+                job = next(self._source)
+            except StopIteration:
                 self._is_read = True
-            elif isinstance(job, Done):
+                return
+            if job is None:  # `wake` tells when there is more
+                self._is_paused = True
+                return
+            if isinstance(job, Done):
                 yield job
             else:
                 names = job.command.pinned

@@ -26,6 +26,7 @@ from ostap_parallel.runs.display import Shown, show_as, title_of
 from ostap_parallel.runs.dump import Database, Dump
 from ostap_parallel.runs.ordering import HELD_BYTES
 from ostap_parallel.runs.outcome import Batch, Outcome
+from ostap_parallel.runs.placed import PlacedRun
 from ostap_parallel.runs.progress import open_progress
 from ostap_parallel.runs.recorder import ListTask, OnError, Recorder
 from ostap_parallel.runs.report import Report
@@ -260,6 +261,8 @@ class WorkManager(Shown):
         description: str | None = None,
         checkpoint: Checkpoint | str | os.PathLike[str] | None = None,
         dump_freq: int | None = None,
+        where: Callable[[Any], str | None] | None = None,
+        strict: bool = True,
     ) -> Any:
         """Run a function or a task on all items and return what its results are merged to.
 
@@ -278,6 +281,10 @@ class WorkManager(Shown):
             each stands, as a `Failure`, in the place of its result.
         dump_freq
             In place of the manager's.
+        where, strict
+            ``where(item)`` returns the host that an item must run on, or ``None``. Items of one
+            that cannot be had fail by `HostError`. With ``strict=False`` others help when they
+            have nothing of their own.
 
         For the others see `iexecute`.
         """
@@ -292,7 +299,12 @@ class WorkManager(Shown):
         combine = _combiner(merging, checkpoint is not None, dump)
         limits = _limits(chunk_size, window, ordered, retries, lost_retries, checkpoint)
         limits |= self._run_settings | {"collects": on_error == "collect"}
-        run = Run(self.backend, replace(call, combine=combine), items, **limits)
+        call = replace(call, combine=combine)
+        run = (
+            Run(self.backend, call, items, **limits)
+            if where is None
+            else PlacedRun(self.backend, call, items, **limits, where=where, strict=strict)
+        )
         with self._record(run, progress, description or title_of(task)) as recorder:
             recorder.merge(merging, on_error, dump)
         return recorder.report.result

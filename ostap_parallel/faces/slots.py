@@ -11,21 +11,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from ostap_parallel.engine.backend import AnyFuture, Backend
-from ostap_parallel.engine.core import LOCAL
+from ostap_parallel.engine.names import Absences, labels_of
 from ostap_parallel.engine.retries import Attempts
 from ostap_parallel.faces.command import Command, Done
 from ostap_parallel.worker.command import Ended
-
-# How users may call this machine; ":" is GNU parallel's.
-HERE = {LOCAL, "localhost", ":"}
-
-
-def bare_name(server: str) -> str:
-    """Return the host in ``user@host:port*workers``."""
-    name = server.partition("*")[0].rpartition("@")[2]
-    if name.startswith("["):
-        return name[1:].partition("]")[0]
-    return name if name.count(":") > 1 else name.partition(":")[0] or name
 
 
 @dataclass(eq=False)
@@ -105,6 +94,7 @@ class Queues:
     def __init__(self, backend: Backend, max_per_node: int | None) -> None:
         self._backend, self._most = backend, max_per_node
         self.load = load_of(backend)
+        self._absences = Absences(backend)
         self._any: deque[Job] = deque()
         self._pinned: dict[str, deque[Job]] = {}
         self.waiting = 0
@@ -116,8 +106,7 @@ class Queues:
 
     def labels(self, names: Iterable[str]) -> frozenset[str]:
         """Return what the backend calls the hosts; names that it does not know stay."""
-        known = [host.name for host in self._backend.hosts]
-        return frozenset(label for name in names for label in _match(name, known))
+        return labels_of(names, self._backend)
 
     def put(self, job: Job) -> None:
         """Have a command wait."""
@@ -163,7 +152,7 @@ class Queues:
 
     def hopeless(self) -> list[tuple[Job, str]]:
         """Take the commands for which no host can be had, each with the reason."""
-        reasons = {host.name: _reason(host) for host in self._backend.hosts}
+        reasons = self._absences.reasons()
         usable = {label for label, reason in reasons.items() if not reason}
         usable |= self._backend.workers.keys()
         found: dict[Job, str] = {}
@@ -193,21 +182,3 @@ class Queues:
     def _take(self, job: Job) -> None:
         job.is_waiting = False
         self.waiting -= 1
-
-
-def _match(name: str, known: list[str]) -> list[str]:
-    if name in known:
-        return [name]
-    if name in HERE:
-        return [LOCAL]
-    short = bare_name(name)
-    labels = [label for label in known if bare_name(label) == short]
-    labels = labels or [label for label in known if bare_name(label).startswith(f"{short}.")]
-    return labels or [name]
-
-
-def _reason(host: Any) -> str:
-    """Return why a host cannot be had; empty if it can, or may come back."""
-    if host.state == "failed" or (host.state == "lost" and host.seconds is None):
-        return str(host.error)
-    return f"{host.name} is closed" if host.state == "closed" else ""
