@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -64,6 +64,7 @@ class PlacedRun(Run):
         """Keep all hosts busy with items of theirs."""
         most = self.backend.window()
         workers = self.backend.workers
+        self._take_back_stranded(workers)
         self._give_up_hopeless(set(workers))
         for label, count in workers.items():
             while (
@@ -75,6 +76,16 @@ class PlacedRun(Run):
         self._exhausted = not any(self._queues.values())
         # What is left waits for a host that is not up, of which `wake` tells.
         self._is_paused = not self._exhausted or bool(self._again)
+
+    def _take_back_stranded(self, workers: Mapping[str, int]) -> None:
+        """Take back what waits for a host that has gone: it goes elsewhere, or when it is back."""
+        gone = {
+            label for label, count in self._under_way.items() if count and not workers.get(label)
+        }
+        if gone:
+            running = self._running.items()
+            places = self._places
+            self.backend.give_up([one for one, chunk in running if places[id(chunk)] in gone])
 
     def _send(self, label: str, chunk: Chunk, message: bytes) -> None:
         future = self._submit(message, hosts=frozenset([label]))
