@@ -116,6 +116,61 @@ HOOKS = """
     assert wm.process(lambda o: o.field, [Owner()]) == ["field"]
 """
 
+HOOKED_BASES = """
+    import abc
+    T = typing.TypeVar("T")
+    KNOWN = []
+    class Abstract(abc.ABC):
+        def __init_subclass__(cls, **more):
+            super().__init_subclass__(**more); KNOWN.append(cls.must_have)
+        @abc.abstractmethod
+        def run(self): ...
+    class Concrete(Abstract):
+        must_have = 1
+        def run(self): return 1
+    class Generic(typing.Generic[T]):
+        def __init_subclass__(cls, *, kind, **more):
+            super().__init_subclass__(**more); cls.kind = kind
+    class Bound(Generic[int], kind=2):
+        def run(self): return self.kind
+    class Protocol(typing.Protocol):
+        def __init_subclass__(cls, **more): super().__init_subclass__(**more); cls.must_have
+        must_have = 1
+        def run(self) -> int: ...
+    class Follows(Protocol):
+        def run(self): return 3
+    class Dict(collections.UserDict):
+        def __init_subclass__(cls, **more): super().__init_subclass__(**more); cls.must_have
+    class OwnDict(Dict):
+        must_have = 1
+        def run(self): return len(self) + 4
+    class Mapping(collections.abc.Mapping):
+        def __init_subclass__(cls, **more): super().__init_subclass__(**more); cls.must_have
+    class OwnMapping(Mapping):
+        must_have = 1
+        def __getitem__(self, key): return key
+        def __iter__(self): return iter("a")
+        def __len__(self): return 1
+        def run(self): return len(dict(self)) + 4
+    class Slotted:
+        __slots__ = ("a",)
+        def __init_subclass__(cls, **more): super().__init_subclass__(**more); cls.must_have
+    class MoreSlots(Slotted):
+        __slots__ = ("b",)
+        must_have = 1
+        def run(self): return 6 + hasattr(self, "__dict__")
+    ALL = Concrete, Bound, Follows, OwnDict, OwnMapping, MoreSlots
+    def later(x):
+        class Late(Abstract):
+            must_have = 7
+            def run(self): pass
+        return KNOWN[-1]
+    # run
+    assert wm.process(lambda o: o.run(), [c() for c in ALL]) == [1, 2, 3, 4, 5, 6]
+    assert wm.process(lambda n: ALL[n]().run(), range(6)) == [1, 2, 3, 4, 5, 6]
+    assert wm.process(later, [1]) == [7]
+"""
+
 BY_NAME = """
     T = typing.TypeVar("T")
     P = typing.ParamSpec("P")
@@ -551,6 +606,7 @@ KINDS = {
     "submodules": SUBMODULES,
     "classes that name themselves": NAMES_ITSELF,
     "hooks of subclasses": HOOKS,
+    "hooks of bases from libraries": HOOKED_BASES,
     "what pickles as a name": BY_NAME,
     "generic bases": GENERIC_BASES,
     "makers of enumerations": ENUM_MAKERS,

@@ -109,6 +109,58 @@ POOLS = """
     assert chosen is None
 """
 
+CLASSES = """
+    import time
+    from ostap_parallel import Executor, Pool
+    class Cfg:
+        x, other, table = None, 1, {}
+        class Inner: y = None
+        @classmethod
+        def fill(cls, v): cls.x = v; cls.table["v"] = v; cls.Inner.y = v
+    class One:
+        made = None
+        @classmethod
+        def get(cls):
+            if cls.made is None: cls.made = [0]
+            cls.made[0] += 1
+            return cls.made[0]
+    def fill(v): Cfg.fill(v)
+    def look(i): return Cfg.x, Cfg.table["v"], Cfg.Inner.y, Cfg.other
+    def count(i): return One.get()
+    class C:
+        v = 1
+        def get(self): return 1
+    def slowly(x): time.sleep(0.004); return C.v, C().get()
+    class A: scale = 1
+    def add(x): A.more = x; return hasattr(A, "more")
+    # run
+    for initializer in fill, Cfg.fill:
+        with Pool(1, initializer, (7,)) as pool:
+            for Cfg.other in 1, 2:
+                for _ in range(3):
+                    assert pool.map(look, [1]) == [(7, 7, 7, Cfg.other)]
+                    assert pool.apply(look, (1,)) == (7, 7, 7, Cfg.other)
+            assert pool.map(count, range(3), 3) == [1, 2, 3]
+            assert [pool.apply(count, (1,)) for _ in range(2)] == [1, 2]
+            assert pool.map(count, range(3), 3) == [1, 2, 3]
+            assert pool.apply(count, (1,)) == 3
+            Cfg.x = 9
+            assert pool.apply(look, (1,)) == (9, 7, 7, 2) and pool.map(look, [1]) == [(7, 7, 7, 2)]
+        Cfg.x = None
+    slow = wm.pool.imap(slowly, range(60), chunksize=1)
+    values = [next(slow)]
+    C.v, C.get = 2, lambda self: 2
+    assert set(wm.process(slowly, range(10))) == {(2, 2)}
+    assert set([*values, *slow]) == {(1, 1)}
+    assert wm.process(lambda x: (hasattr(A, "more"), add(x)), [1] * 2, chunk_size=2) == [
+        (False, True), (True, True)]
+    assert wm.process(lambda x: hasattr(A, "more"), [1]) == [False]
+    with Executor(1) as executor:
+        assert executor.submit(lambda: A.scale).result() == 1
+        del A.scale
+        assert isinstance(executor.submit(lambda: A.scale).exception(), AttributeError)
+"""
+
 STATE = """
     import decimal, warnings
     decimal.getcontext().prec = 40
@@ -124,6 +176,40 @@ STATE = """
     assert wm.process(third, [1]) == [third(1)]
     assert wm.process(warn, ["no good", "well"]) == [True, False]
     assert wm.process(deep, [3000]) == [0]
+"""
+
+TURNS = """
+    import asyncio, decimal, threading, time
+    from ostap_parallel import Executor, futures
+    def digits(x): time.sleep(0.002); return len(str(decimal.Decimal(1) / 3)) - 2
+    def last(x): return sys.argv[-1]
+    def limit(x): return sys.getrecursionlimit()
+    def nested(x): return list(futures.map(digits, [1]))[0]
+    async def iterate(): return [x async for x in wm.iexecute(digits, [1])]
+    def in_thread(n):
+        decimal.getcontext().prec = n
+        found[n] = set(wm.process(digits, range(40), chunk_size=1))
+    found = {}
+    # run
+    pool = wm.pool
+    decimal.getcontext().prec = 40
+    assert list(pool.imap(digits, [1])) == list(pool.uimap(digits, [1])) == [40]
+    assert pool.map(digits, [1]) == pool.amap(digits, [1]).get() == [40]
+    assert asyncio.run(iterate()) == wm.process(nested, [1]) == [40]
+    slow = iter(wm.iexecute(digits, range(40), chunk_size=1))
+    values = [next(slow)]
+    sys.argv[:] = ["a", "b"]; decimal.getcontext().prec = 10; sys.setrecursionlimit(3000)
+    assert set(wm.process(digits, range(20))) == {10}
+    assert wm.process(limit, range(3)) == [3000] * 3 and wm.process(last, [1]) == ["b"]
+    assert set([*values, *slow]) == {40}
+    threads = [threading.Thread(target=in_thread, args=(n,)) for n in (12, 17)]
+    for thread in threads: thread.start()
+    for thread in threads: thread.join()
+    assert found == {12: {12}, 17: {17}}, found
+    with Executor(1) as executor:
+        decimal.getcontext().prec = 20
+        assert executor.submit(digits, 1).result() == 20
+        assert list(executor.map(digits, [1])) == [20]
 """
 
 ZONES = """
@@ -253,7 +339,9 @@ PROGRAMS = {
     "state": SHARED,
     "names": NAMES,
     "pools": POOLS,
+    "classes": CLASSES,
     "settings": STATE,
+    "settings that take turns": TURNS,
     "zones": ZONES,
     "shared objects": HELD,
     "proxies on the way": FAR_MANAGERS,
@@ -278,6 +366,25 @@ def test_a_program(tmp_path, request, name, place):
 def test_proxies_of_managers(tmp_path):
     (tmp_path / "script.py").write_text(program(MANAGERS))
     assert run_python("script.py", cwd=tmp_path).endswith("ok\n")
+
+
+GOES_ON = """
+    import enum, pickle
+    class Value:
+        def __init__(self, x): self.x = x
+    class Kind(enum.Flag): A = 1; B = 2; C = 4
+    class Number(enum.IntFlag): A = 1; B = 2
+    def make(x): return Value(x), Kind.A | Kind(x), Number.B | x
+    # run
+    for _ in range(3):
+        values = wm.process(make, range(1, 5), checkpoint="run.db")
+        pickle.dumps(values), ~Kind.A, Number(11)
+"""
+
+
+def test_reading_results_changes_no_class_for_a_checkpoint(tmp_path):
+    (tmp_path / "script.py").write_text(program(GOES_ON))
+    run_python("script.py", cwd=tmp_path)
 
 
 RELATIVE = """
@@ -336,6 +443,34 @@ class TestTwoPrograms:
             serialize.loads(definitions_of(COUNTER.format(0), "bump"))()
             assert sys.modules["__main__"] is not before
         assert sys.modules["__main__"] is before
+
+
+PREPARED = """
+import sys
+sys.argv = ["x", "{0}"]
+import decimal
+decimal.getcontext().prec = {0}
+def seen(x): return sys.argv[1], str(decimal.getcontext().prec)
+from ostap_parallel.worker.execute import Call
+"""
+
+SERVED = """
+import sys
+from ostap_parallel.worker import execute
+from ostap_parallel.worker.chunk import pack_chunk, unpack_result
+execute.executing.baseline = execute.Baseline()
+calls = [execute.bind(bytes.fromhex(text)) for text in sys.argv[1:]]
+for n in range(3):
+    chunk = pack_chunk([0], [0], run=b"%d" % (n % 2))
+    for call in calls:
+        print(unpack_result(call(chunk)).values(1)[0])
+"""
+
+
+def test_programs_on_one_server_have_their_own_settings(tmp_path):
+    sent = [definitions_of(PREPARED.format(n), "Call(seen)").hex() for n in (31, 32)]
+    found = run_python("-c", SERVED, *sent, cwd=tmp_path).splitlines()
+    assert found == [str((n, n)) for n in ("31", "32") * 3]
 
 
 def test_pickle_is_left_alone():

@@ -31,7 +31,7 @@ from ostap_parallel.engine.fitness import Fitness
 from ostap_parallel.engine.future import Future
 from ostap_parallel.engine.retries import Attempts, Limits
 from ostap_parallel.errors import ConfigError, SerializeError, ServersUnavailable
-from ostap_parallel.objects import serialize
+from ostap_parallel.objects import serialize, settings
 from ostap_parallel.supply.host import sources_of
 from ostap_parallel.supply.source import HostStatus
 from ostap_parallel.supply.supervisor import EventHandler, Supervisor
@@ -277,7 +277,8 @@ class Engine(Backend):
         shared: Any = None,
     ) -> Future[Any]:
         """Run one call; see `Backend.call`."""
-        chunk = pack_call(function, args, kwargs)
+        now = settings.pack()
+        chunk = pack_call(function, args, kwargs, b"" if now == self._call.settings else now)
         future = self._new_future()
         if self.modules and self._core.is_idle():
             self.modules.look()

@@ -15,6 +15,7 @@ import importlib
 import marshal
 import pickle
 import sys
+import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from types import CellType, CodeType, FunctionType, ModuleType
@@ -22,13 +23,21 @@ from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
 
 from ostap_parallel.errors import ByteCodeError
-from ostap_parallel.objects.program import filled_by, is_by_value, namespace, program_of, space_now
+from ostap_parallel.objects.program import (
+    filled,
+    filled_by,
+    is_by_value,
+    namespace,
+    program_of,
+    space_now,
+)
 
 Place = tuple[str, str, str]  # the token of a program, a module of it, a name there
 
 _tokens: WeakKeyDictionary[type, str] = WeakKeyDictionary()
 _classes: WeakValueDictionary[str, type] = WeakValueDictionary()
 received: WeakSet[type] = WeakSet()
+_made: WeakKeyDictionary[type, frozenset[str]] = WeakKeyDictionary()  # what they had at first
 
 
 class Names(NamedTuple):
@@ -252,11 +261,12 @@ def make_by(token: str, make: Callable[..., type], args: tuple[Any, ...]) -> typ
 def reduce_class(cls: Any, place: Place | None, state: Any, fill: Callable[..., None]) -> Any:
     """Return how pickle makes a class; `fill` gives it the attributes in `state`."""
     own = vars(cls)
+    state[0].pop("__slotnames__", None)  # what pickle has found out about it
     kept = {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
     kept |= {name: own[name] for name in ("__slots__", "__orig_bases__") if name in own}
     hook = getattr(super(cls, cls).__init_subclass__, "__func__", None)
     owner = sys.modules.get(getattr(hook, "__module__", ""))
-    has_hook = hook is not None and (owner is None or is_by_value(owner))
+    has_hook = hook is not None and _is_of_user(owner)
     args = (type(cls), cls.__name__, cls.__bases__, kept, has_hook)
     return _make, (token_of(cls), place, _make_class, args), (fill, state), None, None, _fill
 
@@ -267,6 +277,7 @@ def _make(token: str, place: Place | None, make: Callable[..., type], args: Any)
         cls = make(*args)
         _know(cls, token)
         received.add(cls)
+        _made[cls] = frozenset(vars(cls))
     _put(place, cls)
     return cls
 
@@ -275,18 +286,46 @@ def _fill(cls: type, state: tuple[Callable[..., None], Any]) -> None:
     # Never the caller's own. The sender may have changed its class since the last run; what the
     # run itself has changed here, as in worker_init, stays.
     space = space_now()
-    if cls not in received or (space.is_fixed and filled_by.get(cls) is space):
+    is_here = filled_by.get(cls) is space and cls not in space.lent
+    if cls not in received or (space.is_fixed and is_here):
         return
     fill, attributes = state
+    own = attributes[0] if isinstance(attributes, tuple) else attributes
+    for name in vars(cls).keys() - own.keys() - _made[cls]:  # of before: the sender has it no more
+        with contextlib.suppress(AttributeError, TypeError):
+            type.__delattr__(cls, name)
     fill(cls, attributes)
-    filled_by[cls] = space
+    filled(cls, space)
 
 
-class _Quiet:
-    """A base that hides what bases do with a new class: that was done by the sender."""
+_hiding = threading.RLock()
 
-    def __init_subclass__(cls, **keywords: Any) -> None:
-        pass
+
+@contextlib.contextmanager
+def _hiding_hooks(bases: Iterable[type]) -> Iterator[None]:
+    """Hide what bases of the user's do with a new class: that was done by the sender."""
+    every = dict.fromkeys(one for base in bases for one in base.__mro__)
+    with _hiding:
+        hooks = [
+            (one, vars(one)["__init_subclass__"])
+            for one in every
+            if "__init_subclass__" in vars(one) and _is_of_user(sys.modules.get(one.__module__))
+        ]
+        try:
+            for one, _ in hooks:
+                type.__setattr__(one, "__init_subclass__", classmethod(_ignore))
+            yield
+        finally:
+            for one, hook in hooks:
+                type.__setattr__(one, "__init_subclass__", hook)
+
+
+def _is_of_user(module: ModuleType | None) -> bool:
+    return module is None or is_by_value(module)
+
+
+def _ignore(cls: type, /, **keywords: Any) -> None:
+    pass
 
 
 def _make_class(
@@ -297,11 +336,11 @@ def _make_class(
         with contextlib.suppress(Exception):  # it may want what is not there yet
             make = meta if maker is meta else functools.partial(maker.__new__, meta)
             return make(name, bases, dict(kept))  # type: ignore[no-any-return]
-    try:
-        cls: type = maker.__new__(meta, name, (_Quiet, *bases), dict(kept))
-    except Exception:
-        cls = type.__new__(meta, name, (_Quiet, *bases), dict(kept))
-    cls.__bases__ = bases
+    with _hiding_hooks(bases):
+        try:
+            cls: type = maker.__new__(meta, name, bases, dict(kept))
+        except Exception:
+            cls = type.__new__(meta, name, bases, dict(kept))
     return cls
 
 

@@ -16,13 +16,13 @@ import pickle
 import sys
 import threading
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from operator import is_
 from types import ModuleType
 from typing import Any
-from weakref import WeakKeyDictionary, WeakValueDictionary
+from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
 
 MAIN = ("__main__", "__mp_main__")
 
@@ -68,6 +68,9 @@ class Space:
         self.placed: dict[Key, Any] = {}  # the functions and classes, as they were read
         self.kept: set[Key] = set()  # set by an initializer
         self.contents: dict[str, dict[str, Any]] = {}  # while another one is in use
+        self.classes: dict[type, dict[str, Any]] = {}  # the same of classes
+        self.begun: list[Kept] = []  # what initializers have left, once it is in here
+        self.lent: WeakSet[type] = WeakSet()  # filled as an initializer has left them
 
     def is_new(self, token: str, cls: type, data: bytes) -> bool:
         """Return whether a class must be filled anew."""
@@ -112,6 +115,7 @@ class Program:
         with self._lock:
             if space is self.space:
                 return
+            self._use_classes(space)
             for name, module in self.modules.items():
                 content = vars(module)
                 self.space.contents[name] = content.copy()
@@ -120,6 +124,15 @@ class Program:
                 content.update(space.contents.pop(name, bare))
             self.space = space
             space.done.clear()
+
+    def _use_classes(self, space: Space) -> None:
+        """Give the classes the content of a space: those that it has filled."""
+        old = self.space
+        old.classes = {cls: dict(vars(cls)) for cls, one in filled_by.items() if one is old}
+        for cls, content in space.classes.items():
+            give_content(cls, content)
+            filled_by[cls] = space
+        space.classes = {}
 
     def define(self, packed: bytes) -> None:
         """Read what is new, and leave the rest as tasks may have changed it."""
@@ -190,8 +203,22 @@ _BARE = (
     *("__package__", "__file__"),  # see `settings`
 )
 
+_MISSING = object()  # in place of an attribute
+
 # The space whose version of a class is the present one.
 filled_by: WeakKeyDictionary[type, Space] = WeakKeyDictionary()
+
+
+def give_content(cls: type, content: dict[str, Any]) -> None:
+    """Have a class have these attributes and no others; without what its metaclass does then."""
+    now = vars(cls)
+    for name in now.keys() - content.keys():
+        with contextlib.suppress(AttributeError, TypeError):
+            type.__delattr__(cls, name)
+    for name, value in content.items():
+        if now.get(name, _MISSING) is not value:
+            with contextlib.suppress(AttributeError, TypeError):
+                type.__setattr__(cls, name, value)
 
 
 def _is_other(space: Space, key: Key, old: bytes, data: bytes) -> bool:
@@ -201,24 +228,71 @@ def _is_other(space: Space, key: Key, old: bytes, data: bytes) -> bool:
     return not space.is_fixed and old != data
 
 
-@dataclass
+@dataclass(eq=False)
 class Kept:
-    """What an initializer has left in the modules of a program: all, and the names it has set."""
+    """What an initializer has left in a program.
+
+    Attributes
+    ----------
+    contents, names
+        All that modules have, and the names that it has set.
+    classes, attributes
+        The same of classes; of each attribute that it has set, also what that was before.
+    """
 
     contents: dict[str, dict[str, Any]] = field(default_factory=dict)
     names: set[Key] = field(default_factory=set)
+    classes: dict[type, dict[str, Any]] = field(default_factory=dict)
+    attributes: dict[type, dict[str, tuple[Any, Any]]] = field(default_factory=dict)
 
     def restore(self) -> None:
         """Have the present space begin with it."""
         program = present()
-        if program is None:
+        if program is None or self in program.space.begun:
             return
-        program.space.kept |= self.names
+        space = program.space
+        space.begun.append(self)
+        space.kept |= self.names
         for module, content in self.contents.items():
             names = vars(program.module(module))
             for name, value in content.items():
                 if (module, name) in self.names or name not in names:
                     names[name] = value
+        for cls, content in self.classes.items():
+            if filled_by.get(cls) is space:
+                self.complete(cls, space.is_fixed)
+            else:
+                give_content(cls, content)
+                filled_by[cls] = space
+                space.lent.add(cls)
+
+    def complete(self, cls: type, is_fixed: bool) -> None:
+        """Give a class that was filled just now what the initializer has set.
+
+        Unless `is_fixed`, what was sent counts more if it is not what it was then.
+        """
+        for name, (before, after) in self.attributes.get(cls, {}).items():
+            if is_fixed or _is_alike(vars(cls).get(name, _MISSING), before):
+                with contextlib.suppress(AttributeError, TypeError):
+                    if after is _MISSING:
+                        type.__delattr__(cls, name)
+                    else:
+                        type.__setattr__(cls, name, after)
+
+
+def _is_alike(one: Any, other: Any) -> bool:
+    try:
+        return one is other or (type(one) is type(other) and bool(one == other))
+    except Exception:  # user code
+        return False
+
+
+def filled(cls: type, space: Space) -> None:
+    """Note that a class has been filled for a space; what initializers have set stays."""
+    filled_by[cls] = space
+    space.lent.discard(cls)
+    for kept in space.begun:
+        kept.complete(cls, space.is_fixed)
 
 
 @contextlib.contextmanager
@@ -233,6 +307,7 @@ def keeping() -> Iterator[Kept]:
         for name, module in program.modules.items()
         for key, value in vars(module).items()
     }
+    classes = {cls: _copy(cls) for cls, one in filled_by.items() if one is program.space}
     yield kept
     for name, module in program.modules.items():
         kept.contents[name] = {key: v for key, v in vars(module).items() if key not in _BARE}
@@ -241,10 +316,40 @@ def keeping() -> Iterator[Kept]:
             now = _look_into(value)
             if old is not value or len(inside) != len(now) or not all(map(is_, inside, now)):
                 kept.names.add((name, key))
+    for cls, one in list(filled_by.items()):
+        if one is program.space:
+            kept.classes[cls] = dict(vars(cls))
+            kept.attributes[cls] = _differences(classes.get(cls, vars(cls)), cls)
+
+
+def _copy(cls: type) -> dict[str, Any]:
+    """Return what a class has, with copies of what an initializer may fill."""
+    return {
+        name: value.copy() if type(value) in (dict, list, set) else value
+        for name, value in vars(cls).items()
+    }
+
+
+def _differences(before: Mapping[str, Any], cls: type) -> dict[str, tuple[Any, Any]]:
+    """Return the attributes that have changed: as they were, and as they are."""
+    found, now = {}, vars(cls)
+    for name in [*now, *(before.keys() - now.keys())]:
+        old, new = before.get(name, _MISSING), now.get(name, _MISSING)
+        if old is not new and not (type(new) in (dict, list, set) and _has_same(old, new)):
+            found[name] = old, new
+    return found
+
+
+def _has_same(old: Any, new: Any) -> bool:
+    if type(old) is not type(new) or len(old) != len(new):
+        return False
+    return type(new) is set or all(map(is_, _look_into(old), _look_into(new)))
 
 
 def _look_into(value: Any) -> list[Any]:
     """Return what an object holds, to find out whether that changes."""
+    if isinstance(value, type):  # see `Kept.attributes`
+        return []
     if isinstance(value, dict):
         return [*value, *value.values()]
     if isinstance(value, list | set):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
+import operator
 import pickle
 import re
 import sys
@@ -11,42 +13,78 @@ import warnings
 from collections.abc import Callable
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 from ostap_parallel.objects import program
 
-_last: list[Any] = [None, b""]  # what was packed last, and its bytes
-_applied: list[bytes] = [b""]
+# What was seen last, and what that became.
+_last: tuple[Any, bytes] = (None, b"")
 _read = functools.lru_cache(maxsize=8)(pickle.loads)
 
 
 def pack() -> bytes:
-    """Return the settings of this process."""
-    found = _find()
-    if found != _last[0]:
-        _last[:] = found, pickle.dumps(found)
-    data: bytes = _last[1]
+    """Return the settings of this thread in this process."""
+    global _last
+    seen, data = _last
+    now = _look()
+    if now != seen:
+        data = pickle.dumps(_find())
+        _last = now, data
     return data
 
 
-class Present:
-    """Stands for the settings of the process that pickles it; read, they are applied there."""
+class Packed:
+    """Stands for settings that were packed; read, it is them, and they are applied there."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
 
     def __reduce__(self) -> Any:
-        return _apply, (pack(),)
+        return _apply, (self._data,)
 
 
 class Here:
-    """Whether this process is a worker of ours, which takes all settings over."""
+    """Whether this process is a worker of ours, which takes all settings over; and which hold."""
 
     is_ours = False
+    data = b""
+    settings: ClassVar[dict[str, Any]] = {}
+    at_first: ClassVar[dict[str, Any]] = {}  # what this process had before
 
 
-def _apply(data: bytes) -> None:
-    token, names, settings = _read(data)
+def in_force() -> bytes:
+    """Return the settings that were taken over last; nothing in a process that takes none."""
+    return Here.data
+
+
+def hold(data: bytes) -> bool:
+    """Have settings be in force; return whether others were."""
+    if not Here.is_ours or not data or data == Here.data:
+        return False
+    old, new = Here.settings, _read(data)[2]
+    for key in old.keys() - new.keys():
+        _set(key, Here.at_first[key])
+    for key, value in new.items():
+        if key not in Here.at_first:
+            Here.at_first[key] = _find_one(key)
+        if key not in old or old[key] != value:
+            _set(key, value)
+    Here.data, Here.settings = data, new
+    return True
+
+
+def _set(key: str, value: Any) -> None:
+    with contextlib.suppress(Exception):  # a locale may be missing on this host
+        _SETTERS[key](value)
+
+
+def _apply(data: bytes) -> bytes:
+    if not data:
+        return data
+    token, names, _ = _read(data)
     owner = program.program_of(token)
     if owner is None:
-        return
+        return data
     main = owner.module("__main__")
     vars(main).update(names)
     # So named, processes that a task spawns do not run the script: it need not be there, and
@@ -54,11 +92,23 @@ def _apply(data: bytes) -> None:
     main.__spec__ = ModuleSpec(
         ".".join(filter(None, [names.get("__package__"), "__main__"])), None
     )
-    if Here.is_ours and data != _applied[0]:
-        for key, value in settings.items():
-            with contextlib.suppress(Exception):  # a locale may be missing on this host
-                _SETTERS[key](value)
-        _applied[0] = data
+    hold(data)
+    return data
+
+
+def _look() -> tuple[Any, ...]:
+    """Return what tells whether anything has changed: to find all of it takes longer."""
+    main, modules = sys.modules["__main__"], sys.modules
+    names = vars(main)
+    seen = [program.token_of(main), names.get("__file__"), names.get("__package__")]
+    if (decimal := modules.get("decimal")) is not None:
+        context = decimal.getcontext()
+        seen += _of_decimal(context), context.traps.copy()
+    if (locale := modules.get("locale")) is not None:
+        seen.append(locale.setlocale(locale.LC_ALL))
+    if (process := modules.get("multiprocessing.process")) is not None:
+        seen.append(process.current_process().authkey)
+    return (*seen, sys.argv.copy(), list(warnings.filters), sys.getrecursionlimit())
 
 
 def _find() -> tuple[str, dict[str, Any], dict[str, Any]]:
@@ -66,15 +116,18 @@ def _find() -> tuple[str, dict[str, Any], dict[str, Any]]:
     names: dict[str, Any] = {
         name: main[name] for name in ("__file__", "__package__") if name in main
     }
-    settings: dict[str, Any] = {
-        "argv": list(map(str, sys.argv)),
-        "warnings": _find_filters(),
-        "recursion": sys.getrecursionlimit(),
-    }
+    settings: dict[str, Any] = {key: find() for key, find in _OF_ALL.items()}
     for key, (module, find) in _FINDERS.items():
         if module in sys.modules:  # otherwise nobody has set anything
             settings[key] = find(sys.modules[module])
     return program.token_of(sys.modules["__main__"]), names, settings
+
+
+def _find_one(key: str) -> Any:
+    if key in _OF_ALL:
+        return _OF_ALL[key]()
+    module, find = _FINDERS[key]
+    return find(importlib.import_module(module))
 
 
 def _find_filters() -> list[tuple[Any, ...]]:
@@ -95,12 +148,19 @@ def _pattern_of(text: tuple[str, int] | str | None) -> Any:
 
 def _find_decimal(decimal: ModuleType) -> dict[str, Any]:
     context = decimal.getcontext()
-    found = {name: getattr(context, name) for name in _OF_DECIMAL}
+    found = dict(zip(_OF_DECIMAL, _of_decimal(context), strict=True))
     traps = [signal.__name__ for signal, is_set in context.traps.items() if is_set]
     return {**found, "traps": traps}
 
 
 _OF_DECIMAL = ("prec", "rounding", "Emin", "Emax", "capitals", "clamp")
+_of_decimal = operator.attrgetter(*_OF_DECIMAL)
+
+_OF_ALL: dict[str, Callable[[], Any]] = {
+    "argv": lambda: list(map(str, sys.argv)),
+    "warnings": _find_filters,
+    "recursion": sys.getrecursionlimit,
+}
 
 _FINDERS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "decimal": ("decimal", _find_decimal),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copyreg
 import dis
+import enum
 import functools
 import hashlib
 import pickle
@@ -44,6 +45,14 @@ _MERGED = {"_output", "_nmerged"}
 _INCIDENTAL = {
     *("__dict__", "__weakref__", "__doc__", "__module__", "__qualname__", "__annotations__"),
     *("__firstlineno__", "__static_attributes__", "__abstractmethods__", "_abc_impl"),
+    # what is found out about a class when it is first asked for
+    *("__slotnames__", "__protocol_attrs__", "__non_callable_proto_members__"),
+    *("__annotations_cache__", "__annotate_func__", "__annotate__"),
+}
+# Of enumerations: what is made from their members, and grows with combinations of flags.
+_OF_ENUM = {
+    *("_value2member_map_", "_hashable_values_", "_unhashable_values_"),
+    "_unhashable_values_map_",
 }
 
 
@@ -271,6 +280,8 @@ def _take_class_apart(cls: type) -> Parts:
     if not _is_own(cls.__module__):
         return "class", [cls.__module__, cls.__qualname__], ()
     skipped = _INCIDENTAL | _MERGING if issubclass(cls, Task) else _INCIDENTAL
+    if issubclass(cls, enum.Enum):
+        skipped = skipped | _OF_ENUM
     return (
         "class",
         [type(cls), *cls.__bases__],

@@ -181,21 +181,22 @@ def pack_chunk(
     stream: bytes = b"",
     run: bytes = b"",
     limit: float = math.inf,
+    settings: bytes = b"",
 ) -> bytes:
     """Return the argument message for a chunk of items, packed by a `Writer` or by `pack_value`.
 
     `run` is the same for all chunks of a run, and no other run has it. When the items have taken
-    `limit` seconds, those that are left are given back.
+    `limit` seconds, those that are left are given back. `settings` hold in place of the call's.
     """
-    head = pickle.dumps((run, limit, indices, items), serialize.PROTOCOL)
+    head = pickle.dumps((run, limit, settings, indices, items), serialize.PROTOCOL)
     return b"".join((b"\0\0", head, stream))
 
 
-def pack_call(function: Any, args: Iterable[Any], kwargs: Any) -> bytes:
-    """Return the message for a chunk of one call, which `execute.apply` does."""
+def pack_call(function: Any, args: Iterable[Any], kwargs: Any, settings: bytes = b"") -> bytes:
+    """Return the message for a chunk of one call, which `execute.apply` does; see `pack_chunk`."""
     what = f"the call of {getattr(function, '__qualname__', type(function).__name__)}"
     item = serialize.pack((function, tuple(args), dict(kwargs)), what)
-    return pack_chunk([0], [item])
+    return pack_chunk([0], [item], settings=settings)
 
 
 def locate(chunk: bytes, location: str, places: bytes) -> bytes:
@@ -210,7 +211,7 @@ class Received:
     ----------
     location, places
         Where the shared object, and the user's modules, are on this machine.
-    run, limit, indices, items
+    run, limit, settings, indices, items
         As of `pack_chunk`; each of `items` is to be read by `read`, in their order.
     is_broken
         Whether what is left of the stream cannot be read, as the last item could not.
@@ -227,7 +228,8 @@ class Received:
         self.limit: float
         self.indices: Sequence[int]
         self.items: Sequence[Any]
-        self.run, self.limit, self.indices, self.items = pickle.load(file)
+        self.settings: bytes
+        self.run, self.limit, self.settings, self.indices, self.items = pickle.load(file)
         self.is_broken = False
         self._stream = serialize.Unpickler(file)
 

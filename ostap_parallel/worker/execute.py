@@ -79,6 +79,9 @@ class Call:
         The shared object is a mapping, of keyword arguments for the function.
     combine
         ``combine(merged, value)`` merges the values of a chunk's items before they travel.
+    settings
+        What the script has set for its process, and the thread that makes this: it holds while
+        chunks are run that bring none themselves.
     """
 
     function: Callable[..., Any]
@@ -92,13 +95,13 @@ class Call:
     with_keywords: bool = False
     combine: Callable[[Any, Any], Any] | None = None
     initializer: Callable[[], None] | None = None
+    settings: bytes = field(default_factory=settings.pack, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
         # Before all else is read: it may depend on them.
-        return {"settings": settings.Present(), **vars(self)}
+        return {"settings": settings.Packed(self.settings), **_without_settings(vars(self))}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        del state["settings"]
         vars(self).update(state)
 
     def with_shared(self, location: str) -> Call:
@@ -118,6 +121,10 @@ class Call:
         else:
             generators.end()
         return self.function(index, item) if self.with_index else self.function(item)
+
+
+def _without_settings(state: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in state.items() if name != "settings"}
 
 
 def apply(item: tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]) -> Any:
@@ -188,6 +195,7 @@ def bind(call: bytes) -> Callable[[bytes], bytes]:
                         executing.position[0] = -1
                         return pack_result(result)
                     state.update(prepared)
+                _hold_settings(state, chunk)
             with executing.watch():  # which an initializer may have set just now
                 run_items(_with_shared(state, chunk.location), chunk, result)
         _disarm()
@@ -244,6 +252,13 @@ def _prepare(data: bytes, location: str) -> dict[str, Any]:
         restore()
         return {"error": _pack_error(exc)}
     return {"call": call}
+
+
+def _hold_settings(state: dict[str, Any], chunk: Received) -> None:
+    """Have a chunk's settings be in force, or its call's: another program's may have been."""
+    wanted = chunk.settings or (state["call"].settings if "call" in state else b"")
+    if settings.hold(wanted):
+        executing.baseline.recursion_limit = sys.getrecursionlimit()
 
 
 def _begin_anew() -> None:

@@ -31,6 +31,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from ostap_parallel.errors import RemoteError, WorkerLost
 from ostap_parallel.objects import serialize
+from ostap_parallel.objects.settings import in_force
 from ostap_parallel.worker import execute
 from ostap_parallel.worker.chunk import (
     Lost,
@@ -56,7 +57,7 @@ CANCELLED = b""  # what stands for the result of a call that was cancelled
 PERIOD = 1.0
 PERIOD_OF_THREADS = 0.05
 
-_APPLY = {"call": Call(execute.apply)}
+_APPLY = {"call": Call(execute.apply, settings=b"")}
 
 
 class Link:
@@ -394,7 +395,8 @@ def submit_all(
     RuntimeError
         This process runs no task of ours, see `available`; or the executor is being shut down.
     """
-    chunks = [pack_call(fn, args, kwargs) for fn, args, kwargs in calls]
+    settings = in_force()  # of the caller's, as for the task itself
+    chunks = [pack_call(fn, args, kwargs, settings) for fn, args, kwargs in calls]
     return [Future(number) for number in _ask("submit", chunks)[0]]
 
 

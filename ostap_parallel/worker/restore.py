@@ -116,6 +116,8 @@ def set_environ(wanted: dict[str, str]) -> None:
 class NoBaseline:
     """Stands for the state of processes that are not ours: they are left as they are."""
 
+    recursion_limit = 0
+
     def is_intact(self) -> bool:
         """Return whether nothing has to be done."""
         return True
