@@ -183,7 +183,14 @@ def script_environ(**more):
 
 def run_python(*arguments, cwd, **more):
     """Run Python with `arguments`; return what it printed, and fail if it failed."""
-    done = subprocess.run(
+    done = run_to_its_end(*arguments, cwd=cwd, **more)
+    assert done.returncode == 0, f"exit status {done.returncode}\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def run_to_its_end(*arguments, cwd, **more):
+    """Run Python with `arguments`; return how it ended, and what it printed."""
+    return subprocess.run(
         [sys.executable, *map(str, arguments)],
         cwd=cwd,
         env=script_environ(**more),
@@ -192,8 +199,6 @@ def run_python(*arguments, cwd, **more):
         text=True,
         timeout=60,
     )
-    assert done.returncode == 0, f"exit status {done.returncode}\n{done.stdout}{done.stderr}"
-    return done.stdout
 
 
 def call_it(function):

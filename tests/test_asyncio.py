@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import operator
 import threading
@@ -12,7 +13,7 @@ import functions
 import pytest
 from helpers import wait_until
 
-from ostap_parallel import TaskMerger, WorkManager
+from ostap_parallel import Pool, TaskMerger, WorkManager
 
 
 @pytest.fixture(scope="module")
@@ -114,3 +115,52 @@ def test_async_with_closes():
     manager = asyncio.run(main())
     with pytest.raises(RuntimeError, match="shut down"):
         manager.process(functions.square, [1])
+
+
+def test_cancelling_an_asynchronous_result_leaves_nothing_behind(caplog, tmp_path):
+    async def main():
+        with Pool(1) as pool:
+            with pytest.raises(asyncio.TimeoutError):
+                await asyncio.wait_for(pool.map_async(partial(late, tmp_path), [1]), 0.3)
+            pool.terminate()
+            pool.join()
+        gc.collect()
+        await asyncio.sleep(0)
+
+    asyncio.run(main())
+    gc.collect()
+    assert "never retrieved" not in caplog.text
+
+
+def test_who_awaits_a_pool_that_is_terminated_is_cancelled(tmp_path):
+    async def main():
+        async def awaiting(result):
+            return await result
+
+        with Pool(1) as pool:
+            awaited = asyncio.ensure_future(awaiting(pool.map_async(partial(late, tmp_path), [1])))
+            await asyncio.sleep(0)
+            pool.terminate()
+            with pytest.raises(asyncio.CancelledError):
+                await awaited
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "results = manager.iexecute(abs, range(5)); next(results)",
+        "results = zip(manager.iexecute(abs, range(5)), manager.iexecute(abs, range(50)))\n"
+        "next(results)",
+    ],
+)
+@pytest.mark.parametrize("is_closed", [True, False])
+def test_a_program_that_ends_in_the_middle_says_nothing(tmp_path, text, is_closed):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from ostap_parallel import WorkManager\n"
+        f"manager = WorkManager(1, silent=True)\n{text}\n{'manager.close()' * is_closed}\n"
+    )
+    done = functions.run_to_its_end("-X", "dev", script, cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -295,6 +295,26 @@ class TestShutdown:
         (tmp_path / "go").touch()
         assert first.result(PATIENCE) is None
 
+    def test_what_runs_at_the_end_is_told_of_it(self, tmp_path):
+        with Executor(1) as executor:
+            futures = [executor.submit(wait_for, tmp_path / "go") for _ in range(2)]
+            wait_until(futures[0].running, PATIENCE, "it runs")
+            executor.close()
+            with pytest.raises(BrokenExecutor, match="the executor has been shut down"):
+                futures[0].result(PATIENCE)
+            with pytest.raises(CancelledError):
+                futures[1].result(PATIENCE)
+
+    def test_what_runs_at_the_end_of_a_program(self, tmp_path):
+        script = tmp_path / "script.py"
+        script.write_text(
+            "import time\nfrom ostap_parallel import Executor\n"
+            "executor = Executor(1)\nfuture = executor.submit(time.sleep, 100)\n"
+            "while not future.running(): time.sleep(0.01)\n"
+            "future.add_done_callback(lambda done: print(done.exception()))\n"
+        )
+        assert "the executor has been shut down" in run_python(script, cwd=tmp_path)
+
     def test_leaving_with_waits_but_not_after_an_interrupt(self):
         with Executor(1) as executor:
             future = executor.submit(slow_square, 3)

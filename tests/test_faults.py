@@ -258,6 +258,14 @@ class TestTimeout:
         with pytest.raises(WorkerLost, match="exit status 1"):
             wm.process(lambda x: os._exit(1), [1], timeout=30, lost_retries=0)
 
+    def test_an_alarm_of_the_task_is_no_timeout(self, wm):
+        def work(item):
+            signal.alarm(1)
+            time.sleep(20)
+
+        with pytest.raises(WorkerLost, match="SIGALRM"):
+            wm.process(work, [1], timeout=30, lost_retries=0)
+
     def test_the_limit_is_for_each_item(self, wm):
         def work(item):
             time.sleep(0.25)

@@ -910,3 +910,23 @@ class TestNothingIsLost:
 
         assert manager.process(work, [3]) == [("Hasty", 3)]
         assert manager.report.retried == 0
+
+
+class TestWithinTasks:
+    """A bare host has neither pathos nor rich, and can have workers of its own all the same."""
+
+    @pytest.mark.parametrize("face", ["Pool", "Executor", "WorkManager"])
+    def test_local_workers(self, cluster, face):
+        def work(count):
+            import ostap_parallel as here
+
+            if face == "Pool":
+                with here.Pool(2) as pool:
+                    return pool.map(abs, range(count))
+            if face == "Executor":
+                with here.Executor(1) as executor:
+                    return list(executor.map(abs, range(count)))
+            with here.WorkManager(1) as manager:
+                return manager.process(abs, range(count))
+
+        assert cluster.process(work, [3]) == [[0, 1, 2]]

@@ -93,6 +93,27 @@ class TestForks:
         with pytest.raises(ConfigError, match="preload: not the name of a module"):
             WorkManager(1, preload=wrong)
 
+    @pytest.mark.parametrize(
+        ("text", "how"),
+        [
+            ("os._exit(3)", "ended with exit status 3"),
+            ("os.kill(os.getpid(), signal.SIGKILL)", "was killed by SIGKILL"),
+        ],
+    )
+    def test_modules_that_end_the_process(self, tmp_path, monkeypatch, caplog, text, how):
+        names = [f"ending_module_{n}" for n in range(4)]
+        for name in names:
+            (tmp_path / f"{name}.py").write_text(f"import os, signal\n{text}\n")
+        monkeypatch.syspath_prepend(tmp_path)
+        with (
+            caplog.at_level(logging.WARNING),
+            WorkManager(2, silent=True, preload=[*names, "colorsys"]) as manager,
+        ):
+            look = lambda item: "colorsys" in sys.modules  # noqa: E731
+            assert manager.process(look, range(3)) == [True] * 3
+        for name in names:
+            assert f"{how} as it imported {name}, a module of preload" in caplog.text
+
     def test_another_way_to_start(self):
         with pytest.raises(ConfigError, match="start: neither 'fork' nor 'spawn'"):
             WorkManager(1, start="thread")
@@ -132,6 +153,34 @@ class TestItsDeath:
         assert len(templates()) >= 1
         manager.close()
         assert set(descendants(os.getpid())) == before
+
+    @pytest.mark.parametrize("how", ["close", "kill"])
+    def test_what_its_modules_have_started_ends_with_it(self, how, tmp_path, monkeypatch):
+        (tmp_path / "starting_module.py").write_text(
+            "import os, subprocess\n"
+            "first = subprocess.Popen(['sleep', '3600'])\n"
+            "second = subprocess.Popen(['sleep', '3600'], start_new_session=True)\n"
+            f"open({str(tmp_path / 'pids')!r}, 'w').write(f'{{first.pid}} {{second.pid}}')\n"
+        )
+        monkeypatch.syspath_prepend(tmp_path)
+        manager = WorkManager(1, silent=True, preload="starting_module")
+        pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
+        assert all(map(is_alive, pids))
+        if how == "kill":
+            os.kill(pids.pop(), signal.SIGKILL)  # in a session of its own: nobody knows of it
+            for pid in templates():
+                os.kill(pid, signal.SIGKILL)
+        else:
+            manager.close()
+        wait_until(lambda: not any(map(is_alive, pids)), PATIENCE, "they have ended")
+        manager.close()
+
+
+def is_alive(pid):
+    try:
+        return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
 
 
 class TestStopped:

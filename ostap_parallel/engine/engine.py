@@ -42,6 +42,8 @@ from ostap_parallel.worker.initializer import Initializer
 from ostap_parallel.worker.jobs import Job, deferring_interrupts
 from ostap_parallel.worker.shared import SMALL, Blob, Inline, Packed, Stored
 
+SHUT_DOWN = "the executor has been shut down"
+
 # Seconds that work waits for lost hosts when no worker is left.
 PATIENCE = 60.0
 
@@ -122,8 +124,8 @@ class Engine(Backend):
         self._closed = threading.Event()
         self._alone_since: float | None = None  # when the last worker was lost
         self._alarm = threading.Timer(0, _ignore)  # rings when that is too long ago
-        call = Call(apply, initializer=self._initializer)
-        self._call = replace(call, log_level=logging.getLogger().level)
+        level = logging.getLogger().level
+        self._call = Call(apply, initializer=self._initializer, log_level=level)
         self._apply = serialize.dumps(self._call)
         self._core = Core(
             ncpus, on_event, tasks_per_worker=tasks_per_worker, preload=preload, fresh=fresh
@@ -203,7 +205,7 @@ class Engine(Backend):
         `secret` is that of existing servers. Raises `ConfigError` if one of them is there.
         """
         if self._closed.is_set():
-            raise RuntimeError("the executor has been shut down")
+            raise RuntimeError(SHUT_DOWN)
         known = secret if secret is not None else self._secret
         sources = sources_of(hosts, known, self._tasks_per_worker)
         labels = {host.name for host in self.hosts}
@@ -229,7 +231,7 @@ class Engine(Backend):
         Raises RuntimeError after `close`.
         """
         if self._closed.is_set():
-            raise RuntimeError("the executor has been shut down")
+            raise RuntimeError(SHUT_DOWN)
         self._supervisor.wake()
         if not self._is_hopeless():
             return
@@ -397,7 +399,6 @@ class Engine(Backend):
             take(_result_of(message, job.label or LOCAL))
 
         self.check()
-        modules = modules or self.modules.archive
         core, loop = self._core, self._core.loop
         job = Job(
             call,
@@ -406,7 +407,7 @@ class Engine(Backend):
             is_wanted=future.begin,
             ask=self._core.nesting.ask,
             blob=blob,
-            modules=modules,
+            modules=modules or self.modules.archive,
             hosts=hosts,
             is_short=is_short,
         )
@@ -444,13 +445,17 @@ class Engine(Backend):
             if isinstance(result, Lost) and self._jobs[future].is_interrupted:
                 _cancel(future)
                 return
+            if isinstance(result, Lost) and self._core.is_closed:
+                result = replace(result, reason=SHUT_DOWN)
+                if future.cancel():  # it had not begun
+                    return
             if isinstance(result, ChunkOutcome) and self._fitness.count(result):
                 failed = tried | {result.host}
                 if not self._closed.is_set() and self.workers.keys() - failed:
                     self._try(future, chunk, blob, attempts, failed)
                     return
             attempts.count(result)
-            is_over = self._closed.is_set() or not attempts.may_go_on(Limits())
+            is_over = self._core.is_closed or not attempts.may_go_on(Limits())
             again = None if is_over else lambda: self._try(future, chunk, blob, attempts, tried)
             settle(future, result, again)
 

@@ -20,7 +20,6 @@ from ostap_parallel.engine.foreign import backend_of
 from ostap_parallel.engine.retries import LOST_RETRIES
 from ostap_parallel.errors import ConfigError
 from ostap_parallel.faces.executor import Executor, Settings
-from ostap_parallel.faces.pathos_pool import ParallelPool
 from ostap_parallel.runs.checkpoint import Checkpoint
 from ostap_parallel.runs.display import Shown, show_as, title_of
 from ostap_parallel.runs.dump import Database, Dump
@@ -42,6 +41,8 @@ from ostap_parallel.worker.tasks import TaskCall
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+    from ostap_parallel.faces.pathos_pool import ParallelPool
 
 logger = logging.getLogger(__name__)
 
@@ -191,6 +192,10 @@ class WorkManager(Shown):
         if self._owned is None:
             raise TypeError("an executor of your own has no ParallelPool")
         if self._pool is None:
+            # Now, not before: it needs pathos, which a bare host does not have where a task makes
+            # a manager of local workers.
+            from ostap_parallel.faces.pathos_pool import ParallelPool
+
             self._pool = ParallelPool(executor=self._owned)
         return self._pool
 

@@ -95,11 +95,17 @@ class AsyncResult:
         return self._settled.result()
 
     def __await__(self) -> Generator[Any, None, Any]:
+        told: Future[None] = Future()  # not the outcome: nobody takes that who is cancelled
+        self._settled.add_done_callback(functools.partial(_tell, told))
         try:
-            return (yield from asyncio.shield(asyncio.wrap_future(self._settled)).__await__())
+            yield from asyncio.wrap_future(told).__await__()
         except asyncio.CancelledError:
             self._cancel()
             raise
+        try:
+            return self.get()
+        except CancelledError as exc:
+            raise asyncio.CancelledError(*exc.args) from None
 
     def _cancel(self) -> None:
         self._is_cancelled = True
@@ -447,6 +453,11 @@ def _deliver(callbacks: ThreadPoolExecutor, result: AsyncResult, done: Future[An
         callbacks.submit(result._settle, done)
     except RuntimeError:  # the pool, or the interpreter, has come to its end
         result._settle(done)
+
+
+def _tell(waiter: Future[None], done: Future[Any]) -> None:
+    if waiter.set_running_or_notify_cancel():
+        waiter.set_result(None)
 
 
 def _finish(under_way: dict[Future[Any], Stop], end: Callable[[], object]) -> None:

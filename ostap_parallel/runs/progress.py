@@ -139,15 +139,13 @@ def open_progress(
     kind: type[ProgressReporter] = ProgressReporter
     terminal: Console | None = None
     if enabled and sys.stderr is not None:
-        from rich.console import Console
-
-        # What users print passes through it too: it is not markup, and not ours to wrap.
-        console = Console(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True)
+        console = _open_console()
         # FORCE_COLOR makes rich take a file for a terminal, so isatty() is asked as well.
-        if console.is_interactive and sys.stderr.isatty():
+        if console is not None and console.is_interactive and sys.stderr.isatty():
             terminal = console
         else:
-            kind = _NotebookReporter if console.is_jupyter else _LineReporter
+            is_notebook = console is not None and console.is_jupyter
+            kind = _NotebookReporter if is_notebook else _LineReporter
     reporter = kind(total, description, workers, clock)
     with _live(reporter, terminal) if terminal else nullcontext():
         try:
@@ -166,6 +164,16 @@ def render_workers(workers: Mapping[str, int]) -> str:
     if len(text) <= _MAX_WORKERS_TEXT:
         return text
     return f"{len(workers)} hosts, {sum(workers.values())} workers"
+
+
+def _open_console() -> Console | None:
+    """Return standard error for rich; ``None`` on a bare host, where a task has its own runs."""
+    try:
+        from rich.console import Console
+    except ImportError:
+        return None
+    # What users print passes through it too: it is not markup, and not ours to wrap.
+    return Console(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 def _live(reporter: ProgressReporter, console: Console) -> Live:

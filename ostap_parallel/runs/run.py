@@ -116,6 +116,7 @@ class Run:
     _is_paused: bool = False
     _is_over: bool = False
     _stopped: list[Running] = field(default_factory=list)  # what ran then
+    _pid: int = field(default_factory=os.getpid)
     _is_heavy: bool = False  # items share so much that there should be few chunks
 
     def __post_init__(self) -> None:
@@ -472,16 +473,19 @@ class Run:
 
     def _stop(self) -> None:
         """Give up what is under way and wait, not for long, until workers are free again."""
-        if not self._running:
+        if not self._running or os.getpid() != self._pid:  # a fork has nothing to stop
             self._is_over = True
             return
         running = list(self._running)
         # The garbage collector may end a run anywhere, also where this thread has a lock that the
         # backend needs.
         stopping = threading.Thread(target=self._give_up, args=[running], daemon=True)
-        stopping.start()
         end = time.monotonic() + STOP_PATIENCE
-        stopping.join(STOP_PATIENCE)
+        try:
+            stopping.start()
+            stopping.join(STOP_PATIENCE)
+        except RuntimeError:  # at the exit of the interpreter there are no threads to be had
+            self._give_up(running)
         # one that is cancelled while it is queued may be notified only when its turn comes
         running = [future for future in running if not future.cancelled()]
         wait(running, timeout=max(0, end - time.monotonic()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import multiprocessing
 import threading
 import weakref
@@ -22,6 +23,17 @@ T = TypeVar("T")
 AHEAD = 256
 
 Arrivals = Generator[Batch | Outcome, None, None]
+
+# What users have in hand. When the interpreter ends, it must end before the modules do that it
+# needs for that.
+_unfinished: weakref.WeakSet[Arrivals] = weakref.WeakSet()
+
+
+@atexit.register
+def _end_unfinished() -> None:
+    for arrivals in list(_unfinished):
+        with suppress(Exception):  # a thread may be at it just now
+            arrivals.close()
 
 
 class _Failed(NamedTuple):
@@ -181,6 +193,7 @@ class Results(Iterator[Any]):
 
     def __init__(self, arrivals: Arrivals, cancel: Callable[[], None]) -> None:
         self._arrivals, self._cancel = arrivals, cancel
+        _unfinished.add(arrivals)
         self._all = (value for arrival in arrivals for value in _values(arrival))
 
     def __iter__(self) -> Iterator[Any]:

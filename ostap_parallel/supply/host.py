@@ -24,8 +24,7 @@ from ostap_parallel.supply.bundle import bundle
 from ostap_parallel.supply.existing import ExistingSource
 from ostap_parallel.supply.session import Session
 from ostap_parallel.supply.source import Grant, Server, Source, TryLater, Watch
-from ostap_parallel.supply.ssh import BEATS, TRIES, open_ssh
-from ostap_parallel.supply.ways import SPARE_LINES, Way
+from ostap_parallel.supply.ways import BEATS, SPARE_LINES, TRIES, Way
 from ostap_parallel.worker.endpoint import Endpoint
 from ostap_parallel.worker.handshake import derive_key
 from ostap_parallel.worker.serve import MARK
@@ -64,7 +63,7 @@ class HostSource:
     tasks_per_worker
         Jobs after which a worker process is replaced; ``None`` for no limit.
     open_way
-        Makes the way to the host, anew for each start.
+        Makes the way to the host, anew for each start; by ssh, if it is not given.
     start_timeout
         Seconds until a server must be up, from when it has its turn, the user's scripts included;
         ``None``: what the host's configuration says.
@@ -78,7 +77,7 @@ class HostSource:
         secret: str,
         *,
         tasks_per_worker: int | None = None,
-        open_way: OpenWay = open_ssh,
+        open_way: OpenWay | None = None,
         start_timeout: float | None = None,
     ) -> None:
         self.host = host
@@ -86,13 +85,21 @@ class HostSource:
         self.keepalive: float | None = float(host.keepalive)
         self.secret = secret
         self.tasks_per_worker = tasks_per_worker
-        self.open_way = open_way
+        self.open_way = open_way or _open_ssh
         self.start_timeout = start_timeout or host.start_timeout
         self.port = 0  # here, of the last server: the next one gets it if it is free
 
     def server(self, watch: Watch) -> HostServer:
         """Return a server that is about to be started."""
         return HostServer(self, watch)
+
+
+def _open_ssh(host: HostConfig) -> AbstractContextManager[Way]:
+    # Now, not before: it needs pathos. A bare host does not have that, and pools that tasks make
+    # for themselves there have local workers only.
+    from ostap_parallel.supply.ssh import open_ssh
+
+    return open_ssh(host)
 
 
 def sources_of(

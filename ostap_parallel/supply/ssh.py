@@ -32,7 +32,7 @@ from pathos.secure import TunnelException
 from ostap_parallel.config import HostConfig
 from ostap_parallel.errors import HostError
 from ostap_parallel.supply.processes import run_apart, start_apart
-from ostap_parallel.supply.ways import Verdict, unpack, write_files
+from ostap_parallel.supply.ways import BEATS, TRIES, Verdict, unpack, write_files
 
 # What ssh says where a server or a gateway drops connections because too many come at once
 # (MaxStartups in sshd_config): those are worth another try.
@@ -40,16 +40,12 @@ DROPPED = re.compile(
     r"kex_exchange_identification|ssh_exchange_identification|banner exchange"
     r"|Connection (closed|reset) by|Broken pipe|timeout: invalid message"
 )
-TRIES = 8
 
 # What it says where a host is down or cannot be reached just now.
 PASSING = re.compile(
     r"[Cc]onnection refused|timed out|No route to host|Network is unreachable|Host is down"
     r"|Temporary failure in name resolution|not responding"
 )
-
-# In the time that makes a silent host a lost one, each side can be heard this often.
-BEATS = 3
 
 # ssh's own exit status where the connection, not the command, has failed.
 SSH_FAILED = 255

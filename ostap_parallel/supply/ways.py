@@ -14,6 +14,12 @@ Verdict = Literal["dropped", "passing", "failed", "ended"]
 later, ``"failed"`` none; in the case of ``"ended"`` the way was good, and bash has ended."""
 
 
+# How often a way is tried that was dropped.
+TRIES = 8
+
+# In the time that makes a silent host a lost one, each side can be heard this often.
+BEATS = 3
+
 # Where a start-up file reads a line or a few that are meant for bash, it shall get these.
 SPARE_LINES = "\n" * 16
 

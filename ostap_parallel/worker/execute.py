@@ -46,6 +46,9 @@ from ostap_parallel.worker.restore import Baseline, NoBaseline, set_environ
 GRACE = 2.0
 SLACK = 0.2
 
+# Seconds by which an alarm may come before the time that it was set for.
+EARLY = 0.005
+
 # Seconds: what items leave behind that each take less is looked for when so many have gone by that
 # they have taken some time together. To look costs more than such an item.
 BRIEF = 5e-6
@@ -156,6 +159,8 @@ class Executing:
         The last signal that came while no item was run.
     armed
         When the end of a process that does not come back was put off last.
+    due
+        When the time of the item is over. An alarm before is one that the task itself has set.
     watch
         What holds while a chunk is run.
     """
@@ -166,6 +171,7 @@ class Executing:
     interrupted: bool = False
     timed_out: bool = False
     armed: float = -math.inf
+    due: float = math.inf
     watch: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
     noted: int = 0
 
@@ -395,7 +401,8 @@ def take_signals() -> None:
 
 
 def _on_signal(signum: int, frame: FrameType | None) -> None:
-    if signum == signal.SIGALRM and not executing.position[1]:  # the task's own, without handler
+    is_own = signum == signal.SIGALRM and time.monotonic() < executing.due - EARLY
+    if is_own:  # the task's, without a handler
         signal.signal(signum, signal.SIG_DFL)
         signal.raise_signal(signum)
     if executing.now:
@@ -433,6 +440,7 @@ def _arm(timeout: float) -> None:
         faulthandler.dump_traceback_later(last, exit=True, file=2)
         executing.armed = now
     executing.position[1] = int((executing.armed + timeout + GRACE) * 1e9)
+    executing.due = now + timeout
     signal.setitimer(signal.ITIMER_REAL, timeout)
 
 
@@ -440,7 +448,7 @@ def _disarm() -> None:
     if executing.armed > 0:
         faulthandler.cancel_dump_traceback_later()
         signal.setitimer(signal.ITIMER_REAL, 0)
-        executing.armed, executing.position[1] = -math.inf, 0
+        executing.armed, executing.position[1], executing.due = -math.inf, 0, math.inf
 
 
 def _flush() -> None:

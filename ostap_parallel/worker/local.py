@@ -19,7 +19,7 @@ from ostap_parallel.worker.control import POSITION, open_position
 from ostap_parallel.worker.jobs import Job
 from ostap_parallel.worker.loop import Loop
 from ostap_parallel.worker.output import OutputReader
-from ostap_parallel.worker.processes import close_kept, forking, keep_from_forks
+from ostap_parallel.worker.processes import close_kept, describe_status, forking, keep_from_forks
 from ostap_parallel.worker.transport import BUFFER_SIZE, Channel
 
 # Seconds by which a worker may be late in ending itself for an item that took too long.
@@ -203,7 +203,4 @@ def _ending(worker: Worker) -> str:
         return f"worker {worker.pid} was stopped by a signal and did not go on"
     if status is None:
         return f"worker {worker.pid} has ended; how, nobody can tell"
-    if status >= 0:
-        return f"worker {worker.pid} ended with exit status {status}"
-    names = {number.value: number.name for number in signal.Signals}
-    return f"worker {worker.pid} was killed by {names.get(-status, f'signal {-status}')}"
+    return f"worker {worker.pid} {describe_status(status)}"

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
 from typing import Any
+
+SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER
 
 # What a terminal sends to all processes in its foreground.
 TERMINAL_SIGNALS = (signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP, signal.SIGHUP)
@@ -43,6 +47,37 @@ def start_apart(argv: Sequence[str], **how: Any) -> subprocess.Popen[bytes]:
 def release_signals() -> None:
     """Undo what `start_apart` has handed down; to be called in the process."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, TERMINAL_SIGNALS)
+
+
+def adopt_orphans(wanted: bool = True) -> None:
+    """Have this process become the parent of what its children leave behind, or no more."""
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).prctl(SUBREAPER, int(wanted), 0, 0, 0)
+
+
+def children(pid: int | str = "self") -> list[int]:
+    """Return the pids of the children of a process."""
+    found: list[int] = []
+    for file in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # a thread, or all of it, has just ended
+            found += map(int, file.read_text().split())
+    return found
+
+
+def kill_tree(pid: int) -> None:
+    """Kill a child of this process, with all below it."""
+    for child in children(pid):
+        kill_tree(child)
+    with contextlib.suppress(OSError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def describe_status(status: int) -> str:
+    """Return how a process has ended, by its exit status as `subprocess` has it."""
+    if status >= 0:
+        return f"ended with exit status {status}"
+    names = {number.value: number.name for number in signal.Signals}
+    return f"was killed by {names.get(-status, f'signal {-status}')}"
 
 
 def interpreter_options() -> list[str]:

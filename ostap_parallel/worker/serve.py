@@ -10,7 +10,6 @@ first ``ready``, then what workers print and log. The listening socket is on 127
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import platform
@@ -27,6 +26,7 @@ from ppft.transport import version
 
 from ostap_parallel.worker.control import set_name
 from ostap_parallel.worker.cpus import usable_cpus
+from ostap_parallel.worker.processes import adopt_orphans, children
 from ostap_parallel.worker.server import Server
 
 # Begins each line that is meant for the client; anything else is what a script has printed.
@@ -52,7 +52,7 @@ def main() -> int:
     events = Events(os.dup(1))
     os.dup2(2, 1)  # whatever prints from here on is not an event
     set_name("ppserver")
-    _adopt_orphans()
+    adopt_orphans()
     lifeline = Lifeline(0)
     settings = json.loads(lifeline.read_line(timeout=60) or "{}")
     if not settings:
@@ -100,18 +100,9 @@ def _give_up() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _adopt_orphans() -> None:
-    """Become the parent of what tasks leave behind, whatever session it has gone to."""
-    with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
-
-
 def _end_children() -> None:
     """Kill all children; theirs become ours then, until there are none."""
-    tasks = Path("/proc/self/task")
-    while pids := [
-        int(pid) for file in tasks.glob("*/children") for pid in file.read_text().split()
-    ]:
+    while pids := children():
         for pid in pids:
             with contextlib.suppress(ProcessLookupError, ChildProcessError):
                 os.kill(pid, signal.SIGKILL)

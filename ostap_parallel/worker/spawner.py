@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from ostap_parallel.worker.loop import Loop
 from ostap_parallel.worker.output import OutputReader
 from ostap_parallel.worker.processes import (
     close_kept,
+    describe_status,
     forking,
     interpreter_options,
     keep_from_forks,
@@ -56,6 +58,7 @@ class Spawner:
         self._starting: dict[int, Worker] = {}  # by number: those that the template was asked for
         self._queue: list[Worker] = []
         self._is_ready = False  # it has imported what it is to, and reads
+        self._importing = ""  # the module that it imports
         self._told: dict[str, object] = {}  # last, of what holds for all
         self._printed: list[int] = []
 
@@ -86,6 +89,7 @@ class Spawner:
             ours.pop_all()
             keep_from_forks(mine.fileno())
         self._control, self._is_ready, self._told = mine, False, {}
+        self._importing = ""
         self._printed = [out_r, err_r]
         for descriptor, kind in (out_r, "stdout"), (err_r, "stderr"):
             self._output.add(descriptor, kind, self._process.pid)
@@ -149,6 +153,8 @@ class Spawner:
             case ("ended", pid, status):
                 if pid in self._workers:
                     self._workers.pop(pid).has_ended(status)
+            case ("importing", name):
+                self._importing = name
             case ("ready", threaded, failed):
                 self._is_ready = True
                 self._loop.deliver(partial(_warn, threaded, failed))
@@ -162,10 +168,21 @@ class Spawner:
         queue, self._queue = self._queue, []
         self._workers.clear()  # how they end is not told any more
         was_ready, self._is_ready = self._is_ready, False
+        process = self._process
+        if process is not None:  # what its modules have started
+            with contextlib.suppress(OSError):
+                os.killpg(process.pid, signal.SIGKILL)
         self._end_template()
+        culprit = "" if was_ready or self._importing not in self._preload else self._importing
+        reason = "the process that starts workers has ended"
+        if culprit and process is not None:
+            ending = describe_status(process.returncode)
+            reason += f": it {ending} as it imported {culprit}, a module of preload"
+            self._preload.remove(culprit)
+            text = "preload: %s; workers do without %s"
+            self._loop.deliver(partial(logger.warning, text, reason, culprit))
         for worker in (*starting.values(), *queue):
-            reason = "the process that starts workers has ended"
-            worker.cannot_start(reason, counts=not was_ready)
+            worker.cannot_start(reason, counts=not was_ready and not culprit)
 
     def _end_template(self) -> None:
         if self._control is not None:

@@ -5,7 +5,7 @@ process stays single-threaded, so that forks are safe. Where a module that it wa
 started a thread, or where forks are not wanted, it starts new interpreters instead.
 
 It is the parent of all workers: it tells its owner how each has ended. It ends, and its workers
-with it, when its owner closes the connection.
+with it and with what the modules have started, when its owner closes the connection.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 
 from ostap_parallel.worker import process
 from ostap_parallel.worker.control import command, receive, send, set_name
-from ostap_parallel.worker.processes import release_signals
+from ostap_parallel.worker.processes import adopt_orphans, children, kill_tree, release_signals
 
 # Name that the system shows for this process.
 TEMPLATE_NAME = "pptemplate"
@@ -37,6 +37,7 @@ class _Template:
         self._control = control
         self._fresh = fresh
         self._children: set[int] = set()
+        self._started = set(children())  # by the modules
         self._generators = _find_generators()
         self._told: dict[str, Any] = {}
         self._woken_r, self._woken_w = os.pipe()
@@ -89,6 +90,7 @@ class _Template:
         with contextlib.suppress(ChildProcessError, OSError):
             while (ended := os.waitpid(-1, os.WNOHANG))[0]:
                 pid, status = ended
+                self._started.discard(pid)
                 if pid in self._children:
                     self._children.discard(pid)
                     send(self._control, ("ended", pid, os.waitstatus_to_exitcode(status)))
@@ -110,7 +112,7 @@ class _Template:
             root.gRandom.SetSeed(0)  # from the clock, and more
 
     def end(self) -> NoReturn:
-        """End all workers, and this process."""
+        """End all workers, what the modules have started, and this process."""
         for pid in self._children:
             for kill in os.killpg, os.kill:  # it may not be the head of its group yet
                 with contextlib.suppress(OSError):
@@ -118,6 +120,10 @@ class _Template:
         for pid in self._children:
             with contextlib.suppress(OSError):
                 os.waitpid(pid, 0)
+        for pid in self._started:
+            kill_tree(pid)
+        if os.getpgrp() == os.getpid():
+            os.killpg(0, signal.SIGKILL)  # what is left of them, and this
         os._exit(0)
 
     def _become_worker(self, wanted: dict[str, Any], descriptors: list[int]) -> NoReturn:
@@ -176,11 +182,15 @@ def _count_threads() -> int:
     return len(list(Path("/proc/self/task").iterdir()))
 
 
-def _preload(names: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
-    """Import modules; return those that have started a thread, and those that failed, and why."""
+def _preload(names: list[str], control: socket.socket) -> tuple[list[str], list[tuple[str, str]]]:
+    """Import modules; return those that have started a thread, and those that failed, and why.
+
+    The owner is told of each before: it may be the last that this process does.
+    """
     threaded, failed = [], []
     for name in names:
         before = _count_threads()
+        send(control, ("importing", name))
         try:
             importlib.import_module(name)
         except BaseException as exc:
@@ -201,7 +211,9 @@ def main(arguments: tuple[int, list[str], bool]) -> None:
     set_name(TEMPLATE_NAME)
     control = socket.socket(fileno=descriptor)
     control.set_inheritable(False)
-    threaded, failed = _preload(preload)
+    adopt_orphans()  # for now, to know all that the modules start
+    threaded, failed = _preload(preload, control)
+    adopt_orphans(False)
     gc.collect()
     template = _Template(control, fresh or bool(threaded))
     gc.freeze()  # so that no collection touches, and copies, what workers share
