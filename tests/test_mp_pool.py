@@ -483,6 +483,13 @@ class TestOurs:
                 assert told.read() == "RuntimeError RuntimeError RuntimeError None"
             os.waitpid(pid, 0)
 
+    def test_a_context_has_no_effect(self):
+        with pytest.warns(UserWarning, match="context= has no effect"):
+            pool = Pool(2, context=get_context("spawn"))
+        with pool:
+            assert len(pool._pool) == 2
+            assert pool.map(abs, [-1]) == [1]
+
     def test_settings_are_checked_before_anything_starts(self):
         with pytest.raises(ValueError, match="at least 1"):
             Pool(-1)
