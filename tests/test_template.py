@@ -90,7 +90,7 @@ class TestForks:
 
     @pytest.mark.parametrize("wrong", ["a b-c", ["x", "1y"], [3], 3])
     def test_a_name_that_is_none(self, wrong):
-        with pytest.raises(ConfigError, match="preload: not the names? of (a )?module"):
+        with pytest.raises(ConfigError, match=r"preload: not the names? of (a )?module"):
             WorkManager(1, preload=wrong)
 
     @pytest.mark.parametrize(
