@@ -839,3 +839,13 @@ class TestNoSilence:
             [sys.executable, "-c", script], capture_output=True, text=True, env=environ
         )
         assert (done.stdout, done.stderr) == ("[1]\n", "")
+
+
+def test_a_working_directory_that_was_removed(tmp_path, monkeypatch):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert load_settings("h:7", ssh_config="/dev/null").hosts[0].port == 7
+    with pytest.raises(ConfigError, match="no such file"):
+        load_settings("h", script="s.sh")

@@ -125,6 +125,11 @@ def test_what_cannot_be_sent_is_the_error_of_its_future(executor):
         future.result(30)
 
 
+def test_the_number_of_workers_as_programs_ask_for_it():
+    with Executor(2) as executor:
+        assert executor._max_workers == 2
+
+
 def test_a_setting_that_there_is_not():
     with pytest.raises(TypeError, match="pyhton"):
         Executor(1, pyhton="python3")

@@ -930,3 +930,26 @@ class TestWithinTasks:
                 return manager.process(abs, range(count))
 
         assert cluster.process(work, [3]) == [[0, 1, 2]]
+
+
+def test_what_tasks_leave_behind_does_not_stay_as_zombies(cluster):
+    def leave(item):
+        if os.fork() == 0:  # its child is an orphan that ends soon
+            if os.fork() == 0:
+                os.setsid()
+                time.sleep(0.1)
+            os._exit(0)
+        os.wait()
+        return item
+
+    def zombies(item):
+        states = [
+            path.read_text().rpartition(")")[2].split()
+            for path in Path("/proc").glob("[0-9]*/stat")
+        ]
+        names = [path.read_text() for path in Path("/proc").glob("[0-9]*/comm") if path.exists()]
+        assert "ppserver\n" in names
+        return sum(state[0] == "Z" for state in states)
+
+    assert cluster.process(leave, range(6)) == list(range(6))
+    wait_until(lambda: cluster.process(zombies, range(6)) == [0] * 6, PATIENCE, "no zombies")

@@ -471,11 +471,66 @@ class TestOurs:
             os.waitpid(pid, 0)
             assert pool.map(abs, [-1]) == [1]
 
+    def test_a_fork_asks_nothing_of_an_engine(self):
+        with Pool(1) as pool:
+            engine = pool.backend
+            reader, writer = os.pipe()
+            pid = _fork_while_another_thread_has(engine._core.loop.lock)
+            if pid == 0:
+                _ask_in_a_fork(engine, writer)
+            os.close(writer)
+            with os.fdopen(reader) as told:
+                assert told.read() == "RuntimeError RuntimeError RuntimeError None"
+            os.waitpid(pid, 0)
+
+    def test_a_context_has_no_effect(self):
+        with pytest.warns(UserWarning, match="context= has no effect"):
+            pool = Pool(2, context=get_context("spawn"))
+        with pool:
+            assert len(pool._pool) == 2
+            assert pool.map(abs, [-1]) == [1]
+
     def test_settings_are_checked_before_anything_starts(self):
         with pytest.raises(ValueError, match="at least 1"):
             Pool(-1)
         with pytest.raises(TypeError, match="no_such"):
             Pool(1, no_such=1)
+
+
+def _fork_while_another_thread_has(lock):
+    is_held, may_go = threading.Event(), threading.Event()
+
+    def hold():
+        with lock:
+            is_held.set()
+            may_go.wait(PATIENCE)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    is_held.wait(PATIENCE)
+    pid = os.fork()
+    if pid:
+        may_go.set()
+        holder.join()
+    return pid
+
+
+def _ask_in_a_fork(engine, writer):
+    signal.alarm(10)
+    told = []
+    questions = [
+        engine.pids,
+        partial(engine.set_ncpus, 2),
+        partial(engine.set_constant, "name", 1),
+        engine.give_up,
+    ]
+    for question in questions:
+        try:
+            told.append(str(question()))
+        except RuntimeError as exc:
+            told.append(type(exc).__name__)
+    os.write(writer, " ".join(told).encode())
+    os._exit(0)
 
 
 class TestAsyncio:

@@ -262,6 +262,8 @@ def _split_options(value: str | Iterable[str], where: str) -> tuple[str, ...]:
 
 
 def _check_modules(value: str | Iterable[str], where: str) -> tuple[str, ...]:
+    if not isinstance(value, Iterable):
+        raise ConfigError(f"{where}: not the names of modules: {value!r}")
     words = value.replace(",", " ").split() if isinstance(value, str) else tuple(value)
     for word in words:
         if not isinstance(word, str) or not all(map(str.isidentifier, word.split("."))):

@@ -132,7 +132,7 @@ def load_settings(
         if isinstance(value, bytes) or (name in TEXTS and not isinstance(value, str | None)):
             raise ConfigError(f"argument {name}: text is wanted, not {value!r}")
         if value is not None:
-            given[key] = Setting(convert(key, value, "argument", Path.cwd()), "argument")
+            given[key] = Setting(convert(key, value, "argument", _here()), "argument")
     wanted = list(_list_files(config, environ))
     sections, files = read_files(wanted)
     notices: list[str] = []
@@ -181,17 +181,24 @@ def local_settings(found: Settings, **arguments: Unpack[HostArguments]) -> HostC
     for name, value in arguments.items():
         general = found.sections.get("", {}).get(name)
         if value is not None:
-            values[name] = convert(name, value, "argument", Path.cwd())
+            values[name] = convert(name, value, "argument", _here())
         elif general is not None:
             values[name] = general.value
     return HostConfig(name="localhost", **{k: v for k, v in values.items() if v is not None})
+
+
+def _here() -> Path:
+    try:
+        return Path.cwd()
+    except OSError:  # it was removed: what is relative to it is not found there
+        return Path()
 
 
 def _list_files(
     config: Iterable[Path | str] | Path | str | None, environ: Mapping[str, str]
 ) -> Iterator[tuple[Path, str]]:
     """Yield the files, each with who asked for it."""
-    here, home = Path.cwd(), Path.home()
+    here, home = _here(), Path.home()
     if config is not None:
         for path in [config] if isinstance(config, str | Path) else config:
             yield absolute(path, here), "argument config"

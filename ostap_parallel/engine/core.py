@@ -85,6 +85,7 @@ class Core:
     def set_ncpus(self, ncpus: int | str = "autodetect") -> None:
         """Have this many local workers; raises OSError or RuntimeError if that is impossible."""
         wanted = usable_cpus() if ncpus == "autodetect" else int(ncpus)
+        self._check_process()
         if wanted < 0:
             raise ValueError(f"ncpus must be 'autodetect' or an integer from 0 on, not {ncpus!r}")
         self._crew.resize(wanted)
@@ -92,6 +93,7 @@ class Core:
 
     def pids(self) -> list[int]:
         """Return the process ids of the local workers."""
+        self._check_process()
         return self._crew.pids()
 
     def attach(
@@ -139,12 +141,24 @@ class Core:
 
     def add(self, job: Job) -> None:
         """Queue a job; raises RuntimeError after `close`, and in a fork."""
-        if self._pid != os.getpid():
-            raise RuntimeError("workers serve the process that started them, not its forks")
+        self._check_process()
         self._last_work = time.monotonic()
         self.queue.add(job)
         if self._is_empty and len(self.queue.machines) == 1:
             self.give_up_waiting("no worker is left")
+
+    def set_constant(self, name: str, packed: bytes) -> None:
+        """Give all tasks a serialised value by a name; raises TypeError if it has one."""
+        self._check_process()
+        self.nesting.set_constant(name, packed)
+
+    def is_of_fork(self) -> bool:
+        """Return whether this is a fork: it has none of the threads, and locks held for ever."""
+        return self._pid != os.getpid()
+
+    def _check_process(self) -> None:
+        if self.is_of_fork():
+            raise RuntimeError("workers serve the process that started them, not its forks")
 
     def interrupt(self, jobs: Collection[Job] | None = None, grace: float = 2.0) -> None:
         """Give up jobs, all by default, here and on hosts."""

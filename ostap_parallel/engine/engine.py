@@ -311,6 +311,8 @@ class Engine(Backend):
         that is replaced. Does not wait for any of this. Futures of `call` then raise
         CancelledError, unless the call has ended before.
         """
+        if self._core.is_of_fork():
+            return
         with self._lock:
             wanted = list(self._jobs) if futures is None else futures
             jobs = {self._jobs[future] for future in wanted if future in self._jobs}
@@ -341,7 +343,7 @@ class Engine(Backend):
     def set_constant(self, name: str, value: Any) -> None:
         """Give all tasks a value by a name; raises TypeError if it has one, or SerializeError."""
         packed = serialize.pack(value, f"the constant {name}")
-        self._core.nesting.set_constant(name, packed)
+        self._core.set_constant(name, packed)
 
     def constant(self, name: str, timeout: float | None = None) -> Any:
         """Return a value by its name, waiting for it; raises KeyError after `timeout` seconds."""

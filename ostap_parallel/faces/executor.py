@@ -135,6 +135,11 @@ class Executor(concurrent.futures.Executor):
         """Number of workers by host, of those that are up; the local ones are ``"local"``."""
         return self.backend.workers
 
+    @property
+    def _max_workers(self) -> int:
+        """The number of workers, which many programs ask for."""
+        return sum(self.workers.values())
+
     def add_hosts(self, servers: str | int | Iterable[str | int]) -> list[HostStatus]:
         """Start servers on more hosts, without waiting: they join what is going on.
 

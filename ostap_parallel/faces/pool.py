@@ -10,6 +10,7 @@ import math
 import multiprocessing.pool
 import os
 import threading
+import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sized
@@ -139,6 +140,8 @@ class Pool(multiprocessing.pool.Pool):
         ``initializer(*initargs)`` is called in each worker process before its first task.
     maxtasksperchild
         A worker process is replaced after so many chunks.
+    context
+        Has no effect, and a warning says so: see ``start=`` for how workers start.
     servers
         Hosts, and `settings` for them, as of `WorkManager`.
     executor
@@ -159,11 +162,15 @@ class Pool(multiprocessing.pool.Pool):
         initializer: Function | None = None,
         initargs: Iterable[Any] = (),
         maxtasksperchild: int | None = None,
+        context: Any = None,
         *,
         servers: str | int | Iterable[str | int] | None = None,
         executor: concurrent.futures.Executor | Backend | None = None,
         **settings: Unpack[Settings],
     ) -> None:
+        if context is not None:
+            text = "context= has no effect: the workers are our own, see start= for how they start"
+            warnings.warn(text, stacklevel=2)
         options: dict[str, Any] = {
             "ncpus": processes,
             "servers": servers,
@@ -207,6 +214,11 @@ class Pool(multiprocessing.pool.Pool):
     def _processes(self) -> int:
         """The number of workers, which many programs ask for."""
         return sum(self.backend.workers.values())
+
+    @property
+    def _pool(self) -> range:
+        """As many as there are workers, for programs that count them."""
+        return range(self._processes)
 
     def apply_async(  # type: ignore[override]
         self,

@@ -81,6 +81,10 @@ class Crew(Machine):
             self._changed.wait_for(lambda: all(w.pid for w in self._workers), PATIENCE)
             return [worker.pid for worker in self._workers if worker.pid]
 
+    def own_processes(self) -> list[int]:
+        """Return the children of this process whose end is waited for already."""
+        return self._spawner.own_processes()
+
     def has_room(self) -> bool:
         """Return whether a worker is free."""
         limited = self.limit is not None and len(self.running) >= self.limit

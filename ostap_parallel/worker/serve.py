@@ -19,6 +19,7 @@ import signal
 import socket
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,9 @@ from ostap_parallel.worker.server import Server
 
 # Begins each line that is meant for the client; anything else is what a script has printed.
 MARK = "\x1eostap-parallel "
+
+# Seconds between looks for what tasks have left behind, and what has ended of it.
+REAPING = 5.0
 
 
 class Events:
@@ -71,6 +75,7 @@ def main() -> int:
             preload=settings.get("preload", ()),
             fresh=settings.get("fresh", False),
         )
+        server.loop.call_later(REAPING, partial(_reap, server))
         about = {
             "port": server.port,
             "ncpus": ncpus,
@@ -98,6 +103,16 @@ def _give_up() -> None:
     """End the server from a thread; the client may start another one."""
     sys.stderr.write("no worker is left, and no other can be started\n")
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _reap(server: Server) -> None:
+    """Let go of orphans that have ended, now and from time to time."""
+    own = server.crew.own_processes()
+    for pid in children():
+        if pid not in own:
+            with contextlib.suppress(OSError):
+                os.waitpid(pid, os.WNOHANG)
+    server.loop.call_later(REAPING, partial(_reap, server))
 
 
 def _end_children() -> None:

@@ -202,6 +202,10 @@ class Spawner:
             self._output.remove(descriptor)
         self._printed = []
 
+    def own_processes(self) -> list[int]:
+        """Return the pid of the template, if there is one."""
+        return [self._process.pid] if self._process is not None else []
+
     def is_orphan(self, worker: Worker) -> bool:
         """Return whether nobody tells how a worker ends."""
         return worker.pid not in self._workers
