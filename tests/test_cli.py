@@ -322,6 +322,40 @@ def test_version_and_help(capsys):
 # -- launch ----------------------------------------------------------------------------------
 
 
+OWN_SETTINGS = """
+import decimal, sys, time
+from ostap_parallel import WorkManager
+decimal.getcontext().prec = int(sys.argv[1])
+class Own:
+    name = sys.argv[1]
+def seen(x):
+    time.sleep(0.01)
+    return sys.argv[1], str(decimal.getcontext().prec), Own.name
+if __name__ == "__main__":
+    with WorkManager(0, sys.argv[2], silent=True) as wm:
+        for _ in range(2):
+            assert set(wm.process(seen, range(60), chunk_size=1)) == {(sys.argv[1],) * 3}
+"""
+
+
+@pytest.mark.slow
+def test_programs_on_one_server_have_their_own_settings(ssh_config, launch, tmp_path, monkeypatch):
+    launched = launch("--ssh-config", ssh_config, "h1*1")
+    exports = launched.exports()
+    for name, value in exports.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "program.py").write_text(OWN_SETTINGS)
+    argv = [sys.executable, tmp_path / "program.py"]
+    servers = exports["OSTAP_PPSERVERS"]
+    programs = [
+        subprocess.Popen([*argv, number, servers], stderr=subprocess.PIPE, text=True)
+        for number in ("31", "32")
+    ]
+    errors = [program.communicate(timeout=60)[1] for program in programs]
+    launched.end()
+    assert [program.returncode for program in programs] == [0, 0], errors
+
+
 @pytest.mark.slow
 def test_launched_servers_do_the_work_of_another_program(
     hosts, ssh_config, launch, tmp_path, monkeypatch

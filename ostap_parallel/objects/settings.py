@@ -108,7 +108,7 @@ def _look() -> tuple[Any, ...]:
         seen.append(locale.setlocale(locale.LC_ALL))
     if (process := modules.get("multiprocessing.process")) is not None:
         seen.append(process.current_process().authkey)
-    return (*seen, sys.argv.copy(), list(warnings.filters), sys.getrecursionlimit())
+    return (*seen, list(sys.argv), list(warnings.filters), sys.getrecursionlimit())
 
 
 def _find() -> tuple[str, dict[str, Any], dict[str, Any]]:
