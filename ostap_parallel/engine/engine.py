@@ -449,8 +449,6 @@ class Engine(Backend):
                 return
             if isinstance(result, Lost) and self._core.is_closed:
                 result = replace(result, reason=SHUT_DOWN)
-                if future.cancel():  # it had not begun
-                    return
             if isinstance(result, ChunkOutcome) and self._fitness.count(result):
                 failed = tried | {result.host}
                 if not self._closed.is_set() and self.workers.keys() - failed:
