@@ -110,7 +110,7 @@ POOLS = """
 """
 
 CLASSES = """
-    import time
+    import ctypes, time
     from ostap_parallel import Executor, Pool
     class Cfg:
         x, other, table = None, 1, {}
@@ -130,7 +130,10 @@ CLASSES = """
     class C:
         v = 1
         def get(self): return 1
-    def slowly(x): time.sleep(0.004); return C.v, C().get()
+    class Point(ctypes.Structure):
+        _fields_ = [("x", ctypes.c_int)]
+        v = 1
+    def slowly(x): time.sleep(0.004); return C.v, C().get(), Point(x).x - x + Point.v
     class A: scale = 1
     def add(x): A.more = x; return hasattr(A, "more")
     # run
@@ -149,9 +152,9 @@ CLASSES = """
         Cfg.x = None
     slow = wm.pool.imap(slowly, range(60), chunksize=1)
     values = [next(slow)]
-    C.v, C.get = 2, lambda self: 2
-    assert set(wm.process(slowly, range(10))) == {(2, 2)}
-    assert set([*values, *slow]) == {(1, 1)}
+    C.v, C.get, Point.v = 2, lambda self: 2, 2
+    assert set(wm.process(slowly, range(10))) == {(2, 2, 2)}
+    assert set([*values, *slow]) == {(1, 1, 1)}
     assert wm.process(lambda x: (hasattr(A, "more"), add(x)), [1] * 2, chunk_size=2) == [
         (False, True), (True, True)]
     assert wm.process(lambda x: hasattr(A, "more"), [1]) == [False]

@@ -30,6 +30,7 @@ from ostap_parallel.objects.program import (
     namespace,
     program_of,
     space_now,
+    take,
 )
 
 Place = tuple[str, str, str]  # the token of a program, a module of it, a name there
@@ -291,10 +292,9 @@ def _fill(cls: type, state: tuple[Callable[..., None], Any]) -> None:
         return
     fill, attributes = state
     own = attributes[0] if isinstance(attributes, tuple) else attributes
-    for name in vars(cls).keys() - own.keys() - _made[cls]:  # of before: the sender has it no more
-        with contextlib.suppress(AttributeError, TypeError):
-            type.__delattr__(cls, name)
+    take(cls, vars(cls).keys() - own.keys() - _made[cls])  # what the sender has no more
     fill(cls, attributes)
+    _made[cls] |= vars(cls).keys() - own.keys()  # as the fields of a structure
     filled(cls, space)
 
 

@@ -213,12 +213,32 @@ def give_content(cls: type, content: dict[str, Any]) -> None:
     """Have a class have these attributes and no others; without what its metaclass does then."""
     now = vars(cls)
     for name in now.keys() - content.keys():
-        with contextlib.suppress(AttributeError, TypeError):
-            type.__delattr__(cls, name)
+        give(cls, name, _MISSING)
     for name, value in content.items():
         if now.get(name, _MISSING) is not value:
-            with contextlib.suppress(AttributeError, TypeError):
-                type.__setattr__(cls, name, value)
+            give(cls, name, value)
+
+
+def give(cls: type, name: str, value: Any) -> None:
+    """Set an attribute of a class, or take it, past what a metaclass of the user's does then."""
+    for setter, deleter in (type.__setattr__, type.__delattr__), (setattr, delattr):
+        try:
+            if value is _MISSING:
+                deleter(cls, name)
+            else:
+                setter(cls, name, value)
+        except TypeError:  # that of a metaclass in C must not be passed over
+            continue
+        except AttributeError:
+            return
+        else:
+            return
+
+
+def take(cls: type, names: Iterable[str]) -> None:
+    """Have a class be without attributes of its own."""
+    for name in names:
+        give(cls, name, _MISSING)
 
 
 def _is_other(space: Space, key: Key, old: bytes, data: bytes) -> bool:
@@ -273,11 +293,7 @@ class Kept:
         """
         for name, (before, after) in self.attributes.get(cls, {}).items():
             if is_fixed or _is_alike(vars(cls).get(name, _MISSING), before):
-                with contextlib.suppress(AttributeError, TypeError):
-                    if after is _MISSING:
-                        type.__delattr__(cls, name)
-                    else:
-                        type.__setattr__(cls, name, after)
+                give(cls, name, after)
 
 
 def _is_alike(one: Any, other: Any) -> bool:
