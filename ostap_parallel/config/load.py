@@ -160,7 +160,7 @@ def load_settings(
 
 def _tell_looked_at(sections: Sections, files: Sequence[Path], wanted: Sequence[Path]) -> str:
     """Return what was looked at for the configured list."""
-    others = [path for path in dict.fromkeys(wanted) if path not in files and path.exists()]
+    others = [path for path in dict.fromkeys(wanted) if path not in files and os.path.exists(path)]
     names = {suffix: f"[Parallel{':' * bool(suffix)}{suffix}]" for suffix in sections}
     lists = [names[suffix] for suffix, keys in sections.items() if keys.keys() & LISTS]
     parts = [f"files read: {', '.join(map(str, files)) or 'none'}"]
