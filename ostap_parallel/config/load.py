@@ -160,7 +160,9 @@ def load_settings(
 
 def _tell_looked_at(sections: Sections, files: Sequence[Path], wanted: Sequence[Path]) -> str:
     """Return what was looked at for the configured list."""
-    others = [path for path in dict.fromkeys(wanted) if path not in files and os.path.exists(path)]
+    unread = [path for path in dict.fromkeys(wanted) if path not in files]
+    # not by Path.exists: that raises for a name that is too long
+    others = [path for path in unread if os.path.exists(path)]  # noqa: PTH110
     names = {suffix: f"[Parallel{':' * bool(suffix)}{suffix}]" for suffix in sections}
     lists = [names[suffix] for suffix, keys in sections.items() if keys.keys() & LISTS]
     parts = [f"files read: {', '.join(map(str, files)) or 'none'}"]
