@@ -105,6 +105,14 @@ def one_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
         yield hosts
 
 
+@pytest.fixture(scope="module")
+def own_hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
+    """Two hosts of a file's own, whose workers may come and go from test to test."""
+    with hosts_or_skip(2, tmp_path_factory.mktemp("own"), HostOptions()) as hosts:
+        yield hosts
+        check_hosts(hosts, {})
+
+
 @pytest.fixture(scope="session")
 def ssh_config(hosts: Hosts) -> Path:
     """The ``ssh_config`` that reaches `hosts`."""

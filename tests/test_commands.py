@@ -14,11 +14,10 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import check_hosts, hosts_or_skip
 from helpers import crash, wait_until
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sshd import HostOptions, describe
+from sshd import describe
 
 from ostap_parallel import Executor
 from ostap_parallel.commands import (
@@ -40,14 +39,6 @@ GONE = 5.0
 def here():
     with Executor(2) as executor:
         yield executor
-
-
-@pytest.fixture(scope="module")
-def own_hosts(tmp_path_factory: pytest.TempPathFactory):
-    """Two hosts of this file's own, whose workers are there from test to test."""
-    with hosts_or_skip(2, tmp_path_factory.mktemp("own"), HostOptions()) as hosts:
-        yield hosts
-        check_hosts(hosts, {})
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,6 @@ from types import SimpleNamespace
 
 import ppft
 import pytest
-from conftest import check_hosts, hosts_or_skip
 from helpers import core_of, wait_until
 from servers import PACKAGE_PARENT, open_server
 from sshd import HostOptions, descendants, free_port
@@ -44,14 +43,6 @@ def manage(hosts):
             return stack.enter_context(WorkManager(ncpus, servers, **settings))
 
         yield make
-
-
-@pytest.fixture(scope="module")
-def own_hosts(tmp_path_factory):
-    """Two hosts of this file's own, whose workers may come and go from test to test."""
-    with hosts_or_skip(2, tmp_path_factory.mktemp("own"), HostOptions()) as hosts:
-        yield hosts
-        check_hosts(hosts, {})
 
 
 @pytest.fixture(scope="module")

@@ -7,20 +7,11 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import check_hosts, hosts_or_skip
 from helpers import crash
-from sshd import HostOptions
 
 from ostap_parallel import HostError, TaskMerger, WorkManager
 
 PATIENCE = 30
-
-
-@pytest.fixture(scope="module")
-def own_hosts(tmp_path_factory):
-    with hosts_or_skip(2, tmp_path_factory.mktemp("own"), HostOptions()) as hosts:
-        yield hosts
-        check_hosts(hosts, {})
 
 
 @pytest.fixture(scope="module")
