@@ -202,6 +202,35 @@ def test_no_more_than_n_jobs_run_at_once():
     assert gauge.most == 2
 
 
+def test_no_callback_of_a_loop_that_was_stopped_is_under_way(tmp_path):
+    """joblib would take what it brings for an outcome of the next loop of the same object."""
+    begun, stopped = threading.Event(), threading.Event()
+    seen = []
+
+    class Callback:
+        def __init__(self, parallel):
+            self.parallel = parallel
+
+        def __call__(self, done):
+            begun.set()
+            seen.append(stopped.wait(0.5))
+
+    class Calls:
+        items = ((late, (str(tmp_path / "go"), 0), {}),)
+
+    with ThreadPoolExecutor(2) as threads:
+        backend = OstapBackend(executor=threads)
+        loop = Parallel(n_jobs=2, backend=backend)
+        backend.configure(2, loop)
+        backend.submit(Calls, Callback(loop))
+        (tmp_path / "go").touch()  # not before: the callback is to be called by the thread
+        assert begun.wait(functions.PATIENCE)
+        loop._aborting = True
+        backend.abort_everything()
+        stopped.set()
+    assert seen == [False]
+
+
 class TestWorkers:
     def test_they_end_with_the_block(self):
         before = set(descendants(os.getpid()))

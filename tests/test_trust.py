@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import time
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -148,8 +149,9 @@ class TestTheRule:
         assert there.places(item.tried) is None  # a retry does not wait
         here = Trust(Three({"local": 1}, hosts[1:]), HostRules(), collects=True)
         assert not fail(here, Item(0, None), "local")
-        assert trust.is_stranded(frozenset({"h3"}))
-        assert not trust.is_stranded(frozenset({"h2"}))
+        one, two = Future(), Future()
+        pinned = {one: frozenset({"h3"}), two: frozenset({"h2"})}
+        assert trust.stranded(pinned) == [one]
 
     def test_who_wants_to_know_of_the_first_failure_waits_for_a_while_only(self):
         hosts = [HostStatus("h1", "up", 1), HostStatus("h2", "starting")]
@@ -157,7 +159,7 @@ class TestTheRule:
         assert fail(trust, Item(0, None), "h1", of_host=True)
         assert 0 < trust.time_left() <= 0.2
         wait_until(lambda: trust.time_left() == 0, 5, "the time is over")
-        assert trust.is_stranded(frozenset({"h2"}))
+        assert trust.stranded({(waiting := Future()): frozenset({"h2"})}) == [waiting]
         assert not fail(trust, Item(1, None), "h1", of_host=True)
 
     def test_a_host_that_was_left_out_is_better_than_none(self, trust, monkeypatch):

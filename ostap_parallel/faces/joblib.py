@@ -8,7 +8,7 @@ import pickle
 import sys
 import threading
 import weakref
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 Calls = Sequence[tuple[Callable[..., Any], Sequence[Any], dict[str, Any]]]
 Callback = Callable[[Future[Any]], Any]
+
+# Seconds that a loop which is stopped waits for callbacks of joblib's that are under way.
+STOP_PATIENCE = 5.0
 
 # What joblib gives to every backend, and does not concern this one.
 _NOT_OURS = {"temp_folder", "mmap_mode", "prefer", "require", "verbose", "context"}
@@ -159,6 +162,8 @@ class _Loop:
         self._nested = nested
         self._max_nbytes = max_nbytes
         self._lock = threading.Lock()
+        self._calling = Counter[int]()  # callbacks under way, by the thread that they are in
+        self._called = threading.Condition(self._lock)  # one of them has returned
         self._free = limit
         self._queue: deque[tuple[Calls, Callback]] = deque()
         self._running: dict[Future[Any], tuple[Callback, int]] = {}
@@ -172,7 +177,20 @@ class _Loop:
         self._start()
 
     def stop(self) -> None:
-        """Drop what waits, and interrupt what runs."""
+        """Drop what waits, interrupt what runs, and wait for callbacks of other threads.
+
+        Until joblib has given the next loop of the same object a number, it would take what such
+        a callback brings for an outcome of that loop.
+        """
+        self._drop()
+        with self._lock:
+            mine = threading.get_ident()
+            if not self._calling.keys() - {mine}:
+                return
+            self._called.wait_for(lambda: not self._calling.keys() - {mine}, STOP_PATIENCE)
+        self._drop()  # what these have submitted
+
+    def _drop(self) -> None:
         with self._lock:
             self._stops += 1
             self._queue.clear()
@@ -198,10 +216,19 @@ class _Loop:
         with self._lock:
             callback, stops = self._running.pop(done)
             self._free += 1
-            stopped = self._stops > stops
         self._start()
-        if not stopped:  # else joblib would take it for an outcome of the next loop
+        thread = threading.get_ident()
+        with self._lock:
+            if self._stops > stops:
+                return
+            self._calling[thread] += 1
+        try:  # without our lock: joblib has one of its own while it submits
             callback(done)
+        finally:
+            with self._lock:
+                self._calling[thread] -= 1
+                self._calling += Counter()  # drops those that are zero
+                self._called.notify_all()
 
     def _send(self, calls: Calls) -> Future[Any]:
         try:

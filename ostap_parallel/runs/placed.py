@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from ostap_parallel.engine.names import Absences, labels_of
 from ostap_parallel.errors import HostError
 from ostap_parallel.runs.chunking import Chunk, Packing
-from ostap_parallel.runs.outcome import Batch, Outcome
+from ostap_parallel.runs.outcome import Outcome
 from ostap_parallel.runs.run import Run
 
 # Chunks that are under way for each worker of a host.
@@ -41,8 +40,6 @@ class PlacedRun(Run):
 
     _labels: list[str] = field(default_factory=list)  # of the items; "" for any
     _queues: dict[str, deque[int]] = field(default_factory=dict)
-    _places: dict[int, str] = field(default_factory=dict)  # of what is under way
-    _under_way: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -64,39 +61,19 @@ class PlacedRun(Run):
         """Keep all hosts busy with items of theirs."""
         most = self.backend.window()
         workers = self.backend.workers
-        self._take_back_stranded(workers)
         self._give_up_hopeless(set(workers))
+        under_way = Counter(label for places in self._pinned.values() for label in places)
         for label, count in workers.items():
             while (
-                self._under_way[label] < AHEAD * count
+                under_way[label] < AHEAD * count
                 and len(self._running) < (self.window or most)
                 and (found := self._chunk_for(label, sum(workers.values())))
             ):
-                self._send(label, *found)
+                self._send(*found, places=frozenset([label]))
+                under_way[label] += 1
         self._exhausted = not any(self._queues.values())
         # What is left waits for a host that is not up, of which `wake` tells.
         self._is_paused = not self._exhausted or bool(self._again)
-
-    def _take_back_stranded(self, workers: Mapping[str, int]) -> None:
-        """Take back what waits for a host that has gone: it goes elsewhere, or when it is back."""
-        gone = {
-            label for label, count in self._under_way.items() if count and not workers.get(label)
-        }
-        if gone:
-            running = self._running.items()
-            places = self._places
-            self.backend.give_up([one for one, chunk in running if places[id(chunk)] in gone])
-
-    def _send(self, label: str, chunk: Chunk, message: bytes) -> None:
-        future = self._submit(message, hosts=frozenset([label]))
-        self._places[id(chunk)] = label
-        self._under_way[label] += 1
-        self._running[future] = chunk
-        future.add_done_callback(self._news.put)
-
-    def _arrivals_of(self, done: Future[Any], chunk: Chunk) -> Iterator[Batch | Outcome]:
-        self._under_way[self._places.pop(id(chunk))] -= 1
-        yield from super()._arrivals_of(done, chunk)
 
     def _chunk_for(self, label: str, workers: int) -> tuple[Chunk, bytes] | None:
         """Return a chunk for a host, if there is one that it may do."""

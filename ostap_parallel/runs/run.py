@@ -234,13 +234,15 @@ class Run:
             if found is None:
                 return
             chunk, message = found
-            is_short = chunk.history is None and self._size.is_short(len(chunk.items))
-            places = self._places_for(chunk.history or ())
-            future = self._submit(message, is_short=is_short, hosts=places)
-            self._running[future] = chunk
-            if places is not None:
-                self._pinned[future] = places
-            future.add_done_callback(self._news.put)
+            self._send(chunk, message, self._places_for(chunk.history or ()))
+
+    def _send(self, chunk: Chunk, message: bytes, places: frozenset[str] | None) -> None:
+        is_short = chunk.history is None and self._size.is_short(len(chunk.items))
+        future = self._submit(message, is_short=is_short, hosts=places)
+        self._running[future] = chunk
+        if places is not None:
+            self._pinned[future] = places
+        future.add_done_callback(self._news.put)
 
     def _places_for(self, again: Sequence[Item]) -> frozenset[str] | None:
         tried = frozenset[str]().union(*(item.tried for item in again))
@@ -248,8 +250,7 @@ class Run:
 
     def _free_stranded(self) -> None:
         """Take back what waits for hosts that have gone; it runs elsewhere then."""
-        items = self._pinned.items()
-        stranded = [future for future, places in items if self.trust.is_stranded(places)]
+        stranded = self.trust.stranded(self._pinned) if self._pinned else []
         if stranded:
             self.backend.give_up(stranded)
         for future in stranded:

@@ -20,10 +20,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from ostap_parallel.engine.backend import Backend
+from ostap_parallel.engine.backend import AnyFuture, Backend
 from ostap_parallel.engine.core import LOCAL
 from ostap_parallel.errors import ByteCodeError, TaskTimeout
 from ostap_parallel.objects.serialize import name_and_text
@@ -182,9 +182,10 @@ class Trust:
             return None
         return max(0.0, self._begin + self.rules.patience - time.monotonic())
 
-    def is_stranded(self, places: Places) -> bool:
-        """Return whether none of these hosts is up, nor is about to be for the first time."""
-        return not places & (self._up().keys() | self._about_to_come(Places()))
+    def stranded(self, pinned: Mapping[AnyFuture, Places]) -> list[AnyFuture]:
+        """Return those of whose hosts none is up, nor is about to be for the first time."""
+        there = self._up().keys() | self._about_to_come(Places())
+        return [future for future, places in pinned.items() if places.isdisjoint(there)]
 
     def is_fit(self, host: str) -> bool:
         """Return whether what happens on a host tells anything of the items."""
