@@ -1,4 +1,4 @@
-"""One host, to run commands and copy files; see `ostap_parallel.faces.hosts`."""
+"""One host, to run commands and copy files; see `ostap_parallel.commands.host`."""
 
-from ostap_parallel.faces.hosts import *  # noqa: F403
-from ostap_parallel.faces.hosts import __all__ as __all__
+from ostap_parallel.commands.host import *  # noqa: F403
+from ostap_parallel.commands.host import __all__ as __all__

@@ -24,8 +24,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # The floors, from top to bottom: a module may import from its own line and from those below.
 LAYERS = (
-    {"__main__"},
-    {"cli", "commands", "futures", "hosts", "joblib", "ostap", "pipeline", "pools"},
+    {"__main__", "cli", "futures", "hosts", "joblib", "pools"},
+    {"commands", "ostap", "pipeline"},
     {"faces"},
     {"runs"},
     {"engine"},
@@ -42,20 +42,10 @@ MAX_DEPTH = 9  # modules of a room that import one another in a row
 # The modules of each room that others may import. Those of the root are for users only.
 DOORS = {
     "cli": {""},
-    "faces": {
-        *(
-            "command",
-            "commands",
-            "datamap",
-            "executor",
-            "feed",
-            "halting",
-            "hosts",
-            "joblib",
-            "joblog",
-        ),
-        *("manager", "ostap", "pathos_pool", "pipeline", "pool", "scoop", "template"),
-    },
+    "commands": {"", "command", "feed", "halting", "host", "running", "template"},
+    "pipeline": {"", "datamap", "recipe"},
+    "ostap": {"", "options"},
+    "faces": {"executor", "joblib", "manager", "pathos_pool", "pool", "scoop"},
     "runs": {
         *(
             "checkpoint",
@@ -244,11 +234,12 @@ def test_rooms_are_entered_by_their_doors(file):
 
 
 def test_modules_of_the_root_are_doors_only():
-    for name in ("commands", "futures", "hosts", "joblib", "ostap", "pools"):
+    for name in ("futures", "hosts", "joblib", "pools"):
         tree = ast.parse((PACKAGE / f"{name}.py").read_text())
         kinds = (ast.Expr, ast.ImportFrom, ast.Assign)
         assert all(isinstance(node, kinds) for node in tree.body), name
-        assert {layer(module) for module, _ in imports(PACKAGE / f"{name}.py")} == {"faces"}
+        rooms = {layer(module) for module, _ in imports(PACKAGE / f"{name}.py")}
+        assert rooms in ({"faces"}, {"commands"})
 
 
 @pytest.mark.parametrize("file", FILES, ids=module_of)

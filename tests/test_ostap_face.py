@@ -18,7 +18,7 @@ import pytest
 import ostap_parallel
 from ostap_parallel import ostap
 from ostap_parallel.faces import manager as our_manager
-from ostap_parallel.faces.ostap_options import count_cpus, executor_of, tell_unknown
+from ostap_parallel.ostap.options import count_cpus, executor_of, tell_unknown
 from ostap_parallel.worker.copies import copier_of
 from ostap_parallel.worker.modes import modes_of
 

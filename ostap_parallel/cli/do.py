@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
+from ostap_parallel.commands.command import Command, Done
+from ostap_parallel.commands.feed import Feed
+from ostap_parallel.commands.halting import Halt
+from ostap_parallel.commands.running import open_executor, run_as_completed
+from ostap_parallel.commands.template import Template, cross
 from ostap_parallel.errors import ConfigError
-from ostap_parallel.faces.command import Command, Done
-from ostap_parallel.faces.commands import open_executor, run_as_completed
-from ostap_parallel.faces.datamap import DataMap
-from ostap_parallel.faces.feed import Feed
-from ostap_parallel.faces.halting import Halt
-from ostap_parallel.faces.template import Template, cross
+from ostap_parallel.pipeline.datamap import DataMap
 from ostap_parallel.runs.progress import open_progress
 from ostap_parallel.runs.report import relay
 

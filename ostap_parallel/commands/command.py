@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
+from ostap_parallel.commands.joblog import Entry
+from ostap_parallel.commands.template import Filled
 from ostap_parallel.errors import CommandFailed
-from ostap_parallel.faces.joblog import Entry
-from ostap_parallel.faces.template import Filled
 from ostap_parallel.worker.command import Spec
 
 # Exit statuses in a job log of what had none: GNU parallel's for what took too long, and ssh's for

@@ -16,19 +16,19 @@ from concurrent.futures import wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ostap_parallel.commands import joblog as joblogs
+from ostap_parallel.commands.command import Command, Done
+from ostap_parallel.commands.feed import Feed
+from ostap_parallel.commands.halting import Halt
+from ostap_parallel.commands.outputs import Outputs
+from ostap_parallel.commands.slots import Job, Queues
+from ostap_parallel.commands.template import Filled, Template, cross
 from ostap_parallel.engine.backend import AnyFuture, Backend, result_of
 from ostap_parallel.engine.foreign import backend_of
 from ostap_parallel.engine.names import HERE, bare_name
 from ostap_parallel.engine.retries import Limits
 from ostap_parallel.errors import CommandFailed, ConfigError
-from ostap_parallel.faces import joblog as joblogs
-from ostap_parallel.faces.command import Command, Done
 from ostap_parallel.faces.executor import Executor, Settings
-from ostap_parallel.faces.feed import Feed
-from ostap_parallel.faces.halting import Halt
-from ostap_parallel.faces.outputs import Outputs
-from ostap_parallel.faces.slots import Job, Queues
-from ostap_parallel.faces.template import Filled, Template, cross
 from ostap_parallel.runs.run import PAUSE
 from ostap_parallel.worker.chunk import Lost, pack_chunk, pack_value, traced, unpack_answer
 from ostap_parallel.worker.command import Ended, read_piece

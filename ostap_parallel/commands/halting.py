@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
+from ostap_parallel.commands.command import Done
 from ostap_parallel.errors import ConfigError
-from ostap_parallel.faces.command import Done
 
 _FORM = re.compile(r"(now|soon),(fail|success|done)=(\d+)(%?)")
 

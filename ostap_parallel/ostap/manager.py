@@ -17,15 +17,15 @@ from collections.abc import Callable, Iterable, Iterator, Sized
 from pathlib import Path
 from typing import Any
 
-from ostap_parallel.faces.ostap_checker import Checker
-from ostap_parallel.faces.ostap_options import (
+from ostap_parallel.ostap.checker import Checker
+from ostap_parallel.ostap.options import (
     count_cpus,
     executor_of,
     manager_options,
     positive,
     run_options,
 )
-from ostap_parallel.faces.ostap_task import (
+from ostap_parallel.ostap.task import (
     FuncTask,
     Function,
     GenericTask,

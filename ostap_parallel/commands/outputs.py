@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ostap_parallel.commands.command import Done
 from ostap_parallel.errors import ConfigError
-from ostap_parallel.faces.command import Done
 from ostap_parallel.worker.printed import Taken
 
 

@@ -19,10 +19,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from ostap_parallel.commands.command import Command, Done
+from ostap_parallel.commands.running import open_executor, run_as_completed
 from ostap_parallel.engine.names import HERE
 from ostap_parallel.errors import ConfigError, OstapParallelError
-from ostap_parallel.faces.command import Command, Done
-from ostap_parallel.faces.commands import open_executor, run_as_completed
 from ostap_parallel.objects import serialize
 from ostap_parallel.worker.node import NO_PORT
 from ostap_parallel.worker.reaper import PYTHON

@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ostap_parallel.commands.command import Command, Done
+from ostap_parallel.commands.running import run
 from ostap_parallel.errors import ConfigError, HostError
-from ostap_parallel.faces.command import Command, Done
-from ostap_parallel.faces.commands import run
 from ostap_parallel.faces.executor import Executor, Settings
 from ostap_parallel.runs.progress import open_progress
 from ostap_parallel.worker import files

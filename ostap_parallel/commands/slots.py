@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from ostap_parallel.commands.command import Command, Done
 from ostap_parallel.engine.backend import AnyFuture, Backend
 from ostap_parallel.engine.names import Absences, labels_of
 from ostap_parallel.engine.retries import Attempts
-from ostap_parallel.faces.command import Command, Done
 from ostap_parallel.worker.command import Ended
 
 
