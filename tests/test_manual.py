@@ -1,6 +1,7 @@
-"""README.md and PARALELL.md: their code runs as it stands, and they leave no option out.
+"""README.md, the guide and the reference: their code runs as it stands; no option is left out.
 
-One chapter (``##``) is one test. Its blocks by kind, and by the HTML comment before them:
+One chapter (``#`` or ``##``) is one test, together with those behind it whose first block is
+``<!-- continued -->``. Its blocks by kind, and by the HTML comment before them:
 
 ``python``
     All of a chapter are one script, so that its functions are those of a real ``__main__``;
@@ -27,7 +28,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_type_hints
 
@@ -43,11 +44,13 @@ from ostap_parallel.faces.executor import Settings
 ROOT = Path(__file__).parent.parent
 NAMES = "lxplus701.cern.ch", "lxplus702.cern.ch"
 
-_CHAPTER = re.compile(r"^## (.+)$", re.MULTILINE)
+_CHAPTER = re.compile(r"^##? ([^\n]+)$|^```.*?^```$", re.MULTILINE | re.DOTALL)
 _BLOCK = re.compile(
     r"^(?:<!-- (?P<note>[^>]*) -->\n)?```(?P<kind>\w+)\n(?P<text>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
+_HEADING = re.compile(r"^#+ ([^\n]+)$|^```.*?^```$", re.MULTILINE | re.DOTALL)
+_LINK = re.compile(r"\]\(([^)\s]+)\)")
 _EXPORT = re.compile(r"export (\w+)=(.*)")
 
 
@@ -110,8 +113,9 @@ def words_of(line: str) -> list[str]:
 
 def read_chapters(document: str) -> Iterator[Chapter]:
     text = (ROOT / document).read_text()
-    starts = [(found.start(), found[1]) for found in _CHAPTER.finditer(text)]
+    starts = [(found.start(), found[1]) for found in _CHAPTER.finditer(text) if found[1]]
     ends = [start for start, _ in starts[1:]] + [len(text)]
+    chapters: list[Chapter] = []
     for (start, title), end in zip(starts, ends, strict=True):
         blocks = tuple(
             Block(
@@ -122,12 +126,19 @@ def read_chapters(document: str) -> Iterator[Chapter]:
             )
             for found in _BLOCK.finditer(text, start, end)
         )
-        if any(block.kind != "text" for block in blocks):
-            yield Chapter(document, title, blocks)
+        if blocks and blocks[0].note == "continued":
+            before = chapters.pop()
+            chapters.append(replace(before, blocks=before.blocks + blocks))
+        elif any(block.kind != "text" for block in blocks):
+            chapters.append(Chapter(document, title, blocks))
+    yield from chapters
 
 
-CHAPTERS = [*read_chapters("README.md"), *read_chapters("PARALELL.md")]
-MANUAL = (ROOT / "PARALELL.md").read_text()
+GUIDE = "PARALELL.md"
+PAGES = sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
+DOCUMENTS = ["README.md", GUIDE, *PAGES]
+CHAPTERS = [chapter for document in DOCUMENTS for chapter in read_chapters(document)]
+MANUAL = "".join((ROOT / document).read_text() for document in [GUIDE, *PAGES])
 
 
 @pytest.fixture
@@ -293,19 +304,51 @@ def test_manual_names_every_command_and_option() -> None:
     assert not sorted(name for name in {*commands, *options} if not is_named(name))
 
 
-@pytest.mark.parametrize("document", ["README.md", "PARALELL.md", "SECURITY.md"])
+def anchors(path: Path) -> set[str]:
+    """Return the anchors of a document's headings, as GitHub and Sphinx make them."""
+    titles = [found[1] for found in _HEADING.finditer(path.read_text()) if found[1]]
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("document", [*DOCUMENTS, "SECURITY.md", "CONTRIBUTING.md", "CHANGES.md"])
 def test_links_lead_somewhere(document: str) -> None:
-    text = (ROOT / document).read_text()
-    for target in re.findall(r"\]\(([^)]+)\)", text):
+    here = ROOT / document
+    for target in _LINK.findall(here.read_text()):
         file, _, anchor = target.partition("#")
         if "://" in target:
             continue
-        path = ROOT / (file or document)
+        path = here.parent / file if file else here
         assert path.exists(), target
-        if anchor:
-            titles = re.findall(r"^#+ (.+)$", path.read_text(), re.MULTILINE)
-            anchors = {re.sub(r"[^\w\- ]", "", title.lower()) for title in titles}
-            assert anchor.replace("-", " ") in anchors, target
+        assert not anchor or anchor in anchors(path), target
+
+
+def test_headings_of_a_document_differ() -> None:
+    for document in DOCUMENTS:
+        titles = [found[1] for found in _HEADING.finditer((ROOT / document).read_text())]
+        titles = [title for title in titles if title]
+        assert len(anchors(ROOT / document)) == len(titles), document
+
+
+def test_each_page_is_in_the_navigation() -> None:
+    text = (ROOT / "docs/index.md").read_text()
+    trees = re.findall(r"^```{toctree}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    named = [line for tree in trees for line in tree.splitlines() if line and line[0] != ":"]
+    pages = [Path(page).stem for page in PAGES if page != "docs/index.md"]
+    assert sorted(name for name in named if not name.startswith("../")) == sorted(pages)
+    linked = {target.partition("#")[0] for target in _LINK.findall(text)}
+    assert {f"{page}.md" for page in pages} <= linked
+
+
+def test_the_guide_is_short() -> None:
+    assert len((ROOT / GUIDE).read_text().splitlines()) <= 500
+
+
+def test_chapters_of_the_guide_end_where_the_reference_is() -> None:
+    text = (ROOT / GUIDE).read_text()
+    starts = [found.start() for found in _CHAPTER.finditer(text) if found[1]]
+    for start, end in zip(starts[1:], [*starts[2:], len(text)], strict=True):
+        last = text[start:end].strip().split("\n\n")[-1]
+        assert "](docs/" in last, text[start:end].splitlines()[0]
 
 
 def test_readme_is_short() -> None:

@@ -44,6 +44,8 @@ class TestTimes:
             if slowest.wants(n % 10):
                 slowest.add(Slow(n % 10, n, str(n), "h1", 1))
         assert [slow.seconds for slow in slowest] == [9, 9, 8, 8, 7]
+        assert slowest[0].seconds == 9
+        assert [slow.seconds for slow in slowest[3:]] == [8, 7]
 
 
 def until(folder, item):

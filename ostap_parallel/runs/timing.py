@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import heapq
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import overload
 
 # Of more times than these the median is that of some of them, evenly spread.
 _KEPT = 1 << 12
@@ -70,8 +71,8 @@ class Slow:
         return f"item {self.index} ({self.item}) on {where}: {self.seconds:.3g} s"
 
 
-class Slowest:
-    """The items that took longest."""
+class Slowest(Sequence[Slow]):
+    """The items that took longest, the slowest first."""
 
     def __init__(self) -> None:
         self._heap: list[Slow] = []
@@ -86,8 +87,14 @@ class Slowest:
         if len(self._heap) > SLOWEST:
             heapq.heappop(self._heap)
 
-    def __iter__(self) -> Iterator[Slow]:
-        return iter(sorted(self._heap, reverse=True))
+    @overload
+    def __getitem__(self, index: int) -> Slow: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Slow]: ...
+
+    def __getitem__(self, index: int | slice) -> Slow | list[Slow]:
+        return sorted(self._heap, reverse=True)[index]
 
     def __len__(self) -> int:
         return len(self._heap)
