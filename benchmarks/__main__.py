@@ -18,7 +18,7 @@ import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from benchmarks import commands, engine, harness, local, remote
+from benchmarks import commands, engine, harness, local, remote, views
 from benchmarks.harness import Benchmark
 from benchmarks.peers import PEERS
 
@@ -36,6 +36,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "commands-hosts": commands.COMMANDS_ON_HOSTS,
     "memory": local.MEMORY,
     "idle": local.IDLE,
+    "timeline": views.TIMELINE,
     **engine.BENCHMARKS,
 }
 

@@ -23,18 +23,20 @@ from ostap_parallel.faces.executor import Executor, Settings
 from ostap_parallel.runs.checkpoint import Checkpoint
 from ostap_parallel.runs.display import Shown, show_as, title_of
 from ostap_parallel.runs.dump import Database, Dump
+from ostap_parallel.runs.history import Tails
 from ostap_parallel.runs.ordering import HELD_BYTES
 from ostap_parallel.runs.outcome import Batch, Outcome
 from ostap_parallel.runs.placed import PlacedRun
 from ostap_parallel.runs.progress import open_progress
 from ostap_parallel.runs.recorder import ListTask, OnError, Recorder
-from ostap_parallel.runs.report import Report
+from ostap_parallel.runs.report import Report, relay
 from ostap_parallel.runs.run import Run
 from ostap_parallel.runs.shapes import as_merger, as_task
 from ostap_parallel.runs.stream import Results, in_thread
 from ostap_parallel.runs.task import Collector, FuncTask, GenericTask, Merger, Task, TaskMerger
 from ostap_parallel.runs.trust import DEFAULT_RULES, HostRules
 from ostap_parallel.supply.source import HostStatus
+from ostap_parallel.views.timeline import Timeline
 from ostap_parallel.worker import standin
 from ostap_parallel.worker.execute import Call
 from ostap_parallel.worker.tasks import TaskCall
@@ -112,6 +114,8 @@ class WorkManager(Shown):
     held_bytes
         So many bytes of results, about, are held back at most where they come in the order of
         the items; no more input is read then until the next one in turn has come.
+    timeline
+        Whether reports keep when each item ran, and where: some ten bytes for each.
 
     Attributes
     ----------
@@ -142,6 +146,7 @@ class WorkManager(Shown):
         dump_freq: int = 0,
         host_rules: HostRules = DEFAULT_RULES,
         held_bytes: float = HELD_BYTES,
+        timeline: bool = True,
         **settings: Unpack[Settings],
     ) -> None:
         named = _one_of(servers, ppservers)
@@ -154,7 +159,11 @@ class WorkManager(Shown):
         }
         self._progress, self._silent = progress and not silent, silent
         self._pool: ParallelPool | None = None
-        self._owned = Executor(ncpus, named, **settings) if executor is None else None
+        self._keeps_timeline = timeline
+        options: dict[str, Any] = {**settings}
+        self._tails = Tails(options.pop("on_event", relay))
+        options["on_event"] = self._tails.hear
+        self._owned = Executor(ncpus, named, **options) if executor is None else None
         self.executor: Any = self._owned if executor is None else executor
         self.backend = backend_of(self._owned) if given is None else given
 
@@ -396,7 +405,8 @@ class WorkManager(Shown):
         """Keep `report` up to date during a run, however it ends, and show its progress."""
         show = self._progress if progress is None else progress
         with open_progress(show, run.total, title, lambda: self.workers) as reporter:
-            recorder = Recorder(run, reporter)
+            timeline = Timeline(title) if self._keeps_timeline else None
+            recorder = Recorder(run, reporter, timeline, self._tails)
             self.report = recorder.report
             hosts = [] if self._owned is None else self._owned.hosts
             lost = {host.name: host.lost for host in hosts}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -50,12 +51,15 @@ class Chunk:
         others.
     history
         Is there if they are not sent for the first time.
+    made
+        When, in seconds since the epoch.
     """
 
     indices: Sequence[int]
     items: list[Any]
     sent: Sequence[Any]
     history: list[Item] | None = None
+    made: float = field(default_factory=time.time)
 
     def split(self) -> list[Item]:
         """Return the items one by one, as each may get a history of its own."""

@@ -10,21 +10,38 @@ from typing import Any, Literal
 from ostap_parallel.errors import WorkerLost, add_note
 from ostap_parallel.runs.display import caller, show_as
 from ostap_parallel.runs.dump import Dump
+from ostap_parallel.runs.history import History, Tails
 from ostap_parallel.runs.outcome import Batch, Combined, Outcome
 from ostap_parallel.runs.progress import ProgressReporter
 from ostap_parallel.runs.report import Failure, Report
 from ostap_parallel.runs.run import Run
 from ostap_parallel.runs.task import Task
+from ostap_parallel.views.timeline import Timeline
 
 OnError = Literal["raise", "collect"]
 
 
 class Recorder:
-    """Takes the outcomes of a run, one after another, into its report."""
+    """Takes the outcomes of a run, one after another, into its report.
 
-    def __init__(self, run: Run, reporter: ProgressReporter) -> None:
-        self.report = Report(left_out=run.trust.left_out, look=run.running)
+    Parameters
+    ----------
+    timeline
+        Keeps when what ran where; ``None``: that is not kept.
+    tails
+        Knows what workers have printed last.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        reporter: ProgressReporter,
+        timeline: Timeline | None = None,
+        tails: Tails | None = None,
+    ) -> None:
+        self.report = Report(left_out=run.trust.left_out, look=run.running, timeline=timeline)
         self._run = run
+        self._history = History(run, timeline, tails)
         self._reporter = reporter
         self._start = time.monotonic()
 
@@ -78,7 +95,7 @@ class Recorder:
         """Yield what arrives; raise the first error, or record it and go on."""
         __tracebackhide__ = True
         report = self.report
-        with self._watched(), closing(self._run.arrivals()) as arrivals:
+        with self._watched(), self._history.noting(), closing(self._run.arrivals()) as arrivals:
             try:
                 for arrival in arrivals:
                     report.submitted = self._run.submitted
@@ -113,7 +130,7 @@ class Recorder:
     def _fail(self, outcome: Outcome, on_error: OnError) -> None:
         __tracebackhide__ = True
         assert outcome.error is not None
-        failure = Failure.of(outcome)
+        failure = Failure.of(outcome, self._history.output(outcome.index))
         self.report.failures.append(failure)
         self.report.stats.add(failure.host, 0.0, njobs=0, nfailed=1)
         if on_error == "raise":

@@ -22,6 +22,8 @@ from ostap_parallel.objects.serialize import name_and_text
 from ostap_parallel.runs.display import Shown
 from ostap_parallel.runs.outcome import Batch, Outcome
 from ostap_parallel.runs.timing import Slow, Slowest, Times
+from ostap_parallel.views.timeline import Timeline
+from ostap_parallel.views.trace import trace_of
 
 if TYPE_CHECKING:
     from ostap_parallel.supply.source import HostStatus
@@ -179,6 +181,8 @@ class Failure:
         The worker that had it last.
     attempts
         How often it was tried.
+    output
+        What its worker has printed last, for this item and for others that were sent with it.
     """
 
     index: int
@@ -188,18 +192,19 @@ class Failure:
     host: str
     pid: int
     attempts: int
+    output: str = ""
 
     @classmethod
-    def of(cls, outcome: Outcome) -> Failure:
+    def of(cls, outcome: Outcome, output: str = "") -> Failure:
         """Return the failure that an outcome is."""
         assert outcome.error is not None
         worker = outcome.host or "local", outcome.pid, outcome.attempts
         item = describe(outcome.item)
-        return cls(outcome.index, item, outcome.error, outcome.traceback, *worker)
+        return cls(outcome.index, item, outcome.error, outcome.traceback, *worker, output)
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as plain data."""
-        names = "index", "item", "traceback", "host", "pid", "attempts"
+        names = "index", "item", "traceback", "host", "pid", "attempts", "output"
         error = name_and_text(self.error)
         return {**{name: getattr(self, name) for name in names}, "error": error}
 
@@ -274,6 +279,8 @@ class Report(Shown):
         The times of items by host: `Times.least`, `Times.median` and `Times.most`.
     slowest
         The items that took longest, the longest first.
+    timeline
+        When each item ran, and where; ``None`` where that was not kept.
     """
 
     submitted: int = 0
@@ -291,6 +298,7 @@ class Report(Shown):
     slowest: Slowest = field(default_factory=Slowest)
     ran: list[Running] = field(default_factory=list, repr=False)
     look: Callable[[], list[Running]] | None = field(default=None, repr=False)
+    timeline: Timeline | None = field(default=None, repr=False)
 
     @property
     def running(self) -> list[Running]:
@@ -395,6 +403,23 @@ class Report(Shown):
             case _:
                 text = f"{self}\n"
         path.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+    def trace(self, file: str | os.PathLike[str]) -> None:
+        """Write when each item ran, and where, as Chrome trace events in JSON.
+
+        Perfetto (ui.perfetto.dev) and chrome://tracing show such files.
+
+        Raises
+        ------
+        ValueError
+            The run was one of a manager with ``timeline=False``, or there was none yet.
+        OSError
+            The file cannot be written.
+        """
+        if self.timeline is None:
+            raise ValueError("there is no timeline: no run yet, or one with timeline=False")
+        text = json.dumps(trace_of(self.timeline.picture()))
+        Path(file).expanduser().write_text(text, encoding="ascii")
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as plain data: all but the result."""

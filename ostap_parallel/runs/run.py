@@ -10,16 +10,16 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, wait
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from numbers import Integral, Real
 from typing import Any
 
-from ostap_parallel.engine.backend import Backend, result_of
+from ostap_parallel.engine.backend import Backend, Result, result_of
 from ostap_parallel.engine.retries import LOST_RETRIES, Limits
 from ostap_parallel.errors import SerializeError, TaskTimeout, WorkerLost
+from ostap_parallel.runs.checks import check_number, check_timeout, length_of
 from ostap_parallel.runs.chunking import (
     CHUNK_SECONDS,
     LONGEST_CHUNK,
@@ -73,6 +73,8 @@ class Run:
         With `ordered`: bytes of results that may be held back, about.
     window
         Chunks that are under way at most; ``None``: about two per worker.
+    heard
+        Told what became of each chunk, as that is heard of.
 
     Raises
     ------
@@ -102,6 +104,7 @@ class Run:
     collects: bool = False
     held_bytes: float = HELD_BYTES
     window: int | None = None
+    heard: Callable[[Result, Chunk], object] = lambda result, chunk: None
 
     _again: deque[list[Item]] = field(default_factory=deque)  # chunks to be run again
     _unsent: deque[Outcome] = field(default_factory=deque)  # known without being sent
@@ -120,16 +123,16 @@ class Run:
     _is_heavy: bool = False  # items share so much that there should be few chunks
 
     def __post_init__(self) -> None:
-        self.total = _length(self.items)
+        self.total = length_of(self.items)
         self._size = ChunkSize.of(self.call.function)
         self._limit = LONGEST_CHUNK if self.chunk_size is None else math.inf
-        _check_number("retries", self.retries, 0)
-        _check_number("lost_retries", self.lost_retries, 0)
+        check_number("retries", self.retries, 0)
+        check_number("lost_retries", self.lost_retries, 0)
         if self.chunk_size is not None:
-            _check_number("chunk_size", self.chunk_size, 1)
+            check_number("chunk_size", self.chunk_size, 1)
         if self.window is not None:
-            _check_number("window", self.window, 1)
-        _check_timeout(self.call.timeout, self.backend)
+            check_number("window", self.window, 1)
+        check_timeout(self.call.timeout, self.backend)
         self._limits = Limits(failed=self.retries, lost=self.lost_retries)
         self._watch = Watch(self.backend, self._running)
         self._ordering = Ordering(self.held_bytes)
@@ -344,6 +347,7 @@ class Run:
 
     def _arrivals_of(self, done: Future[Any], chunk: Chunk) -> Iterator[Batch | Outcome]:
         result = result_of(done, self.backend.name)
+        self.heard(result, chunk)
         if isinstance(result, ChunkOutcome) and result.answers:
             self._watch.times.sample(result.seconds)
             count = len(result.answers)
@@ -497,25 +501,3 @@ class Run:
             self._stopped = self._watch.look(STOP_ANSWER)
         self._is_over = True
         self.backend.give_up(running)
-
-
-def _length(items: Iterable[Any]) -> int | None:
-    try:
-        return len(items) if isinstance(items, Sized) else None
-    except TypeError:  # of a progress bar around a generator, for example
-        return None
-
-
-def _check_number(name: str, value: Any, least: int) -> None:
-    if not isinstance(value, Integral) or value < least:
-        raise ValueError(f"{name} must be a whole number from {least} on, not {value!r}")
-
-
-def _check_timeout(timeout: Any, backend: Backend) -> None:
-    if timeout is None:
-        return
-    is_number = isinstance(timeout, Real) and not isinstance(timeout, bool)
-    if not is_number or not 0 < timeout <= threading.TIMEOUT_MAX / 2:
-        raise ValueError(f"timeout must be a positive number of seconds, not {timeout!r}")
-    if not backend.abilities.time_limit:
-        raise TypeError(f"timeout is for our own workers: {backend.name} cannot end an item")

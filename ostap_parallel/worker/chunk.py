@@ -62,6 +62,8 @@ class ChunkOutcome:
         Whether items were left for others, as those before them had taken so long.
     was_prepared
         Whether the worker could be prepared; otherwise no item has begun, and all have failed.
+    begun
+        When the first item began, in seconds since the epoch by the clock there; 0: not known.
     """
 
     host: str
@@ -73,11 +75,12 @@ class ChunkOutcome:
     merge_failure: tuple[int, int, bytes] | None = None
     gave_back: bool = False
     was_prepared: bool = True
+    begun: float = 0.0
 
     def __reduce__(self) -> tuple[Any, ...]:
         seconds = self.seconds.tobytes()  # an array's own way takes longer than all else
         rest = self.failed, self.merged, self.merge_failure, self.gave_back, self.was_prepared
-        return _outcome, (self.host, self.pid, self.answers, seconds, *rest)
+        return _outcome, (self.host, self.pid, self.answers, seconds, *rest, self.begun)
 
     def values(self, count: int) -> list[Any] | None:
         """Return the values of all items; ``None`` unless `count` of them have come singly."""

@@ -286,6 +286,7 @@ def _with_shared(state: dict[str, Any], location: str) -> dict[str, Any]:
 def run_items(state: dict[str, Any], chunk: Received, result: ChunkOutcome) -> None:
     """Run items with the call, or the error, in `state`; add to `result` what becomes of them."""
     items, limit = chunk.items, chunk.limit
+    result.begun = time.time()
     if "error" in state:
         executing.position[0] = -1
         result.was_prepared = False

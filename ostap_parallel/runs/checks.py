@@ -1,0 +1,35 @@
+"""Whether the numbers that a run is given make sense, before anything expensive starts."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Sized
+from numbers import Integral, Real
+from typing import Any
+
+from ostap_parallel.engine.backend import Backend
+
+
+def length_of(items: Iterable[Any]) -> int | None:
+    """Return the number of items, if the input tells it."""
+    try:
+        return len(items) if isinstance(items, Sized) else None
+    except TypeError:  # of a progress bar around a generator, for example
+        return None
+
+
+def check_number(name: str, value: Any, least: int) -> None:
+    """Raise ValueError unless it is a whole number that is large enough."""
+    if not isinstance(value, Integral) or value < least:
+        raise ValueError(f"{name} must be a whole number from {least} on, not {value!r}")
+
+
+def check_timeout(timeout: Any, backend: Backend) -> None:
+    """Raise ValueError unless it is a time, TypeError if the backend cannot limit it."""
+    if timeout is None:
+        return
+    is_number = isinstance(timeout, Real) and not isinstance(timeout, bool)
+    if not is_number or not 0 < timeout <= threading.TIMEOUT_MAX / 2:
+        raise ValueError(f"timeout must be a positive number of seconds, not {timeout!r}")
+    if not backend.abilities.time_limit:
+        raise TypeError(f"timeout is for our own workers: {backend.name} cannot end an item")
