@@ -8,6 +8,7 @@ from __future__ import annotations
 import pickle
 import sys
 from concurrent.futures import BrokenExecutor
+from concurrent.futures.process import BrokenProcessPool
 
 
 class OstapParallelError(Exception):
@@ -83,7 +84,7 @@ class ByteCodeError(SerializeError):
     """A function has come as byte code of another version of Python than this one."""
 
 
-class WorkerLost(OstapParallelError, BrokenExecutor):
+class WorkerLost(OstapParallelError, BrokenProcessPool):
     """A worker or its host was lost before the result arrived, as often as was allowed.
 
     Attributes
@@ -104,7 +105,7 @@ class WorkerLost(OstapParallelError, BrokenExecutor):
         return f"item {self.item} on {self.host}: {self.reason}"
 
 
-class InitializerError(OstapParallelError, BrokenExecutor):
+class InitializerError(OstapParallelError, BrokenProcessPool):
     """The initializer of an executor has raised in a worker: no job can run there.
 
     Attributes
@@ -210,6 +211,11 @@ class RemoteTraceback(Exception):
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self.text = text
+
+    @property
+    def tb(self) -> str:
+        """The same, by the name that it has in `multiprocessing`."""
+        return str(self)
 
     def __str__(self) -> str:
         return f"\n{self.text}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -42,6 +43,13 @@ def sum_of_children(count):
 
 def pid_of(item):
     return os.getpid()
+
+
+def identity(item):
+    """Return what names this process, and what programs for `multiprocessing` call it."""
+    process = multiprocessing.current_process()
+    (number,) = process._identity
+    return os.getpid(), (process.name, number)
 
 
 def version_of(name):

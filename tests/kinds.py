@@ -592,6 +592,13 @@ HOLDS_POOL = """
     assert wm.process(Study(wm).work, [1]) == [3]
     assert wm.process(lambda n: wm.process(double, [n]), [4]) == [[8]]
     assert list(wm.executor.map(Study(wm.executor).nested, [2])) == [[0, 2]]
+    class Shares:
+        pool = wm.pool
+        def __init__(self, x): self.x = x
+        def work(self, y): return self.x * y
+    assert list(Shares.pool.map(Shares(3).work, [1, 2])) == [3, 6]
+    assert [one.x for one in Shares.pool.map(Shares, [1, 2])] == [1, 2]
+    assert Shares.pool.map(lambda n: list(Shares.pool.map(double, [n])), [4]) == [[8]]
     toolbox = Toolbox(); toolbox.map = wm.pool.map
     assert wm.process(lambda n: list(toolbox.map(double, [n] * 300))[-1], [4]) == [8]
     def verbs(n):

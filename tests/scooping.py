@@ -13,6 +13,10 @@ def add(left, right):
     return left + right
 
 
+def offset(left, right, *, by):
+    return left + right + by
+
+
 def hits(tries):
     """Count the points, of so many, that are in the quarter of a circle."""
     draw = random.Random(tries)

@@ -183,6 +183,7 @@ class TestSubmit:
             first, second = (executor.submit(time.sleep, PATIENCE) for _ in range(2))
             third = executor.submit(os.getpid)
             wait_until(first.running, 30, "it runs")
+            assert "state=running" in repr(first)
             assert not first.cancel()
             assert not second.running()
             assert second.cancel()
@@ -272,7 +273,32 @@ class TestMap:
             executor.map(abs, iter(lambda: pytest.fail("read"), 0), **options)
 
 
+EXIT = """
+import atexit
+def late(moment):
+    for call in (lambda: executor.submit(abs, -1).result(), lambda: pool.map(abs, [-1])):
+        try: print(moment, call())
+        except RuntimeError as exc: print(moment, exc)
+atexit.register(late, "last")
+from ostap_parallel import Executor, Pool, WorkManager
+executor, pool, wm = Executor(1), Pool(1), WorkManager(1, silent=True)
+for call in executor.map, pool.map, wm.process:
+    assert list(call(abs, [-1])) == [1]
+class Holds:
+    def __init__(self): self.pool, self.itself = Pool(1), self
+kept = Holds(); kept.pool.map(abs, [-1])
+atexit.register(late, "first")
+"""
+
+
 class TestShutdown:
+    def test_at_the_exit_of_the_interpreter(self, tmp_path):
+        (tmp_path / "script.py").write_text(EXIT)
+        done = functions.run_to_its_end("-W", "ignore", "script.py", cwd=tmp_path)
+        late = "cannot schedule new futures after interpreter shutdown"
+        assert done.stdout == f"first 1\nfirst [1]\nlast {late}\nlast {late}\n"
+        assert (done.returncode, done.stderr) == (0, "")
+
     def test_all_that_was_begun_is_done_and_no_more_is_taken(self, tmp_path):
         executor = Executor(2)
         results = executor.map(slow_square, range(20))

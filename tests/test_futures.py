@@ -14,7 +14,7 @@ import functions
 import pytest
 import scooping
 from functions import PATIENCE, run_python, square
-from scooping import add, hits
+from scooping import add, hits, offset
 
 from ostap_parallel import Executor, futures, shared
 from ostap_parallel.worker.cpus import usable_cpus
@@ -53,6 +53,14 @@ class TestMap:
         assert list(futures.map(operator.mul, *args)) == wanted
         assert sorted(futures.map_as_completed(operator.mul, *args)) == wanted
         assert list(futures.map(square, [])) == []
+
+    def test_keywords_are_the_function_s(self, where):
+        args = [1, 2], [10, 20]
+        assert list(futures.map(offset, *args, by=3)) == [14, 25]
+        assert sorted(futures.map_as_completed(offset, *args, by=3)) == [14, 25]
+        assert futures.mapReduce(offset, operator.add, *args, by=3) == 39
+        assert futures.mapScan(offset, operator.add, *args, by=3) == [14, 39]
+        assert futures.submit(offset, 1, 2, by=3).result() == 6
 
     def test_an_exception_is_raised_in_its_place(self, where):
         results = futures.map(divmod, [7, 8], [2, 0])

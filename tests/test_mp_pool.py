@@ -167,6 +167,12 @@ class TestInterface:
             assert (caught.value.item, caught.value.reason) == (3, "divisible")
             assert type(caught.value.__cause__).__name__ == "RemoteTraceback"
             assert "raise Refusal(item" in str(caught.value.__cause__)
+            assert "raise Refusal(item" in caught.value.__cause__.tb
+
+    def test_each_worker_has_a_name_and_a_number(self, pool):
+        found = dict(pool.map(functions.identity, range(20), 1))
+        assert len(set(found.values())) == len(found)  # of each process
+        assert all(name != "MainProcess" and number > 0 for name, number in found.values())
 
     def test_imap_goes_on_behind_an_exception(self, pool):
         iterator = pool.imap(functions.refuse, range(1, 5))

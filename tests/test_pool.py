@@ -55,6 +55,11 @@ class TestMaps:
         assert pids <= set(manager._owned.backend.pids())
         assert os.getpid() not in pids
 
+    @pytest.mark.parametrize("verb", ["map", "imap", "uimap", "amap"])
+    def test_a_chunk_size_of_nothing_is_none_as_with_pathos(self, pool, verb):
+        found = getattr(pool, verb)(functions.square, range(3), chunksize=0)
+        assert sorted(found.get() if verb == "amap" else found) == [0, 1, 4]
+
     def test_several_sequences(self, pool):
         assert pool.map(lambda x, y: x - y, [5, 6, 7], (1, 2, 3)) == [4, 4, 4]
         assert pool.map(pow, [2, 3], [3, 2, 1]) == [8, 9]  # ends with the shorter

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 import time
 from collections.abc import Callable, Collection
+from typing import Any
 
 from ostap_parallel.engine.link import Link, connect
 from ostap_parallel.engine.nesting import Nesting
@@ -20,6 +22,15 @@ from ostap_parallel.worker.output import OutputReader
 from ostap_parallel.worker.shared import Store
 
 LOCAL = "local"
+
+SHUT_DOWN = "the executor has been shut down"
+AT_EXIT = "cannot schedule new futures after interpreter shutdown"
+
+
+def check_open(closed: threading.Event, finalizer: Any) -> None:
+    """Raise RuntimeError if an engine has been closed, or ended with the program."""
+    if closed.is_set() or not finalizer.alive:
+        raise RuntimeError(SHUT_DOWN if threading.main_thread().is_alive() else AT_EXIT)
 
 
 class Core:

@@ -26,7 +26,7 @@ from ostap_parallel.engine.backend import (
     pack_function,
     settle,
 )
-from ostap_parallel.engine.core import LOCAL, Core
+from ostap_parallel.engine.core import LOCAL, SHUT_DOWN, Core, check_open
 from ostap_parallel.engine.fitness import Fitness
 from ostap_parallel.engine.future import Future
 from ostap_parallel.engine.retries import Attempts, Limits
@@ -41,8 +41,6 @@ from ostap_parallel.worker.execute import Call, apply
 from ostap_parallel.worker.initializer import Initializer
 from ostap_parallel.worker.jobs import Job, deferring_interrupts
 from ostap_parallel.worker.shared import SMALL, Blob, Inline, Packed, Stored
-
-SHUT_DOWN = "the executor has been shut down"
 
 # Seconds that work waits for lost hosts when no worker is left.
 PATIENCE = 60.0
@@ -204,8 +202,7 @@ class Engine(Backend):
 
         `secret` is that of existing servers. Raises `ConfigError` if one of them is there.
         """
-        if self._closed.is_set():
-            raise RuntimeError(SHUT_DOWN)
+        check_open(self._closed, self._finalizer)
         known = secret if secret is not None else self._secret
         sources = sources_of(hosts, known, self._tasks_per_worker)
         labels = {host.name for host in self.hosts}
@@ -230,8 +227,7 @@ class Engine(Backend):
 
         Raises RuntimeError after `close`.
         """
-        if self._closed.is_set():
-            raise RuntimeError(SHUT_DOWN)
+        check_open(self._closed, self._finalizer)
         self._supervisor.wake()
         if not self._is_hopeless():
             return

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import concurrent.futures
+import threading
 from collections.abc import Callable
-from concurrent.futures._base import PENDING
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
+_lock = threading.Lock()  # of all futures: it is held for moments only
+
 
 class Future(concurrent.futures.Future[T], Generic[T]):
     """What `concurrent.futures.Future` is.
+
+    That it runs is known here only: the state of the base, in which it could not be cancelled,
+    is pending until it has ended.
 
     Parameters
     ----------
@@ -22,13 +27,22 @@ class Future(concurrent.futures.Future[T], Generic[T]):
     def __init__(self, interrupt: Callable[[list[Future[T]]], object]) -> None:
         super().__init__()
         self._interrupt = interrupt
+        self._has_begun = self._is_given_up = False
+
+    def __repr__(self) -> str:
+        text = super().__repr__()
+        return text.replace("state=pending", "state=running") if self._has_begun else text
 
     def begin(self) -> bool:
         """Count as running from now on; return false if it was cancelled."""
-        with self._condition:
-            if self.cancelled():
-                return False
-            return self.running() or self.set_running_or_notify_cancel()
+        with _lock:
+            if not self._is_given_up:
+                self._has_begun = True
+            return not self._is_given_up
+
+    def running(self) -> bool:
+        """Return whether the call has begun and has not ended."""
+        return self._has_begun and not self.done()
 
     def cancel(self, interrupt: bool = False) -> bool:
         """Cancel the call unless it has begun or, with `interrupt`, also then.
@@ -36,10 +50,13 @@ class Future(concurrent.futures.Future[T], Generic[T]):
         A task that runs gets KeyboardInterrupt, and may need a moment to end. Returns whether the
         future is cancelled.
         """
-        if interrupt:
-            with self._condition:
-                if is_running := self.running():
-                    self._state = PENDING
-            if super().cancel() and is_running:
-                self._interrupt([self])
-        return super().cancel()
+        with _lock:
+            has_begun = self._has_begun
+            if has_begun and not interrupt:
+                return self.cancelled()
+            self._is_given_up = True
+        was_cancelled = self.cancelled()
+        is_cancelled = super().cancel()
+        if is_cancelled and has_begun and not was_cancelled:
+            self._interrupt([self])
+        return is_cancelled

@@ -127,23 +127,23 @@ class ParallelPool(PathosParallelPool):  # type: ignore[misc]
 
     def map(self, f: Function, *args: Iterable[Any], chunksize: int | None = None) -> list[Any]:
         """Return the results, in order."""
-        return self._serve().map(*_one_by_one(f, args), chunksize)
+        return self._serve().map(*_one_by_one(f, args), _size(chunksize))
 
     def imap(
         self, f: Function, *args: Iterable[Any], chunksize: int | None = None
     ) -> Iterator[Any]:
         """Return an iterator over the results, in order."""
-        return self._serve().imap(*_one_by_one(f, args), chunksize)
+        return self._serve().imap(*_one_by_one(f, args), _size(chunksize))
 
     def uimap(
         self, f: Function, *args: Iterable[Any], chunksize: int | None = None
     ) -> Iterator[Any]:
         """Return an iterator over the results, as they come."""
-        return self._serve().imap_unordered(*_one_by_one(f, args), chunksize)
+        return self._serve().imap_unordered(*_one_by_one(f, args), _size(chunksize))
 
     def amap(self, f: Function, *args: Iterable[Any], chunksize: int | None = None) -> Result:
         """Return at once; `Result.get` gives the list of results."""
-        return Result(self._serve().map_async(*_one_by_one(f, args), chunksize))
+        return Result(self._serve().map_async(*_one_by_one(f, args), _size(chunksize)))
 
     def pipe(self, f: Function, /, *args: Any, **kwds: Any) -> Any:
         """Return the result of one call."""
@@ -224,6 +224,11 @@ def _entries(servers: str | int | Iterable[str | int] | None) -> tuple[str | int
     if servers is None:
         return ()
     return (servers,) if isinstance(servers, (str, int)) else tuple(servers)
+
+
+def _size(chunksize: int | None) -> int | None:
+    """Return a size of chunks; pathos takes any number, and ParallelPool makes nothing of it."""
+    return chunksize or None
 
 
 def _one_by_one(f: Function, args: tuple[Iterable[Any], ...]) -> tuple[Function, Iterable[Any]]:

@@ -114,21 +114,29 @@ def submit(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
 
 
 def map(
-    fn: Callable[..., Any], /, *iterables: Iterable[Any], timeout: float | None = None
+    fn: Callable[..., Any],
+    /,
+    *iterables: Iterable[Any],
+    timeout: float | None = None,
+    **kwargs: Any,
 ) -> Iterator[Any]:
-    """Yield the results of ``fn(*args)`` for all ``args`` in ``zip(*iterables)``, in order.
+    """Yield ``fn(*args, **kwargs)`` for all ``args`` in ``zip(*iterables)``, in order.
 
     They are read, and submitted, now. `timeout` seconds from now on, to wait for a result raises
     TimeoutError. Leaving the iteration cancels the rest.
     """
-    return _map(fn, iterables, timeout, ordered=True)
+    return _map(_with(fn, kwargs), iterables, timeout, ordered=True)
 
 
 def map_as_completed(
-    fn: Callable[..., Any], /, *iterables: Iterable[Any], timeout: float | None = None
+    fn: Callable[..., Any],
+    /,
+    *iterables: Iterable[Any],
+    timeout: float | None = None,
+    **kwargs: Any,
 ) -> Iterator[Any]:
     """Yield as `map` does, but as the results come."""
-    return _map(fn, iterables, timeout, ordered=False)
+    return _map(_with(fn, kwargs), iterables, timeout, ordered=False)
 
 
 def map_reduce(
@@ -137,8 +145,9 @@ def map_reduce(
     /,
     *iterables: Iterable[Any],
     timeout: float | None = None,
+    **kwargs: Any,
 ) -> Any:
-    """Return what the results of ``fn(*args)`` for ``zip(*iterables)`` are reduced to.
+    """Return what ``fn(*args, **kwargs)`` for all of ``zip(*iterables)`` are reduced to.
 
     The workers do that, block by block and in a tree: `operation` must be associative, and its
     operands keep their order. Raises TypeError if there is nothing to reduce, and TimeoutError
@@ -148,7 +157,8 @@ def map_reduce(
     blocks = _blocks(iterables)
     if not blocks:
         raise TypeError("map_reduce() of empty iterables")
-    values = list(map(partial(calls.reduce_block, fn, operation), blocks, timeout=left()))
+    reduce = partial(calls.reduce_block, _with(fn, kwargs), operation)
+    values = list(map(reduce, blocks, timeout=left()))
     while len(values) > 1:
         pairs, rest = zip(values[::2], values[1::2], strict=False), values[len(values) & ~1 :]
         values = [*map(partial(calls.spread, operation), pairs, timeout=left()), *rest]
@@ -161,18 +171,20 @@ def map_scan(
     /,
     *iterables: Iterable[Any],
     timeout: float | None = None,
+    **kwargs: Any,
 ) -> list[Any]:
-    """Return what the results of ``fn(*args)`` come to, one after another.
+    """Return what the results of ``fn(*args, **kwargs)`` come to, one after another.
 
-    That is the list of ``itertools.accumulate(map(fn, *iterables), operation)``. Workers do it
+    Without `kwargs` it is ``itertools.accumulate(map(fn, *iterables), operation)``. Workers do it
     block by block: `operation` must be associative. Raises TimeoutError after `timeout` seconds.
     """
     left = _clock(timeout)
     blocks = _blocks(iterables)
-    scans = list(map(partial(calls.scan_block, fn, operation), blocks, timeout=left()))
+    scan = partial(calls.scan_block, _with(fn, kwargs), operation)
+    scans = list(map(scan, blocks, timeout=left()))
     if len(scans) < 2:
         return list(itertools.chain(*scans))
-    ends = submit(calls.scan_block, _same, operation, [[scan[-1]] for scan in scans[:-1]])
+    ends = submit(calls.scan_block, _same, operation, [[one[-1]] for one in scans[:-1]])
     prepend = partial(calls.prepend, operation)
     rest = map(prepend, ends.result(left()), scans[1:], timeout=left())
     return list(itertools.chain(scans[0], *rest))
@@ -318,6 +330,10 @@ def _blocks(iterables: tuple[Iterable[Any], ...]) -> list[list[tuple[Any, ...]]]
     items = list(zip(*iterables, strict=False))
     size = -(-len(items) // BLOCKS) or 1
     return [items[n : n + size] for n in range(0, len(items), size)]
+
+
+def _with(fn: Callable[..., Any], keywords: dict[str, Any]) -> Callable[..., Any]:
+    return partial(fn, **keywords) if keywords else fn
 
 
 def _same(value: Any) -> Any:

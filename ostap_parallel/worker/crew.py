@@ -55,11 +55,12 @@ class Crew(Machine):
         tasks_per_worker: int | None = None,
         preload: Collection[str] = (),
         fresh: bool = False,
+        host: str = "",
     ) -> None:
         super().__init__(label)
         self.output = output
         self._queue, self._loop = queue, loop
-        self._spawner = Spawner(loop, output, preload, fresh)
+        self._spawner = Spawner(loop, output, preload, fresh, host)
         self._on_empty, self._on_change, self._tasks = on_empty, on_change, tasks_per_worker
         self._changed = threading.Condition(loop.lock)
         self._workers: list[Worker] = []

@@ -16,6 +16,7 @@ import io
 import json
 import logging
 import mmap
+import multiprocessing
 import os
 import signal
 import socket
@@ -30,16 +31,17 @@ from ostap_parallel.worker.restore import Baseline
 from ostap_parallel.worker.transport import Connection
 
 
-def main(arguments: tuple[tuple[int, int, int, int], int | None]) -> None:
+def main(arguments: tuple[tuple[int, int, int, int], int | None, tuple[str, int]]) -> None:
     """Serve jobs until the server closes the connection or the lifeline.
 
-    `arguments` are the descriptors of the connection, the log, the lifeline and the position; and
-    after how many jobs to leave.
+    `arguments` are the descriptors of the connection, the log, the lifeline and the position;
+    after how many jobs to leave; and the host and the number of this worker.
     """
-    descriptors, tasks = arguments
+    descriptors, tasks, (host, number) = arguments
     connection, log, lifeline, position = descriptors
     sys.argv = ["ostap_parallel-worker"]
     set_name("ppworker")
+    _name_process(host, number)
     for descriptor in descriptors:
         os.set_inheritable(descriptor, False)
     _die_with(lifeline)
@@ -62,6 +64,13 @@ def main(arguments: tuple[tuple[int, int, int, int], int | None]) -> None:
         link.serve(run_chunk, protocol.receive(), tasks)
         restore()  # while the server has its own things to do
     os._exit(0)
+
+
+def _name_process(host: str, number: int) -> None:
+    """Be one of many by the names that programs for `multiprocessing` ask for."""
+    this: Any = multiprocessing.current_process()
+    this.name = f"{host}-PoolWorker-{number}" if host else f"PoolWorker-{number}"
+    this._identity = (number,)
 
 
 class _Protocol(Connection):

@@ -66,6 +66,7 @@ class Server:
             tasks_per_worker=tasks_per_worker,
             preload=preload,
             fresh=fresh,
+            host=socket.gethostname(),
         )
         self.queue.machines.append(self.crew)
         self._strangers: dict[socket.socket, None] = {}  # who has proved nothing yet

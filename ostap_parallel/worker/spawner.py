@@ -45,12 +45,19 @@ class Spawner:
         Modules that the template imports.
     fresh
         Have each worker be a new interpreter.
+    host
+        Begins the names of the workers, if they are not the caller's own.
     """
 
     def __init__(
-        self, loop: Loop, output: OutputReader, preload: Collection[str] = (), fresh: bool = False
+        self,
+        loop: Loop,
+        output: OutputReader,
+        preload: Collection[str] = (),
+        fresh: bool = False,
+        host: str = "",
     ) -> None:
-        self._loop, self._output = loop, output
+        self._loop, self._output, self._host = loop, output, host
         self._preload, self._fresh = list(preload), fresh
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
@@ -114,6 +121,7 @@ class Spawner:
     def _news(self) -> dict[str, object]:
         """Return what the template has not been told yet of what holds for all workers."""
         now: dict[str, object] = {
+            "host": self._host,
             "path": _path(),
             "directory": _directory(),
             "environment": {**os.environ, **thread_limits(os.environ)},

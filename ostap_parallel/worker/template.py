@@ -140,13 +140,15 @@ class _Template:
             os.close(out)
             os.close(err)
             _adopt(wanted)
+            name = wanted["host"], wanted["number"]
+            arguments: Any = tuple(passed), wanted["tasks"], name
             if self._fresh:
                 for descriptor in passed:
                     os.set_inheritable(descriptor, True)
-                words = command(sys.path, "process", (tuple(passed), wanted["tasks"]))
+                words = command(sys.path, "process", arguments)
                 os.execv(sys.executable, [sys.executable, *wanted["options"], *words])
             self._differ()
-            process.main((tuple(passed), wanted["tasks"]))  # type: ignore[arg-type]
+            process.main(arguments)
         except BaseException:
             sys.excepthook(*sys.exc_info())
         finally:
