@@ -167,6 +167,48 @@ class CommandFailed(OstapParallelError):
         return f"{self.command}{where}: {self.reason}\n{self.lines}".rstrip()
 
 
+class SchedulerUnavailable(OstapParallelError, ConnectionError):
+    """A batch system did not answer, or could not do now what it was asked to do.
+
+    Attributes
+    ----------
+    command
+        What was run.
+    reason
+        Its words.
+    """
+
+    def __init__(self, command: str, reason: str) -> None:
+        super().__init__(command, reason)
+        self.command, self.reason = command, reason
+
+    def __str__(self) -> str:
+        return f"{self.command}: {self.reason}"
+
+
+class QueueFull(SchedulerUnavailable):
+    """A batch system takes no more jobs for now."""
+
+
+class JobRefused(OstapParallelError):
+    """A batch system will never run a job as it is asked for.
+
+    Attributes
+    ----------
+    command
+        What was run, or the job.
+    reason
+        The scheduler's words.
+    """
+
+    def __init__(self, command: str, reason: str) -> None:
+        super().__init__(command, reason)
+        self.command, self.reason = command, reason
+
+    def __str__(self) -> str:
+        return f"{self.command}: {self.reason}"
+
+
 class CheckpointError(OstapParallelError):
     """A checkpoint cannot be used, or belongs to another function or to other items.
 

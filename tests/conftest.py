@@ -10,6 +10,8 @@ one_host
     Another one, for one file.
 make_hosts
     A function that starts special ones for one test.
+slurm, sge
+    Real batch systems of four slots, for the whole session; see `clusters`.
 """
 
 from __future__ import annotations
@@ -22,10 +24,11 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
+from clusters import Cluster, Unavailable, open_sge, open_slurm
 from sshd import (
     Host,
     HostOptions,
@@ -138,6 +141,47 @@ def make_hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MakeHosts]:
 
         yield make
         check_hosts(made, {})
+
+
+@pytest.fixture(scope="session")
+def slurm() -> Iterator[Cluster]:
+    """A SLURM of two virtual nodes of two cores, with slurmdbd."""
+    with cluster_or_skip(open_slurm()) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def sge() -> Iterator[Cluster]:
+    """A cell of SGE with four slots."""
+    with cluster_or_skip(open_sge()) as cluster:
+        yield cluster
+
+
+@contextmanager
+def cluster_or_skip(opening: AbstractContextManager[Cluster]) -> Iterator[Cluster]:
+    """Open a batch system, but skip where it cannot be had. In CI, as root, it must be."""
+    with ExitStack() as stack:
+        try:
+            cluster = stack.enter_context(opening)
+        except Unavailable as exc:
+            if os.environ.get("CI") and os.geteuid() == 0:
+                pytest.fail(str(exc))
+            pytest.skip(str(exc))
+        yield cluster
+
+
+@pytest.fixture(params=["slurm", "sge"])
+def cluster(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """Each of the batch systems in turn, whose commands this process may use in the test."""
+    found: Cluster = request.getfixturevalue(request.param)
+    for name, value in found.environ.items():
+        monkeypatch.setenv(name, value)
+    yield found
+    deadline = time.monotonic() + LEAK_PATIENCE
+    while left := found.jobs():
+        if time.monotonic() > deadline:
+            pytest.fail("left in the queue:\n  " + "\n  ".join(left))
+        time.sleep(0.05)
 
 
 @pytest.fixture(autouse=True)

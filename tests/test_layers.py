@@ -30,7 +30,7 @@ LAYERS = (
     {"runs"},
     {"engine", "views"},
     {"supply"},
-    {"config"},
+    {"config", "schedulers"},
     {"worker"},
     {"objects"},
     {"errors"},
@@ -62,7 +62,8 @@ DOORS = {
     },
     "views": {"picture", "timeline", "trace"},
     "engine": {"backend", "core", "engine", "foreign", "future", "names", "retries"},
-    "supply": {"host", "source", "ssh", "supervisor", "syncing", "ways"},
+    "schedulers": {"quantities", "scheduler", "sge", "slurm"},
+    "supply": {"here", "host", "source", "ssh", "supervisor", "syncing", "ways"},
     "config": {"", "entries", "files", "host", "hostlist", "load"},
     "worker": {
         *("batch", "calls", "chunk", "command", "cpus", "crew", "endpoint", "execute", "files"),

@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -62,10 +62,17 @@ def start_apart(
     return process
 
 
-def run_apart(argv: Sequence[str], data: bytes = b"", timeout: float | None = None) -> Done:
+def run_apart(
+    argv: Sequence[str],
+    data: bytes = b"",
+    timeout: float | None = None,
+    environ: Mapping[str, str] | None = None,
+    end: Callable[[subprocess.Popen[bytes]], object] = subprocess.Popen.kill,
+) -> Done:
     """Run a program like `start_apart` until it ends; raises subprocess.TimeoutExpired.
 
     Its input and output are files: a fork that holds the end of a pipe would keep it waiting.
+    One that takes too long is ended by `end`.
     """
     with (
         tempfile.TemporaryFile() as stdin,
@@ -74,11 +81,11 @@ def run_apart(argv: Sequence[str], data: bytes = b"", timeout: float | None = No
     ):
         stdin.write(data)
         stdin.seek(0)
-        process = start_apart(argv, stdin=stdin, stdout=stdout, stderr=stderr)
+        process = start_apart(argv, stdin=stdin, stdout=stdout, stderr=stderr, env=environ)
         try:
             process.wait(timeout)
         except BaseException:
-            process.kill()
+            end(process)
             process.wait()
             raise
         texts = []

@@ -1,0 +1,206 @@
+"""SLURM, with and without slurmdbd."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
+from ostap_parallel.errors import SchedulerUnavailable
+from ostap_parallel.schedulers.answers import ask, refuse
+from ostap_parallel.schedulers.directives import Directive, merge
+from ostap_parallel.schedulers.quantities import clock, parse_memory, parse_walltime
+from ostap_parallel.schedulers.scheduler import End, JobSpec, JobState, Phase, Runner
+
+# Texts of sbatch where there is no room for now, or where it could not reach the controller. An
+# array of more jobs than the controller may have is refused as one that there is no room for.
+_FULL = ("temporarily unavailable", "job submit limit", "MaxSubmitJob", "temporarily unable")
+_UNSURE = ("Unable to contact", "timed out", "Connection refused", "connect failure")
+_MAY_BE_GONE = ("Invalid job id",)
+
+_QUEUED = {"PENDING", "CONFIGURING", "REQUEUED"}
+_HELD = {"REQUEUE_HOLD", "SPECIAL_EXIT"}
+_RUNNING = {"RUNNING", "COMPLETING", "SUSPENDED", "RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED"}
+_ENDS = {
+    "COMPLETED": End.DONE,
+    "FAILED": End.FAILED,
+    "CANCELLED": End.CANCELLED,
+    "REVOKED": End.CANCELLED,
+    "TIMEOUT": End.WALLTIME,
+    "DEADLINE": End.WALLTIME,
+    "OUT_OF_MEMORY": End.MEMORY,
+    "NODE_FAIL": End.NODE,
+    "BOOT_FAIL": End.NODE,
+    "PREEMPTED": End.PREEMPTED,
+}
+
+# Reasons for which a job will not start, however long it waits.
+_NEVER = re.compile(
+    r"held|InvalidAccount|InvalidQOS|BadConstraints|DependencyNeverSatisfied|NotAllowed"
+    r"|PartitionTimeLimit|PartitionNodeLimit|PerJobLimit|MaxWallDurationPerJob"
+    r"|MaxTRESPerJob|QOSTimeLimit|AccountNotAllowed",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Slurm:
+    """The verbs of `Scheduler`, by SLURM's commands.
+
+    Parameters
+    ----------
+    run
+        Runs them.
+    sbatch, squeue, scancel
+        Where they are, if not on PATH.
+    clusters
+        Of a federation, as for ``--clusters``.
+    """
+
+    run: Runner
+    sbatch: str = "sbatch"
+    squeue: str = "squeue"
+    scancel: str = "scancel"
+    clusters: str = ""
+
+    name = "slurm"
+    job = "SLURM_JOB_ID"
+    index = "SLURM_ARRAY_TASK_ID"
+    first = 0
+    restarted = "SLURM_RESTART_COUNT"
+
+    def script(self, spec: JobSpec) -> str:
+        """Return what would be submitted."""
+        lines = merge(_directives(spec), spec.options, spec.skip, glued=True)
+        lines += [spec.options] * bool(spec.options.strip())
+        directives = "".join(f"#SBATCH {line}\n" for line in lines)
+        return f"#!/bin/bash\n{directives}\n{spec.body}"
+
+    def submit(self, script: str, timeout: float = 60.0) -> str:
+        """Submit a script; return the id."""
+        done = self.run([self.sbatch, "--parsable", *self._where()], script, timeout)
+        refuse(self.sbatch, done, _FULL, _UNSURE)
+        found = re.search(
+            r"^(\d+)(;\S+)?$", done.output, re.MULTILINE
+        )  # sites add words of theirs
+        if found is None:
+            raise SchedulerUnavailable(self.sbatch, f"no job id in its answer: {done.words}")
+        return found[1]
+
+    def find(self, name: str) -> list[str]:
+        """Return the ids of the user's jobs of a name, also of those that have just ended."""
+        argv = [self.squeue, *self._where(), "--me", "-h", "-t", "all", "-n", name, "-o", "%F"]
+        return sorted({word for word in ask(self.run, argv).output.split() if word.isdigit()})
+
+    def states(self, ids: Collection[str]) -> dict[str, JobState]:
+        """Return the states of all jobs of these ids, and of their elements.
+
+        What squeue says now is more than what the accounts say; they are asked only for what
+        squeue has forgotten.
+        """
+        found = dict(self._queued(ids)) if ids else {}
+        known = {name.partition("_")[0] for name in found} | found.keys()
+        if missing := [job for job in ids if job not in known]:
+            found |= dict(self._accounted(missing))
+            known = {name.partition("_")[0] for name in found} | found.keys()
+        return found | {job: JobState(Phase.UNKNOWN) for job in ids if job not in known}
+
+    def _queued(self, ids: Collection[str]) -> Iterator[tuple[str, JobState]]:
+        fields = "%i|%T|%N|%S|%r"
+        argv = [self.squeue, *self._where(), "-h", "-r", "-t", "all", "-j", ",".join(ids)]
+        for line in ask(self.run, [*argv, "-o", fields], _MAY_BE_GONE).output.splitlines():
+            job, bar, rest = line.partition("|")
+            if bar:
+                word, host, start, reason = rest.split("|", 3)
+                yield job, _state(word, reason, host, start)
+
+    def _accounted(self, ids: Collection[str]) -> Iterator[tuple[str, JobState]]:
+        """Yield what the accounts say; nothing where there are none. A later run comes later."""
+        argv = ["sacct", *self._where(), "-X", "-n", "-P", "-D", "-j", ",".join(ids)]
+        done = self.run([*argv, "-o", "JobID,State,ExitCode,NodeList"])
+        if done.status:
+            if "storage is disabled" in done.words or done.status == 127:
+                return
+            raise SchedulerUnavailable("sacct", done.words)
+        for line in done.output.splitlines():
+            job, word, _, host = line.split("|", 3)
+            for name in _expand(job):
+                yield name, _state(word, "", host, "")
+
+    def cancel(self, ids: Collection[str]) -> None:
+        """Cancel jobs, or elements ``ID_INDEX``; that one has ended is no error."""
+        if ids:
+            argv = [self.scancel, *self._where(), "--quiet", *ids]
+            ask(self.run, argv, (*_MAY_BE_GONE, "already completing or completed"))
+
+    def check(self, script: str) -> str:
+        """Return what SLURM says to a script that is not submitted."""
+        done = self.run([self.sbatch, "--test-only", *self._where()], script)
+        refuse(self.sbatch, done, (), _UNSURE)
+        return done.words
+
+    def largest_array(self) -> int:
+        """Return how many elements an array may have: its greatest index is one less than that."""
+        argv = ["scontrol", *self._where(), "show", "config"]
+        found = re.search(r"MaxArraySize\s*=\s*(\d+)", ask(self.run, argv).output)
+        return max(1, int(found[1]) if found else 1000)
+
+    def _where(self) -> list[str]:
+        return [f"--clusters={self.clusters}"] if self.clusters else []
+
+
+def _directives(spec: JobSpec) -> Iterator[Directive]:
+    yield ("--job-name", "-J"), f"--job-name={spec.name}"
+    yield ("--nodes", "-N"), "--nodes=1"
+    yield ("--ntasks", "-n", "--ntasks-per-node"), "--ntasks=1"
+    yield ("--cpus-per-task", "-c"), f"--cpus-per-task={spec.cpus}"
+    if spec.memory:
+        others = ("--mem-per-cpu", "--mem-per-gpu")  # one excludes the others
+        yield ("--mem", *others), f"--mem={max(1, parse_memory(spec.memory) >> 20)}M"
+    if seconds := parse_walltime(spec.walltime):
+        yield ("--time", "-t"), f"--time={clock(seconds)}"
+    if spec.elements:
+        limit = f"%{spec.limit}" if spec.limit else ""
+        yield ("--array", "-a"), f"--array=0-{spec.elements - 1}{limit}"
+    if spec.directory:
+        yield ("--chdir", "-D"), f"--chdir={_quoted(spec.directory)}"
+    output = spec.output.replace("%", "%%")
+    yield ("--output", "-o"), f"--output={_quoted(output)}"
+    yield ("--open-mode",), "--open-mode=append"
+    if spec.warn:
+        yield ("--signal",), f"--signal={'' if spec.warn_steps else 'B:'}USR1@{spec.warn}"
+    if spec.requeue is not None:
+        yield ("--requeue", "--no-requeue"), "--requeue" if spec.requeue else "--no-requeue"
+
+
+def _quoted(text: str) -> str:
+    """Return a path as sbatch reads it in a directive: it splits at blanks, as a shell does."""
+    return f'"{text}"' if re.search(r"\s", text) else text
+
+
+def _state(word: str, reason: str, host: str, start: str) -> JobState:
+    first = word.split()[0] if word.split() else ""  # of "CANCELLED by 1000"
+    reason = "" if reason in ("None", "(null)") else reason
+    words = f"{word} ({reason})" if reason else word
+    if first in _QUEUED:
+        phase = Phase.STUCK if _NEVER.search(reason) else Phase.QUEUED
+        return JobState(phase, words, None, reason, "", "" if start == "N/A" else start)
+    if first in _HELD:
+        return JobState(Phase.STUCK, words, None, reason or word)
+    if first in _RUNNING:
+        return JobState(Phase.RUNNING, words, None, "", host)
+    if first in _ENDS:
+        return JobState(Phase.ENDED, words, _ENDS[first], reason, host)
+    return JobState(Phase.UNKNOWN, words)
+
+
+def _expand(job: str) -> Iterator[str]:
+    """Yield the elements of e.g. ``61_[3,7-999%4]``, as the accounts call what has never begun."""
+    array, bracket, ranges = job.partition("_[")
+    if not bracket:
+        yield job
+        return
+    for part in ranges.rstrip("]").partition("%")[0].split(","):
+        first, _, last = part.partition("-")
+        for index in range(int(first), int(last or first) + 1):
+            yield f"{array}_{index}"
