@@ -58,7 +58,7 @@ _TOLD |= {"WORKING_DIRECTORY", "logger"}
 
 __all__ = sorted([*_HOMES, "futures"])  # noqa: PLE0605
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def __getattr__(name: str) -> Any:

@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """``python -m ostap_parallel`` is ``ostap-parallel``."""
 
 import sys

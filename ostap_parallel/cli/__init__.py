@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """The command line: run programs, check hosts, show the settings, keep servers up ..."""
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from typing import Any
 
 from ostap_parallel import __version__
 from ostap_parallel.cli import do, sync_dirs
+from ostap_parallel.cli.completion import complete
+from ostap_parallel.cli.examples import epilog
 from ostap_parallel.cli.run import ProgramParser, add_arguments, run
 from ostap_parallel.config import HostConfig, Settings, find_secret, load_settings
 from ostap_parallel.engine.engine import PATIENCE, Engine
@@ -41,7 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     It is that of the program that is run. Of others it is 0; 1 if hosts or items failed, or items
     remain; 2 for settings, options and files that are wrong; 130 after Ctrl-C.
     """
-    args = _parser().parse_args(argv)
+    parser = _parser()
+    complete(parser)
+    args = parser.parse_args(argv)
     if args.run is not run:  # a program has its own ways
         _set_up_output(args.verbose)
     status: int
@@ -190,7 +195,10 @@ def _print_table(states: Sequence[HostStatus]) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="ostap-parallel", description="Run Python on local cores and on hosts reached by ssh."
+        prog="ostap-parallel",
+        description="Run Python on local cores and on hosts reached by ssh.",
+        epilog=epilog(""),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     new_parser: Any = _new_parser
@@ -235,6 +243,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _new_parser(**how: Any) -> argparse.ArgumentParser:
+    how |= {"epilog": epilog(how["prog"].split()[-1])}
+    how |= {"formatter_class": argparse.RawDescriptionHelpFormatter}
     if how["prog"].endswith(" run"):
         return ProgramParser(**how, allow_abbrev=False)  # `_find_program` knows no short forms
     if how["prog"].endswith(" do"):
