@@ -28,7 +28,7 @@ from ostap_parallel.worker.control import POSITION, set_name
 from ostap_parallel.worker.execute import bind, executing, restore, take_signals
 from ostap_parallel.worker.processes import disconnect
 from ostap_parallel.worker.restore import Baseline
-from ostap_parallel.worker.transport import Connection
+from ostap_parallel.worker.transport import Buffered
 
 
 def main(arguments: tuple[tuple[int, int, int, int], int | None, tuple[str, int]]) -> None:
@@ -73,7 +73,7 @@ def _name_process(host: str, number: int) -> None:
     this._identity = (number,)
 
 
-class _Protocol(Connection):
+class _Protocol(Buffered):
     def receive(self, preprocess: Any = None) -> Any:
         try:
             return super().receive(preprocess)

@@ -112,6 +112,31 @@ class Connection(Remembering, CSocketTransport):  # type: ignore[misc]
         return bytes(data)
 
 
+class Buffered(Connection):
+    """A connection whose owner is the only one that ever reads from it: fewer calls of the system."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        super().__init__(connection)
+        self._buffer = b""
+
+    def _receive(self, size: int) -> bytes:
+        data = self._buffer
+        if len(data) < size:
+            if size > LARGE:
+                self._buffer = b""
+                return data + super()._receive(size - len(data))
+            pieces, missing = [data], size - len(data)
+            while missing > 0:
+                piece = self.socket.recv(LARGE)
+                if not piece:
+                    raise RuntimeError("the connection was closed")
+                pieces.append(piece)
+                missing -= len(piece)
+            data = b"".join(pieces)
+        self._buffer = data[size:]
+        return data[:size]
+
+
 class Channel(Remembering):
     """A connection in a loop: what cannot be sent at once is sent later, messages are handed on.
 
