@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import ostap_parallel
-from ostap_parallel.worker.handshake import derive_key
-from ostap_parallel.worker.serve import MARK
+from ostap_parallel.machine.handshake import derive_key
+from ostap_parallel.machine.serve import MARK
 
 PACKAGE_PARENT = Path(ostap_parallel.__file__).parents[1]
 
@@ -24,7 +24,7 @@ def open_server(secret: str, *, path: Sequence[Path] = (), setup: str = "") -> I
 
     Its modules are looked for in `path` first; `setup` is Python code that it runs at first.
     """
-    code = f"{setup}\nfrom ostap_parallel.worker.serve import main; raise SystemExit(main())"
+    code = f"{setup}\nfrom ostap_parallel.machine.serve import main; raise SystemExit(main())"
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [*path, PACKAGE_PARENT]))}
     with (
         tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory,

@@ -14,8 +14,8 @@ import dill
 import ppft
 import pytest
 
+from ostap_parallel.machine.serve import MARK
 from ostap_parallel.supply.bundle import FOLDER, bundle
-from ostap_parallel.worker.serve import MARK
 
 VERSION = sys.version_info[:2]
 
@@ -104,7 +104,7 @@ def test_packages_come_from_the_bundle(archive):
     base = getattr(sys, "_base_executable", sys.executable)
     code = (
         f"import sys; sys.path.insert(0, {str(archive)!r})\n"
-        "import dill, ppft, ostap_parallel.worker.serve, ostap_parallel.worker.process\n"
+        "import dill, ppft, ostap_parallel.machine.serve, ostap_parallel.worker.process\n"
         "from ostap_parallel import IS_ORIGIN, futures, shared, logger\n"  # as tasks do
         "print(dill.__file__, dill.__version__, ppft.__file__, ppft.__version__, sep='\\n')"
     )
@@ -116,7 +116,7 @@ def test_packages_come_from_the_bundle(archive):
 
 
 def test_modules_are_compiled_for_this_version(archive):
-    code = Path(cache_from_source(archive / "ostap_parallel/worker/serve.py")).read_bytes()
+    code = Path(cache_from_source(archive / "ostap_parallel/machine/serve.py")).read_bytes()
     assert code[:4] == MAGIC_NUMBER
 
 

@@ -22,11 +22,12 @@ from sshd import descendants, stat_of
 
 from ostap_parallel import Failure, WorkerLost, WorkManager
 from ostap_parallel.engine.core import Core
+from ostap_parallel.machine import local
+from ostap_parallel.machine.cpus import usable_cpus
+from ostap_parallel.machine.jobs import Job
 from ostap_parallel.objects import serialize
-from ostap_parallel.worker import execute, local
+from ostap_parallel.worker import execute
 from ostap_parallel.worker.chunk import ChunkOutcome, pack_chunk, unpack_result
-from ostap_parallel.worker.cpus import usable_cpus
-from ostap_parallel.worker.jobs import Job
 
 GONE_WITHIN = 5.0  # seconds after which nothing of a killed caller may remain
 

@@ -38,11 +38,12 @@ from ostap_parallel import (
 )
 from ostap_parallel.engine.core import Core
 from ostap_parallel.errors import RemoteTraceback
+from ostap_parallel.machine import local, output
+from ostap_parallel.machine.jobs import Job
+from ostap_parallel.machine.server import Server
 from ostap_parallel.objects import serialize
-from ostap_parallel.worker import execute, local, output
+from ostap_parallel.worker import execute
 from ostap_parallel.worker.chunk import MAX_TEXT, pack_chunk, unpack_result
-from ostap_parallel.worker.jobs import Job
-from ostap_parallel.worker.server import Server
 
 
 @pytest.fixture(scope="module", params=["local", "h1"])

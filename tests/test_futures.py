@@ -17,7 +17,7 @@ from functions import PATIENCE, run_python, square
 from scooping import add, hits, offset
 
 from ostap_parallel import Executor, futures, shared
-from ostap_parallel.worker.cpus import usable_cpus
+from ostap_parallel.machine.cpus import usable_cpus
 
 OURS = "local", "hosts"
 FOREIGN = "threads", "processes"

@@ -25,11 +25,11 @@ from ostap_parallel import GenericTask, WorkManager
 from ostap_parallel.config import HostConfig, load_settings
 from ostap_parallel.config.files import absolute
 from ostap_parallel.errors import ConfigError
+from ostap_parallel.machine.serve import MARK
 from ostap_parallel.supply import host as hosts_server
 from ostap_parallel.supply.host import HostServer, HostSource
 from ostap_parallel.supply.session import Session
 from ostap_parallel.supply.ssh import Ssh, control_directory, ssh_argv
-from ostap_parallel.worker.serve import MARK
 
 pytestmark = pytest.mark.slow
 

@@ -25,9 +25,9 @@ from sshd import HostOptions, descendants, free_port
 from ostap_parallel import WorkManager
 from ostap_parallel.config import HostConfig
 from ostap_parallel.errors import HostError, RemoteTraceback, ServersUnavailable, WorkerLost
+from ostap_parallel.machine.cpus import usable_cpus
+from ostap_parallel.machine.serve import MARK
 from ostap_parallel.supply.host import HostServer, HostSource
-from ostap_parallel.worker.cpus import usable_cpus
-from ostap_parallel.worker.serve import MARK
 
 PATIENCE = 60  # seconds; only a hang takes that long
 VERSION = f"{sys.version_info[0]}.{sys.version_info[1]}"

@@ -11,11 +11,12 @@ from functions import PATIENCE, run_python
 from helpers import core_of, open_manager, wait_until
 
 from ostap_parallel import WorkManager
+from ostap_parallel.machine.channel import Channel
+from ostap_parallel.machine.jobs import Job, Machine, Queue, deferring_interrupts
+from ostap_parallel.machine.loop import Loop
 from ostap_parallel.worker.chunk import Lost, pack_chunk, unpack_result
 from ostap_parallel.worker.execute import Call
-from ostap_parallel.worker.jobs import Job, Machine, Queue, deferring_interrupts
-from ostap_parallel.worker.loop import Loop
-from ostap_parallel.worker.transport import Channel, Connection
+from ostap_parallel.worker.transport import Connection
 
 
 class Fake(Machine):

@@ -30,7 +30,7 @@ LAYERS = (
     {"runs"},
     {"engine", "views"},
     {"supply"},
-    {"config", "schedulers"},
+    {"config", "machine", "schedulers"},
     {"worker"},
     {"objects"},
     {"errors"},
@@ -65,21 +65,15 @@ DOORS = {
     "schedulers": {"quantities", "scheduler", "sge", "slurm"},
     "supply": {"here", "host", "source", "ssh", "supervisor", "syncing", "ways"},
     "config": {"", "entries", "files", "host", "hostlist", "load"},
+    "machine": {
+        *("channel", "cpus", "crew", "endpoint", "handshake", "jobs", "loop", "output"),
+        *("serve", "server", "wire"),
+        "",
+    },
     "worker": {
-        *("batch", "calls", "chunk", "command", "cpus", "crew", "endpoint", "execute", "files"),
-        *(
-            "handshake",
-            "initializer",
-            "jobs",
-            "launched",
-            "loop",
-            "modes",
-            "modules",
-            "nested",
-            "output",
-        ),
-        *("node", "printed", "processes", "reaper", "serve", "server", "shared", "standin"),
-        *("tasks", "transport", "wire"),
+        *("batch", "calls", "chunk", "command", "control", "execute", "files", "initializer"),
+        *("launched", "modes", "modules", "nested", "node", "printed", "processes", "reaper"),
+        *("shared", "standin", "tasks", "transport"),
         "",
     },
     "objects": {"byvalue", "kinds", "program", "serialize", "settings"},
@@ -99,8 +93,12 @@ NO_CODE = {
 
 # What runs on bare hosts gets there with these, and what users' tasks derive from needs nothing.
 STANDARD = sys.stdlib_module_names
-FAR_SIDE = {f"{NAME}.worker", f"{NAME}.objects", f"{NAME}.errors"}
-ALLOWED = {"worker": {"dill", "ppft", *FAR_SIDE}, "objects": {"cloudpickle", *FAR_SIDE}}
+FAR_SIDE = {f"{NAME}.machine", f"{NAME}.worker", f"{NAME}.objects", f"{NAME}.errors"}
+ALLOWED = {
+    "machine": {"ppft", *FAR_SIDE},
+    "worker": {"dill", "ppft", *FAR_SIDE},
+    "objects": {"cloudpickle", *FAR_SIDE},
+}
 OPTIONAL = {"numpy", "joblib"}  # in functions that make do without
 
 

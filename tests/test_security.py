@@ -23,12 +23,12 @@ from sshd import descendants, describe, live_pids
 from ostap_parallel import WorkManager
 from ostap_parallel.config import HostConfig, find_secret
 from ostap_parallel.errors import ConfigError, HostError
+from ostap_parallel.machine import handshake
+from ostap_parallel.machine.handshake import GreetingError, derive_key, greet_client, greet_server
+from ostap_parallel.machine.server import MAX_STRANGERS
 from ostap_parallel.supply.session import Session
 from ostap_parallel.supply.ssh import Ssh, Tunnel, control_directory, ssh_argv
 from ostap_parallel.supply.ways import write_files
-from ostap_parallel.worker import handshake
-from ostap_parallel.worker.handshake import GreetingError, derive_key, greet_client, greet_server
-from ostap_parallel.worker.server import MAX_STRANGERS
 
 PATIENCE = 60  # seconds; only a hang takes that long
 SECRET = "a secret of the tests"
@@ -398,7 +398,7 @@ class TestSlowness:
 
     def test_a_greeting_has_an_end(self):
         """However often a byte comes."""
-        setup = "from ostap_parallel.worker import handshake; handshake.TIMEOUT = 1"
+        setup = "from ostap_parallel.machine import handshake; handshake.TIMEOUT = 1"
         with open_server(SECRET, setup=setup) as port, connected(port) as connection:
             assert len(receive(connection, HELLO)) == HELLO
             connection.settimeout(0.05)

@@ -16,6 +16,7 @@ from servers import open_server
 
 from ostap_parallel import ConfigError, HostError, WorkManager
 from ostap_parallel.config import HostConfig
+from ostap_parallel.machine.endpoint import Endpoint
 from ostap_parallel.supply import supervisor
 from ostap_parallel.supply.existing import ExistingSource
 from ostap_parallel.supply.host import HostSource
@@ -23,7 +24,6 @@ from ostap_parallel.supply.processes import run_apart
 from ostap_parallel.supply.source import Grant, Server, TryLater
 from ostap_parallel.supply.supervisor import Slots, Supervisor
 from ostap_parallel.supply.ways import pack, unpack
-from ostap_parallel.worker.endpoint import Endpoint
 
 PATIENCE = 60  # seconds; only a hang takes that long
 

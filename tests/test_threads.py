@@ -8,7 +8,7 @@ import pytest
 from helpers import open_manager
 
 from ostap_parallel import WorkManager
-from ostap_parallel.worker.cpus import thread_limits
+from ostap_parallel.machine.cpus import thread_limits
 
 NAMES = (
     "OMP_NUM_THREADS",

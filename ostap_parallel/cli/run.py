@@ -32,9 +32,9 @@ from ostap_parallel.config.hostlist import Share, granted_hosts, merge_shares, r
 from ostap_parallel.errors import ConfigError
 from ostap_parallel.faces import scoop
 from ostap_parallel.faces.executor import Executor
+from ostap_parallel.machine.cpus import usable_cpus
 from ostap_parallel.runs.report import relay
 from ostap_parallel.supply.syncing import Source, Sync
-from ostap_parallel.worker.cpus import usable_cpus
 from ostap_parallel.worker.launched import PROFILE, prepare
 
 # Where the profiles go, below the current directory.

@@ -16,7 +16,7 @@ from typing import Any
 
 from ostap_parallel.errors import ConfigError
 from ostap_parallel.faces.manager import WorkManager
-from ostap_parallel.worker.cpus import usable_cpus
+from ostap_parallel.machine.cpus import usable_cpus
 
 
 def add_arguments(add: Callable[..., Any]) -> None:

@@ -12,13 +12,13 @@ from typing import Any
 from ostap_parallel.engine.link import Link, connect
 from ostap_parallel.engine.nesting import Nesting
 from ostap_parallel.errors import HostError
+from ostap_parallel.machine.cpus import usable_cpus
+from ostap_parallel.machine.crew import Crew
+from ostap_parallel.machine.endpoint import Endpoint
+from ostap_parallel.machine.jobs import Job, Queue, deferring_interrupts
+from ostap_parallel.machine.loop import Loop
+from ostap_parallel.machine.output import OutputReader
 from ostap_parallel.supply.supervisor import EventHandler
-from ostap_parallel.worker.cpus import usable_cpus
-from ostap_parallel.worker.crew import Crew
-from ostap_parallel.worker.endpoint import Endpoint
-from ostap_parallel.worker.jobs import Job, Queue, deferring_interrupts
-from ostap_parallel.worker.loop import Loop
-from ostap_parallel.worker.output import OutputReader
 from ostap_parallel.worker.shared import Store
 
 LOCAL = "local"

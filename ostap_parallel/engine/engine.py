@@ -31,6 +31,7 @@ from ostap_parallel.engine.fitness import Fitness
 from ostap_parallel.engine.future import Future
 from ostap_parallel.engine.retries import Attempts, Limits
 from ostap_parallel.errors import ConfigError, SerializeError, ServersUnavailable
+from ostap_parallel.machine.jobs import Job, deferring_interrupts
 from ostap_parallel.objects import serialize, settings
 from ostap_parallel.supply.host import sources_of
 from ostap_parallel.supply.source import HostStatus
@@ -39,7 +40,6 @@ from ostap_parallel.supply.syncing import Archive, Modules, Source
 from ostap_parallel.worker.chunk import ChunkOutcome, Lost, pack_call, unpack_result
 from ostap_parallel.worker.execute import Call, apply
 from ostap_parallel.worker.initializer import Initializer
-from ostap_parallel.worker.jobs import Job, deferring_interrupts
 from ostap_parallel.worker.shared import SMALL, Blob, Inline, Packed, Stored
 
 # Seconds that work waits for lost hosts when no worker is left.

@@ -12,14 +12,15 @@ from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from ostap_parallel.errors import HostError
+from ostap_parallel.machine import handshake, wire
+from ostap_parallel.machine.channel import Channel
+from ostap_parallel.machine.endpoint import Endpoint
+from ostap_parallel.machine.jobs import Job, Machine, Queue
+from ostap_parallel.machine.loop import Loop
 from ostap_parallel.supply.source import STEP
-from ostap_parallel.worker import handshake, wire
 from ostap_parallel.worker.chunk import Lost, pack_result
-from ostap_parallel.worker.endpoint import Endpoint
-from ostap_parallel.worker.jobs import Job, Machine, Queue
-from ostap_parallel.worker.loop import Loop
 from ostap_parallel.worker.shared import Blob
-from ostap_parallel.worker.transport import Channel, Connection
+from ostap_parallel.worker.transport import Connection
 
 # Seconds: a host whose round trip takes longer is sent the next short job while it does the last.
 FAR = 0.005

@@ -27,11 +27,11 @@ from functools import partial
 from typing import Any
 
 from ostap_parallel.engine.retries import Attempts, Limits
+from ostap_parallel.machine import wire
+from ostap_parallel.machine.jobs import Job, Queue
+from ostap_parallel.machine.loop import Loop, Timer
 from ostap_parallel.objects import serialize
-from ostap_parallel.worker import wire
 from ostap_parallel.worker.chunk import ChunkOutcome, Lost, pack_result, unpack_result
-from ostap_parallel.worker.jobs import Job, Queue
-from ostap_parallel.worker.loop import Loop, Timer
 from ostap_parallel.worker.nested import CANCELLED
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, ProcessPoolExecutor
 from typing import Any
 
-from ostap_parallel.worker.cpus import usable_cpus
+from ostap_parallel.machine.cpus import usable_cpus
 
 logger = logging.getLogger(__name__)
 

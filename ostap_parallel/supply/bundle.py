@@ -20,7 +20,7 @@ import dill
 import ppft
 
 import ostap_parallel
-from ostap_parallel.worker.serve import MARK
+from ostap_parallel.machine.serve import MARK
 
 _PACKAGES = (ostap_parallel, ppft, cloudpickle, dill)
 
@@ -64,7 +64,7 @@ if modules:
         sys.exit(1)
 sys.stdout.write("%sstep server\\n" % {mark!r})
 sys.stdout.flush()
-from ostap_parallel.worker.serve import main
+from ostap_parallel.machine.serve import main
 sys.exit(main())
 """
 

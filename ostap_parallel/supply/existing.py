@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from ostap_parallel.machine.endpoint import Endpoint
+from ostap_parallel.machine.handshake import derive_key
 from ostap_parallel.supply.source import Grant, Server, Watch
-from ostap_parallel.worker.endpoint import Endpoint
-from ostap_parallel.worker.handshake import derive_key
 
 
 class ExistingSource:

@@ -20,14 +20,14 @@ from typing import Any
 
 from ostap_parallel.config import HostConfig
 from ostap_parallel.errors import HostError
+from ostap_parallel.machine.endpoint import Endpoint
+from ostap_parallel.machine.handshake import derive_key
+from ostap_parallel.machine.serve import MARK
 from ostap_parallel.supply.bundle import bundle
 from ostap_parallel.supply.existing import ExistingSource
 from ostap_parallel.supply.session import Session
 from ostap_parallel.supply.source import Grant, Server, Source, TryLater, Watch
 from ostap_parallel.supply.ways import BEATS, SPARE_LINES, TRIES, Way
-from ostap_parallel.worker.endpoint import Endpoint
-from ostap_parallel.worker.handshake import derive_key
-from ostap_parallel.worker.serve import MARK
 
 logger = logging.getLogger(__name__)
 

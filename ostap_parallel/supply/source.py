@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 from ostap_parallel.errors import HostError
-from ostap_parallel.worker.endpoint import Endpoint
+from ostap_parallel.machine.endpoint import Endpoint
 
 # The step that has failed on a host which cannot take a shared object.
 STEP = "shared"
@@ -104,7 +104,7 @@ class Watch(Protocol):
         """Tell that its turn has come."""
 
     def event(self, event: dict[str, Any]) -> None:
-        """Pass on what a worker prints or logs, see `worker.output.Sink`."""
+        """Pass on what a worker prints or logs, see `machine.output.Sink`."""
 
     def ended(self, error: HostError) -> None:
         """Tell that the server has ended, or does not answer, once it has been up."""

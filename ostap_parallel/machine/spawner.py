@@ -12,11 +12,11 @@ import sys
 from collections.abc import Collection
 from functools import partial
 
+from ostap_parallel.machine.cpus import thread_limits
+from ostap_parallel.machine.local import Worker, open_pipe
+from ostap_parallel.machine.loop import Loop
+from ostap_parallel.machine.output import OutputReader
 from ostap_parallel.worker import control
-from ostap_parallel.worker.cpus import thread_limits
-from ostap_parallel.worker.local import Worker, open_pipe
-from ostap_parallel.worker.loop import Loop
-from ostap_parallel.worker.output import OutputReader
 from ostap_parallel.worker.processes import (
     close_kept,
     describe_status,

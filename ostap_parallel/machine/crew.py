@@ -9,13 +9,13 @@ import time
 from collections.abc import Callable, Collection
 from functools import partial
 
+from ostap_parallel.machine.jobs import Job, Machine, Queue
+from ostap_parallel.machine.local import OVERDUE, Worker
+from ostap_parallel.machine.loop import Loop, Timer
+from ostap_parallel.machine.output import OutputReader
+from ostap_parallel.machine.spawner import Spawner
 from ostap_parallel.worker.chunk import Lost, locate, pack_result
-from ostap_parallel.worker.jobs import Job, Machine, Queue
-from ostap_parallel.worker.local import OVERDUE, Worker
-from ostap_parallel.worker.loop import Loop, Timer
 from ostap_parallel.worker.nested import LAST, REQUEST
-from ostap_parallel.worker.output import OutputReader
-from ostap_parallel.worker.spawner import Spawner
 
 logger = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from ostap_parallel.machine.loop import Loop
 from ostap_parallel.worker.chunk import Lost, pack_result
-from ostap_parallel.worker.loop import Loop
 
 _numbers = itertools.count(1)
 

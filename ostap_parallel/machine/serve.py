@@ -25,10 +25,10 @@ from typing import Any
 
 from ppft.transport import version
 
+from ostap_parallel.machine.cpus import usable_cpus
+from ostap_parallel.machine.server import Server
 from ostap_parallel.worker.control import set_name
-from ostap_parallel.worker.cpus import usable_cpus
 from ostap_parallel.worker.processes import adopt_orphans, children
-from ostap_parallel.worker.server import Server
 
 # Begins each line that is meant for the client; anything else is what a script has printed.
 MARK = "\x1eostap-parallel "

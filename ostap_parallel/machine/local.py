@@ -14,13 +14,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
+from ostap_parallel.machine.channel import Channel
+from ostap_parallel.machine.jobs import Job
+from ostap_parallel.machine.loop import Loop
+from ostap_parallel.machine.output import OutputReader
 from ostap_parallel.worker.chunk import Lost
 from ostap_parallel.worker.control import POSITION, open_position
-from ostap_parallel.worker.jobs import Job
-from ostap_parallel.worker.loop import Loop
-from ostap_parallel.worker.output import OutputReader
 from ostap_parallel.worker.processes import close_kept, describe_status, forking, keep_from_forks
-from ostap_parallel.worker.transport import BUFFER_SIZE, Channel
+from ostap_parallel.worker.transport import BUFFER_SIZE
 
 # Seconds by which a worker may be late in ending itself for an item that took too long.
 OVERDUE = 1.0

@@ -16,16 +16,17 @@ from collections.abc import Callable, Collection
 from typing import IO
 from weakref import WeakValueDictionary
 
-from ostap_parallel.worker import wire
+from ostap_parallel.machine import wire
+from ostap_parallel.machine.channel import Channel
+from ostap_parallel.machine.crew import Crew
+from ostap_parallel.machine.handshake import greet_client
+from ostap_parallel.machine.jobs import Job, Queue
+from ostap_parallel.machine.loop import Loop
+from ostap_parallel.machine.output import OutputReader, Sink
 from ostap_parallel.worker.chunk import Lost, locate, pack_result
-from ostap_parallel.worker.crew import Crew
-from ostap_parallel.worker.handshake import greet_client
-from ostap_parallel.worker.jobs import Job, Queue
-from ostap_parallel.worker.loop import Loop
 from ostap_parallel.worker.modules import Unpacked, describe
-from ostap_parallel.worker.output import OutputReader, Sink
 from ostap_parallel.worker.shared import Blob, Store
-from ostap_parallel.worker.transport import Channel, Connection
+from ostap_parallel.worker.transport import Connection
 
 # Connections that may be without proof at once.
 MAX_STRANGERS = 64
