@@ -33,7 +33,7 @@ LAYERS = (
     {"config", "machine", "schedulers"},
     {"worker"},
     {"objects"},
-    {"errors"},
+    {"errors", "libraries", "root"},
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 MAX_FLOORS = 10
@@ -78,6 +78,8 @@ DOORS = {
     },
     "objects": {"byvalue", "kinds", "program", "serialize", "settings"},
     "errors": {""},
+    "libraries": {""},
+    "root": {""},
 }
 
 MAX_FUNCTION_LINES = 50
@@ -93,11 +95,15 @@ NO_CODE = {
 
 # What runs on bare hosts gets there with these, and what users' tasks derive from needs nothing.
 STANDARD = sys.stdlib_module_names
-FAR_SIDE = {f"{NAME}.machine", f"{NAME}.worker", f"{NAME}.objects", f"{NAME}.errors"}
+FAR_SIDE = {
+    f"{NAME}.{room}" for room in ("machine", "worker", "objects", "errors", "libraries", "root")
+}
 ALLOWED = {
     "machine": {"ppft", *FAR_SIDE},
     "worker": {"dill", "ppft", *FAR_SIDE},
     "objects": {"cloudpickle", *FAR_SIDE},
+    "root": FAR_SIDE,
+    "libraries": FAR_SIDE,
 }
 OPTIONAL = {"numpy", "joblib"}  # in functions that make do without
 

@@ -6,8 +6,10 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
+from types import MappingProxyType
+from typing import Any
 
 from ostap_parallel.machine.jobs import Job, Machine, Queue
 from ostap_parallel.machine.local import OVERDUE, Worker
@@ -56,11 +58,12 @@ class Crew(Machine):
         preload: Collection[str] = (),
         fresh: bool = False,
         host: str = "",
+        sessions: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         super().__init__(label)
         self.output = output
         self._queue, self._loop = queue, loop
-        self._spawner = Spawner(loop, output, preload, fresh, host)
+        self._spawner = Spawner(loop, output, preload, fresh, host, sessions)
         self._on_empty, self._on_change, self._tasks = on_empty, on_change, tasks_per_worker
         self._changed = threading.Condition(loop.lock)
         self._workers: list[Worker] = []

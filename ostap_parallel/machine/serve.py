@@ -74,6 +74,7 @@ def main() -> int:
             tasks_per_worker=settings.get("tasks_per_worker"),
             preload=settings.get("preload", ()),
             fresh=settings.get("fresh", False),
+            sessions=settings.get("sessions", {}),
         )
         server.loop.call_later(REAPING, partial(_reap, server))
         about = {

@@ -12,8 +12,9 @@ import pickle
 import socket
 import threading
 import time
-from collections.abc import Callable, Collection
-from typing import IO
+from collections.abc import Callable, Collection, Mapping
+from types import MappingProxyType
+from typing import IO, Any
 from weakref import WeakValueDictionary
 
 from ostap_parallel.machine import wire
@@ -49,6 +50,7 @@ class Server:
         tasks_per_worker: int | None = None,
         preload: Collection[str] = (),
         fresh: bool = False,
+        sessions: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         self.directory = directory
         self.store = Store(directory)
@@ -68,6 +70,7 @@ class Server:
             preload=preload,
             fresh=fresh,
             host=socket.gethostname(),
+            sessions=sessions,
         )
         self.queue.machines.append(self.crew)
         self._strangers: dict[socket.socket, None] = {}  # who has proved nothing yet

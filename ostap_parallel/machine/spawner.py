@@ -9,9 +9,12 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from functools import partial
+from types import MappingProxyType
+from typing import Any
 
+from ostap_parallel import libraries
 from ostap_parallel.machine.cpus import thread_limits
 from ostap_parallel.machine.local import Worker, open_pipe
 from ostap_parallel.machine.loop import Loop
@@ -47,6 +50,8 @@ class Spawner:
         Have each worker be a new interpreter.
     host
         Begins the names of the workers, if they are not the caller's own.
+    sessions
+        What the template is to have of libraries, besides what this process has of them.
     """
 
     def __init__(
@@ -56,9 +61,12 @@ class Spawner:
         preload: Collection[str] = (),
         fresh: bool = False,
         host: str = "",
+        sessions: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         self._loop, self._output, self._host = loop, output, host
         self._preload, self._fresh = list(preload), fresh
+        self._sessions = dict(sessions)
+        self._harmful: set[str] = set()  # libraries that have ended a template
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._workers: dict[int, Worker] = {}  # by pid: those that have not ended
@@ -83,7 +91,9 @@ class Spawner:
             ours.callback(mine.close)
             theirs.callback(yours.close)
             (out_r, out_w), (err_r, err_w) = open_pipe(ours, theirs), open_pipe(ours, theirs)
-            arguments = (yours.fileno(), self._preload, self._fresh)
+            found = {**libraries.sessions(), **self._sessions}
+            sessions = {name: found[name] for name in found.keys() - self._harmful}
+            arguments = (yours.fileno(), self._preload, sessions, self._fresh)
             words = control.command(_path(), "template", arguments)
             self._process = start_apart(
                 [sys.executable, *interpreter_options(), *words],
@@ -181,6 +191,8 @@ class Spawner:
             with contextlib.suppress(OSError):
                 os.killpg(process.pid, signal.SIGKILL)
         self._end_template()
+        if not was_ready:
+            self._harmful.add(self._importing)
         culprit = "" if was_ready or self._importing not in self._preload else self._importing
         reason = "the process that starts workers has ended"
         if culprit and process is not None:

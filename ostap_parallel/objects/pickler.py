@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 
 import cloudpickle
 
+from ostap_parallel import libraries
 from ostap_parallel.objects import byvalue, kinds, program
 from ostap_parallel.objects.byvalue import Place, names_in
 from ostap_parallel.objects.kinds import PROTOCOL
@@ -143,6 +144,8 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             return byvalue.reduce_enum(cls, place)
         if (reduced := kinds.reduce_ctypes(cls, place)) is not None:
             return reduced
+        if (support := libraries.support_of(cls)) is not None:
+            return support.reduce_class(cls)
         reduced = super().reducer_override(cls)
         if reduced is NotImplemented:  # cloudpickle takes its module for one to be imported
             cloudpickle.register_pickle_by_value(sys.modules[cls.__module__])
@@ -465,6 +468,8 @@ def _reduce_class(pickler: _Pickler, cls: type) -> Any:
 
 
 def _way_of(kind: type) -> Callable[[_Pickler, Any], Any] | None:
+    if (support := libraries.support_of(kind)) is not None:
+        return support.way_of(kind)
     if issubclass(kind, type):
         return _reduce_class
     if kind is FunctionType:

@@ -18,6 +18,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from ostap_parallel import libraries
 from ostap_parallel.config import HostConfig
 from ostap_parallel.errors import HostError
 from ostap_parallel.machine.endpoint import Endpoint
@@ -223,6 +224,7 @@ class HostServer(Server):
             "tasks_per_worker": self.source.tasks_per_worker,
             "preload": self.host.preload,
             "fresh": self.host.start == "spawn",
+            "sessions": libraries.sessions(),
         }
         if sources := self._sources(directory):
             self._write(_PREPARE.format(sources=sources))

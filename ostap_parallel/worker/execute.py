@@ -8,11 +8,9 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import functools
-import hashlib
 import logging
 import math
 import os
-import random
 import signal
 import socket
 import sys
@@ -120,7 +118,7 @@ class Call:
             with surroundings_of(self.surroundings):
                 return replace(self, surroundings={}).run(index, item)
         if self.seed is not None:
-            seed_item(self.seed, index)
+            generators.seed_item(self.seed, index)
         else:
             generators.end()
         return self.function(index, item) if self.with_index else self.function(item)
@@ -244,10 +242,7 @@ def _prepare(data: bytes, location: str) -> dict[str, Any]:
         settings.Here.is_ours = isinstance(executing.baseline, Baseline)
         call: Call = serialize.loads(data)
         logging.getLogger().setLevel(call.log_level)
-        if call.seed is not None:
-            # Loaded now: a task that imports it later must find it seeded for its first item.
-            with contextlib.suppress(ImportError):
-                import numpy.random  # type: ignore[import-not-found,unused-ignore] # noqa: F401
+        generators.prepare(call.seed is not None, settings.Here.is_ours)
         if call.initializer is not None:
             call.initializer()
         if call.worker_init is not None:
@@ -456,19 +451,6 @@ def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):  # a task may have closed or replaced it
             stream.flush()
-
-
-def seed_item(seed: int | str, index: int) -> None:
-    """Seed ``random`` and, where loaded, numpy and ROOT from `seed` and an item's index."""
-    digest = hashlib.sha256(f"{seed}:{index}".encode()).digest()
-    generators.begin(digest)
-    random.seed(digest)
-    if "numpy.random" in sys.modules:
-        words = [int.from_bytes(digest[i : i + 4], "big") for i in range(0, 32, 4)]
-        sys.modules["numpy.random"].seed(words)
-    if "ROOT" in sys.modules:
-        # 0 would mean "from the clock"
-        sys.modules["ROOT"].gRandom.SetSeed(int.from_bytes(digest[:4], "big") | 1)
 
 
 @contextlib.contextmanager

@@ -1,9 +1,17 @@
-"""The random generator of an item, made from the seed of the run and the item's position."""
+"""Random numbers: of an item, from the seed of the run and its position; of a fork, its own."""
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import hashlib
+import random
+import sys
 import threading
+from collections.abc import Iterable
 from typing import Any
+
+from ostap_parallel import libraries
 
 
 class _Current(threading.local):
@@ -41,3 +49,66 @@ def rng() -> Any:
         seed = None if digest is None else int.from_bytes(digest, "big")
         _current.generator = numpy.random.default_rng(seed)
     return _current.generator
+
+
+def seed_item(seed: int | str, index: int) -> None:
+    """Seed ``random`` and, where loaded, numpy and libraries from `seed` and an item's index."""
+    digest = hashlib.sha256(f"{seed}:{index}".encode()).digest()
+    begin(digest)
+    random.seed(digest)
+    if "numpy.random" in sys.modules:
+        words = [int.from_bytes(digest[i : i + 4], "big") for i in range(0, 32, 4)]
+        sys.modules["numpy.random"].seed(words)
+    for support in libraries.present().values():
+        support.seed(digest)
+
+
+def prepare(is_seeded: bool, is_ours: bool) -> None:
+    """Make ready for the items of a run, in a worker of ours or in a process of others."""
+    if is_seeded:
+        # Loaded now: a task that imports it later must find it seeded for its first item.
+        with contextlib.suppress(ImportError):
+            import numpy.random  # type: ignore[import-not-found,unused-ignore] # noqa: F401
+        libraries.watch(_seed_arrived)  # those that take longer
+    elif is_ours and _current.digest is not None:
+        begin(None)
+        differ(())  # a run with a seed has left what recurs
+
+
+def _seed_arrived(support: libraries.Support) -> None:
+    support.seed(_current.digest)
+
+
+def take_in(support: libraries.Support) -> None:
+    """Have a library in this worker that was just imported, by whomever."""
+    support.arrive()
+    support.seed(_current.digest)
+
+
+def find() -> list[Any]:
+    """Return the generators of random numbers that modules have made for themselves."""
+    kinds: tuple[type, ...] = (random.Random,)
+    if "numpy.random" in sys.modules:
+        kinds = (*kinds, sys.modules["numpy.random"].Generator)
+    found: dict[int, Any] = {}
+    for module in list(sys.modules.values()):
+        values = list(getattr(module, "__dict__", {}).values())
+        found.update((id(one), one) for one in values if isinstance(one, kinds))
+    found.update((id(one), one) for one in gc.get_objects() if isinstance(one, kinds))
+    return list(found.values())
+
+
+def differ(generators: Iterable[Any]) -> None:
+    """Have generators, and those of the libraries, give what does not recur."""
+    random.seed()
+    for generator in generators:
+        with contextlib.suppress(Exception):
+            if isinstance(generator, random.Random):
+                generator.seed()
+            else:  # numpy's
+                bits = generator.bit_generator
+                bits.state = type(bits)().state
+    if (numpy_random := sys.modules.get("numpy.random")) is not None:
+        numpy_random.seed()
+    for support in libraries.present().values():
+        support.seed(None)

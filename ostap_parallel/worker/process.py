@@ -23,7 +23,8 @@ import socket
 import sys
 from typing import Any
 
-from ostap_parallel.worker import nested
+from ostap_parallel import libraries
+from ostap_parallel.worker import generators, nested
 from ostap_parallel.worker.control import POSITION, set_name
 from ostap_parallel.worker.execute import bind, executing, restore, take_signals
 from ostap_parallel.worker.processes import disconnect
@@ -48,6 +49,7 @@ def main(arguments: tuple[tuple[int, int, int, int], int | None, tuple[str, int]
     # A process that a task forks must not hold the connection open when this one dies.
     os.register_at_fork(after_in_child=lambda: disconnect(connection))
     take_signals()
+    libraries.watch(generators.take_in)
     executing.position = memoryview(mmap.mmap(position, POSITION.size)).cast("q")
     os.close(position)
     logging.getLogger().addHandler(LogToServer(log))

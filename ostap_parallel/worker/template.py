@@ -14,7 +14,6 @@ import contextlib
 import gc
 import importlib
 import os
-import random
 import select
 import signal
 import socket
@@ -22,7 +21,8 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ostap_parallel.worker import process
+from ostap_parallel import libraries
+from ostap_parallel.worker import generators, process
 from ostap_parallel.worker.control import command, receive, send, set_name
 from ostap_parallel.worker.processes import adopt_orphans, children, kill_tree, release_signals
 
@@ -38,7 +38,7 @@ class _Template:
         self._fresh = fresh
         self._children: set[int] = set()
         self._started = set(children())  # by the modules
-        self._generators = _find_generators()
+        self._generators = generators.find()
         self._told: dict[str, Any] = {}
         self._woken_r, self._woken_w = os.pipe()
         for descriptor in (self._woken_r, self._woken_w):
@@ -95,22 +95,6 @@ class _Template:
                     self._children.discard(pid)
                     send(self._control, ("ended", pid, os.waitstatus_to_exitcode(status)))
 
-    def _differ(self) -> None:
-        """Make this fork one of its own kind where all of them must not be the same."""
-        random.seed()
-        for generator in self._generators:
-            with contextlib.suppress(Exception):
-                if isinstance(generator, random.Random):
-                    generator.seed()
-                else:  # numpy's
-                    bits = generator.bit_generator
-                    bits.state = type(bits)().state
-        numpy_random, root = map(sys.modules.get, ("numpy.random", "ROOT"))
-        if numpy_random is not None:
-            numpy_random.seed()
-        if root is not None:
-            root.gRandom.SetSeed(0)  # from the clock, and more
-
     def end(self) -> NoReturn:
         """End all workers, what the modules have started, and this process."""
         for pid in self._children:
@@ -147,7 +131,7 @@ class _Template:
                     os.set_inheritable(descriptor, True)
                 words = command(sys.path, "process", arguments)
                 os.execv(sys.executable, [sys.executable, *wanted["options"], *words])
-            self._differ()
+            generators.differ(self._generators)
             process.main(arguments)
         except BaseException:
             sys.excepthook(*sys.exc_info())
@@ -165,19 +149,6 @@ def _adopt(wanted: dict[str, Any]) -> None:
     if dict(os.environ) != wanted["environment"]:
         os.environ.clear()
         os.environ.update(wanted["environment"])
-
-
-def _find_generators() -> list[Any]:
-    """Return the generators of random numbers that modules have made for themselves."""
-    kinds: tuple[type, ...] = (random.Random,)
-    if "numpy.random" in sys.modules:
-        kinds = (*kinds, sys.modules["numpy.random"].Generator)
-    found: dict[int, Any] = {}
-    for module in list(sys.modules.values()):
-        values = list(getattr(module, "__dict__", {}).values())
-        found.update((id(one), one) for one in values if isinstance(one, kinds))
-    found.update((id(one), one) for one in gc.get_objects() if isinstance(one, kinds))
-    return list(found.values())
 
 
 def _count_threads() -> int:
@@ -202,19 +173,35 @@ def _preload(names: list[str], control: socket.socket) -> tuple[list[str], list[
     return threaded, failed
 
 
-def main(arguments: tuple[int, list[str], bool]) -> None:
+def _prepare(sessions: dict[str, Any], control: socket.socket) -> list[str]:
+    """Have libraries here as the caller has them; return those that have started a thread."""
+    threaded = []
+    for name, session in sessions.items():
+        before = _count_threads()
+        send(control, ("importing", name))
+        with contextlib.suppress(Exception):  # whoever needs it here will be told
+            libraries.support_for(name).prepare(session)
+        if _count_threads() > before:
+            threaded.append(name)
+    return threaded
+
+
+def main(arguments: tuple[int, list[str], dict[str, Any], bool]) -> None:
     """Serve the owner at the other end of a socket, of which the descriptor is given.
 
-    `arguments` are that descriptor, the modules to import, and whether workers are to be new
-    interpreters.
+    `arguments` are that descriptor, the modules to import, what the caller has of libraries, see
+    `libraries.sessions`, and whether workers are to be new interpreters.
     """
-    descriptor, preload, fresh = arguments
+    descriptor, preload, sessions, fresh = arguments
     sys.argv = ["ostap_parallel-template"]
     set_name(TEMPLATE_NAME)
     control = socket.socket(fileno=descriptor)
     control.set_inheritable(False)
     adopt_orphans()  # for now, to know all that the modules start
+    libraries.watch(generators.take_in)
     threaded, failed = _preload(preload, control)
+    sessions = {**{name: {} for name in preload if libraries.is_known(name)}, **sessions}
+    threaded += _prepare({} if fresh else sessions, control)
     adopt_orphans(False)
     gc.collect()
     template = _Template(control, fresh or bool(threaded))

@@ -1,0 +1,127 @@
+"""Libraries that want more than to be imported, and who of ours knows what each of them wants.
+
+That module is imported where its library is met, and nowhere else: who does without the library
+pays nothing for it.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import sys
+import warnings
+from collections.abc import Callable
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any, Protocol
+
+# By the name of the library.
+_SUPPORTS = {"ROOT": "ostap_parallel.root.support"}
+
+# The libraries that types belong to, by the top-level package of these.
+_OWNERS = {"cppyy": "ROOT"}
+
+
+class Support(Protocol):
+    """What a module offers that knows a library."""
+
+    def way_of(self, kind: type) -> Callable[[Any, Any], Any] | None:
+        """Return what reduces objects of a type for pickle; ``None`` if pickle knows."""
+
+    def reduce_class(self, cls: type) -> tuple[Any, ...]:
+        """Return how pickle makes a class, or a metaclass."""
+
+    def parts_of(self, obj: Any) -> Any:
+        """Return what an object holds, the same in all processes; raise TypeError if unknown."""
+
+    def arrive(self) -> None:
+        """Make a worker of a process that has just imported the library."""
+
+    def seed(self, digest: bytes | None) -> None:
+        """Seed what the library draws random numbers from; ``None``: from nothing that recurs."""
+
+    def session(self) -> Any:
+        """Return what this process has of the library, for workers to be; JSON can hold it."""
+
+    def prepare(self, session: Any) -> None:
+        """Have in the template of workers what `session` has returned, as far as possible."""
+
+    def state(self) -> tuple[Any, ...]:
+        """Return what the program has told the library, and workers must know, too."""
+
+    def take(self, state: tuple[Any, ...]) -> None:
+        """Tell the library here what `state` has returned there."""
+
+    def advise(self, error: BaseException) -> str:
+        """Return what to do about an error of a task; nothing if that is not known."""
+
+
+@functools.cache
+def _support(name: str) -> Support:
+    support: Support = importlib.import_module(_SUPPORTS[name])
+    return support
+
+
+def support_of(kind: type) -> Support | None:
+    """Return who knows objects of a type."""
+    name = _OWNERS.get(str(kind.__module__).partition(".")[0])
+    return None if name is None else _support(name)
+
+
+def support_for(name: str) -> Support:
+    """Return who knows a library, by its name."""
+    return _support(name)
+
+
+def is_known(name: str) -> bool:
+    """Return whether a name is that of such a library."""
+    return name in _SUPPORTS
+
+
+def present() -> dict[str, Support]:
+    """Return who knows the libraries that this process has imported, by their names."""
+    return {name: _support(name) for name in _SUPPORTS if name in sys.modules}
+
+
+def sessions() -> dict[str, Any]:
+    """Return what this process has of each library that it has imported."""
+    return {name: support.session() for name, support in present().items()}
+
+
+class _Watcher(MetaPathFinder):
+    """Calls a function when one of the libraries has been imported."""
+
+    def __init__(self, then: Callable[[Support], object]) -> None:
+        self._then = then
+        self._looking: set[str] = set()
+
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> ModuleSpec | None:
+        if fullname not in _SUPPORTS or fullname in self._looking:
+            return None
+        self._looking.add(fullname)
+        try:
+            spec = importlib.util.find_spec(fullname)
+        finally:
+            self._looking.discard(fullname)
+        if spec is None or spec.loader is None:
+            return None
+        execute = spec.loader.exec_module
+
+        def exec_module(module: ModuleType) -> None:
+            with warnings.catch_warnings():  # the caller has seen them
+                warnings.simplefilter("ignore")
+                execute(module)
+            self._then(_support(fullname))
+
+        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
+
+
+def watch(then: Callable[[Support], object]) -> None:
+    """Have a function called whenever this process imports one of the libraries."""
+    for finder in sys.meta_path:
+        if isinstance(finder, _Watcher):
+            return
+    sys.meta_path.insert(0, _Watcher(then))

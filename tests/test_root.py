@@ -1,0 +1,377 @@
+"""ROOT on workers here and on hosts, by programs of their own, compared with serial bin by bin."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import site
+import subprocess
+import sys
+import textwrap
+
+import pytest
+from functions import script_environ
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        importlib.util.find_spec("ROOT") is None,
+        reason="there is no ROOT; its wheel is had by: pip install --pre root",
+    ),
+]
+
+PRELUDE = """
+import json, os, random, re, sys, time, warnings
+warnings.simplefilter("ignore")
+from ostap_parallel import WorkManager, WorkerLost, SerializeError
+SETTINGS = json.loads(sys.argv[1])
+
+def open_(ncpus=2, **more):
+    where = {"ncpus": 0, **SETTINGS} if SETTINGS else {"ncpus": ncpus}
+    return WorkManager(**{"silent": True, **where, **more})
+
+def bins(histogram):
+    return [histogram.GetBinContent(n) for n in range(histogram.GetNbinsX() + 2)]
+
+def tell(**what):
+    print(json.dumps(what))
+"""
+
+
+class Root:
+    """Runs programs that open managers of workers in one place."""
+
+    def __init__(self, settings, directory):
+        self._settings, self._directory = settings, directory
+
+    def run(self, program, **environment):
+        """Return what a program has told, and what is on its standard error."""
+        file = self._directory / "program.py"
+        file.write_text(PRELUDE + textwrap.dedent(program))
+        done = subprocess.run(
+            [sys.executable, str(file), json.dumps(self._settings)],
+            cwd=self._directory,
+            env=script_environ(**environment),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=110,
+        )
+        assert done.returncode == 0, f"{done.returncode}\n{done.stdout}{done.stderr}"
+        return json.loads(done.stdout.splitlines()[-1]), done.stderr
+
+
+@pytest.fixture(params=["local", "hosts"])
+def root(request, tmp_path):
+    settings = {}
+    if request.param == "hosts":
+        paths = ":".join(site.getsitepackages())
+        settings = {
+            "servers": "h1*1 h2*1",
+            "ssh_config": str(request.getfixturevalue("hosts").ssh_config),
+            "config": [],
+            "environment": f"export PYTHONPATH={paths}",
+        }
+    return Root(settings, tmp_path)
+
+
+@pytest.fixture
+def local(tmp_path):
+    return Root({}, tmp_path)
+
+
+class TestObjects:
+    def test_histograms_travel_in_every_way(self, root):
+        told, _ = root.run("""
+            import ROOT
+
+            def fill(number):
+                histogram = ROOT.TH1F(f"h{number}", "", 20, 0, 20)
+                for n in range(100):
+                    histogram.Fill(n * number % 23)
+                return histogram
+
+            hist = fill(7)
+            first = fill(3)
+
+            def make():
+                inner = fill(5)
+                return lambda item: bins(inner) + bins(item) + bins(hist)
+
+
+
+
+
+            def both(item, h):
+                return bins(h) + bins(item)
+
+            def add(one, two):
+                one.Add(two)
+                return one
+
+            items = [fill(n) for n in range(1, 6)]
+            with open_() as wm:
+                results = wm.process(fill, range(1, 6))
+                tell(
+                    results=[bins(one) for one in results] == [bins(fill(n)) for n in range(1, 6)],
+                    types=sorted({type(one).__name__ for one in results}),
+                    names=[one.GetName() for one in results] == [f"h{n}" for n in range(1, 6)],
+                    closure=wm.process(make(), items) == [make()(item) for item in items],
+                    shared=wm.process(both, items, shared={"h": hist})
+                    == [both(item, hist) for item in items],
+                    merged=bins(wm.process(fill, range(1, 6), merger=add))
+                    == [float(sum(column)) for column in zip(*map(bins, items))],
+                )
+        """)
+        assert told.pop("types") == ["TH1F"]
+        assert set(told.values()) == {True}
+
+    def test_results_in_a_caller_that_has_not_used_it(self, root):
+        told, _ = root.run("""
+            def fill(number):
+                import ROOT
+                histogram = ROOT.TH1F("h", "", 3, 0, 3)
+                histogram.Fill(1, number)
+                return histogram, ROOT.TLorentzVector(1, 2, 3, 4), ROOT.std.vector["int"]([1, 2])
+
+            before = "ROOT" in sys.modules
+            with open_() as wm:
+                found = wm.process(fill, range(4))
+            tell(
+                before=before,
+                bins=[bins(one)[2] for one, _, _ in found],
+                vectors=[(vector.X(), list(numbers)) for _, vector, numbers in found],
+            )
+        """)
+        assert told == {
+            "before": False,
+            "bins": [0.0, 1.0, 2.0, 3.0],
+            "vectors": [[1.0, [1, 2]]] * 4,
+        }
+
+    def test_functions_methods_and_classes(self, root):
+        told, _ = root.run("""
+            import ROOT
+            from ROOT import TMath, gRandom, kRed
+
+            hist = ROOT.TH1F("h", "", 10, 0, 10)
+            hist.FillRandom("gaus", 1000)
+
+            def named(item):
+                return TMath.Gaus(item), int(kRed), ROOT.RooFit.FATAL == ROOT.RooFit.MsgLevel(item)
+
+            def draw(item):
+                gRandom.SetSeed(item + 1)
+                return gRandom.Rndm() == ROOT.gRandom.Rndm()  # the same generator
+
+            def both(item):
+                gRandom.SetSeed(item + 1)
+                first = ROOT.gRandom.Rndm()
+                return first, gRandom.GetSeed() == ROOT.gRandom.GetSeed()
+
+            class Event(ROOT.TNamed):
+                def __init__(self, name):
+                    super().__init__(name, "")
+
+                def GetTitle(self):
+                    return 2 * self.GetName()
+
+
+            def made(item):
+                return Event("a" * item).GetTitle()
+
+            vector = ROOT.RooArgSet()
+            kinds = [ROOT.TH1F, ROOT.std.vector["int"]]
+            with open_() as wm:
+                try:
+                    wm.process(vector.add, [1])
+                    template = ""
+                except SerializeError as exc:
+                    template = str(exc)
+                tell(
+                    method=wm.process(hist.GetBinContent, range(12)) == bins(hist),
+                    function=wm.process(TMath.Gaus, [0.0, 1.0]) == [TMath.Gaus(0), TMath.Gaus(1)],
+                    named=wm.process(named, range(6)) == [named(n) for n in range(6)],
+                    cls=[one.GetTitle() for one in wm.process(lambda n: ROOT.TNamed("a", n), "b")],
+                    kinds=wm.process(lambda kind: kind.__cpp_name__, kinds),
+                    made=wm.process(made, range(3)),
+                    generators=wm.process(both, range(4)) == [both(n) for n in range(4)],
+                    template=template,
+                )
+        """)
+        assert "in a function of Python" in told.pop("template")
+        assert told.pop("cls") == ["b"]
+        assert told.pop("kinds") == ["TH1F", "std::vector<int>"]
+        assert told.pop("made") == ["", "aa", "aaaa"]
+        assert set(told.values()) == {True}
+
+    def test_toys_fits_and_data(self, root):
+        told, _ = root.run("""
+            import ROOT
+
+            def toy(item):
+                ROOT.RooMsgService.instance().setGlobalKillBelow(ROOT.RooFit.FATAL)
+                x = ROOT.RooRealVar("x", "", -5, 5)
+                mean = ROOT.RooRealVar("mean", "", 0, -2, 2)
+                sigma = ROOT.RooRealVar("sigma", "", 1, 0.1, 3)
+                gauss = ROOT.RooGaussian("gauss", "", x, mean, sigma)
+                data = gauss.generate({x}, 200)
+                gauss.fitTo(data, PrintLevel=-1)
+                return mean.getVal(), mean.getError(), data
+
+            with open_() as wm:
+                one = wm.process(toy, range(4), seed=5)
+                two = wm.process(toy, range(4), seed=5, chunk_size=4)
+                three = wm.process(toy, range(4))
+                four = wm.process(toy, range(4), chunk_size=1)
+            numbers = [[fit[:2] for fit in run] for run in (one, two, three, four)]
+            tell(
+                same=numbers[0] == numbers[1],
+                distinct=len({fit for run in numbers[1:] for fit in run}),
+                entries=[fit[2].numEntries() for fit in one],
+                means=[fit[2].mean(fit[2].get()["x"]) for fit in one]
+                == [fit[2].mean(fit[2].get()["x"]) for fit in two],
+            )
+        """)
+        assert told == {"same": True, "distinct": 12, "entries": [200] * 4, "means": True}
+
+
+class TestRandomNumbers:
+    def test_they_are_those_of_the_item(self, root):
+        told, _ = root.run("""
+            import numpy
+
+            def draw(item):
+                import ROOT
+                roofit = ROOT.RooRandom.randomGenerator().Rndm()
+                return ROOT.gRandom.Rndm(), roofit, numpy.random.random(), random.random()
+
+            def late(item):
+                first = random.random()
+                import ROOT
+                return first, ROOT.gRandom.Rndm()
+
+            runs = []
+            for size in (1, 3):
+                with open_() as wm:
+                    runs.append(wm.process(draw, range(6), seed="s", chunk_size=size))
+                    runs.append(wm.process(late, range(6), seed="s", chunk_size=size))
+            with open_() as wm:
+                free = [wm.process(draw, range(6), chunk_size=n) for n in (1, 3)]
+            with open_() as wm:
+                free.append(wm.process(draw, range(6)))
+            tell(
+                same=runs[0] == runs[2] and runs[1] == runs[3],
+                seeded=[len(set(column)) for column in zip(*runs[0])],
+                free=[len(set(column)) for column in zip(*sum(free, []))],
+            )
+        """)
+        assert told == {"same": True, "seeded": [6] * 4, "free": [18] * 4}
+
+    def test_a_run_without_a_seed_after_one_that_had_one(self, local):
+        program = """
+            def draw(item):
+                import ROOT
+                return ROOT.gRandom.Rndm(), random.random()
+
+            with open_(1) as wm:
+                wm.process(draw, range(2), seed=1)
+                tell(found=wm.process(draw, range(2)))
+        """
+        one, two = (local.run(program)[0]["found"] for _ in range(2))
+        assert len({number for pair in one + two for number in pair}) == 8
+
+
+class TestCrashes:
+    PROGRAM = """
+        def crash(item):
+            import ROOT
+            if item == 1:
+                things = ROOT.TList()
+                things.Add(ROOT.bind_object(8, "TH1F"))
+                things.Print()
+            return item
+
+        with open_(lost_retries=1) as wm:
+            wm.process(abs, range(4))
+            begin = time.monotonic()
+            results = wm.process(crash, range(4), on_error="collect", lost_retries=1)
+            (failed,) = wm.report.failures
+        results = [one if isinstance(one, int) else None for one in results]
+        tell(results=results, reason=str(failed.error), seconds=time.monotonic() - begin)
+    """
+
+    def test_it_is_told_in_brief(self, root):
+        told, error = root.run(self.PROGRAM.replace("open_(lost_retries=1)", "open_()"))
+        assert told["results"] == [0, None, 2, 3]
+        assert "was killed by SIGSEGV" in told["reason"]
+        assert "TCollection::Print" in error
+        assert "in crash" in error
+        traces = error.count("Fatal Python error")
+        assert traces == 2
+        lines = [line for line in error.splitlines() if "Extension modules" not in line]
+        assert len(lines) <= 35 * traces
+
+    def test_time_limits_hold_for_who_begins_it(self, root):
+        told, _ = root.run("""
+            from ostap_parallel import TaskTimeout
+
+            def hang(item):
+                import ROOT
+                ROOT.gROOT.GetName()
+                while item:
+                    time.sleep(0.01)
+                return item
+
+            with open_(start="spawn") as wm:
+                results = wm.process(hang, range(2), timeout=15, on_error="collect")
+                (failed,) = wm.report.failures
+            tell(results=[results[0], type(results[1]).__name__], kind=type(failed.error).__name__)
+        """)
+        assert told == {"results": [0, "Failure"], "kind": "TaskTimeout"}
+
+
+class TestTemplate:
+    PROGRAM = """
+        {first}
+
+        def look(item):
+            loaded = "cppyy" in sys.modules
+            import ROOT
+            ROOT.TH1F("h", "", 10, 0, 10).Fill(1)
+            text = open("/proc/self/smaps_rollup").read()
+            private = re.findall(r"Private_(?:Dirty|Clean): *(\\d+)", text)
+            return loaded, ROOT.gROOT.IsBatch(), sum(map(int, private)) / 1024
+
+        with open_({options}) as wm:
+            tell(found=wm.process(look, range(2)))
+    """
+
+    @pytest.mark.parametrize(
+        ("first", "options", "expected"),
+        [
+            ("import ROOT; ROOT.gROOT.GetName()", "", True),
+            ("", "preload='ROOT'", True),
+            ("", "", False),
+        ],
+        ids=["the session has it", "preload", "neither"],
+    )
+    def test_it_is_imported_once(self, root, first, options, expected):
+        told, _ = root.run(self.PROGRAM.format(first=first, options=options))
+        for loaded, is_batch, private in told["found"]:
+            assert loaded is expected
+            assert is_batch
+            assert (private < 15) is expected
+
+    def test_a_host_without_it_does_not_matter(self, hosts, tmp_path):
+        settings = {"servers": "h1*1", "ssh_config": str(hosts.ssh_config), "config": []}
+        root = Root(settings, tmp_path)
+        told, error = root.run("""
+            import ROOT
+            ROOT.gROOT.GetName()
+
+            with open_() as wm:
+                tell(found=wm.process(abs, [-1, -2]))
+        """)
+        assert told == {"found": [1, 2]}
+        assert "ROOT" not in error.replace("alpha stage", "")
