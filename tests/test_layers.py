@@ -60,7 +60,7 @@ DOORS = {
         ),
         *("report", "run", "shapes", "stream", "task", "trust"),
     },
-    "views": {"picture", "timeline", "trace"},
+    "views": {"groups", "picture", "timeline", "trace"},
     "engine": {"backend", "core", "engine", "foreign", "future", "names", "retries"},
     "schedulers": {"quantities", "scheduler", "sge", "slurm"},
     "supply": {"here", "host", "source", "ssh", "supervisor", "syncing", "ways"},

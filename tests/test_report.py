@@ -15,7 +15,7 @@ import nbclient
 import nbformat
 import pytest
 
-from ostap_parallel.errors import HostError
+from ostap_parallel.errors import HostError, WorkerLost
 from ostap_parallel.runs.progress import open_progress, render_workers
 from ostap_parallel.runs.report import Failure, Report, Statistics, StatMerger, describe, duration
 from ostap_parallel.supply.source import HostStatus
@@ -130,6 +130,30 @@ class TestReport:
         assert report.failed_in_short() == (
             "2 of 60 items FAILED; first: item 1 on lxplus701: ValueError: bad thing"
         )
+
+    def test_failures_in_groups(self):
+        def raised(index, error, line, host="h1"):
+            where = f'File "/home/me/fit.py", line {line}, in fit'
+            text = f'  {where}\n    do()\n  File "/usr/lib/python3/json/x.py", line 3, in do\n'
+            return Failure(index, "[1]", error, f"Traceback\n{text}", host, 7, 1)
+
+        report = Report(submitted=60)
+        assert report.failed_in_groups() == ""
+        report.failures += [raised(n, ValueError(f"bad \x1b{n}"), 81, "h2") for n in (40, 12, 17)]
+        report.failures += [raised(5, ValueError("other"), 90)]
+        report.failures += [
+            Failure(n, "x", WorkerLost(n, "h1", f"worker {n} was killed"), "", "h1", n, 3)
+            for n in (8, 7)
+        ]
+        first, *groups = report.failed_in_groups().split("\n")
+        assert first == "6 of 60 items FAILED; first: item 5 on h1: ValueError: other"
+        assert groups == [
+            "  3 x ValueError in fit.py:81, first item 12 on h2: bad ?12",
+            "  2 x WorkerLost, first item 7 on h1: item 7 on h1: worker 7 was killed",
+            "  1 x ValueError in fit.py:90, first item 5 on h1: other",
+        ]
+        assert groups[0].strip() in str(report)
+        assert report.as_dict()["groups"][0]["place"] == "fit.py:81"
 
     def test_complete(self):
         report = Report(submitted=2, merged=2, complete=True)

@@ -15,7 +15,7 @@ from ostap_parallel.engine.retries import Attempts, Limits
 from ostap_parallel.errors import WorkerLost
 from ostap_parallel.objects import serialize
 from ostap_parallel.supply.source import HostStatus
-from ostap_parallel.worker.chunk import ChunkOutcome, Lost, pack_call, unpack_call
+from ostap_parallel.worker.chunk import INTERRUPTED, ChunkOutcome, Lost, pack_call, unpack_call
 from ostap_parallel.worker.execute import Call, apply
 from ostap_parallel.worker.shared import Inline, Packed, Stored
 
@@ -205,7 +205,7 @@ def result_of(done: AnyFuture, name: str) -> Result:
     except (Exception, CancelledError) as exc:
         return Lost(name, 0, f"{type(exc).__name__}: {exc}", by_worker=True)
     if isinstance(result, ChunkOutcome) and not result.answers and not result.gave_back:
-        return Lost(result.host, result.pid, "it was interrupted")
+        return Lost(result.host, result.pid, INTERRUPTED)
     return result
 
 

@@ -37,7 +37,7 @@ from ostap_parallel.supply.host import sources_of
 from ostap_parallel.supply.source import HostStatus
 from ostap_parallel.supply.supervisor import EventHandler, Supervisor
 from ostap_parallel.supply.syncing import Archive, Modules, Source
-from ostap_parallel.worker.chunk import ChunkOutcome, Lost, pack_call, unpack_result
+from ostap_parallel.worker.chunk import INTERRUPTED, ChunkOutcome, Lost, pack_call, unpack_result
 from ostap_parallel.worker.execute import Call, apply
 from ostap_parallel.worker.initializer import Initializer
 from ostap_parallel.worker.shared import SMALL, Blob, Inline, Packed, Stored
@@ -437,7 +437,7 @@ class Engine(Backend):
 
         def take(result: Result) -> None:
             if isinstance(result, ChunkOutcome) and not result.answers:
-                result = Lost(result.host, result.pid, "it was interrupted")
+                result = Lost(result.host, result.pid, INTERRUPTED)
             if future.cancelled():
                 return
             if isinstance(result, Lost) and self._jobs[future].is_interrupted:

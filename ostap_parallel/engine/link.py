@@ -18,7 +18,7 @@ from ostap_parallel.machine.endpoint import Endpoint
 from ostap_parallel.machine.jobs import Job, Machine, Queue
 from ostap_parallel.machine.loop import Loop
 from ostap_parallel.supply.source import STEP
-from ostap_parallel.worker.chunk import Lost, pack_result
+from ostap_parallel.worker.chunk import INTERRUPTED, Lost, pack_result
 from ostap_parallel.worker.shared import Blob
 from ostap_parallel.worker.transport import Connection
 
@@ -150,7 +150,7 @@ class Link(Machine):
         for job in jobs:
             held = [one for one in self._deliveries.values() if one.held.pop(job.number, None)]
             if held:
-                lost = Lost("", 0, "it was interrupted")
+                lost = Lost("", 0, INTERRUPTED)
                 self._queue.end(self, job, pack_result(lost))
             else:
                 self.channel.send(wire.pack_stop(job.number))

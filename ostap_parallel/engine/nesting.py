@@ -31,7 +31,7 @@ from ostap_parallel.machine import wire
 from ostap_parallel.machine.jobs import Job, Queue
 from ostap_parallel.machine.loop import Loop, Timer
 from ostap_parallel.objects import serialize
-from ostap_parallel.worker.chunk import ChunkOutcome, Lost, pack_result, unpack_result
+from ostap_parallel.worker.chunk import INTERRUPTED, ChunkOutcome, Lost, pack_result, unpack_result
 from ostap_parallel.worker.nested import CANCELLED
 
 logger = logging.getLogger(__name__)
@@ -142,7 +142,7 @@ class Nesting:
             if ended is not None:
                 self._leave(stack, ended)
             while len(stack.levels) > depth + 1:  # it was interrupted, and not heard of again
-                self._leave(stack, pack_result(Lost("", 0, "it was interrupted")))
+                self._leave(stack, pack_result(Lost("", 0, INTERRUPTED)))
             level = stack.levels[-1]
             answer = ("interrupted",)
             if not stack.is_interrupted(level):
@@ -164,7 +164,7 @@ class Nesting:
         self._stop_waiting(stack)
         result = unpack_result(message)
         if len(stack.levels) > 1:
-            top = Lost("", 0, "it was interrupted")
+            top = Lost("", 0, INTERRUPTED)
             if isinstance(result, Lost) and not result.timed_out:
                 top, result = result, replace(result, by_worker=False, index=None)
                 message = pack_result(result)

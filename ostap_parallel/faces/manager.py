@@ -420,10 +420,11 @@ class WorkManager(Shown):
             finally:
                 self.backend.flush()
                 recorder.report.hosts = [host.since(lost.get(host.name, 0)) for host in hosts]
-        if recorder.report.stats and not self._silent:
-            print(recorder.report.table())
-        if failed := recorder.report.failed_in_short():
+        report = recorder.report
+        if failed := report.failed_in_short() if self._silent else report.failed_in_groups():
             self._tell(failed)
+        if report.stats and not self._silent:
+            print(report.table())
 
     def _tell(self, text: str) -> None:
         with suppress(OSError, ValueError):  # a standard error that is full or closed

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ostap_parallel.machine.loop import Loop
-from ostap_parallel.worker.chunk import Lost, pack_result
+from ostap_parallel.worker.chunk import INTERRUPTED, Lost, pack_result
 
 _numbers = itertools.count(1)
 
@@ -298,7 +298,7 @@ class Queue:
                 job.is_interrupted = True  # one on its way into the queue is not begun, either
                 if job.state == "running" and job.machine is not None:
                     running.setdefault(job.machine, []).append(job)
-            self.give_up_waiting("it was interrupted", wanted)
+            self.give_up_waiting(INTERRUPTED, wanted)
             for machine, theirs in running.items():
                 machine.interrupt(theirs, grace)
 

@@ -6,10 +6,11 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any
 
-from ostap_parallel.engine.backend import Result
+from ostap_parallel.engine.backend import result_of
 from ostap_parallel.runs.chunking import Chunk
 from ostap_parallel.runs.run import Run
 from ostap_parallel.views.timeline import Timeline
@@ -89,7 +90,10 @@ class History:
         """Return the last lines of an item that has failed, once."""
         return self._outputs.pop(index, "")
 
-    def _hear(self, result: Result, chunk: Chunk) -> None:
+    def _hear(self, done: Future[Any], chunk: Chunk) -> None:
+        if done.cancelled():  # before its turn came
+            return
+        result = result_of(done, self._backend.name)
         if self._timeline is not None:
             self._timeline.add(result, chunk.indices, chunk.made)
         if self._tails is None or not (lines := self._tails.take(result.host, result.pid)):

@@ -22,6 +22,7 @@ from ostap_parallel.objects.serialize import name_and_text
 from ostap_parallel.runs.display import Shown
 from ostap_parallel.runs.outcome import Batch, Outcome
 from ostap_parallel.runs.timing import Slow, Slowest, Times
+from ostap_parallel.views.groups import Group, groups_of
 from ostap_parallel.views.timeline import Timeline
 from ostap_parallel.views.trace import trace_of
 
@@ -358,6 +359,21 @@ class Report(Shown):
         notes = {host.name: _state(host) for host in idle}
         return notes | {host: f"left out: {reason}" for host, reason in self.left_out.items()}
 
+    @property
+    def groups(self) -> list[Group]:
+        """The failures by what was raised and where, the most frequent first."""
+        return groups_of(failure.as_dict() for failure in self.failures)
+
+    def failed_in_groups(self) -> str:
+        """Return how many items failed, the first, and how many in which way; empty if none."""
+        lines = [self.failed_in_short()] if self.failures else []
+        if self.failed > 1:
+            groups = self.groups
+            lines += [f"  {group}" for group in groups[:_MAX_FAILURES]]
+            if more := len(groups) - _MAX_FAILURES:
+                lines += [f"  ... and {more} more kinds"] if more > 0 else []
+        return "\n".join(lines)
+
     def failed_in_short(self) -> str:
         """Return how many items failed and how the first did, in one line; empty if none."""
         if not self.failures:
@@ -369,7 +385,7 @@ class Report(Shown):
         return f"{counts}; first: item {first.index} on {first.host}: {reason}"
 
     def __str__(self) -> str:
-        lines = [self.summary]
+        lines = [self.summary, *(str(group) for group in self.groups[:_MAX_FAILURES])]
         if self.stats:
             lines += [self.table(), *self._times()]
         lines += [f"running: {one}" for one in self.running[:_MAX_FAILURES]]
@@ -427,6 +443,7 @@ class Report(Shown):
             **{name: getattr(self, name) for name in _COUNTS},
             "gain": self.gain,
             "hosts": self._host_rows(),
+            "groups": [asdict(group) for group in self.groups],
             "failures": [failure.as_dict() for failure in self.failures],
             "slowest": [asdict(slow) for slow in self.slowest],
             "running": [asdict(one) for one in self.running],

@@ -14,9 +14,10 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, wait
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-from ostap_parallel.engine.backend import Backend, Result, result_of
+from ostap_parallel.engine.backend import Backend, result_of
 from ostap_parallel.engine.retries import LOST_RETRIES, Limits
 from ostap_parallel.errors import SerializeError, TaskTimeout, WorkerLost
 from ostap_parallel.runs.checks import check_number, check_timeout, length_of
@@ -35,7 +36,14 @@ from ostap_parallel.runs.outcome import Batch, Checkpoint, Journal, Outcome, kee
 from ostap_parallel.runs.report import Running
 from ostap_parallel.runs.trust import DEFAULT_RULES, HostRules, Trust, is_of_host, why
 from ostap_parallel.runs.watching import Watch
-from ostap_parallel.worker.chunk import ChunkOutcome, Lost, pack_chunk, traced, unpack_answer
+from ostap_parallel.worker.chunk import (
+    INTERRUPTED,
+    ChunkOutcome,
+    Lost,
+    pack_chunk,
+    traced,
+    unpack_answer,
+)
 from ostap_parallel.worker.execute import Call
 
 # From an input: nothing is there now, and `Run.wake` will be called when there is.
@@ -74,7 +82,7 @@ class Run:
     window
         Chunks that are under way at most; ``None``: about two per worker.
     heard
-        Told what became of each chunk, as that is heard of.
+        Called with the future of each chunk as that is done, from any thread.
 
     Raises
     ------
@@ -104,7 +112,7 @@ class Run:
     collects: bool = False
     held_bytes: float = HELD_BYTES
     window: int | None = None
-    heard: Callable[[Result, Chunk], object] = lambda result, chunk: None
+    heard: Callable[[Future[Any], Chunk], object] = lambda done, chunk: None
 
     _again: deque[list[Item]] = field(default_factory=deque)  # chunks to be run again
     _unsent: deque[Outcome] = field(default_factory=deque)  # known without being sent
@@ -245,7 +253,13 @@ class Run:
         self._running[future] = chunk
         if places is not None:
             self._pinned[future] = places
-        future.add_done_callback(self._news.put)
+        future.add_done_callback(partial(self._arrived, chunk))
+
+    def _arrived(self, chunk: Chunk, done: Future[Any]) -> None:
+        try:
+            self.heard(done, chunk)
+        finally:
+            self._news.put(done)
 
     def _places_for(self, again: Sequence[Item]) -> frozenset[str] | None:
         tried = frozenset[str]().union(*(item.tried for item in again))
@@ -347,7 +361,6 @@ class Run:
 
     def _arrivals_of(self, done: Future[Any], chunk: Chunk) -> Iterator[Batch | Outcome]:
         result = result_of(done, self.backend.name)
-        self.heard(result, chunk)
         if isinstance(result, ChunkOutcome) and result.answers:
             self._watch.times.sample(result.seconds)
             count = len(result.answers)
@@ -389,7 +402,7 @@ class Run:
         if result.gave_back:
             self._again.append(left)
             return
-        yield from self._lost(Lost(result.host, result.pid, "it was interrupted"), left)
+        yield from self._lost(Lost(result.host, result.pid, INTERRUPTED), left)
 
     def _outcome_of(
         self, result: ChunkOutcome, item: Item, position: int, doubted: list[Item]

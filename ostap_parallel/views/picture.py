@@ -15,6 +15,7 @@ class Fate(enum.Enum):
     FAILED = "failed"
     RETRIED = "failed, run again"
     LOST = "lost with its worker"
+    STOPPED = "interrupted"
     WAITING = "waiting for work"
 
 

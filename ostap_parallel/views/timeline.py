@@ -6,14 +6,16 @@ item by item before somebody wants to see it.
 
 from __future__ import annotations
 
+import copy
 import struct
+import threading
 import time
 from array import array
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ostap_parallel.views.picture import Bar, Event, Fate, Lane, Picture
-from ostap_parallel.worker.chunk import ChunkOutcome, Lost
+from ostap_parallel.worker.chunk import INTERRUPTED, ChunkOutcome, Lost
 
 # Items of which it is kept when they ran: an endless run must not fill the memory.
 LIMIT = 1 << 22
@@ -22,7 +24,7 @@ LIMIT = 1 << 22
 _CHUNK = struct.Struct("=dddqIIB")
 _FAILED = struct.Struct("=II")  # chunk, position
 
-_DONE, _LOST = range(2)
+_DONE, _LOST, _STOPPED = range(3)
 
 
 class _Chunk(NamedTuple):
@@ -55,12 +57,22 @@ class Timeline:
         self.events: list[Event] = []
         self.beyond = 0
         self._limit = limit
+        self._lock = threading.Lock()
         self._chunks = bytearray()
         self._failed = bytearray()
         self._seconds = array("d")
         self._scattered: dict[int, array[int]] = {}  # indices of chunks, unless they are a range
         self._workers: dict[tuple[str, int], int] = {}
         self._ahead: dict[str, float] = {}  # how far a host's clock is ahead of ours, at most
+
+    def __getstate__(self) -> dict[str, Any]:
+        with self._lock:
+            return {
+                name: copy.copy(value) for name, value in vars(self).items() if name != "_lock"
+            }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _lock=threading.Lock())
 
     def __len__(self) -> int:
         return len(self._seconds)
@@ -72,10 +84,17 @@ class Timeline:
         return columns + sum(8 * len(indices) for indices in self._scattered.values())
 
     def add(self, result: ChunkOutcome | Lost, indices: Sequence[int], made: float) -> None:
-        """Note what has become of a chunk that was made at a time; called as it is heard of."""
-        if isinstance(result, Lost):
-            self._add_lost(result, indices, made)
-            return
+        """Note what has become of a chunk that was made at a time; called as it is heard of.
+
+        From any thread.
+        """
+        with self._lock:
+            if isinstance(result, Lost):
+                self._add_lost(result, indices, made)
+            else:
+                self._add(result, indices, made)
+
+    def _add(self, result: ChunkOutcome, indices: Sequence[int], made: float) -> None:
         count, now = len(result.seconds), time.time()
         if len(self._seconds) + count > self._limit:
             self.beyond += count
@@ -97,7 +116,8 @@ class Timeline:
             return
         if lost.index is not None and lost.index in indices:
             indices = [lost.index]
-        self._put(lost, indices, made, 0.0, time.time(), _LOST)
+        fate = _STOPPED if lost.reason == INTERRUPTED else _LOST
+        self._put(lost, indices, made, 0.0, time.time(), fate)
 
     def _put(
         self,
@@ -140,7 +160,9 @@ class Timeline:
 
     def _bars(self) -> Iterator[Bar]:
         """Yield a bar for each item, or for each chunk that was lost, and for waiting."""
-        chunks = list(map(_Chunk._make, _CHUNK.iter_unpack(self._chunks)))
+        with self._lock:
+            data = bytes(self._chunks)
+        chunks = list(map(_Chunk._make, _CHUNK.iter_unpack(data)))
         failed = self._fates(chunks)
         hosts = [host for host, _ in self._workers]
         ends = [0.0] * len(hosts)  # of what each worker has done so far
@@ -148,8 +170,9 @@ class Timeline:
         for number, chunk in enumerate(chunks):
             worker, heard = chunk.worker, chunk.heard - self.start
             free = max(ends[worker], chunk.made - self.start)
-            if chunk.fate == _LOST:
-                yield Bar(worker, min(free, heard), heard, chunk.first, chunk.size, Fate.LOST)
+            if chunk.fate != _DONE:
+                fate = Fate.LOST if chunk.fate == _LOST else Fate.STOPPED
+                yield Bar(worker, min(free, heard), heard, chunk.first, chunk.size, fate)
                 ends[worker] = max(heard, free)
                 continue
             seconds = self._seconds[position : position + chunk.size]
@@ -172,7 +195,9 @@ class Timeline:
         """Return what has failed, by chunk and item: what was run again later was not the end."""
         found: dict[tuple[int, int], Fate] = {}
         last: dict[int, int] = {}
-        for number, position in _FAILED.iter_unpack(self._failed):
+        for number, position in _FAILED.iter_unpack(bytes(self._failed)):
+            if number >= len(chunks):  # it came just now
+                break
             index = self._indices(chunks, number)[position]
             found[number, index] = Fate.FAILED
             last[index] = number

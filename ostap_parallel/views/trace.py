@@ -17,6 +17,7 @@ _COLOURS = {
     Fate.FAILED: "terrible",
     Fate.RETRIED: "bad",
     Fate.LOST: "black",
+    Fate.STOPPED: "yellow",
     Fate.WAITING: "grey",
 }
 

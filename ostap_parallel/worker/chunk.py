@@ -33,6 +33,9 @@ PLAIN = (int, float, str, bool, type(None), complex)
 
 NEXT = ...
 
+# Why a chunk that was given up is lost.
+INTERRUPTED = "it was interrupted"
+
 # Characters that are kept of an exception's text and of its traceback.
 MAX_TEXT = 100_000
 
