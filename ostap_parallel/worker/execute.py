@@ -294,8 +294,12 @@ def run_items(state: dict[str, Any], chunk: Received, result: ChunkOutcome) -> N
     combiner = None if merger is None else Combiner(merger, chunk.indices, result.answers)
     executing.interrupted = executing.timed_out = False
     brief = 0.0  # time of the items after which the process was not brought back
+    end = time.perf_counter()
     for index, packed in zip(chunk.indices, items, strict=True):
-        ok, answer, seconds = _run_item(call, index, packed, chunk.read)
+        # to ask the clock takes longer than some items
+        begin = end if brief and not combiner else time.perf_counter()
+        ok, answer, end = _run_item(call, index, packed, chunk.read)
+        seconds = end - begin
         if seconds < BRIEF and brief < MANY_BRIEF and executing.baseline.is_intact():
             brief += seconds
         else:
@@ -350,9 +354,8 @@ def _end(combiner: Combiner, result: ChunkOutcome) -> None:
 def _run_item(
     call: Call, index: int, packed: Any, read: Callable[[Any], Any]
 ) -> tuple[bool, Any, float]:
-    """Run one item; return whether that went well, its packed value or error, and its time."""
+    """Run one item; return whether that went well, its packed value or error, and its end."""
     executing.position[0] = index
-    start = time.perf_counter()
     try:
         executing.now = True
         try:
@@ -370,10 +373,10 @@ def _run_item(
     except BaseException as exc:  # interrupted while it packed an error
         executing.now = False
         ok, answer = False, _pack_error(exc)
-    seconds = time.perf_counter() - start
+    end = time.perf_counter()
     if ok and executing.timed_out:
         ok, answer = False, _pack_error(TimeoutError("it went on when it was interrupted"))
-    return ok, answer, seconds
+    return ok, answer, end
 
 
 def _pack_error(exc: BaseException) -> bytes:

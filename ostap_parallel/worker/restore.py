@@ -50,11 +50,14 @@ class Baseline:
     def is_intact(self) -> bool:
         """Return whether nothing of what can be seen in a moment has changed."""
         try:
+            stdin, stdout, stderr = self._streams
             return (
-                sys.path is self._path
-                and sys.path == self._entries
+                sys.stdout is stdout
+                and sys.stderr is stderr
+                and sys.stdin is stdin
+                and (path := sys.path) is self._path
+                and path == self._entries
                 and sys.getrecursionlimit() == self.recursion_limit
-                and [sys.stdin, sys.stdout, sys.stderr] == self._streams
             )
         except BaseException:  # code of a task's own, asked for a comparison
             return False
