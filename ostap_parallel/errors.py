@@ -84,6 +84,25 @@ class ByteCodeError(SerializeError):
     """A function has come as byte code of another version of Python than this one."""
 
 
+class DeclarationError(OstapParallelError):
+    """C++ cannot be declared, here or on a worker.
+
+    Attributes
+    ----------
+    what
+        The file, the library, or the first line of the code.
+    reason
+        What ROOT or the system said, and what to do.
+    """
+
+    def __init__(self, what: str, reason: str) -> None:
+        super().__init__(what, reason)
+        self.what, self.reason = what, reason
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.reason}"
+
+
 class WorkerLost(OstapParallelError, BrokenProcessPool):
     """A worker or its host was lost before the result arrived, as often as was allowed.
 

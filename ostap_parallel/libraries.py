@@ -11,14 +11,20 @@ import importlib
 import importlib.util
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
+from pathlib import PurePath
 from types import ModuleType
 from typing import Any, Protocol
 
 # By the name of the library.
 _SUPPORTS = {"ROOT": "ostap_parallel.root.support"}
+
+# By the suffix of files, which `preload` may name as modules.
+_FILES = dict.fromkeys(
+    (".C", ".cc", ".cpp", ".cxx", ".h", ".hh", ".hpp", ".hxx", ".so", ".dylib"), "ROOT"
+)
 
 # The libraries that types belong to, by the top-level package of these.
 _OWNERS = {"cppyy": "ROOT"}
@@ -45,8 +51,11 @@ class Support(Protocol):
     def session(self) -> Any:
         """Return what this process has of the library, for workers to be; JSON can hold it."""
 
-    def prepare(self, session: Any) -> None:
-        """Have in the template of workers what `session` has returned, as far as possible."""
+    def read_files(self, names: Iterable[str]) -> Any:
+        """Return a part of a session: files that are the library's business."""
+
+    def prepare(self, session: Any) -> list[tuple[str, str]]:
+        """Have in the template of workers what `session` has returned; return what failed, why."""
 
     def state(self) -> tuple[Any, ...]:
         """Return what the program has told the library, and workers must know, too."""
@@ -75,19 +84,38 @@ def support_for(name: str) -> Support:
     return _support(name)
 
 
-def is_known(name: str) -> bool:
-    """Return whether a name is that of such a library."""
-    return name in _SUPPORTS
-
-
 def present() -> dict[str, Support]:
     """Return who knows the libraries that this process has imported, by their names."""
     return {name: _support(name) for name in _SUPPORTS if name in sys.modules}
 
 
-def sessions() -> dict[str, Any]:
-    """Return what this process has of each library that it has imported."""
-    return {name: support.session() for name, support in present().items()}
+def is_known(name: str) -> bool:
+    """Return whether a name is that of such a library."""
+    return name in _SUPPORTS
+
+
+def owner_of(file: str) -> str | None:
+    """Return the library whose business a file is, by the file's name."""
+    return _FILES.get(PurePath(file.rstrip("+gO")).suffix)
+
+
+def sessions(preload: Iterable[str] = ()) -> dict[str, Any]:
+    """Return what workers are to have of each library.
+
+    That is what this process has of those that it has imported, and what is in `preload`.
+    """
+    found = {name: support.session() for name, support in present().items()}
+    files: dict[str, list[str]] = {}
+    for entry in preload:
+        if (owner := owner_of(entry)) is not None:
+            files.setdefault(owner, []).append(entry)
+        elif entry in _SUPPORTS:
+            found.setdefault(entry, {})
+    for name, entries in files.items():
+        session = found.setdefault(name, {})
+        for key, more in _support(name).read_files(entries).items():
+            session[key] = [*session.get(key, ()), *more]
+    return found
 
 
 class _Watcher(MetaPathFinder):

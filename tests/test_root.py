@@ -375,3 +375,178 @@ class TestTemplate:
         """)
         assert told == {"found": [1, 2]}
         assert "ROOT" not in error.replace("alpha stage", "")
+
+
+class TestDeclared:
+    FILES = """
+        from pathlib import Path
+        from ostap_parallel import root as our
+        import ROOT
+
+        Path("macro.C").write_text('#include "inner.h"\\nint macro() { return inner() + 1; }\\n')
+        Path("inner.h").write_text("#pragma once\\ninline int inner() { return 1; }\\n")
+        Path("alone.h").write_text(
+            "struct Alone { int a = 0; int twice() const { return 2 * a; } };\\n"
+            "template <class T> T doubled(T x) { return x + x; }\\n"
+        )
+    """
+
+    def test_code_files_and_libraries(self, root):
+        told, _ = root.run(
+            self.FILES
+            + """
+        our.declare("int plain(int x) { return x + 100; }", "alone.h")
+        our.declare("libPhysics")
+        our.declare("libPhysics", Path("alone.h"))  # again: nothing happens
+        made = ROOT.Alone()
+        made.a = 4
+
+        def call(item):
+            new = ROOT.Alone()
+            new.a = item + made.a
+            return ROOT.plain(item), ROOT.doubled(item), new.twice(), new
+
+        with open_() as wm:
+            found = wm.process(call, range(4))
+            later = wm.executor.submit(call, 5).result()
+            our.declare("int added(int x) { return x + 1000; }")
+            tell(
+                found=[(*one[:3], one[3].a) for one in found],
+                later=later[:3],
+                added=wm.process(ROOT.added, range(2)),
+                submitted=wm.executor.submit(ROOT.added, 5).result(),
+                libraries=wm.process(
+                    lambda item: "libPhysics" in str(ROOT.gSystem.GetLibraries()), range(2)
+                ),
+            )
+        """
+        )
+        assert told == {
+            "found": [[n + 100, 2 * n, 2 * (n + 4), n + 4] for n in range(4)],
+            "later": [105, 10, 18],
+            "added": [1000, 1001],
+            "submitted": 1005,
+            "libraries": [True, True],
+        }
+
+    def test_macros_and_preload(self, local):
+        told, _ = local.run(
+            self.FILES
+            + """
+        def call(item):
+            return ROOT.macro() + item
+
+        def twice(item):
+            return ROOT.doubled(item)
+
+        with open_(preload=["ROOT", "alone.h", Path("macro.C"), "libPhysics.so"]) as wm:
+            preloaded = wm.process(call, range(2)), wm.process(twice, range(2))
+        our.declare("macro.C")
+        with open_() as wm:
+            declared = wm.process(call, range(2))
+        from ostap_parallel import ConfigError
+        try:
+            WorkManager(1, preload="nowhere.C")
+        except ConfigError as exc:
+            error = str(exc)
+        tell(preloaded=preloaded, declared=declared, error=error)
+        """
+        )
+        assert "no such file" in told.pop("error")
+        assert told == {"preloaded": [[2, 3], [0, 2]], "declared": [2, 3]}
+
+    def test_preload_on_hosts(self, root):
+        told, _ = root.run(
+            self.FILES
+            + """
+        with open_(preload=["alone.h"]) as wm:
+            tell(found=wm.process(lambda item: ROOT.doubled(item), range(2)))
+        """
+        )
+        assert told == {"found": [0, 2]}
+
+    def test_what_is_not_declared_is_told(self, root):
+        told, _ = root.run("""
+            import ROOT
+            ROOT.gInterpreter.Declare("int mine(int x) { return x; } struct Kept { int a = 3; };")
+            ROOT.gInterpreter.Declare("namespace N { int my() { return 1; } }")
+            kept = ROOT.Kept()
+
+            def error_of(function):
+                try:
+                    wm.process(function, [1])
+                except Exception as exc:
+                    return " ".join([type(exc).__name__, str(exc), *getattr(exc, "__notes__", ())])
+
+            with open_() as wm:
+                tell(
+                    attribute=error_of(lambda item: ROOT.mine(item)),
+                    inner=error_of(lambda item: ROOT.N.my()),
+                    name=error_of(ROOT.mine),
+                    kept=error_of(lambda item: kept),
+                    other=error_of(lambda item: ROOT.no_such_thing),
+                )
+        """)
+        assert "declare" not in told.pop("other")
+        for text in told.values():
+            assert "ostap_parallel.root.declare" in text
+        assert told["attribute"].startswith("AttributeError")
+
+    def test_what_is_wrong_is_told_at_once(self, local):
+        told, _ = local.run("""
+            from ostap_parallel import root as our
+            errors = []
+            for wrong in ("int x( {", "nonsense", "libNoSuchThing", "none.C"):
+                try:
+                    our.declare(wrong)
+                except Exception as exc:
+                    errors.append(f"{type(exc).__name__} {exc}")
+            tell(errors=errors)
+        """)
+        code, nonsense, library, file = told["errors"]
+        assert "does not accept" in code
+        assert "neither" in nonsense
+        assert "LD_LIBRARY_PATH" in library
+        assert "No such file" in file
+        assert all(text.startswith("DeclarationError") for text in told["errors"])
+
+    def test_on_processes_of_others(self, local):
+        told, _ = local.run("""
+            from concurrent.futures import ProcessPoolExecutor
+            import multiprocessing
+            from ostap_parallel import root as our
+            import ROOT
+
+            our.declare("int plain(int x) { return x + 100; }")
+            hist = ROOT.TH1F("h", "", 3, 0, 3)
+            hist.Fill(1)
+            if __name__ == "__main__":
+                with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+                    with WorkManager(executor=pool, silent=True) as wm:
+                        draw = lambda item: ROOT.gRandom.Rndm()
+                        one, two = (wm.process(draw, range(3), seed=1) for _ in range(2))
+                        tell(
+                            found=wm.process(lambda item: ROOT.plain(item), range(2)),
+                            bins=[bins(one) for one in wm.process(lambda item: hist, [1])],
+                            same=one == two,
+                        )
+        """)
+        assert told == {"found": [100, 101], "bins": [[0, 0, 1, 0, 0]], "same": True}
+
+
+class TestMissing:
+    def test_what_sync_cannot_send(self, hosts, tmp_path):
+        settings = {"servers": "h1*1", "ssh_config": str(hosts.ssh_config), "config": []}
+        told, _ = Root(settings, tmp_path).run("""
+            def use(item):
+                import ROOT
+
+            with open_() as wm:
+                try:
+                    wm.process(use, [1])
+                except ModuleNotFoundError as exc:
+                    tell(text=str(exc) + " ".join(getattr(exc, "__notes__", ())))
+        """)
+        for word in ("python=", "profile=", "environment="):
+            assert word in told["text"]
+        assert "sync=, else" not in told["text"]

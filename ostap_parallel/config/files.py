@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ostap_parallel import libraries
 from ostap_parallel.config.entries import parse_entries
 from ostap_parallel.config.host import HostConfig, Setting, check_name, check_number, check_user
 from ostap_parallel.errors import ConfigError
@@ -228,7 +229,7 @@ def convert(key: str, value: Any, origin: str, base: Path) -> Any:
         case "sync":
             return tuple(absolute(word, base) for word in _split_options(value, where))
         case "preload":
-            return _check_modules(value, where)
+            return _check_preload(value, where, base)
         case "python_mismatch" if value not in ("refuse", "allow"):
             raise ConfigError(f"{where}: neither 'refuse' nor 'allow': {value!r}")
         case "start" if value not in ("fork", "spawn"):
@@ -269,6 +270,28 @@ def _check_modules(value: str | Iterable[str], where: str) -> tuple[str, ...]:
         if not isinstance(word, str) or not all(map(str.isidentifier, word.split("."))):
             raise ConfigError(f"{where}: not the name of a module: {word!r}")
     return tuple(words)
+
+
+def _check_preload(value: str | Iterable[str], where: str, base: Path) -> tuple[str, ...]:
+    """Return names of modules, and the paths of files that some library takes for its own."""
+    words: list[Any] = []
+    if isinstance(value, str):
+        words = value.replace(",", " ").split()
+    elif isinstance(value, Iterable):
+        words = [os.fspath(one) if isinstance(one, os.PathLike) else one for one in value]
+    else:
+        _check_modules(value, where)
+    found: list[str] = []
+    for word in words:
+        if not isinstance(word, str) or libraries.owner_of(word) is None:
+            found += _check_modules([word], where)
+            continue
+        path = absolute(word, base)
+        is_file = Path(str(path).rstrip("+gO")).is_file()
+        if not is_file and not (word.startswith("lib") and os.sep not in word):
+            raise ConfigError(f"{where}: no such file: {path}")
+        found.append(str(path) if is_file else word)
+    return tuple(found)
 
 
 def _check_text(text: object, where: str) -> str:

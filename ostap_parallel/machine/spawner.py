@@ -91,9 +91,7 @@ class Spawner:
             ours.callback(mine.close)
             theirs.callback(yours.close)
             (out_r, out_w), (err_r, err_w) = open_pipe(ours, theirs), open_pipe(ours, theirs)
-            found = {**libraries.sessions(), **self._sessions}
-            sessions = {name: found[name] for name in found.keys() - self._harmful}
-            arguments = (yours.fileno(), self._preload, sessions, self._fresh)
+            arguments = (yours.fileno(), self._fresh)
             words = control.command(_path(), "template", arguments)
             self._process = start_apart(
                 [sys.executable, *interpreter_options(), *words],
@@ -102,6 +100,14 @@ class Spawner:
                 stderr=err_w,
                 env={**os.environ, **thread_limits(os.environ)},
                 pass_fds=[yours.fileno()],
+            )
+            found = {} if self._fresh else {**libraries.sessions(self._preload), **self._sessions}
+            control.send(
+                mine,
+                {
+                    "preload": [name for name in self._preload if not libraries.owner_of(name)],
+                    "sessions": {name: found[name] for name in found.keys() - self._harmful},
+                },
             )
             ours.pop_all()
             keep_from_forks(mine.fileno())

@@ -15,7 +15,11 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any, ClassVar
 
+from ostap_parallel import libraries
 from ostap_parallel.objects import program
+
+# Begins the keys of what the program has told a library.
+_LIBRARY = "library "
 
 # What was seen last, and what that became.
 _last: tuple[Any, bytes] = (None, b"")
@@ -59,7 +63,12 @@ def in_force() -> bytes:
 
 def hold(data: bytes) -> bool:
     """Have settings be in force; return whether others were."""
-    if not Here.is_ours or not data or data == Here.data:
+    if not data or data == Here.data:
+        return False
+    if not Here.is_ours:
+        for key, value in _read(data)[2].items():
+            if key.startswith(_LIBRARY):
+                _set(key, value)
         return False
     old, new = Here.settings, _read(data)[2]
     for key in old.keys() - new.keys():
@@ -74,6 +83,9 @@ def hold(data: bytes) -> bool:
 
 
 def _set(key: str, value: Any) -> None:
+    if key.startswith(_LIBRARY):  # what goes wrong is an error of all items
+        libraries.support_for(key.removeprefix(_LIBRARY)).take(value)
+        return
     with contextlib.suppress(Exception):  # a locale may be missing on this host
         _SETTERS[key](value)
 
@@ -108,6 +120,7 @@ def _look() -> tuple[Any, ...]:
         seen.append(locale.setlocale(locale.LC_ALL))
     if (process := modules.get("multiprocessing.process")) is not None:
         seen.append(process.current_process().authkey)
+    seen += [support.state() for support in libraries.present().values()]
     return (*seen, list(sys.argv), list(warnings.filters), sys.getrecursionlimit())
 
 
@@ -120,10 +133,15 @@ def _find() -> tuple[str, dict[str, Any], dict[str, Any]]:
     for key, (module, find) in _FINDERS.items():
         if module in sys.modules:  # otherwise nobody has set anything
             settings[key] = find(sys.modules[module])
+    for library, support in libraries.present().items():
+        if state := support.state():
+            settings[f"{_LIBRARY}{library}"] = state
     return program.token_of(sys.modules["__main__"]), names, settings
 
 
 def _find_one(key: str) -> Any:
+    if key.startswith(_LIBRARY):
+        return ()  # what is declared stays
     if key in _OF_ALL:
         return _OF_ALL[key]()
     module, find = _FINDERS[key]

@@ -11,9 +11,8 @@ import pickle
 from collections.abc import Callable
 from typing import Any
 
+from ostap_parallel.root.declared import HINT
 from ostap_parallel.root.start import ready
-
-HINT = "its library, or what declares it, must be there"
 
 # What is one in each process: who refers to it means that of his own.
 _GLOBALS = ("gRandom", "gROOT", "gSystem", "gStyle", "gEnv", "gInterpreter", "gErrorIgnoreLevel")

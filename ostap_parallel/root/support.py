@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import pickle
+import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from ostap_parallel.root import declared
+from ostap_parallel.root.declared import state as state
+from ostap_parallel.root.declared import take as take
 from ostap_parallel.root.numbers import seed as seed
+from ostap_parallel.root.objects import find
 from ostap_parallel.root.objects import reduce_class as reduce_class
 from ostap_parallel.root.objects import way_of as way_of
 from ostap_parallel.root.start import begin_in_worker, ready
@@ -19,7 +25,7 @@ def arrive() -> None:
 
 
 def session() -> dict[str, Any]:
-    """Return the libraries with dictionaries of ROOT's that are loaded here.
+    """Return the libraries with dictionaries of ROOT's that are loaded here, and what is declared.
 
     There are none as long as ROOT has not begun.
     """
@@ -33,10 +39,15 @@ def session() -> dict[str, Any]:
             found.append(path.stem)
         elif path.suffix == ".so" and any(path.parent.glob(f"{path.stem}*_rdict.pcm")):
             found.append(str(path))
-    return {"libraries": found}
+    return {"libraries": found, "declared": declared.pack(declared.state())}
 
 
-def prepare(session: dict[str, Any]) -> None:
+def read_files(names: Iterable[str]) -> dict[str, Any]:
+    """Return files and libraries as a part of a session."""
+    return {"declared": declared.pack(map(declared.read, names))}
+
+
+def prepare(session: dict[str, Any]) -> list[tuple[str, str]]:
     """Load what `session` names, and have ready what the first object takes time for."""
     root = ready()
     for name in session.get("libraries", ()):
@@ -45,3 +56,32 @@ def prepare(session: dict[str, Any]) -> None:
     histogram = root.TH1F("", "", 1, 0.0, 1.0)
     histogram.Fill(0.5)
     pickle.loads(pickle.dumps(histogram))
+    if "libRooFitCore" in session.get("libraries", ()):
+        root.RooRealVar("", "", 0.0, 1.0)
+    failed = []
+    for one in declared.unpack(session.get("declared", ())):
+        try:
+            declared.take([one])
+        except Exception as exc:
+            failed.append((one.name, str(exc)))
+    return failed
+
+
+# What ROOT, and cppyy below it, say of a name that they do not know.
+_UNKNOWN = re.compile(
+    r"Failed to get attribute (\w+) from ROOT"
+    r"|<(?:namespace|class) cppyy\.gbl\.?([\w.:]*) at \w+> has no attribute '(\w+)'"
+)
+
+
+def advise(error: BaseException) -> str:
+    """Return what to do where C++ is known here that was not where a task ran."""
+    found = _UNKNOWN.search(str(error)) if isinstance(error, AttributeError) else None
+    if found is None or "cppyy" not in sys.modules:
+        return ""
+    name = found[1] or "::".join(filter(None, [*found[2].split("."), found[3]]))
+    try:
+        find(name)
+    except Exception:
+        return ""
+    return f"{name} is known to ROOT here, but not where the task ran: {declared.HINT}"

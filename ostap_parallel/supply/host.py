@@ -222,9 +222,9 @@ class HostServer(Server):
             "directory": directory,
             "timeout": self.host.keepalive,
             "tasks_per_worker": self.source.tasks_per_worker,
-            "preload": self.host.preload,
+            "preload": [name for name in self.host.preload if not libraries.owner_of(name)],
             "fresh": self.host.start == "spawn",
-            "sessions": libraries.sessions(),
+            "sessions": libraries.sessions(self.host.preload),
         }
         if sources := self._sources(directory):
             self._write(_PREPARE.format(sources=sources))

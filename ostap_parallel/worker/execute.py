@@ -199,9 +199,9 @@ def bind(call: bytes) -> Callable[[bytes], bytes]:
                         executing.position[0] = -1
                         return pack_result(result)
                     state.update(prepared)
-                _hold_settings(state, chunk)
+                now = _hold_settings(state, chunk)
             with executing.watch():  # which an initializer may have set just now
-                run_items(_with_shared(state, chunk.location), chunk, result)
+                run_items(_with_shared(now, chunk.location), chunk, result)
         _disarm()
         _flush()
         return pack_result(result)
@@ -255,11 +255,18 @@ def _prepare(data: bytes, location: str) -> dict[str, Any]:
     return {"call": call}
 
 
-def _hold_settings(state: dict[str, Any], chunk: Received) -> None:
-    """Have a chunk's settings be in force, or its call's: another program's may have been."""
+def _hold_settings(state: dict[str, Any], chunk: Received) -> dict[str, Any]:
+    """Have a chunk's settings be in force, or its call's: another program's may have been.
+
+    Returns `state`, or what is wrong with the settings as every item's outcome.
+    """
     wanted = chunk.settings or (state["call"].settings if "call" in state else b"")
-    if settings.hold(wanted):
-        executing.baseline.recursion_limit = sys.getrecursionlimit()
+    try:
+        if settings.hold(wanted):
+            executing.baseline.recursion_limit = sys.getrecursionlimit()
+    except BaseException as exc:  # what a library was told
+        return {"error": _pack_error(exc)}
+    return state
 
 
 def _begin_anew() -> None:

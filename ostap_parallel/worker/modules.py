@@ -7,8 +7,10 @@ of its server. Local workers use the user's own directories.
 from __future__ import annotations
 
 import contextlib
+import importlib.machinery
 import importlib.util
 import io
+import itertools
 import json
 import os
 import shutil
@@ -18,8 +20,11 @@ import tempfile
 import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import ClassVar
+
+from ostap_parallel import libraries
 
 # Never forgotten, wherever they are.
 _OURS = {"__main__", "ostap_parallel", "cloudpickle", "dill", "ppft"}
@@ -132,13 +137,46 @@ def _directories(module: ModuleType | None) -> set[str]:
 
 def advise(error: BaseException) -> None:
     """Add a note to the error of a task if the caller has the module that the task lacked."""
+    notes = [support.advise(error) for support in libraries.present().values()]
     if isinstance(error, ModuleNotFoundError) and error.name:
-        name = error.name.partition(".")[0]
-        with contextlib.suppress(ImportError, ValueError):
-            if name in sys.modules or importlib.util.find_spec(name) is not None:
-                note = f"{name} is here, but not where the task ran: if it is yours, name it in "
-                note += "sync=, else install it there"
-                if sys.version_info >= (3, 11):
-                    error.add_note(note)
-                else:
-                    error.msg += f" ({note})"
+        notes.append(_advise_on(error.name.partition(".")[0]))
+    for note in filter(None, notes):
+        if sys.version_info >= (3, 11):
+            error.add_note(note)
+        else:
+            first, *rest = error.args or ("",)
+            error.args = (f"{first} ({note})", *rest)
+            if isinstance(error, ImportError):
+                error.msg = error.args[0]
+
+
+def _advise_on(name: str) -> str:
+    """Return what to do about a module that a task lacked, if the caller has it."""
+    with contextlib.suppress(ImportError, ValueError):
+        if name in sys.modules or importlib.util.find_spec(name) is not None:
+            note = f"{name} is here, but not where the task ran"
+            if not _is_compiled(name):
+                return f"{note}: if it is yours, name it in sync=, else install it there"
+            way = "an interpreter that has it (python=), or what makes it found (profile=, or "
+            way += "environment= with PYTHONPATH and LD_LIBRARY_PATH)"
+            return f"{note}: it is compiled, and not sent by sync=; give the host {way}"
+    return ""
+
+
+# Files of a package that are looked at, to find out whether it is compiled.
+_LOOKED_AT = 2000
+
+
+def _is_compiled(name: str) -> bool:
+    """Return whether a module, or a part of its package, is not Python."""
+    if libraries.is_known(name):
+        return True
+    spec = getattr(sys.modules.get(name), "__spec__", None) or importlib.util.find_spec(name)
+    if spec is None or spec.origin in ("built-in", "frozen"):
+        return spec is not None
+    suffixes = tuple(importlib.machinery.EXTENSION_SUFFIXES)
+    if str(spec.origin).endswith(suffixes):
+        return True
+    places = [spec.submodule_search_locations or ()][0]
+    files = (file for place in places for file in Path(place).rglob("*"))
+    return any(file.name.endswith(suffixes) for file in itertools.islice(files, _LOOKED_AT))

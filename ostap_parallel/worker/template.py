@@ -173,35 +173,40 @@ def _preload(names: list[str], control: socket.socket) -> tuple[list[str], list[
     return threaded, failed
 
 
-def _prepare(sessions: dict[str, Any], control: socket.socket) -> list[str]:
-    """Have libraries here as the caller has them; return those that have started a thread."""
-    threaded = []
+def _prepare(
+    sessions: dict[str, Any], control: socket.socket
+) -> tuple[list[str], list[tuple[str, str]]]:
+    """Have libraries here as the caller has them; return the same as `_preload`."""
+    threaded, failed = [], []
     for name, session in sessions.items():
         before = _count_threads()
         send(control, ("importing", name))
         with contextlib.suppress(Exception):  # whoever needs it here will be told
-            libraries.support_for(name).prepare(session)
+            failed += libraries.support_for(name).prepare(session)
         if _count_threads() > before:
             threaded.append(name)
-    return threaded
+    return threaded, failed
 
 
-def main(arguments: tuple[int, list[str], dict[str, Any], bool]) -> None:
+def main(arguments: tuple[int, bool]) -> None:
     """Serve the owner at the other end of a socket, of which the descriptor is given.
 
-    `arguments` are that descriptor, the modules to import, what the caller has of libraries, see
-    `libraries.sessions`, and whether workers are to be new interpreters.
+    `arguments` are that descriptor, and whether workers are to be new interpreters. The first
+    message has the modules to import, and what the caller has of libraries, see
+    `libraries.sessions`.
     """
-    descriptor, preload, sessions, fresh = arguments
+    descriptor, fresh = arguments
     sys.argv = ["ostap_parallel-template"]
     set_name(TEMPLATE_NAME)
     control = socket.socket(fileno=descriptor)
     control.set_inheritable(False)
+    if (wanted := receive(control, [])) is None:
+        return
     adopt_orphans()  # for now, to know all that the modules start
     libraries.watch(generators.take_in)
-    threaded, failed = _preload(preload, control)
-    sessions = {**{name: {} for name in preload if libraries.is_known(name)}, **sessions}
-    threaded += _prepare({} if fresh else sessions, control)
+    threaded, failed = _preload(wanted["preload"], control)
+    more_threaded, more_failed = _prepare(wanted["sessions"], control)
+    threaded, failed = threaded + more_threaded, failed + more_failed
     adopt_orphans(False)
     gc.collect()
     template = _Template(control, fresh or bool(threaded))
