@@ -62,8 +62,12 @@ DOORS = {
     },
     "views": {"groups", "picture", "timeline", "trace"},
     "engine": {"backend", "core", "engine", "foreign", "future", "names", "retries"},
+<<<<<<< HEAD
     "schedulers": {"quantities", "scheduler", "sge", "slurm"},
     "supply": {"here", "host", "source", "ssh", "supervisor", "syncing", "ways"},
+=======
+    "supply": {"host", "private", "source", "ssh", "steps", "supervisor", "syncing", "ways"},
+>>>>>>> dca6cf9 (A relay leads many streams over one program, and srun to the nodes of a job)
     "config": {"", "entries", "files", "host", "hostlist", "load"},
     "machine": {
         *("channel", "cpus", "crew", "endpoint", "handshake", "jobs", "loop", "output"),

@@ -33,8 +33,8 @@ from ostap_parallel.errors import (
 )
 from ostap_parallel.runs.checkpoint import read_summary
 from ostap_parallel.runs.report import relay
+from ostap_parallel.supply.private import control_directory
 from ostap_parallel.supply.source import HostStatus
-from ostap_parallel.supply.ssh import control_directory
 from ostap_parallel.supply.ways import write_files
 
 

@@ -34,6 +34,7 @@ from ostap_parallel.faces import scoop
 from ostap_parallel.faces.executor import Executor
 from ostap_parallel.machine.cpus import usable_cpus
 from ostap_parallel.runs.report import relay
+from ostap_parallel.supply.steps import way_within
 from ostap_parallel.supply.syncing import Source, Sync
 from ostap_parallel.worker.launched import PROFILE, prepare
 
@@ -114,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("--no-tunnel: all data goes through ssh: leave the option out")
     if args.path is not None:
         _enter(args.path)
-    shares = _shares(args, os.environ)
+    shares, way = _shares(args, os.environ)
     if args.total is not None:
         shares = allot(shares, check_number(args.total, None, "-n"))
     ncpus, servers = split_local(shares)
@@ -132,6 +133,7 @@ def run(args: argparse.Namespace) -> int:
         python=args.python,
         tmpdir=args.tmpdir,
         script=args.prolog,
+        way=way,
         sync=_sources(args, directory) if servers else (),
         initializer=prepare,
         initargs=(str(Path.cwd()), args.path is not None, path, args.nice, args.profile),
@@ -157,16 +159,23 @@ def _enter(directory: str) -> None:
         raise ConfigError(f"--path: {directory}: {exc.strerror}") from exc
 
 
-def _shares(args: argparse.Namespace, environ: Mapping[str, str]) -> list[Share]:
-    """Return hosts and workers: of the options, the configuration, a batch system, or none."""
+def _shares(
+    args: argparse.Namespace, environ: Mapping[str, str]
+) -> tuple[list[Share], str | None]:
+    """Return hosts and workers: of the options, the configuration, a batch system, or none.
+
+    And by what they are reached, if that is known.
+    """
     if args.hosts:
         words = split_entries(" ".join(args.hosts))
-        return merge_shares(share for word in words for share in _read_share(word, args))
+        return merge_shares(share for word in words for share in _read_share(word, args)), None
     if args.hostfile:
-        return read_hostfile(args.hostfile, "--hostfile")
+        return read_hostfile(args.hostfile, "--hostfile"), None
     if configured := _read_share("auto", args):
-        return [("localhost", None), *configured]
-    return granted_hosts(environ) or [("localhost", None)]
+        return [("localhost", None), *configured], None
+    if granted := granted_hosts(environ):
+        return granted, way_within(environ)
+    return [("localhost", None)], None
 
 
 def _read_share(word: str, args: argparse.Namespace) -> list[Share]:

@@ -234,6 +234,8 @@ def convert(key: str, value: Any, origin: str, base: Path) -> Any:
             raise ConfigError(f"{where}: neither 'refuse' nor 'allow': {value!r}")
         case "start" if value not in ("fork", "spawn"):
             raise ConfigError(f"{where}: neither 'fork' nor 'spawn': {value!r}")
+        case "way" if value not in ("ssh", "srun", "qrsh"):
+            raise ConfigError(f"{where}: none of 'ssh', 'srun' and 'qrsh': {value!r}")
         case _ if not value.isprintable() or value.startswith("-"):
             raise ConfigError(f"{where}: more than one line, or starts with '-': {value!r}")
     return value

@@ -62,6 +62,9 @@ class HostConfig:
         Modules that what starts workers imports once, for all of them.
     start
         ``"fork"``: workers are forks of that; ``"spawn"``: new interpreters.
+    way
+        By what it is reached: ``"srun"`` and ``"qrsh"`` lead to the nodes of the SLURM or SGE job
+        that this is.
     ssh_config
         File for ``ssh -F``; ``None`` leaves the user's own in charge.
     nice
@@ -90,6 +93,7 @@ class HostConfig:
     start_timeout: int = 300
     preload: tuple[str, ...] = ()
     start: Literal["fork", "spawn"] = "fork"
+    way: Literal["ssh", "srun", "qrsh"] = "ssh"
     ssh_config: Path | None = None
     nice: int | None = None
     requires: tuple[str, ...] = ()

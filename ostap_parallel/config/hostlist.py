@@ -32,6 +32,14 @@ def granted_hosts(environ: Mapping[str, str]) -> list[Share]:
     return []
 
 
+def granted_cpus(environ: Mapping[str, str]) -> dict[str, int]:
+    """Return how many CPUs a SLURM job has on each of its nodes, where it is told."""
+    names = expand_hosts(environ.get("SLURM_JOB_NODELIST", ""), "SLURM_JOB_NODELIST")
+    name = "SLURM_JOB_CPUS_PER_NODE"
+    counts = list(_expand_counts(environ[name], name)) if environ.get(name) else []
+    return dict(zip(names, counts, strict=False))
+
+
 def read_hostfile(file: Path | str, where: str = "") -> list[Share]:
     """Return the hosts of a file: one a line, with the first number behind it as its workers.
 

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 LOOKUPS = 16  # names looked up at the same time
 TEXTS = {
     *("profile", "environment", "environment_more", "python", "user", "tmpdir"),
-    *("python_mismatch", "start"),
+    *("python_mismatch", "start", "way"),
 }
 SSH_TIMEOUT = 10  # seconds; a "Match exec" of the user's may hang
 
@@ -66,6 +66,7 @@ class HostArguments(TypedDict, total=False):
     requires: str | Sequence[str] | None
     preload: str | Sequence[str] | None
     start: str | None
+    way: str | None
     ssh_config: str | Path | None
 
 

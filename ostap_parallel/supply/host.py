@@ -28,6 +28,7 @@ from ostap_parallel.supply.bundle import bundle
 from ostap_parallel.supply.existing import ExistingSource
 from ostap_parallel.supply.session import Session
 from ostap_parallel.supply.source import Grant, Server, Source, TryLater, Watch
+from ostap_parallel.supply.steps import open_qrsh, open_srun
 from ostap_parallel.supply.ways import BEATS, SPARE_LINES, TRIES, Way
 
 logger = logging.getLogger(__name__)
@@ -64,7 +65,8 @@ class HostSource:
     tasks_per_worker
         Jobs after which a worker process is replaced; ``None`` for no limit.
     open_way
-        Makes the way to the host, anew for each start; by ssh, if it is not given.
+        Makes the way to the host, anew for each start; if it is not given, as the configuration
+        says.
     start_timeout
         Seconds until a server must be up, from when it has its turn, the user's scripts included;
         ``None``: what the host's configuration says.
@@ -86,7 +88,7 @@ class HostSource:
         self.keepalive: float | None = float(host.keepalive)
         self.secret = secret
         self.tasks_per_worker = tasks_per_worker
-        self.open_way = open_way or _open_ssh
+        self.open_way = open_way or _WAYS[host.way]
         self.start_timeout = start_timeout or host.start_timeout
         self.port = 0  # here, of the last server: the next one gets it if it is free
 
@@ -101,6 +103,9 @@ def _open_ssh(host: HostConfig) -> AbstractContextManager[Way]:
     from ostap_parallel.supply.ssh import open_ssh
 
     return open_ssh(host)
+
+
+_WAYS: dict[str, OpenWay] = {"ssh": _open_ssh, "srun": open_srun, "qrsh": open_qrsh}
 
 
 def sources_of(

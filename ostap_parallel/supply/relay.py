@@ -1,0 +1,199 @@
+"""The way through a relay: all streams to a machine over one program that leads to bash there.
+
+That program is srun, qrsh, or ssh to where these are; see `worker.relay` for what both ends do.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import functools
+import json
+import shlex
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from ostap_parallel.errors import HostError
+from ostap_parallel.supply.private import control_directory
+from ostap_parallel.supply.processes import Done, run_apart
+from ostap_parallel.supply.ways import SPARE_LINES, Verdict, pack, unpack
+from ostap_parallel.worker import relay
+
+# Seconds that a control message may take.
+PATIENCE = 30.0
+
+# Has bash become the far end, by whatever Python there is. It is one command: all else that bash
+# has not read yet is the far end's.
+_BOOTSTRAP = """\
+{{ for op_python in {pythons}; do
+  type -P -- "$op_python" >/dev/null && exec "$op_python" -I -S -c {code} far {keepalive}
+done
+echo "no python3 there, which is needed before the user's scripts have run; PATH is $PATH" >&2
+exit 127; }}
+"""
+
+Tell = Callable[[str], str]
+
+
+class Relay:
+    """One program with many streams, see `ways.Way`.
+
+    Parameters
+    ----------
+    label
+        The machine, as errors name it.
+    directory
+        A private one, short enough for a socket.
+    program
+        Leads to bash on the machine.
+    keepalive
+        Seconds of silence after which the far end ends.
+    python
+        What the far end is run by if it is there, before others.
+    judge
+        What the words of the program mean when it has failed.
+    queued
+        Why the machine has to be waited for, if a line tells.
+    """
+
+    def __init__(
+        self,
+        label: str,
+        directory: Path,
+        program: Sequence[str],
+        *,
+        keepalive: float,
+        python: str = "python3",
+        judge: Callable[[str], Verdict] = lambda words: "failed",
+        queued: Tell = lambda line: "",
+    ) -> None:
+        self.label = label
+        self.directory = directory
+        self.program = list(program)
+        self.keepalive = keepalive
+        self.python = python
+        self.queued = queued
+        self._judge = judge
+
+    def argv(self) -> list[str]:
+        """Return the near end, which starts the program."""
+        pythons = [self.python, "python3", "/usr/bin/python3"]
+        text = _BOOTSTRAP.format(
+            pythons=" ".join(map(shlex.quote, dict.fromkeys(pythons))),
+            code=shlex.quote(far_code()),
+            keepalive=self.keepalive,
+        )
+        (self.directory / "far").write_text(SPARE_LINES + text)
+        return [*_near("near"), str(self.directory), str(self.keepalive), *self.program]
+
+    def command(self, argv: Sequence[str]) -> list[str]:
+        """Return what runs a program there, as a program here."""
+        return [*_near("exec"), str(self.directory / "relay"), *argv]
+
+    def run(self, argv: Sequence[str], data: bytes = b"", timeout: float | None = None) -> Done:
+        """Run a program there; raises subprocess.TimeoutExpired."""
+        return run_apart(self.command(argv), data, timeout)
+
+    def copy(self, files: Mapping[str, bytes], directory: str, timeout: float) -> None:
+        """Write files into a directory there."""
+        data = unpack(directory).encode() + pack(files)
+        try:
+            done = self.run(["bash", "-s"], data, timeout)
+        except subprocess.TimeoutExpired as exc:
+            raise HostError(self.label, "copy", f"not done after {timeout:.0f} s") from exc
+        words = done.errors.decode("utf-8", "backslashreplace").strip()
+        if done.status or (done.status is None and words):
+            reason = words or f"copying ended with exit status {done.status}"
+            raise HostError(self.label, "copy", reason)
+
+    def forward(self, port: int, wanted: int = 0) -> tuple[str, int]:
+        """Return an address here that leads to a port of loopback there."""
+        return "127.0.0.1", self._ask({"do": "forward", "port": port, "wanted": wanted})
+
+    def backward(self, port: int) -> int:
+        """Return a port of loopback there that leads to a port here."""
+        return self._ask({"do": "backward", "port": port})
+
+    def judge(self, status: int | None, words: str) -> Verdict:
+        """Say what the end of the near end means."""
+        return self._judge(words) if status in (relay.FAILED, None) else "ended"
+
+    def answers(self) -> bool:
+        """Return whether bash, with nothing to read, comes and goes there."""
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            return self.run(["bash", "-s"], timeout=5).status in (0, None)
+        return False
+
+    def _ask(self, order: Mapping[str, object]) -> int:
+        try:
+            with socket.socket(socket.AF_UNIX) as control:
+                control.settimeout(PATIENCE)
+                control.connect(str(self.directory / "relay"))
+                control.sendall(json.dumps(order).encode())
+                answer = control.recv(64)
+        except OSError as exc:
+            raise HostError(self.label, "tunnel", f"the relay does not answer: {exc}") from exc
+        if not answer:
+            raise HostError(self.label, "tunnel", "the relay has ended")
+        return int(answer)
+
+
+@contextmanager
+def open_relay(
+    label: str,
+    program: Sequence[str],
+    *,
+    keepalive: float,
+    python: str = "python3",
+    judge: Callable[[str], Verdict] = lambda words: "failed",
+    queued: Tell = lambda line: "",
+) -> Iterator[Relay]:
+    """Make a way whose control socket is in a private directory; the parameters are `Relay`'s."""
+    with control_directory() as directory:
+        yield Relay(
+            label,
+            directory,
+            program,
+            keepalive=keepalive,
+            python=python,
+            judge=judge,
+            queued=queued,
+        )
+
+
+def _near(role: str) -> list[str]:
+    return [sys.executable, "-I", "-S", relay.__file__, role]
+
+
+@functools.cache
+def far_code() -> str:
+    """Return the program of both ends without what old Pythons do not know."""
+    tree = _Plain().visit(ast.parse(Path(relay.__file__).read_text()))
+    return ast.unparse(ast.fix_missing_locations(tree))
+
+
+class _Plain(ast.NodeTransformer):
+    """Leaves out annotations, docstrings and imports from ``__future__``."""
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.ImportFrom | None:
+        return None if node.module == "__future__" else node
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST | None:
+        return node.value and ast.Assign([node.target], node.value)
+
+    def visit_arg(self, node: ast.arg) -> ast.arg:
+        return ast.arg(node.arg)
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:
+        self.generic_visit(node)
+        node.returns = None
+        return node
+
+    def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:
+        self.generic_visit(node)
+        is_text = isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+        return None if is_text else node

@@ -1,0 +1,84 @@
+"""Steps of a batch job in place of ssh: srun to the nodes of a SLURM job, qrsh to those of SGE."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
+
+from ostap_parallel.config import HostConfig
+from ostap_parallel.config.hostlist import granted_cpus
+from ostap_parallel.errors import HostError
+from ostap_parallel.supply.relay import Relay, open_relay
+from ostap_parallel.supply.ways import Verdict
+
+# What srun says where the controller or the node cannot be reached just now.
+_PASSING = re.compile(
+    "Unable to contact slurm controller|Socket timed out|timed? ?out|[Cc]onnection refused"
+    "|temporarily|not responding|Communication connection failure|Requested nodes are busy"
+)
+
+# What it says while it waits.
+_WAITING = re.compile("queued and waiting|retrying|Waiting for resources")
+
+
+def open_srun(host: HostConfig) -> AbstractContextManager[Relay]:
+    """Make a way to a node of the SLURM job that this is part of."""
+    job = os.environ.get("SLURM_JOB_ID")
+    if not job:
+        reason = "way = srun leads to the nodes of a SLURM job, and this is none: no SLURM_JOB_ID"
+        raise HostError(host.label, "connect", reason)
+    cpus = granted_cpus(os.environ).get(host.name)
+    return open_step(host, step_argv(job, host.name, cpus, os.environ))
+
+
+def open_step(host: HostConfig, argv: Iterable[str]) -> AbstractContextManager[Relay]:
+    """Make a way to where a step of srun runs bash."""
+    return open_relay(
+        host.label,
+        [*argv, "bash", "-s"],
+        keepalive=host.keepalive,
+        python=host.python,
+        judge=_judge,
+        queued=lambda line: line.removeprefix("srun: ") if _WAITING.search(line) else "",
+    )
+
+
+def step_argv(job: str, node: str, cpus: int | None, environ: Mapping[str, str]) -> list[str]:
+    """Return srun with its options for one process on a node, beside what runs there already.
+
+    What the job was asked for stands in the environment and contradicts that, in part. Without
+    `-u` srun holds back what is no whole line.
+    """
+    argv = [*without(environ), "srun", "-u", "--overlap", f"--jobid={job}", f"--nodelist={node}"]
+    return [*argv, "-N1", "-n1", *([f"-c{cpus}"] if cpus else [])]
+
+
+def without(environ: Mapping[str, str]) -> list[str]:
+    """Return a prefix for commands that are not to see what job they are started in."""
+    names = [name for name in environ if name.startswith("SLURM") and name != "SLURM_CONF"]
+    return ["env", *(f"--unset={name}" for name in names)] if names else []
+
+
+def _judge(words: str) -> Verdict:
+    return "passing" if _PASSING.search(words) else "failed"
+
+
+def open_qrsh(host: HostConfig) -> AbstractContextManager[Relay]:
+    """Make a way to a node of the SGE job that this is part of."""
+    if "PE_HOSTFILE" not in os.environ:
+        reason = "way = qrsh leads to the nodes of an SGE job with a parallel environment, and "
+        reason += "this is none: no PE_HOSTFILE"
+        raise HostError(host.label, "connect", reason)
+    argv = ["qrsh", "-inherit", "-nostdin", host.name, "bash", "-s"]
+    argv.remove("-nostdin")
+    return open_relay(host.label, argv, keepalive=host.keepalive, python=host.python, judge=_judge)
+
+
+def way_within(environ: Mapping[str, str]) -> str:
+    """Return by what the nodes of the job that this is part of are reached best."""
+    if environ.get("SLURM_JOB_ID") and shutil.which("srun"):
+        return "srun"
+    return "ssh"
