@@ -62,12 +62,10 @@ DOORS = {
     },
     "views": {"groups", "picture", "timeline", "trace"},
     "engine": {"backend", "core", "engine", "foreign", "future", "names", "retries"},
-<<<<<<< HEAD
     "schedulers": {"quantities", "scheduler", "sge", "slurm"},
-    "supply": {"here", "host", "source", "ssh", "supervisor", "syncing", "ways"},
-=======
-    "supply": {"host", "private", "source", "ssh", "steps", "supervisor", "syncing", "ways"},
->>>>>>> dca6cf9 (A relay leads many streams over one program, and srun to the nodes of a job)
+    "supply": {
+        *("here", "host", "private", "source", "ssh", "steps", "supervisor", "syncing", "ways")
+    },
     "config": {"", "entries", "files", "host", "hostlist", "load"},
     "machine": {
         *("channel", "cpus", "crew", "endpoint", "handshake", "jobs", "loop", "output"),
@@ -75,8 +73,8 @@ DOORS = {
         "",
     },
     "worker": {
-        *("batch", "calls", "chunk", "command", "control", "execute", "files", "initializer"),
-        *("launched", "modes", "modules", "nested", "node", "printed", "processes", "reaper"),
+        *("batch", "calls", "chunk", "command", "control", "execute", "far", "files"),
+        *("initializer", "launched", "modes", "modules", "mux", "nested", "node", "printed", "processes", "reaper"),
         *("shared", "standin", "tasks", "transport"),
         "",
     },

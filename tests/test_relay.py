@@ -54,7 +54,10 @@ class Ends:
         self.session.write(text)
 
     def wait_for(self, line):
-        wait_until(lambda: line in self.lines, PATIENCE, f"{line}: {self.lines} {self.words}")
+        try:
+            wait_until(lambda: line in self.lines or self.over.is_set(), PATIENCE, line)
+        finally:
+            assert line in self.lines, (self.lines, self.words)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
 """The way through a relay: all streams to a machine over one program that leads to bash there.
 
-That program is srun, qrsh, or ssh to where these are; see `worker.relay` for what both ends do.
+That program is srun, qrsh, or ssh to where these are; for both ends see `near` and `worker.far`.
 """
 
 from __future__ import annotations
@@ -16,12 +16,15 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 
+import ostap_parallel
 from ostap_parallel.errors import HostError
+from ostap_parallel.supply import near
 from ostap_parallel.supply.private import control_directory
 from ostap_parallel.supply.processes import Done, run_apart
 from ostap_parallel.supply.ways import SPARE_LINES, Verdict, pack, unpack
-from ostap_parallel.worker import relay
+from ostap_parallel.worker import far, mux
 
 # Seconds that a control message may take.
 PATIENCE = 30.0
@@ -30,7 +33,7 @@ PATIENCE = 30.0
 # has not read yet is the far end's.
 _BOOTSTRAP = """\
 {{ for op_python in {pythons}; do
-  type -P -- "$op_python" >/dev/null && exec "$op_python" -I -S -c {code} far {keepalive}
+  type -P -- "$op_python" >/dev/null && exec "$op_python" -I -S -c {code} {keepalive}
 done
 echo "no python3 there, which is needed before the user's scripts have run; PATH is $PATH" >&2
 exit 127; }}
@@ -84,15 +87,20 @@ class Relay:
         pythons = [self.python, "python3", "/usr/bin/python3"]
         text = _BOOTSTRAP.format(
             pythons=" ".join(map(shlex.quote, dict.fromkeys(pythons))),
-            code=shlex.quote(far_code()),
+            code=shlex.quote(text_of(mux, far)),
             keepalive=self.keepalive,
         )
         (self.directory / "far").write_text(SPARE_LINES + text)
-        return [*_near("near"), str(self.directory), str(self.keepalive), *self.program]
+        (self.directory / "near").write_text(text_of(mux, near))
+        return [*self._near(), str(self.directory), str(self.keepalive), *self.program]
 
     def command(self, argv: Sequence[str]) -> list[str]:
         """Return what runs a program there, as a program here."""
-        return [*_near("exec"), str(self.directory / "relay"), *argv]
+        return [*self._near(), "exec", str(self.directory / "relay"), *argv]
+
+    def _near(self) -> list[str]:
+        # a program of its own: what importing this package takes would delay each of them
+        return [sys.executable, "-I", "-S", str(self.directory / "near")]
 
     def run(self, argv: Sequence[str], data: bytes = b"", timeout: float | None = None) -> Done:
         """Run a program there; raises subprocess.TimeoutExpired."""
@@ -120,7 +128,7 @@ class Relay:
 
     def judge(self, status: int | None, words: str) -> Verdict:
         """Say what the end of the near end means."""
-        return self._judge(words) if status in (relay.FAILED, None) else "ended"
+        return self._judge(words) if status in (mux.FAILED, None) else "ended"
 
     def answers(self) -> bool:
         """Return whether bash, with nothing to read, comes and goes there."""
@@ -165,22 +173,22 @@ def open_relay(
         )
 
 
-def _near(role: str) -> list[str]:
-    return [sys.executable, "-I", "-S", relay.__file__, role]
-
-
 @functools.cache
-def far_code() -> str:
-    """Return the program of both ends without what old Pythons do not know."""
-    tree = _Plain().visit(ast.parse(Path(relay.__file__).read_text()))
-    return ast.unparse(ast.fix_missing_locations(tree))
+def text_of(*modules: ModuleType) -> str:
+    """Return modules as one program, without what old Pythons do not know."""
+    texts = []
+    for module in modules:
+        tree = _Plain().visit(ast.parse(Path(str(module.__file__)).read_text()))
+        texts.append(ast.unparse(ast.fix_missing_locations(tree)))
+    return "\n".join(texts)
 
 
 class _Plain(ast.NodeTransformer):
-    """Leaves out annotations, docstrings and imports from ``__future__``."""
+    """Leaves out annotations, docstrings, and imports from ``__future__`` and of our own."""
 
     def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.ImportFrom | None:
-        return None if node.module == "__future__" else node
+        name = str(node.module).partition(".")[0]
+        return None if name in ("__future__", ostap_parallel.__name__) else node
 
     def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST | None:
         return node.value and ast.Assign([node.target], node.value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -10,7 +11,8 @@ from contextlib import AbstractContextManager
 
 from ostap_parallel.config import HostConfig
 from ostap_parallel.config.hostlist import granted_cpus
-from ostap_parallel.errors import HostError
+from ostap_parallel.errors import HostError, SchedulerUnavailable
+from ostap_parallel.supply.here import run_here
 from ostap_parallel.supply.relay import Relay, open_relay
 from ostap_parallel.supply.ways import Verdict
 
@@ -72,8 +74,7 @@ def open_qrsh(host: HostConfig) -> AbstractContextManager[Relay]:
         reason = "way = qrsh leads to the nodes of an SGE job with a parallel environment, and "
         reason += "this is none: no PE_HOSTFILE"
         raise HostError(host.label, "connect", reason)
-    argv = ["qrsh", "-inherit", "-nostdin", host.name, "bash", "-s"]
-    argv.remove("-nostdin")
+    argv = ["qrsh", "-inherit", host.name, "bash", "-s"]
     return open_relay(host.label, argv, keepalive=host.keepalive, python=host.python, judge=_judge)
 
 
@@ -81,4 +82,15 @@ def way_within(environ: Mapping[str, str]) -> str:
     """Return by what the nodes of the job that this is part of are reached best."""
     if environ.get("SLURM_JOB_ID") and shutil.which("srun"):
         return "srun"
-    return "ssh"
+    return "qrsh" if _takes_qrsh(environ) else "ssh"
+
+
+def _takes_qrsh(environ: Mapping[str, str]) -> bool:
+    """Return whether the parallel environment of an SGE job lets us start tasks on its nodes."""
+    name = environ.get("PE")
+    if not name or "PE_HOSTFILE" not in environ or not shutil.which("qrsh"):
+        return False
+    with contextlib.suppress(SchedulerUnavailable):
+        found = run_here(["qconf", "-sp", name], timeout=10).output
+        return bool(re.search(r"^control_slaves\s+TRUE", found, re.MULTILINE))
+    return False
