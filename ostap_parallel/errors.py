@@ -10,6 +10,27 @@ import sys
 from concurrent.futures import BrokenExecutor
 from concurrent.futures.process import BrokenProcessPool
 
+# Chapters of the manual that messages name; tests/test_manual.py sees that they are there.
+CHAPTERS = {
+    "changed": "docs/checkpoints.md#when-something-has-changed",
+    "configured": "docs/hosts.md#the-configured-list",
+    "damaged": "docs/checkpoints.md#when-the-file-is-damaged",
+    "existing": "docs/hosts.md#servers-that-run-already",
+    "hosts": "docs/troubleshooting.md#steps-of-a-host",
+    "keys": "docs/configuration.md#keys",
+    "large": "docs/how-do-i.md#give-all-items-a-table-of-500-mb",
+    "long": "docs/errors.md#time-limits",
+    "modules": "docs/hosts.md#your-own-modules",
+    "safe": "docs/configuration.md#safety",
+    "unsent": "docs/troubleshooting.md#what-cannot-be-sent",
+    "wrong": "docs/errors.md#a-host-that-is-wrong",
+}
+
+
+def see(chapter: str) -> str:
+    """Return the end of a message that tells where the manual has more, by a key of `CHAPTERS`."""
+    return f" (see {CHAPTERS[chapter]})"
+
 
 class OstapParallelError(Exception):
     """Base of every error this package raises on purpose."""
@@ -57,8 +78,10 @@ class ServersUnavailable(OstapParallelError, ConnectionError, BrokenExecutor):
 
     def __str__(self) -> str:
         if not self.errors:
-            return "there is no local worker, and no server is configured: nothing can run"
-        return "\n".join(["no server is left and ncpus=0:", *(f"  {e}" for e in self.errors)])
+            text = "there is no local worker, and no server is configured: nothing can run"
+            return text + see("configured")
+        lines = ["no server is left and ncpus=0:", *(f"  {e}" for e in self.errors)]
+        return "\n".join(lines) + see("hosts")
 
 
 class SerializeError(OstapParallelError, pickle.PicklingError):
@@ -77,7 +100,7 @@ class SerializeError(OstapParallelError, pickle.PicklingError):
         self.what, self.reason = what, reason
 
     def __str__(self) -> str:
-        return f"{self.what} cannot be sent between processes: {self.reason}"
+        return f"{self.what} cannot be sent between processes: {self.reason}{see('unsent')}"
 
 
 class ByteCodeError(SerializeError):

@@ -39,6 +39,7 @@ import ostap_parallel
 from ostap_parallel.cli import _parser
 from ostap_parallel.config import load_settings
 from ostap_parallel.config.files import KEYS
+from ostap_parallel.errors import CHAPTERS as CHAPTERS_NAMED
 from ostap_parallel.faces.executor import Settings
 
 ROOT = Path(__file__).parent.parent
@@ -320,6 +321,15 @@ def test_links_lead_somewhere(document: str) -> None:
         path = here.parent / file if file else here
         assert path.exists(), target
         assert not anchor or anchor in anchors(path), target
+
+
+def test_messages_name_chapters_that_are_there() -> None:
+    texts = {path: path.read_text() for path in (ROOT / "ostap_parallel").rglob("*.py")}
+    named = {name for text in texts.values() for name in re.findall(r"\bsee\([\"'](\w+)", text)}
+    assert named == set(CHAPTERS_NAMED)
+    for name, target in CHAPTERS_NAMED.items():
+        file, _, anchor = target.partition("#")
+        assert anchor in anchors(ROOT / file), name
 
 
 def test_headings_of_a_document_differ() -> None:

@@ -30,6 +30,7 @@ from ostap_parallel.errors import (
     ConfigError,
     OstapParallelError,
     ServersUnavailable,
+    see,
 )
 from ostap_parallel.runs.checkpoint import read_summary
 from ostap_parallel.runs.report import relay
@@ -162,7 +163,7 @@ def _load_hosts(args: argparse.Namespace) -> tuple[HostConfig, ...]:
     if not found:
         raise ConfigError(
             "no server is configured: name some, or set ppservers in [Parallel] of ~/.ostaprc, "
-            "or OSTAP_PPSERVERS"
+            "or OSTAP_PPSERVERS" + see("configured")
         )
     return found
 

@@ -18,7 +18,7 @@ from typing import Any
 from ostap_parallel import libraries
 from ostap_parallel.config.entries import parse_entries
 from ostap_parallel.config.host import HostConfig, Setting, check_name, check_number, check_user
-from ostap_parallel.errors import ConfigError
+from ostap_parallel.errors import ConfigError, see
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +80,8 @@ def _read_trusted(path: Path, asked_by: str) -> str | None:
         with open(path, encoding="utf-8-sig", opener=_open_at_once) as file:
             # The opened file is what gets read, whatever becomes of its name meanwhile.
             if danger := find_danger(os.fstat(file.fileno())):
-                logger.warning("%s is not read, for it could run commands: %s", path, danger)
+                text = "%s is not read, for it could run commands: %s%s"
+                logger.warning(text, path, danger, see("safe"))
                 return None
             return file.read()
     except OSError as exc:
@@ -141,7 +142,7 @@ def _read_sections(path: Path, text: str) -> Iterator[tuple[int, str, dict[str, 
                 nearest = difflib.get_close_matches(key, KEYS, n=1)
                 known = f"; known are {', '.join(sorted(KEYS))}"
                 hint = f", did you mean {nearest[0]!r}?" if nearest else known
-                raise ConfigError(f"{origin} {key}: unknown key{hint}")
+                raise ConfigError(f"{origin} {key}: unknown key{hint}{see('keys')}")
             if suffix and key in GENERAL:
                 raise ConfigError(f"{origin} {key}: it belongs into [Parallel]")
             value = convert(key, _join_lines(key, lines), origin, path.parent)

@@ -30,7 +30,7 @@ from ostap_parallel.config.files import (
     read_files,
 )
 from ostap_parallel.config.host import HostConfig, Setting
-from ostap_parallel.errors import ConfigError
+from ostap_parallel.errors import ConfigError, see
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -172,7 +172,8 @@ def _tell_looked_at(sections: Sections, files: Sequence[Path], wanted: Sequence[
     parts.append(f"sections of ours in them: {', '.join(names.values()) or 'none'}")
     if lists:
         parts.append(f"lists for other domains, or empty ones, in {', '.join(lists)}")
-    return f"no server is configured ({'; '.join(parts)}; OSTAP_PPSERVERS names none)"
+    text = f"no server is configured ({'; '.join(parts)}; OSTAP_PPSERVERS names none)"
+    return text + see("configured")
 
 
 def local_settings(found: Settings, **arguments: Unpack[HostArguments]) -> HostConfig:
@@ -334,7 +335,7 @@ def find_secret(
     if name is None:
         raise ConfigError(
             "an existing server needs its secret: give secret=..., or the name of a file that "
-            "holds it in OSTAP_PPSECRET_FILE, as ostap-parallel launch prints it"
+            "holds it in OSTAP_PPSECRET_FILE, as ostap-parallel launch prints it" + see("existing")
         )
     try:
         secret = Path(name).read_text().strip()

@@ -9,6 +9,8 @@ import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from ostap_parallel.errors import see
+
 logger = logging.getLogger(__name__)
 
 # Bytes of a function, as it is sent, from which on it is worth a warning.
@@ -33,10 +35,11 @@ def warn_of(function: Callable[..., Any], size: int) -> None:
 def _warn(function: str, names: str, size: int) -> None:
     logger.warning(
         "the function %s carries %s: %d MB travel to each worker; what is given as shared= "
-        "travels once per host",
+        "travels once per host%s",
         function,
         names or "much",
         size,
+        see("large"),
     )
 
 

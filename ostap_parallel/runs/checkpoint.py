@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO, Any, Literal, get_args
 
 from ostap_parallel.config.files import find_danger
-from ostap_parallel.errors import CheckpointError, SerializeError
+from ostap_parallel.errors import CheckpointError, SerializeError, see
 from ostap_parallel.objects import serialize
 from ostap_parallel.runs.database import (
     check_kind,
@@ -166,7 +166,7 @@ class Journal:
             "remove the file, or choose checkpoint=Checkpoint(file, on_change='rerun') to compute "
             "again what has changed, or on_change='keep' to keep what is stored"
         )
-        return CheckpointError(str(self._path), f"{reason}; {remedy}")
+        return CheckpointError(str(self._path), f"{reason}; {remedy}{see('changed')}")
 
     def find(self, index: int, item: Any) -> Outcome | None:
         """Return the stored result of an item, if there is one."""

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ostap_parallel.errors import CheckpointError
+from ostap_parallel.errors import CheckpointError, see
 
 _APPLICATION, _VERSION = 0x6F737470, 2  # what sqlite stores in the head of the file
 _SCHEMA = (
@@ -57,7 +57,7 @@ class Damaged(CheckpointError):
 
 def damaged(path: Path, lost: str) -> Damaged:
     """Return the error for a file of which something is lost."""
-    return Damaged(str(path), f"it is damaged: {lost}; {REMEDY}")
+    return Damaged(str(path), f"it is damaged: {lost}; {REMEDY}{see('damaged')}")
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 
 from ostap_parallel.engine.backend import AnyFuture, Backend
 from ostap_parallel.engine.core import LOCAL
-from ostap_parallel.errors import ByteCodeError, TaskTimeout
+from ostap_parallel.errors import ByteCodeError, TaskTimeout, see
 from ostap_parallel.objects.serialize import name_and_text
 from ostap_parallel.runs.chunking import Item
 from ostap_parallel.runs.outcome import Outcome
@@ -270,7 +270,7 @@ class Trust:
     def _leave_out(self, host: str, record: _Record) -> None:
         reason = f"{record.strikes} items failed there that others did; last: {record.last}"
         self.left_out[host] = reason
-        logger.warning("%s is not used any more in this run: %s", host, reason)
+        logger.warning("%s is not used any more in this run: %s%s", host, reason, see("wrong"))
 
     def _close(self, host: str) -> None:
         self._record(host).open -= 1

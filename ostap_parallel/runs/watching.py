@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from ostap_parallel.engine.backend import Backend
+from ostap_parallel.errors import see
 from ostap_parallel.runs.chunking import Chunk
 from ostap_parallel.runs.report import Running, describe, duration
 from ostap_parallel.runs.timing import Times
@@ -83,7 +84,8 @@ class Watch:
                 del chunks[future]
         for one, chunk in self._see(chunks, ANSWER) if chunks else ():
             self._told.update(chunk.indices)
-            logger.warning("still running: %s; most items take %s", one, duration(median))
+            text = "still running: %s; most items take %s%s"
+            logger.warning(text, one, duration(median), see("long"))
 
     def _limit(self) -> float:
         return max(LEAST, FACTOR * self.times.median)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
-from ostap_parallel.errors import ConfigError, HostError
+from ostap_parallel.errors import ConfigError, HostError, see
 from ostap_parallel.supply.source import (
     STEP,
     Consumer,
@@ -367,7 +367,7 @@ class Supervisor:
         error = HostError(error.host, error.step, error.reason)  # a worker may come to read it
         if is_final:
             if self._set_state(status, "failed", ("starting", "queued", "lost"), error=error):
-                logger.warning("not available: %s", error)
+                logger.warning("not available: %s%s", error, see("hosts"))
             return
         is_known = status.state == "lost"
         if self._set_state(status, "lost", ("starting", "queued", "lost"), error=error):

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-from ostap_parallel.errors import ConfigError
+from ostap_parallel.errors import ConfigError, see
 from ostap_parallel.worker.modules import File, describe, pack_archive
 from ostap_parallel.worker.shared import Blob
 
@@ -243,7 +243,7 @@ def _check_size(top: Path, files: dict[Path, os.stat_result]) -> None:
     raise ConfigError(
         f"sync: {top} holds {count}, of which at most {MAX_FILES} files and "
         f"{_megabytes(MAX_BYTES)} are sent; the largest in it are {largest}: name the packages "
-        "and files that tasks import, and leave data where the hosts can read it"
+        "and files that tasks import, and leave data where the hosts can read it" + see("modules")
     )
 
 

@@ -25,6 +25,7 @@ from types import ModuleType
 from typing import ClassVar
 
 from ostap_parallel import libraries
+from ostap_parallel.errors import see
 
 # Never forgotten, wherever they are.
 _OURS = {"__main__", "ostap_parallel", "cloudpickle", "dill", "ppft"}
@@ -156,7 +157,8 @@ def _advise_on(name: str) -> str:
         if name in sys.modules or importlib.util.find_spec(name) is not None:
             note = f"{name} is here, but not where the task ran"
             if not _is_compiled(name):
-                return f"{note}: if it is yours, name it in sync=, else install it there"
+                note += ": if it is yours, name it in sync=, else install it there"
+                return note + see("modules")
             way = "an interpreter that has it (python=), or what makes it found (profile=, or "
             way += "environment= with PYTHONPATH and LD_LIBRARY_PATH)"
             return f"{note}: it is compiled, and not sent by sync=; give the host {way}"
