@@ -811,7 +811,7 @@ class TestNoSilence:
         settings = load("[Paralel]\nppservers = a\n", "auto")
         assert settings.notice == (
             f"no server is configured (files read: {home / 'rc'}; sections of ours in them: none; "
-            "OSTAP_PPSERVERS names none)"
+            "OSTAP_PPSERVERS names none) (see docs/hosts.md#the-configured-list)"
         )
         settings = load("[Parallel]\nncpus = 1\n[Parallel:cern.ch]\nppservers = a\n", "auto")
         assert "lists for other domains, or empty ones, in [Parallel:cern.ch]" in settings.notice
