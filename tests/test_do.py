@@ -34,7 +34,7 @@ class TestValues:
         (tmp_path / "file").write_text("x\ny z\n")
         assert do("-k", "echo", "{}", ":::", "a", "b c") == (0, b"a\nb c\n", b"")
         assert do("-k", "echo", "::::", tmp_path / "file") == (0, b"x\ny z\n", b"")
-        assert do("-k", "-a", tmp_path / "file", "echo {#}") == (0, b"1 x\n2 y z\n", b"")
+        assert do("-k", "-a", tmp_path / "file", "echo {#} {}") == (0, b"1 x\n2 y z\n", b"")
         assert do("-k", "echo", stdin=b"1\n2\n") == (0, b"1\n2\n", b"")
         assert do("-k", "echo", "::::", "-", stdin=b"1\n2") == (0, b"1\n2\n", b"")
 
@@ -116,7 +116,7 @@ class TestEnds:
         "words",
         [
             ["--no-such"],
-            ["--timeout", "5%", "true"],
+            ["--timeout", "5x", "true"],
             ["--resume", "true", ":::", "1"],
             ["--halt", "later", "true", ":::", "1"],
             ["{3}", ":::", "a"],

@@ -42,7 +42,10 @@ MAX_DEPTH = 9  # modules of a room that import one another in a row
 # The modules of each room that others may import. Those of the root are for users only.
 DOORS = {
     "cli": {""},
-    "commands": {"", "command", "feed", "halting", "host", "running", "template"},
+    "commands": {
+        *("command", "feed", "halting", "host", "inputs", "running", "template", "transfer"),
+        "",
+    },
     "pipeline": {"", "datamap", "recipe"},
     "ostap": {"", "options"},
     "faces": {"executor", "joblib", "manager", "pathos_pool", "pool", "scoop"},

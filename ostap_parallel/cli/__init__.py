@@ -19,7 +19,7 @@ from functools import partial
 from typing import Any
 
 from ostap_parallel import __version__
-from ostap_parallel.cli import do, sync_dirs
+from ostap_parallel.cli import do, do_options, sync_dirs
 from ostap_parallel.cli.completion import complete
 from ostap_parallel.cli.examples import epilog
 from ostap_parallel.cli.run import ProgramParser, add_arguments, run
@@ -216,7 +216,7 @@ def _parser() -> argparse.ArgumentParser:
     usage = "%(prog)s [OPTION ...] [TEMPLATE ...] [::: VALUE ... | :::: FILE ...]"
     command = commands.add_parser("do", help=text, description=text, usage=usage)
     command.set_defaults(run=do.do)
-    do.add_arguments(command.add_argument)
+    do_options.add_arguments(command.add_argument)
     _add_common_arguments(command.add_argument)
     for function, count, text in (
         (hosts, "*", "check hosts: start a server with one worker on each, and print a table"),
@@ -249,7 +249,7 @@ def _new_parser(**how: Any) -> argparse.ArgumentParser:
     if how["prog"].endswith(" run"):
         return ProgramParser(**how, allow_abbrev=False)  # `_find_program` knows no short forms
     if how["prog"].endswith(" do"):
-        return do.Parser(**how, allow_abbrev=False)
+        return do_options.Parser(**how, allow_abbrev=False)
     return argparse.ArgumentParser(**how)
 
 

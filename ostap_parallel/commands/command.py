@@ -11,6 +11,8 @@ from pathlib import Path, PurePath
 
 from ostap_parallel.commands.joblog import Entry
 from ostap_parallel.commands.template import Filled
+from ostap_parallel.commands.transfer import Transfer
+from ostap_parallel.engine.core import LOCAL
 from ostap_parallel.errors import CommandFailed
 from ostap_parallel.worker.command import Spec
 
@@ -53,6 +55,12 @@ class Command:
         How many of its host's slots it takes.
     name
         Of its log records; default: the name of the program.
+    variables
+        More variables; what is in them is not expanded.
+    nice
+        How much its priority is lowered.
+    transfer
+        Files that go to its host before it, and come back after it.
     arguments
         For a node script, packed; see `worker.node`.
     """
@@ -67,6 +75,9 @@ class Command:
     retries: int = 0
     cores: int = 1
     name: str = ""
+    variables: Mapping[str, str | Filled] = field(default_factory=dict)
+    nice: int = 0
+    transfer: Transfer | None = None
     arguments: bytes | None = None
 
     def __post_init__(self) -> None:
@@ -111,13 +122,16 @@ class Command:
             return self.stdin.encode("utf-8", "surrogateescape")
         return self.stdin or b""
 
-    def argv(self, host: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    def argv(self, host: str, slot: int = 1) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Return program and arguments for a host, and those to take if that is no program."""
+        nice = ("nice", "-n", str(self.nice)) if self.nice else ()
         if not isinstance(self.command, str | Filled):
-            return tuple(map(str, self.command)), ()
-        text = self.command.on(host) if isinstance(self.command, Filled) else self.command
-        shell = (SHELL, "-c", text)
-        if _PLAIN.fullmatch(text):
+            return (*nice, *map(str, self.command)), ()
+        text = self.command
+        if isinstance(text, Filled):
+            text = text.on(host, slot)
+        shell = (*nice, SHELL, "-c", text)
+        if _PLAIN.fullmatch(text) and not nice:
             return tuple(shlex.split(text)), shell
         return shell, ()
 
@@ -128,15 +142,21 @@ class Command:
         levels: tuple[int | None, int | None],
         keep: int,
         spool: bool,
+        slot: int = 1,
     ) -> Spec:
         """Return what a worker of a host is told."""
-        argv, otherwise = self.argv(host)
+        argv, otherwise = self.argv(host, slot)
+        variables = {
+            name: value.on(host, slot, quote=str) if isinstance(value, Filled) else value
+            for name, value in self.variables.items()
+        }
         return Spec(
             argv=argv,
             otherwise=otherwise,
             name=self.label,
             stdin=stdin,
             environment=dict(self.environment),
+            variables=variables,
             directory=str(self.directory),
             timeout=self.timeout,
             levels=levels,
@@ -252,7 +272,7 @@ class Done:
         status = self.status if self.status is not None else 0 if self.signal else NOT_RUN
         return Entry(
             self.number,
-            self.host,
+            ":" if self.host == LOCAL else self.host,  # as GNU parallel calls this machine
             self.start,
             self.seconds,
             len(self.command.stdin) if isinstance(self.command.stdin, bytes | str) else 0,
@@ -265,7 +285,8 @@ class Done:
     @classmethod
     def of_entry(cls, command: Command, entry: Entry) -> Done:
         """Return what a job log tells."""
-        done = cls(command, entry.number, entry.host, entry.status, entry.signal or None)
+        host = LOCAL if entry.host == ":" else entry.host
+        done = cls(command, entry.number, host, entry.status, entry.signal or None)
         done.start, done.seconds, done.is_skipped = entry.start, entry.seconds, True
         if entry.signal or entry.status < 0:
             done.status = None

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import threading
+import time
 import weakref
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from ostap_parallel.commands.command import Command, Done
 from ostap_parallel.engine.backend import AnyFuture, Backend
-from ostap_parallel.engine.names import Absences, labels_of
+from ostap_parallel.engine.names import HERE, Absences, labels_of
 from ostap_parallel.engine.retries import Attempts
-from ostap_parallel.worker.command import Ended
 
 
 @dataclass(eq=False)
@@ -27,8 +26,12 @@ class Job:
         The hosts that may run it, as the backend calls them; ``None``: any.
     slots
         How many slots of its host it holds.
-    pieces
-        Outputs that are still to be fetched: which one, the place, and its size.
+    seat
+        The lowest number, from 1 on, that no other command has that runs.
+    begun
+        When, by the clock that only goes forward.
+    is_overdue
+        It has taken too long, and is being ended.
     """
 
     command: Command
@@ -41,14 +44,42 @@ class Job:
     failed_on: set[str] = field(default_factory=set)
     label: str = ""
     slots: int = 0
+    seat: int = 0
+    begun: float = 0.0
+    is_overdue: bool = False
     future: AnyFuture | None = None
-    ended: Ended | None = None
-    pieces: list[tuple[Path, str, int]] = field(default_factory=list)
-    position: int = 0
-    file: IO[bytes] | None = None
+    _course: Generator[Any, Any, None] | None = None
 
     def __post_init__(self) -> None:
         self.done = Done(self.command, self.number)
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it runs on this machine."""
+        return self.label in HERE
+
+    def waits_for(self, label: str | None) -> bool:
+        """Return whether it waits for a host, or for any."""
+        if self.labels is None or label is None:
+            return self.is_waiting and self.labels is None and label is None
+        return self.is_waiting and label in self.labels
+
+    def begin(self, course: Generator[Any, Any, None]) -> None:
+        """Begin with the steps that it takes."""
+        self._course, self.begun, self.is_overdue = course, time.monotonic(), False
+
+    def step(self, value: Any) -> Any:
+        """Return the next step, after what came of the last one; StopIteration at the end."""
+        assert self._course is not None
+        if isinstance(value, BaseException):
+            return self._course.throw(value)
+        return self._course.send(value)
+
+    def stop(self) -> None:
+        """Leave the other steps out."""
+        self.future = None
+        if self._course is not None:
+            self._course.close()
 
 
 class Load:
@@ -172,9 +203,9 @@ class Queues:
 
     def _oldest(self, label: str) -> Job | None:
         heads = []
-        for queue in (self._any, self._pinned.get(label)):
-            while queue and not queue[0].is_waiting:
-                queue.popleft()
+        for queue, where in ((self._any, None), (self._pinned.get(label), label)):
+            while queue and not queue[0].waits_for(where):
+                queue.popleft()  # it was taken, and may wait elsewhere now
             if queue:
                 heads.append(queue[0])
         return min(heads, key=lambda job: job.number, default=None)

@@ -48,6 +48,8 @@ class Spec:
         What it reads; by default nothing.
     environment
         Variables that are added; ``$NAME`` in their values is expanded on the worker.
+    variables
+        More variables; what is in them is not expanded.
     directory
         Where it runs, by default where the worker does; ``~`` and ``$NAME`` are expanded.
     timeout
@@ -67,6 +69,7 @@ class Spec:
     name: str = ""
     stdin: bytes = b""
     environment: Mapping[str, str] = field(default_factory=dict)
+    variables: Mapping[str, str] = field(default_factory=dict)
     directory: str = ""
     timeout: float | None = None
     levels: tuple[int | None, int | None] = (None, None)
@@ -242,7 +245,8 @@ class _Running:
 
     def _start(self) -> Started:
         spec = self._spec
-        how = (spec.stdin, spec.environment, spec.directory, spec.arguments)
+        expanded = {name: os.path.expandvars(text) for name, text in spec.environment.items()}
+        how = (spec.stdin, expanded | dict(spec.variables), spec.directory, spec.arguments)
         try:
             return self._reaper.start(spec.argv, *how)
         except OSError:  # "." is no program, either

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,10 @@ class Entry:
     target: str = ""
 
 
+# The top of a tree that nothing is in.
+DIRECTORY = Entry("", "directory")
+
+
 @dataclass(frozen=True)
 class Piece:
     """Some bytes of a file: from where on, and how many, or which."""
@@ -58,12 +63,12 @@ def place_for(wanted: tuple[str, str]) -> str:
     return str(path / name if text.endswith("/") or path.is_dir() else path)
 
 
-def survey(top: str) -> list[Entry]:
+def survey(top: Path | str) -> list[Entry]:
     """Return what is at a path and below, directories first; raises OSError if nothing is.
 
-    What is neither file nor directory nor link is left out.
+    What is neither file nor directory nor link is left out. Text is expanded, a path is not.
     """
-    root = expand(top)
+    root = top if isinstance(top, Path) else expand(top)
     if not root.is_dir():
         return [_entry(root, "", root.stat())]
     entries = [_entry(root, "", root.stat())]
@@ -90,14 +95,14 @@ def _entry(path: Path, name: str, found: os.stat_result) -> Entry:
     return Entry(name, "file", mode, found.st_size, found.st_mtime_ns)
 
 
-def make(wanted: tuple[str, list[Entry]]) -> None:
+def make(wanted: tuple[Path | str, list[Entry]]) -> None:
     """Make directories and links below a path, and empty files for the pieces."""
     top, entries = wanted
     Path(top).parent.mkdir(parents=True, exist_ok=True)
     for entry in entries:
         path = _below(top, entry.path)
         if entry.kind == "directory":
-            path.mkdir(exist_ok=True)
+            path.mkdir(exist_ok=True, parents=not entry.path)
         elif entry.kind == "link":
             path.unlink(missing_ok=True)
             path.symlink_to(entry.target)
@@ -107,7 +112,7 @@ def make(wanted: tuple[str, list[Entry]]) -> None:
             os.truncate(part, 0)
 
 
-def write(wanted: tuple[str, list[Piece]]) -> None:
+def write(wanted: tuple[Path | str, list[Piece]]) -> None:
     """Write pieces of files below a path."""
     top, pieces = wanted
     for piece in pieces:
@@ -116,19 +121,20 @@ def write(wanted: tuple[str, list[Piece]]) -> None:
             file.write(piece.data)
 
 
-def read(wanted: tuple[str, list[Piece]]) -> list[Piece]:
+def read(wanted: tuple[Path | str, list[Piece]]) -> list[Piece]:
     """Return the pieces with their bytes; those of files that have got shorter have fewer."""
     top, pieces = wanted
+    root = top if isinstance(top, Path) else expand(top)
     found = []
     for piece in pieces:
-        with _below(str(expand(top)), piece.path).open("rb") as file:
+        with _below(root, piece.path).open("rb") as file:
             file.seek(piece.begin)
             data = file.read(piece.size)
         found.append(Piece(piece.path, piece.begin, piece.size, data))
     return found
 
 
-def finish(wanted: tuple[str, list[Entry]]) -> None:
+def finish(wanted: tuple[Path | str, list[Entry]]) -> None:
     """Give files their names, and files and directories their modes and times."""
     top, entries = wanted
     for entry in reversed(entries):
@@ -140,6 +146,39 @@ def finish(wanted: tuple[str, list[Entry]]) -> None:
             part.replace(path)
         elif entry.kind == "directory":
             path.chmod(entry.mode)
+
+
+def is_there(wanted: tuple[Path, list[Entry]]) -> bool:
+    """Return whether files of these sizes and times are at a path already."""
+    top, entries = wanted
+    try:
+        found = survey(top)
+    except OSError:
+        return False
+    return all(entry in found for entry in entries if entry.kind == "file")
+
+
+def rename(wanted: tuple[Path, Path]) -> None:
+    """Give a file its name, whatever had it."""
+    old, new = wanted
+    old.replace(new)
+
+
+def remove(wanted: tuple[Path, list[Path]]) -> None:
+    """Remove files and directories, and those above up to `home` that get empty by that."""
+    home, paths = wanted
+    for path in paths:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+        for parent in path.parents:
+            if home not in parent.parents:
+                break
+            try:
+                parent.rmdir()
+            except OSError:
+                break
 
 
 def batches(entries: list[Entry]) -> list[list[Piece]]:
@@ -158,7 +197,7 @@ def batches(entries: list[Entry]) -> list[list[Piece]]:
     return [batch for batch in found if batch]
 
 
-def _below(top: str, path: str) -> Path:
+def _below(top: Path | str, path: str) -> Path:
     """Return a path below another one; raises ValueError if it is not."""
     parts = Path(path).parts
     if ".." in parts or Path(path).is_absolute():

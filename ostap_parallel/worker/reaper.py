@@ -73,7 +73,7 @@ class Reaper:
         """
         self.status, self.ended_at, self._is_done = None, None, False
         self.usage = {"memory": 0, "user": 0.0, "system": 0.0, "read": 0, "written": 0}
-        added = {name: os.path.expandvars(text) for name, text in environment.items()}
+        added = dict(environment)
         where = os.path.expanduser(os.path.expandvars(directory)) if directory else None  # noqa: PTH111
         with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
             source = _file(stdin, theirs) if stdin else subprocess.DEVNULL

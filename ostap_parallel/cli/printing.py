@@ -1,0 +1,89 @@
+"""What commands print, on its way to the terminal."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import logging
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from typing import IO, Any
+
+from ostap_parallel.commands.command import Command, Done
+from ostap_parallel.runs.report import relay
+
+# Levels of records by which lines arrive at once; they only tell the streams apart.
+OUT, ERR = logging.WARNING + 1, logging.WARNING + 2
+
+
+class Printer:
+    """Prints what commands print: all at their end, in order if wanted, or line by line."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self._live, self._ordered = args.line_buffer, args.keep_order
+        self._tag, self._tells = bool(args.tag or args.tagstring), args.tell
+        # A progress bar has to know of what goes to its terminal.
+        self._as_text = args.progress and sys.stdout.isatty()
+        self._tags: dict[int, str] = {}
+        self._held: dict[int, Done] = {}
+        self._next = 1
+
+    def remember(self, commands: Iterable[tuple[str, Command]]) -> Iterator[Command]:
+        """Yield the commands, and keep their tags."""
+        for number, (tag, command) in enumerate(commands, 1):
+            if self._tag:
+                self._tags[number] = tag
+            if self._tells:
+                print(command, file=sys.stderr)
+            yield command
+
+    def hear(self, host: str, event: Mapping[str, Any]) -> None:
+        """Print a line that has just come."""
+        record = event.get("record", {})
+        level = record.get("levelno")
+        if level not in (OUT, ERR):
+            relay(host, event, sys.stderr)
+            return
+        line = f"{record['msg']}\n".encode("utf-8", "surrogateescape")
+        self._print(int(record["name"]), io.BytesIO(line), level == ERR)
+
+    def take(self, done: Done) -> None:
+        """Print what a command has printed, now or when its turn comes."""
+        if not self._ordered or self._live:
+            self._show(done)
+            return
+        self._held[done.number] = done
+        while (done_now := self._held.pop(self._next, None)) is not None:
+            self._show(done_now)
+            self._next += 1
+
+    def end(self) -> None:
+        """Print what is still held back, as those before it have not run."""
+        for number in sorted(self._held):
+            self._show(self._held.pop(number))
+
+    def _show(self, done: Done) -> None:
+        if not self._live and not done.is_skipped:
+            if done.files:
+                for path, is_error in zip(done.files, (False, True), strict=True):
+                    with path.open("rb") as file:
+                        self._print(done.number, file, is_error)
+            else:
+                for data, is_error in zip(done.data, (False, True), strict=True):
+                    self._print(done.number, io.BytesIO(data), is_error)
+        if (done.error and not done.status) or done.timed_out:
+            print(f"ostap-parallel do: {done.command}: {done.reason()}", file=sys.stderr)
+
+    def _print(self, number: int, file: IO[bytes], is_error: bool) -> None:
+        stream = sys.stderr if is_error else sys.stdout
+        tag = f"{self._tags.get(number, '')}\t".encode("utf-8", "surrogateescape")
+        lines: Iterable[bytes] = file
+        if self._tag:
+            lines = (tag + line for line in file)
+        for data in lines:
+            if self._as_text:
+                stream.write(data.decode("utf-8", "backslashreplace"))
+            else:
+                stream.buffer.write(data)
+        if not self._as_text:
+            stream.buffer.flush()

@@ -1,0 +1,215 @@
+"""Runs commands on the hosts of a backend."""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import itertools
+import logging
+import queue
+from collections.abc import Callable, Iterator
+from concurrent.futures import wait
+from typing import Any
+
+from ostap_parallel.commands.command import Done
+from ostap_parallel.commands.course import Levels, course_of
+from ostap_parallel.commands.outputs import Outputs
+from ostap_parallel.commands.pace import Pace
+from ostap_parallel.commands.slots import Job, Queues
+from ostap_parallel.commands.transfer import StepFailed
+from ostap_parallel.engine.backend import AnyFuture, Backend, Submit, result_of
+from ostap_parallel.engine.retries import Limits
+from ostap_parallel.worker.chunk import Lost, pack_chunk, pack_value, traced, unpack_answer
+from ostap_parallel.worker.execute import Call
+
+# Seconds that commands get to end when a run is stopped.
+STOP_PATIENCE = 4.0
+
+
+class Dispatcher:
+    """Runs commands on a backend: as many as its hosts have slots for."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        max_per_node: int | None,
+        outputs: Outputs,
+        levels: Levels,
+        pace: Pace,
+    ) -> None:
+        self._backend, self._outputs, self._levels = backend, outputs, levels
+        self._pace = pace
+        self._queues = Queues(backend, max_per_node)
+        self._running: dict[Job, None] = {}
+        self._news: queue.SimpleQueue[tuple[Job, AnyFuture] | None] = queue.SimpleQueue()
+        self._source: Iterator[Job | Done | None] = iter(())
+        self._is_read = self._is_paused = False
+        self._seats: list[int] = []
+        self._last_seat = itertools.count(1)
+        self._submits: dict[Callable[[Any], Any], Submit] = {}
+        self._stop_listening = backend.listen(self.wake)
+        self._queues.load.listeners.add(self.wake)
+
+    def run(self, source: Iterator[Job | Done | None]) -> Iterator[Done]:
+        """Run what comes from a source; yield what becomes of it, and what has already."""
+        self._source = source
+        while True:
+            yield from self._read()
+            for job, reason in self._queues.hopeless():
+                job.done.error = reason
+                yield job.done
+            yield from self._begin_all()
+            if not self._running and not self._queues.waiting and self._is_read:
+                return
+            if self._running or self._queues.waiting or self._is_paused:
+                yield from self._wait()
+
+    def wake(self) -> None:
+        """Have `run` look again, from any thread."""
+        self._news.put(None)
+
+    def stop_feeding(self) -> None:
+        """Begin no more commands; what runs goes on."""
+        self._is_read = True
+        self._source = iter(())
+        self._queues.drop()
+
+    def close(self) -> None:
+        """End what runs."""
+        self._stop_listening()
+        self._queues.load.listeners.discard(self.wake)
+        futures = [job.future for job in self._running if job.future is not None]
+        self._backend.give_up(futures)
+        if futures:
+            wait(futures, STOP_PATIENCE)
+        for job in list(self._running):
+            self._free(job)
+
+    def _read(self) -> Iterator[Done]:
+        """Take from the source what can be begun soon."""
+        enough = 2 * sum(self._queues.capacities().values()) + 1
+        self._is_paused = False
+        while not self._is_read and self._queues.unpinned < enough:
+            try:
+                job = next(self._source)
+            except StopIteration:
+                self._is_read = True
+                return
+            if job is None:  # `wake` tells when there is more
+                self._is_paused = True
+                return
+            if isinstance(job, Done):
+                yield job
+            else:
+                names = job.command.pinned
+                job.labels = self._queues.labels(names) if names else None
+                self._queues.put(job)
+
+    def _begin_all(self) -> Iterator[Done]:
+        if self._queues.waiting and not self._running:
+            with contextlib.suppress(ConnectionError):  # `hopeless` tells the reasons
+                self._backend.window()  # which wakes hosts that rest
+        while self._queues.waiting and self._pace.may_begin():
+            job = self._queues.next()
+            if job is None:
+                self._pace.take_back()
+                return
+            self._running[job] = None
+            job.seat = heapq.heappop(self._seats) if self._seats else next(self._last_seat)
+            job.begin(course_of(job, self._outputs, self._levels))
+            try:
+                yield from self._go_on(job, None)
+            except ConnectionError:  # the host has just gone
+                self._free(job)
+                self._queues.put(job)
+                return
+
+    def _go_on(self, job: Job, value: Any) -> Iterator[Done]:
+        """Have the next step of a job done; yield what has become of it after the last."""
+        try:
+            function, item = job.step(value)
+        except StopIteration:
+            pass
+        except StepFailed as exc:
+            job.done.error = str(exc)
+        except Exception as exc:
+            job.done.error = f"{type(exc).__name__}: {exc}"
+        else:
+            if function not in self._submits:
+                level = logging.getLogger().level
+                self._submits[function] = self._backend.open(Call(function, log_level=level))
+            chunk = pack_chunk([job.number], [pack_value(item, f"command {job.number}")])
+            future = self._submits[function](chunk, hosts=frozenset([job.label]))
+            job.future = future
+            future.add_done_callback(lambda future: self._news.put((job, future)))
+            return
+        self._free(job)
+        yield from self._end(job)
+
+    def _free(self, job: Job) -> None:
+        if job in self._running:
+            del self._running[job]
+            self._queues.load.give(job.label, job.slots)
+            heapq.heappush(self._seats, job.seat)
+        job.stop()
+
+    # -- what comes back
+
+    def _wait(self) -> Iterator[Done]:
+        """Wait for something to happen, and take it."""
+        overdue = self._pace.overdue(self._running)
+        for job in overdue:
+            job.is_overdue = True
+        if overdue:
+            self._backend.give_up([job.future for job in overdue if job.future is not None])
+        patience = self._pace.wait(self._running, bool(self._queues.waiting))
+        try:
+            news = self._news.get(timeout=patience)
+        except queue.Empty:
+            return
+        if news is not None:
+            yield from self._hear(*news)
+
+    def _hear(self, job: Job, future: AnyFuture) -> Iterator[Done]:
+        value = self._value(job, future)
+        if not isinstance(value, Lost):
+            try:
+                yield from self._go_on(job, value)
+                return
+            except ConnectionError as exc:
+                value = Lost(job.label, 0, str(exc))
+        self._free(job)
+        done = job.done
+        if job.is_overdue:
+            done.timed_out, done.seconds = True, self._pace.limit
+            done.host, done.attempts = job.label, job.tries
+            yield from self._end(job)
+            return
+        job.attempts.count(value)
+        if job.attempts.may_go_on(Limits()):
+            job.done = Done(job.command, job.number)
+            self._queues.put(job)
+            return
+        done.host, done.error, done.attempts = job.label, value.reason, job.tries
+        yield done
+
+    @staticmethod
+    def _value(job: Job, future: AnyFuture) -> Any:
+        """Return what came back: a value, an error, or that it is lost."""
+        result = result_of(future, job.label)
+        if isinstance(result, Lost):
+            return result
+        value, error, text = unpack_answer(result, 0, f"command {job.number}")
+        return value if error is None else traced(error, result, text)
+
+    def _end(self, job: Job) -> Iterator[Done]:
+        """Yield what has become of a command, unless it is to run again."""
+        self._pace.note(job.done)
+        if job.done.succeeded or not 0 < job.tries <= job.command.retries:
+            yield job.done
+            return
+        job.failed_on.add(job.label)
+        allowed = self._queues.labels(job.command.pinned) or self._queues.capacities().keys()
+        job.labels = frozenset(allowed - job.failed_on) or frozenset(allowed) or None
+        job.done = Done(job.command, job.number)
+        self._queues.put(job)
