@@ -215,6 +215,53 @@ TURNS = """
         assert list(executor.map(digits, [1])) == [20]
 """
 
+LEFT = """
+    import decimal, locale, time, warnings
+    from ostap_parallel import Pool
+    def upset(x):
+        sys.argv.append("more"); sys.setrecursionlimit(3333); os.chdir("/")
+        context = decimal.getcontext(); context.prec = 7; context.traps[decimal.Inexact] = True
+        warnings.simplefilter("error"); locale.setlocale(locale.LC_ALL, "C.UTF-8")
+        os.environ.update(LEFT="1", TZ="XYZ-5"); time.tzset()
+        return seen(x)
+    def seen(x):
+        context = decimal.getcontext()
+        own = context.prec, context.rounding, context.traps[decimal.Inexact]
+        process = sys.getrecursionlimit(), os.getcwd(), os.environ.get("LEFT"), time.tzname
+        return own, process, list(sys.argv), len(warnings.filters), locale.setlocale(0)
+    def set_up(): decimal.getcontext().prec = 50
+    class Prepared(Task):
+        def worker_init(self): sys.argv.append("set up"); sys.setrecursionlimit(2000)
+        def initialize_local(self): self.found = []
+        def process(self, jobid, x):
+            return sys.argv[-1], sys.getrecursionlimit(), decimal.getcontext().prec
+        def merge_results(self, result, jobid): self.found.append(result)
+        def results(self): return self.found
+    # run
+    (before,) = wm.process(seen, [1])
+    for run in wm.process, wm.pool.map, lambda f, items: [wm.executor.submit(f, 1).result()]:
+        assert run(upset, [1]) != [before]
+        assert wm.process(seen, [1]) == [before], run
+        assert wm.process(Prepared(), [1]) == [("set up", 2000, 28)]
+        assert wm.process(seen, [1]) == [before], run
+    # a run keeps what it has set up while others take turns
+    slow = iter(wm.iexecute(Prepared(), range(9), chunk_size=1))
+    found = [next(slow)]
+    assert wm.process(seen, [1]) == [before] == wm.process(upset, [1])[1:] + [before]
+    assert {*found, *slow} == {("set up", 2000, 28)}
+    with Pool(1, initializer=set_up) as pool:
+        def look():
+            assert pool.map(seen, [1])[0][0] == pool.apply(seen, (1,))[0]
+            return pool.apply(seen, (1,))[0]
+        assert look() == (50, "ROUND_HALF_EVEN", False)
+        decimal.getcontext().rounding = "ROUND_UP"  # which is another field
+        assert look() == (50, "ROUND_UP", False)
+        pool.map(upset, [1])
+        assert look() == (50, "ROUND_UP", False)
+        decimal.getcontext().prec = 33
+        assert look() == (33, "ROUND_UP", False)
+"""
+
 ZONES = """
     import time
     from ostap_parallel import FuncTask
@@ -345,6 +392,7 @@ PROGRAMS = {
     "classes": CLASSES,
     "settings": STATE,
     "settings that take turns": TURNS,
+    "settings that tasks leave": LEFT,
     "zones": ZONES,
     "shared objects": HELD,
     "proxies on the way": FAR_MANAGERS,

@@ -10,10 +10,10 @@ import pickle
 import re
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from importlib.machinery import ModuleSpec
-from types import ModuleType
-from typing import Any, ClassVar
+from types import MappingProxyType, ModuleType
+from typing import Any, ClassVar, NamedTuple
 
 from ostap_parallel import libraries
 from ostap_parallel.objects import program
@@ -23,7 +23,6 @@ _LIBRARY = "library "
 
 # What was seen last, and what that became.
 _last: tuple[Any, bytes] = (None, b"")
-_read = functools.lru_cache(maxsize=8)(pickle.loads)
 
 
 def pack() -> bytes:
@@ -47,45 +46,135 @@ class Packed:
         return _apply, (self._data,)
 
 
+class Held(NamedTuple):
+    """What is in force in a worker.
+
+    Attributes
+    ----------
+    data, sent
+        What the caller has, packed and by name.
+    seen, values
+        What is so here: as `_look_at_process` sees it, and by name.
+    """
+
+    data: bytes = b""
+    sent: Mapping[str, Any] = MappingProxyType({})
+    seen: tuple[Any, ...] = ()
+    values: Mapping[str, Any] = MappingProxyType({})
+
+
 class Here:
     """Whether this process is a worker of ours, which takes all settings over; and which hold."""
 
     is_ours = False
-    data = b""
-    settings: ClassVar[dict[str, Any]] = {}
     at_first: ClassVar[dict[str, Any]] = {}  # what this process had before
+    told: ClassVar[dict[str, Any]] = {}  # to libraries: that stays
+    ready = Held()  # when the last run could begin: it has come, and initializers have run
+    held = Held()
 
 
 def in_force() -> bytes:
     """Return the settings that were taken over last; nothing in a process that takes none."""
-    return Here.data
+    return Here.held.data
 
 
-def hold(data: bytes) -> bool:
-    """Have settings be in force; return whether others were."""
-    if not data or data == Here.data:
-        return False
+def be_worker(is_ours: bool) -> None:
+    """Note whether this process is a worker of ours, and what it is like at first."""
+    Here.is_ours = is_ours
+    if is_ours and not Here.at_first:
+        for module, _ in _FINDERS.values():
+            importlib.import_module(module)
+        Here.at_first = _find_here()
+
+
+def begin(data: bytes) -> None:
+    """Have settings be in force for a run that begins, whatever those before have changed."""
     if not Here.is_ours:
-        for key, value in _read(data)[2].items():
-            if key.startswith(_LIBRARY):
-                _set(key, value)
-        return False
-    old, new = Here.settings, _read(data)[2]
-    for key in old.keys() - new.keys():
-        _set(key, Here.at_first[key])
-    for key, value in new.items():
-        if key not in Here.at_first:
-            Here.at_first[key] = _find_one(key)
-        if key not in old or old[key] != value:
+        _tell_libraries(_unpack(data)[2])
+        return
+    if data == Here.ready.data:
+        give_back(Here.ready)
+        return
+    sent = _unpack(data)[2]
+    _set_all(_find_here(), {**Here.at_first, **sent})
+    Here.held = Held(data, sent)
+
+
+def be_ready() -> None:
+    """Note what is in force as what each run begins with until others are sent."""
+    Here.ready = keep()
+
+
+def hold(data: bytes) -> None:
+    """Have in force what the caller has changed since: what was set here otherwise stays."""
+    held = Here.held
+    if Here.is_ours and data and data != held.data:
+        sent = _unpack(data)[2]
+        _set_all({**Here.at_first, **held.sent}, {**Here.at_first, **sent})
+        Here.held = Held(data, sent)
+
+
+def keep() -> Held:
+    """Return what is in force now, whoever has set it, for `give_back`."""
+    if Here.is_ours:
+        seen = _look_at_process()
+        known = next((one for one in (Here.held, Here.ready) if one.seen == seen), None)
+        values = known.values if known else _find_here()
+        Here.held = Here.held._replace(seen=seen, values=values)
+    return Here.held
+
+
+def give_back(held: Held) -> None:
+    """Have in force what `keep` has returned, if something else is since."""
+    if _look_at_process() != held.seen:
+        _set_all(_find_here(), held.values)
+    Here.held = held
+
+
+class Change(NamedTuple):
+    """What has become of a setting, and what the caller's was then."""
+
+    sent: Any
+    value: Any
+
+
+@contextlib.contextmanager
+def changing() -> Iterator[dict[str, Change]]:
+    """Note what the body changes, for `change`."""
+    changes: dict[str, Change] = {}
+    before = _find_here() if Here.is_ours else {}
+    yield changes
+    if Here.is_ours:
+        sent = Here.held.sent
+        for key, value in _find_here().items():
+            if value != before[key]:
+                changes[key] = Change(sent.get(key), value)
+
+
+def change(changes: Mapping[str, Change]) -> None:
+    """Repeat changes, but for what the caller has set since."""
+    sent = Here.held.sent
+    values = {key: value for key, (then, value) in changes.items() if sent.get(key) == then}
+    if values:
+        _set_all(_find_here(), values)
+
+
+def _set_all(now: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    for key, value in wanted.items():
+        if not key.startswith(_LIBRARY) and now[key] != value:
             _set(key, value)
-    Here.data, Here.settings = data, new
-    return True
+    _tell_libraries(wanted)
+
+
+def _tell_libraries(wanted: Mapping[str, Any]) -> None:
+    """Tell libraries what they have not been told; what goes wrong is an error of all items."""
+    for key, value in wanted.items():
+        if key.startswith(_LIBRARY) and Here.told.get(key) != value:
+            libraries.support_for(key.removeprefix(_LIBRARY)).take(value)
+            Here.told[key] = value
 
 
 def _set(key: str, value: Any) -> None:
-    if key.startswith(_LIBRARY):  # what goes wrong is an error of all items
-        libraries.support_for(key.removeprefix(_LIBRARY)).take(value)
-        return
     with contextlib.suppress(Exception):  # a locale may be missing on this host
         _SETTERS[key](value)
 
@@ -93,7 +182,7 @@ def _set(key: str, value: Any) -> None:
 def _apply(data: bytes) -> bytes:
     if not data:
         return data
-    token, names, _ = _read(data)
+    token, names, _ = _unpack(data)
     owner = program.program_of(token)
     if owner is None:
         return data
@@ -104,15 +193,24 @@ def _apply(data: bytes) -> bytes:
     main.__spec__ = ModuleSpec(
         ".".join(filter(None, [names.get("__package__"), "__main__"])), None
     )
-    hold(data)
+    begin(data)
     return data
 
 
 def _look() -> tuple[Any, ...]:
     """Return what tells whether anything has changed: to find all of it takes longer."""
-    main, modules = sys.modules["__main__"], sys.modules
+    main = sys.modules["__main__"]
     names = vars(main)
-    seen = [program.token_of(main), names.get("__file__"), names.get("__package__")]
+    return (
+        *(program.token_of(main), names.get("__file__"), names.get("__package__")),
+        *_look_at_process(),
+        *(support.state() for support in libraries.present().values()),
+    )
+
+
+def _look_at_process() -> tuple[Any, ...]:
+    modules = sys.modules
+    seen = [list(sys.argv), list(warnings.filters), sys.getrecursionlimit()]
     if (decimal := modules.get("decimal")) is not None:
         context = decimal.getcontext()
         seen += _of_decimal(context), context.traps.copy()
@@ -120,8 +218,7 @@ def _look() -> tuple[Any, ...]:
         seen.append(locale.setlocale(locale.LC_ALL))
     if (process := modules.get("multiprocessing.process")) is not None:
         seen.append(process.current_process().authkey)
-    seen += [support.state() for support in libraries.present().values()]
-    return (*seen, list(sys.argv), list(warnings.filters), sys.getrecursionlimit())
+    return tuple(seen)
 
 
 def _find() -> tuple[str, dict[str, Any], dict[str, Any]]:
@@ -129,23 +226,23 @@ def _find() -> tuple[str, dict[str, Any], dict[str, Any]]:
     names: dict[str, Any] = {
         name: main[name] for name in ("__file__", "__package__") if name in main
     }
-    settings: dict[str, Any] = {key: find() for key, find in _OF_ALL.items()}
-    for key, (module, find) in _FINDERS.items():
-        if module in sys.modules:  # otherwise nobody has set anything
-            settings[key] = find(sys.modules[module])
+    settings = _find_here() | {"warnings": _find_filters()}
     for library, support in libraries.present().items():
         if state := support.state():
             settings[f"{_LIBRARY}{library}"] = state
     return program.token_of(sys.modules["__main__"]), names, settings
 
 
-def _find_one(key: str) -> Any:
-    if key.startswith(_LIBRARY):
-        return ()  # what is declared stays
-    if key in _OF_ALL:
-        return _OF_ALL[key]()
-    module, find = _FINDERS[key]
-    return find(importlib.import_module(module))
+def _find_here() -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "argv": list(map(str, sys.argv)),
+        "warnings": list(warnings.filters),
+        "recursion": sys.getrecursionlimit(),
+    }
+    for key, (module, find) in _FINDERS.items():
+        if module in sys.modules:  # otherwise nobody has set anything
+            found[key] = find(sys.modules[module])
+    return found
 
 
 def _find_filters() -> list[tuple[Any, ...]]:
@@ -156,6 +253,16 @@ def _find_filters() -> list[tuple[Any, ...]]:
     ]
 
 
+@functools.lru_cache(maxsize=8)
+def _unpack(data: bytes) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    token, names, settings = pickle.loads(data)
+    settings["warnings"] = [
+        (action, _pattern_of(message), category, _pattern_of(module), line)
+        for action, message, category, module, line in settings["warnings"]
+    ]
+    return token, names, settings
+
+
 def _text_of(pattern: Any) -> tuple[str, int] | str | None:
     return (pattern.pattern, pattern.flags) if isinstance(pattern, re.Pattern) else pattern
 
@@ -164,51 +271,13 @@ def _pattern_of(text: tuple[str, int] | str | None) -> Any:
     return re.compile(*text) if isinstance(text, tuple) else text
 
 
-def _find_decimal(decimal: ModuleType) -> dict[str, Any]:
-    context = decimal.getcontext()
-    found = dict(zip(_OF_DECIMAL, _of_decimal(context), strict=True))
-    traps = [signal.__name__ for signal, is_set in context.traps.items() if is_set]
-    return {**found, "traps": traps}
-
-
-_OF_DECIMAL = ("prec", "rounding", "Emin", "Emax", "capitals", "clamp")
-_of_decimal = operator.attrgetter(*_OF_DECIMAL)
-
-_OF_ALL: dict[str, Callable[[], Any]] = {
-    "argv": lambda: list(map(str, sys.argv)),
-    "warnings": _find_filters,
-    "recursion": sys.getrecursionlimit,
-}
-
-_FINDERS: dict[str, tuple[str, Callable[[Any], Any]]] = {
-    "decimal": ("decimal", _find_decimal),
-    "locale": ("locale", lambda locale: locale.setlocale(locale.LC_ALL)),
-    # what processes of a multiprocessing.Manager want to see
-    "key": ("multiprocessing.process", lambda process: bytes(process.current_process().authkey)),
-}
-
-
 def _set_argv(argv: list[str]) -> None:
     sys.argv[:] = argv
 
 
 def _set_filters(filters: list[tuple[Any, ...]]) -> None:
     warnings.resetwarnings()
-    for action, message, category, module, line in reversed(filters):
-        warnings.simplefilter(action, category, line)
-        texts = _pattern_of(message), category, _pattern_of(module)
-        warnings.filters[0] = (action, *texts, line)  # type: ignore[index]
-
-
-def _set_decimal(wanted: dict[str, Any]) -> None:
-    import decimal
-
-    traps = {getattr(decimal, name) for name in wanted["traps"]}
-    for context in (decimal.DefaultContext, decimal.getcontext()):
-        for name in _OF_DECIMAL:
-            setattr(context, name, wanted[name])
-        for signal in context.traps:
-            context.traps[signal] = signal in traps
+    warnings.filters[:] = filters  # type: ignore[index]
 
 
 def _set_locale(name: str) -> None:
@@ -223,11 +292,49 @@ def _set_key(key: bytes) -> None:
     multiprocessing.current_process().authkey = key
 
 
+# A field of the decimal context is a setting by itself: an initializer may have set another one.
+_OF_DECIMAL = ("prec", "rounding", "Emin", "Emax", "capitals", "clamp")
+_of_decimal = operator.attrgetter(*_OF_DECIMAL)
+
+
+def _find_field(name: str, decimal: ModuleType) -> Any:
+    return getattr(decimal.getcontext(), name)
+
+
+def _set_field(name: str, value: Any) -> None:
+    import decimal
+
+    for context in (decimal.DefaultContext, decimal.getcontext()):
+        setattr(context, name, value)
+
+
+def _find_traps(decimal: ModuleType) -> list[str]:
+    traps = decimal.getcontext().traps
+    return [signal.__name__ for signal, is_set in traps.items() if is_set]
+
+
+def _set_traps(names: list[str]) -> None:
+    import decimal
+
+    for context in (decimal.DefaultContext, decimal.getcontext()):
+        for signal in context.traps:
+            context.traps[signal] = signal.__name__ in names
+
+
+_FINDERS: dict[str, tuple[str, Callable[[Any], Any]]] = {
+    **{name: ("decimal", functools.partial(_find_field, name)) for name in _OF_DECIMAL},
+    "traps": ("decimal", _find_traps),
+    "locale": ("locale", lambda locale: locale.setlocale(locale.LC_ALL)),
+    # what processes of a multiprocessing.Manager want to see
+    "key": ("multiprocessing.process", lambda process: bytes(process.current_process().authkey)),
+}
+
 _SETTERS: dict[str, Callable[[Any], None]] = {
     "argv": _set_argv,
     "warnings": _set_filters,
     "recursion": sys.setrecursionlimit,
-    "decimal": _set_decimal,
+    **{name: functools.partial(_set_field, name) for name in _OF_DECIMAL},
+    "traps": _set_traps,
     "locale": _set_locale,
     "key": _set_key,
 }

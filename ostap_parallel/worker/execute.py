@@ -239,33 +239,41 @@ def _state_of(call: bytes, run: bytes) -> dict[str, Any]:
 def _prepare(data: bytes, location: str) -> dict[str, Any]:
     """Load the call and start the worker's part of it; an error is every item's outcome."""
     try:
-        settings.Here.is_ours = isinstance(executing.baseline, Baseline)
+        settings.be_worker(isinstance(executing.baseline, Baseline))
         call: Call = serialize.loads(data)
         logging.getLogger().setLevel(call.log_level)
         generators.prepare(call.seed is not None, settings.Here.is_ours)
         if call.initializer is not None:
             call.initializer()
+        settings.be_ready()
         if call.worker_init is not None:
             call.with_shared(location)
             call.worker_init()
+            settings.keep()
         _begin_anew()  # what this has set up is for all items
     except BaseException as exc:
         restore()
         return {"error": _pack_error(exc)}
-    return {"call": call}
+    return {"call": call, "held": settings.Here.held}
 
 
 def _hold_settings(state: dict[str, Any], chunk: Received) -> dict[str, Any]:
-    """Have a chunk's settings be in force, or its call's: another program's may have been.
+    """Have a call's settings be in force: those of another run may have been.
 
+    A chunk may bring newer ones. What has been set here meanwhile by tasks of other runs is gone.
     Returns `state`, or what is wrong with the settings as every item's outcome.
     """
-    wanted = chunk.settings or (state["call"].settings if "call" in state else b"")
+    if "held" not in state:
+        return state
     try:
-        if settings.hold(wanted):
-            executing.baseline.recursion_limit = sys.getrecursionlimit()
+        if state["held"] is not settings.Here.held:
+            settings.give_back(state["held"])
+        settings.hold(chunk.settings or state["call"].settings)
+        if state["held"] is not settings.Here.held:
+            state["held"] = settings.keep()
     except BaseException as exc:  # what a library was told
         return {"error": _pack_error(exc)}
+    executing.baseline.recursion_limit = sys.getrecursionlimit()
     return state
 
 

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ostap_parallel.errors import InitializerError
-from ostap_parallel.objects import serialize
+from ostap_parallel.objects import serialize, settings
 from ostap_parallel.objects.program import Kept
 from ostap_parallel.worker import nested
 from ostap_parallel.worker.shared import SMALL
 
 # What became of those that this process has run, by their tokens: the error, or what they have
-# left in the program.
-_ended: dict[bytes, InitializerError | Kept] = {}
+# left in the program, and changed of the settings.
+_ended: dict[bytes, InitializerError | tuple[Kept, dict[str, settings.Change]]] = {}
 
 
 @dataclass(frozen=True)
@@ -64,12 +64,15 @@ class Initializer:
         found = _ended[self.token]
         if isinstance(found, InitializerError):
             raise found
-        found.restore()
+        kept, changes = found
+        kept.restore()
+        settings.change(changes)
 
 
-def _run(packed: bytes) -> InitializerError | Kept:
+def _run(packed: bytes) -> InitializerError | tuple[Kept, dict[str, settings.Change]]:
     try:
-        return serialize.call_for_good(packed)
+        with settings.changing() as changes:
+            return serialize.call_for_good(packed), changes
     except BaseException as exc:  # user code
         error = InitializerError(serialize.name_and_text(exc))
         error.__cause__ = exc

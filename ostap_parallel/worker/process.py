@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import decimal  # noqa: F401 - once for all workers: each looks at it, see `objects.settings`
 import fcntl
 import io
 import json
+import locale  # noqa: F401
 import logging
 import mmap
 import multiprocessing
