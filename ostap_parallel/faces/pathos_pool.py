@@ -7,6 +7,7 @@ import multiprocessing.pool
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, cast
 
+import pathos  # noqa: F401 - all of it first: another thread may be importing it
 from multiprocess import TimeoutError as MultiprocessTimeoutError
 from pathos.parallel import ParallelPool as PathosParallelPool
 

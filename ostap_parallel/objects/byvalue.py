@@ -8,6 +8,7 @@ own class.
 from __future__ import annotations
 
 import contextlib
+import copyreg
 import dis
 import enum
 import functools
@@ -26,6 +27,7 @@ from ostap_parallel.errors import ByteCodeError
 from ostap_parallel.objects.program import (
     filled,
     filled_by,
+    give,
     is_by_value,
     namespace,
     program_of,
@@ -42,10 +44,11 @@ _made: WeakKeyDictionary[type, frozenset[str]] = WeakKeyDictionary()  # what the
 
 
 class Names(NamedTuple):
-    """What code names: global variables; and all of which it may ask an object for."""
+    """What code names: global variables, all of which it may ask an object for, and modules."""
 
     globals: tuple[str, ...]
     all: frozenset[str]
+    imports: frozenset[str]
 
     @property
     def reach_all(self) -> bool:
@@ -59,18 +62,20 @@ _REACHING = {"globals", "exec", "eval", "__main__", "vars", "dir"}
 @functools.lru_cache(maxsize=4096)
 def names_in(code: CodeType) -> Names:
     """Return what code and the code in it names."""
-    names = dict.fromkeys(
-        instruction.argval
-        for instruction in dis.get_instructions(code)
-        if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME")
-    )
-    every = set(code.co_names)
+    names: dict[str, None] = {}
+    every, imports = set(code.co_names), set()
+    for instruction in dis.get_instructions(code):
+        if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+            names[instruction.argval] = None
+        elif instruction.opname == "IMPORT_NAME":
+            imports.add(instruction.argval)
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             inner = names_in(constant)
             names.update(dict.fromkeys(inner.globals))
             every |= inner.all
-    return Names(tuple(names), frozenset(every))
+            imports |= inner.imports
+    return Names(tuple(names), frozenset(every), frozenset(imports))
 
 
 def submodules(values: Iterable[Any], names: frozenset[str]) -> Iterator[str]:
@@ -259,8 +264,8 @@ def make_by(token: str, make: Callable[..., type], args: tuple[Any, ...]) -> typ
     return _make(token, None, make, args)
 
 
-def reduce_class(cls: Any, place: Place | None, state: Any, fill: Callable[..., None]) -> Any:
-    """Return how pickle makes a class; `fill` gives it the attributes in `state`."""
+def reduce_class(cls: Any, place: Place | None, state: Any) -> Any:
+    """Return how pickle makes a class with the attributes in `state`, as cloudpickle has them."""
     own = vars(cls)
     state[0].pop("__slotnames__", None)  # what pickle has found out about it
     kept = {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
@@ -269,7 +274,23 @@ def reduce_class(cls: Any, place: Place | None, state: Any, fill: Callable[..., 
     owner = sys.modules.get(getattr(hook, "__module__", ""))
     has_hook = hook is not None and _is_of_user(owner)
     args = (type(cls), cls.__name__, cls.__bases__, kept, has_hook)
-    return _make, (token_of(cls), place, _make_class, args), (fill, state), None, None, _fill
+    filling = _fill_class, (state[0], copyreg.dispatch_table.get(cls))
+    return _make, (token_of(cls), place, _make_class, args), filling, None, None, _fill
+
+
+def _fill_class(cls: Any, state: tuple[dict[str, Any], Any]) -> None:
+    """Give a class its attributes, past its metaclass: the sender's has seen to them."""
+    attributes, reducer = state
+    for name, value in attributes.items():
+        if name == "_abc_impl":
+            for subclass in filter(None, value or ()):
+                cls.register(subclass)
+        else:
+            give(cls, name, value)
+    if "__firstlineno__" in attributes:  # Python forgets it when a class gets its `__module__`
+        give(cls, "__firstlineno__", attributes["__firstlineno__"])
+    if reducer is not None:
+        copyreg.pickle(cls, reducer)
 
 
 def _make(token: str, place: Place | None, make: Callable[..., type], args: Any) -> type:

@@ -152,7 +152,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             reduced = super().reducer_override(cls)
         if len(reduced) < 6:  # cloudpickle finds it somewhere else
             return reduced
-        return byvalue.reduce_class(cls, place, reduced[2], reduced[5])
+        return byvalue.reduce_class(cls, place, reduced[2])
 
     def function_by_value(self, function: FunctionType, place: Place | None) -> Any:
         """Reduce a function to its content."""
@@ -160,6 +160,9 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         module = program.module_with(function.__globals__)
         self._need_annotations(function, module)
         imports = _imports_of(function, used.values())
+        for name in names.imports:
+            if name not in program.MAIN and program.is_by_value(sys.modules.get(name)):
+                self.need_all(sys.modules[name])
         if module is None:
             variables = self._shared(function, lambda: byvalue.LooseVariables(_module(function)))
             return byvalue.reduce_function(function, variables, place, imports, used)

@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pathos  # noqa: F401 - all of it first: another thread may be importing it
 from pathos.connection import PipeException
 from pathos.secure import Copier as PathosCopier
 from pathos.secure import Tunnel as PathosTunnel
