@@ -331,6 +331,23 @@ METACLASSES = """
     class Registry(abc.ABCMeta):
         def __new__(meta, name, bases, namespace):
             cls = super().__new__(meta, name, bases, namespace); cls.tag = name.lower(); return cls
+    class Strict(type):
+        def __setattr__(cls, name, value):
+            if name.startswith("_no"): raise AttributeError("refused")
+            super().__setattr__(name, value)
+        def __delattr__(cls, name): raise AttributeError("refused")
+    class Refuses(metaclass=Strict):
+        _no = 1
+        def run(self): return self._no
+    class Reduced:
+        def __init__(self, x): self.x = x
+    def reduce(one): return remake, (one.x + 100,)
+    def remake(x): return Reduced(x)
+    copyreg.pickle(Reduced, reduce)
+    class Hidden:
+        __slots__ = "__own", "y"
+        def __init__(self, own): self.__own = own
+        def run(self): return self.__own
     class Tagged(metaclass=Registry):
         @abc.abstractmethod
         def f(self): ...
@@ -341,6 +358,10 @@ METACLASSES = """
     assert wm.process(lambda x: Individual([x]).fitness(), [1]) == [6]
     assert type(wm.process(same, [Individual([1])])[0]) is Individual
     assert wm.process(lambda d: (d.f(), isinstance(d, Tagged)), [Done()]) == [("done", True)]
+    assert wm.process(lambda r: r.run(), [Refuses()]) == [1]
+    assert wm.process(lambda r: r.x, [Reduced(1)]) == [101]
+    assert wm.process(lambda r: r, [Reduced(1)])[0].x == 201  # it travels twice
+    assert wm.process(lambda h: h.run(), [Hidden(3)]) == [3]
 """
 
 LOCKS = """
@@ -422,11 +443,20 @@ MADE_MODULES = """
     def use(x): return made.add(x)
     def use_loose(x): return loose.add(x)
     def use_bare(x): return bare.triple(x)
+    def import_bare(x):
+        import bare_module
+        from made_of_a_file import add
+        return bare_module.triple(x), add(x)
+    class Imports:
+        def go(self, x):
+            import bare_module as one
+            return one.triple(x)
     # run
     assert wm.process(made.add, [1]) == wm.process(use, [1]) == wm.process(use_loose, [1]) == [6]
     assert wm.process(lambda t: t.go(), [made.Thing()]) == [6]
     assert type(wm.process(same, [made.Thing()])[0]) is made.Thing
     assert wm.process(bare.triple, [2]) == wm.process(use_bare, [2]) == [6]
+    assert wm.process(import_bare, [2]) == [(6, 7)] and wm.process(Imports().go, [2]) == [6]
 """
 
 CTYPES = """
