@@ -11,6 +11,8 @@ import pytest
 from helpers import importable, open_manager
 
 from ostap_parallel import SerializeError
+from ostap_parallel.commands import run
+from ostap_parallel.hosts import Host
 from ostap_parallel.objects import byvalue, serialize
 
 PATIENCE = 60
@@ -18,17 +20,18 @@ VERSION = ".".join(map(str, sys.version_info[:2]))
 
 
 def others():
-    """Return interpreters of other minor versions, from 3.10 on."""
-    found = {}
-    for path in sorted(Path(sys.base_prefix).parent.glob("*/bin/python3.*")):
+    """Return interpreters of other minor versions, those from 3.10 on and older ones."""
+    good, old = {}, {}
+    for path in sorted(Path(sys.base_prefix).parent.glob("*/bin/python[23].*")):
         version = path.name.removeprefix("python")
-        if version.count(".") == 1 and version[2:].isdigit() and int(version[2:]) >= 10:
-            found[version] = str(path)
-    found.pop(VERSION, None)
-    return found
+        if version.count(".") == 1 and version[2:].isdigit():
+            major, minor = map(int, version.split("."))
+            (good if (major, minor) >= (3, 10) else old)[version] = str(path)
+    good.pop(VERSION, None)
+    return good, old
 
 
-OTHERS = others()
+OTHERS, OLD = others()
 
 # What gave something else, without an error, as byte code of another version.
 KINDS = {
@@ -98,6 +101,47 @@ def test_the_message_lists_what_there_is(hosts):
         assert "give the host another interpreter with python=...: set python = /" in reason
         assert f"/python{VERSION} (there are /" in reason
         assert f"{where}/python{VERSION}, {where}/python3.19" in reason
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", OTHERS)
+def test_commands_run_with_any(hosts, version):
+    settings = {"ssh_config": hosts.ssh_config, "config": (), "python": OTHERS[version]}
+    (done,) = run([["echo", "here"]], servers="h1*1", **settings)
+    assert (done.host, done.stdout) == ("h1", b"here\n")
+    with Host("h1", **settings) as host:
+        assert host.run(["echo", "there"]).stdout == b"there\n"
+        with pytest.raises(SerializeError, match="the function <lambda>"):
+            host.python(lambda: 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", OLD)
+def test_one_that_is_too_old(hosts, version):
+    with open_manager(hosts, "h1*1", python=OLD[version], python_mismatch="allow") as wm:
+        assert not wm.wait_for_hosts(PATIENCE)
+        error = wm.executor.hosts[0].error
+        assert error.step == "python"
+        assert f"is Python {version}, and 3.10 is the oldest that will do" in error.reason
+
+
+@pytest.mark.slow
+def test_modules_that_there_are(hosts):
+    if not OTHERS:
+        pytest.skip("this machine has one Python version only")
+    folder = hosts["h1"].home / "modules" / "Python"
+    folder.mkdir(parents=True)
+    for name in "2.7.18", f"{VERSION}.3-GCCcore.lua", "3.19.0", "common":
+        (folder / name).touch()
+    environment = f"MODULEPATH=/nowhere:{hosts['h1'].inside(folder.parent)}; export MODULEPATH"
+    python = next(iter(OTHERS.values()))
+    with open_manager(hosts, "h1*1", python=python, environment=environment) as wm:
+        assert not wm.wait_for_hosts(PATIENCE)
+        reason = wm.executor.hosts[0].error.reason
+        assert "; modules: Python/" in reason
+        assert f"Python/{VERSION}.3-GCCcore" in reason
+        assert "Python/3.19.0" in reason
+        assert "common" not in reason.partition("modules:")[2]
 
 
 def test_a_function_says_what_version_it_is_of(monkeypatch):

@@ -53,6 +53,7 @@ class Host:
 
     def __init__(self, server: str, **settings: Unpack[Settings]) -> None:
         settings.setdefault("ncpus_per_host", WORKERS)
+        settings.setdefault("python_mismatch", "allow")  # commands and files do not mind
         self._executor = Executor(0, server, **settings)
         try:
             if len(self._executor.hosts) != 1:

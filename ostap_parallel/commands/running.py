@@ -205,6 +205,7 @@ def open_executor(
         ncpus = (max_per_node or "autodetect") if is_here or not entries else 0
     if max_per_node is not None:
         settings.setdefault("ncpus_per_host", max_per_node)
+    settings.setdefault("python_mismatch", "allow")  # no function travels by value
     return Executor(ncpus, entries, **settings)
 
 

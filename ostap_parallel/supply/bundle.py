@@ -28,39 +28,59 @@ FOLDER = "ppserver"  # that holds all of it, and by which a host's list of proce
 
 # Runs first, under whatever interpreter the host has: it must be understood by all of them.
 _MAIN = """\
-import os, subprocess, sys
+import os, re, subprocess, sys
 wanted, have, mismatch = {version!r}, tuple(sys.version_info[:2]), sys.argv[1]
-if have != wanted and mismatch != "allow":
-    pyenv = os.environ.get("PYENV_ROOT") or os.path.expanduser("~/.pyenv")
-    versions = os.path.join(pyenv, "versions")
+def listed(folder):
+    return sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+def interpreters():
+    versions = os.path.join(
+        os.environ.get("PYENV_ROOT") or os.path.expanduser("~/.pyenv"), "versions")
     folders = [one for one in os.environ.get("PATH", "").split(":") if "/shims" not in one]
-    if os.path.isdir(versions):
-        folders += [os.path.join(versions, one, "bin") for one in sorted(os.listdir(versions))]
+    folders += [os.path.join(versions, one, "bin") for one in listed(versions)]
     names = ["python3.%d" % minor for minor in range(10, 20)]
     paths = [os.path.join(folder, name) for folder in folders for name in names]
-    found = [path for path in paths if os.access(path, os.X_OK)]
+    return [path for path in paths if os.access(path, os.X_OK)]
+def modules():
+    # of environment modules: python/3.12.4 and the like, beneath the folders of MODULEPATH
+    found = []
+    for folder in os.environ.get("MODULEPATH", "").split(":"):
+        for name in listed(folder):
+            if name.lower() in ("python", "cpython", "python3"):
+                versions = listed(os.path.join(folder, name))
+                versions = [one for one in versions if re.match("3[.]1[0-9]", one)]
+                found += [name + "/" + re.sub("[.]lua$", "", one) for one in versions]
+    return found
+if have < (3, 10) or (have != wanted and mismatch != "allow"):
+    found, named = interpreters(), modules()
     good = [path for path in found if path.endswith("python%d.%d" % wanted)]
+    fit = [one for one in named if re.match("[^/]*/%d[.]%d([.]|-|$)" % wanted, one)]
     hint = "none with a version in its name is on PATH there"
     if found:
         hint = "there are " + ", ".join(sorted(set(found), key=found.index))
+    if named:
+        hint += "; modules: " + ", ".join(named)
     if good:
         hint = "set python = " + good[0] + " (" + hint + ")"
-    sys.stderr.write("%s is Python %d.%d, but the caller runs Python %d.%d, whose functions it "
-        "cannot run: give the host another interpreter with python=...: %s. (With "
-        "python_mismatch = allow it runs what it can import by name, and commands.)\\n"
-        % ((sys.executable,) + have + wanted + (hint,)))
+    elif fit:
+        hint = "add module load " + fit[0] + " to its environment (" + hint + ")"
+    needs, more = "and 3.10 is the oldest that will do", ""
+    if have >= (3, 10):
+        needs = "but the caller runs Python %d.%d, whose functions it cannot run" % wanted
+        more = " (With python_mismatch = allow it runs what it can import by name, and commands.)"
+    sys.stderr.write("%s is Python %d.%d, %s: give the host another interpreter with "
+        "python=...: %s.%s\\n" % ((sys.executable,) + have + (needs, hint, more)))
     sys.exit(1)
-nice, modules = sys.argv[2:] or ("0", "")
+nice, required = sys.argv[2:] or ("0", "")
 os.nice(int(nice))
-modules = modules.split()
-if modules:
+required = required.split()
+if required:
     sys.stdout.write("%sstep requires\\n" % {mark!r})
     sys.stdout.flush()
     script = "import importlib, sys; sys.path.insert(0, sys.argv[1]); "
     script += "[importlib.import_module(name) for name in sys.argv[2:]]"
-    argv = [sys.executable, "-c", script, sys.path[0]] + modules
+    argv = [sys.executable, "-c", script, sys.path[0]] + required
     if subprocess.call(argv, stdin=subprocess.DEVNULL, stdout=2):
-        sys.stderr.write("%s cannot import all of %s\\n" % (sys.executable, ", ".join(modules)))
+        sys.stderr.write("%s cannot import all of %s\\n" % (sys.executable, ", ".join(required)))
         sys.exit(1)
 sys.stdout.write("%sstep server\\n" % {mark!r})
 sys.stdout.flush()
