@@ -305,6 +305,16 @@ class RemoteTraceback(Exception):
         return f"\n{self.text}"
 
 
+def last_words(error: BaseException, count: int = 10) -> list[str]:
+    """Return the last lines that a failed command wrote, where `subprocess` has captured them."""
+    if hasattr(error, "cmd"):
+        for written in getattr(error, "stderr", None), getattr(error, "output", None):
+            text = written.decode(errors="backslashreplace") if type(written) is bytes else written
+            if isinstance(text, str) and text.strip():
+                return text.rstrip().splitlines()[-count:]
+    return []
+
+
 def add_note(error: BaseException, note: str) -> None:
     """Have the traceback of an error end with a note, or show it above where Python has none."""
     if sys.version_info >= (3, 11):

@@ -789,10 +789,10 @@ class TestFunctions:
             finally:
                 server.accept()[0].close()
                 runner.join()
-        host = seen["err"].partition(":")[0]
+        host = seen["err"].partition(",")[0]
         assert host in ("h1", "h2")
         assert sorted(seen["out"].splitlines()) == [f"{host}: printed", f"{host}: written"]
-        assert f"{host}: to err\n" in seen["err"]
+        assert f"{host}, item 0: to err\n" in seen["err"]
 
     def test_log_records_arrive_with_their_host(self, cluster, caplog):
         caplog.set_level(logging.INFO)

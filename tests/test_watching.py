@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import signal
+import subprocess
 import threading
 import time
 
@@ -15,6 +16,7 @@ import pytest
 from helpers import open_manager, wait_until, workers_of
 
 from ostap_parallel import WorkManager
+from ostap_parallel.errors import last_words
 from ostap_parallel.runs import watching
 from ostap_parallel.runs.report import Running
 from ostap_parallel.runs.timing import Slow, Slowest, Times
@@ -178,3 +180,47 @@ def test_running_in_words():
     one = Running(3, "'x'", 1, "h1", 42, 12.0)
     assert str(one) == "item 3 ('x') on h1 (pid 42) for 12 s"
     assert str(Running(3, "'x'", 5, "h1", 0, 0.5)) == ("one of 5 items from 3 on on h1 for 500 ms")
+
+
+class TestWhatFailedCommandsWrote:
+    def test_the_last_lines(self):
+        error = subprocess.CalledProcessError(3, ["x"], "out\n", b"1\n2\xff\n\n")
+        assert last_words(error) == ["1", "2\\xff"]
+        assert last_words(error, 1) == ["2\\xff"]
+        assert last_words(subprocess.CalledProcessError(3, "x", "a\nb\n", "  ")) == ["a", "b"]
+        assert last_words(subprocess.TimeoutExpired("x", 1.0)) == []
+        assert last_words(ValueError("x")) == []
+
+    def test_they_stand_in_report_traceback_and_standard_error(self, capfd):
+        def command(_):
+            lines = "for n in 1 2 3; do echo line $n >&2; done; exit 3"
+            subprocess.run(["sh", "-c", lines], check=True, capture_output=True)
+
+        with WorkManager(1, silent=True) as wm:
+            (failure,) = wm.process(command, [0], on_error="collect")
+            with pytest.raises(subprocess.CalledProcessError) as caught:
+                wm.process(command, [0])
+        assert str(failure).endswith("returned non-zero exit status 3.: line 3")
+        for text in failure.traceback, str(caught.value.__cause__):
+            assert "the command wrote: line 1\nthe command wrote: line 2\n" in text
+        assert "returned non-zero exit status 3.: line 3\n" in capfd.readouterr().err
+
+
+def test_standard_error_carries_host_and_item(hosts, capfd):
+    def tell(item):
+        print("out", item)
+        os.system(f"echo err {item} >&2")
+
+    with open_manager(hosts, "h1*1") as wm:
+        wm.wait_for_hosts(PATIENCE)
+        wm.process(tell, range(2), chunk_size=1)
+        out, err = capfd.readouterr()
+        assert sorted(out.splitlines()) == ["h1: out 0", "h1: out 1"]
+        assert sorted(err.splitlines()) == ["h1, item 0: err 0", "h1, item 1: err 1"]
+        wm.process(tell, range(2), chunk_size=2)  # which of them it is nobody can tell
+        assert capfd.readouterr().err == "h1: err 0\nh1: err 1\n"
+        wm.executor.submit(tell, 7).result()
+        assert capfd.readouterr().err == "h1: err 7\n"
+    with WorkManager(1, silent=True) as wm:
+        wm.process(tell, range(2), chunk_size=1)
+    assert sorted(capfd.readouterr().err.splitlines()) == ["item 0: err 0", "item 1: err 1"]

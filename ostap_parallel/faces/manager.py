@@ -488,6 +488,7 @@ def _call(
             log_level=level,
             timeout=timeout,
             shared=shared,
+            is_numbered=True,
         )
     if not callable(task):
         raise TypeError(f"task must be a function or a Task, not {type(task).__name__}")
@@ -504,6 +505,7 @@ def _call(
         timeout=timeout,
         shared=shared,
         with_keywords=with_keywords,
+        is_numbered=True,
     )
 
 

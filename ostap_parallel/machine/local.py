@@ -122,7 +122,7 @@ class Worker:
             return
         for descriptor, kind in self._pipes.items():
             self._printed.register(descriptor, select.POLLIN)
-            self._keeper.output.add(descriptor, kind, pid)
+            self._keeper.output.add(descriptor, kind, pid, lambda: self.only)
         self._keeper.tell()
 
     def cannot_start(self, reason: str, counts: bool = True) -> None:
@@ -171,8 +171,14 @@ class Worker:
     @property
     def position(self) -> tuple[int, int]:
         """The index of the item that it runs, or -1, and when it is to end itself, or 0."""
-        index, deadline = POSITION.unpack(self._position[:])
+        index, deadline, _ = POSITION.unpack(self._position[:])
         return index, deadline
+
+    @property
+    def only(self) -> int:
+        """The index of the item that its last chunk consists of, or -1 if there are more."""
+        only: int = POSITION.unpack(self._position[:])[2]
+        return only
 
     def is_overdue(self) -> bool:
         """Return whether it should have ended itself by now for an item that took too long."""

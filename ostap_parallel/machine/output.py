@@ -23,7 +23,8 @@ MAX_LINE = 64 * 1024
 MAX_OUTPUT = 16 * 1024 * 1024
 
 # Receives what workers say: {"kind": "stdout" | "stderr", "text": str, "pid": int}, one line a
-# call, or {"kind": "log", "record": dict, "pid": int}.
+# call, or {"kind": "log", "record": dict, "pid": int}. On standard error "item": int is the index
+# of the item, where its chunk has no other one.
 Sink = Callable[[dict[str, Any]], None]
 
 
@@ -33,6 +34,7 @@ class _Source:
 
     kind: str
     pid: int
+    item: Callable[[], int]
     pending: bytearray = field(default_factory=bytearray)
     size: int = 0
 
@@ -67,11 +69,13 @@ class OutputReader:
         self._thread = threading.Thread(target=self._run, name="worker-output", daemon=True)
         self._thread.start()
 
-    def add(self, descriptor: int, kind: str, pid: int) -> None:
-        """Own and read a descriptor."""
+    def add(
+        self, descriptor: int, kind: str, pid: int, item: Callable[[], int] = lambda: -1
+    ) -> None:
+        """Own and read a descriptor; `item` returns the index of the item that has it, or -1."""
         os.set_blocking(descriptor, False)
         with self._lock:
-            self._sources[descriptor] = _Source(kind, pid)
+            self._sources[descriptor] = _Source(kind, pid, item)
             self._selector.register(descriptor, selectors.EVENT_READ)
         os.write(self._wake_w, b".")
 
@@ -162,6 +166,8 @@ class OutputReader:
             else:
                 text = line.decode("utf-8", "backslashreplace")
                 event = {"kind": source.kind, "text": text, "pid": source.pid}
+                if source.kind == "stderr" and (index := source.item()) >= 0:
+                    event["item"] = index
             self._send(event)
 
     def _send(self, event: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from ostap_parallel.errors import last_words
 from ostap_parallel.objects.serialize import name_and_text
 from ostap_parallel.runs.display import Shown
 from ostap_parallel.runs.outcome import Batch, Outcome
@@ -210,11 +211,16 @@ class Failure:
         return {**{name: getattr(self, name) for name in names}, "error": error}
 
     def __str__(self) -> str:
-        name = type(self.error).__name__
-        reason = _one_line(self.error, str)
         times = f", {self.attempts} attempts" if self.attempts > 1 else ""
         where = f"{self.host} (pid {self.pid}{times})"
-        return f"item {self.index} ({self.item}) on {where}: {name}{': ' * bool(reason)}{reason}"
+        return f"item {self.index} ({self.item}) on {where}: {self.reason}"
+
+    @property
+    def reason(self) -> str:
+        """What was raised, in one line; of a command that failed, also the last that it wrote."""
+        words = [_one_line(line, str) for line in last_words(self.error, 1)]
+        parts = type(self.error).__name__, _one_line(self.error, str), *words
+        return ": ".join(filter(None, parts))
 
 
 @dataclass(frozen=True)
@@ -379,10 +385,8 @@ class Report(Shown):
         if not self.failures:
             return ""
         first = min(self.failures, key=lambda failure: failure.index)
-        name = type(first.error).__name__
-        reason = ": ".join(filter(None, (name, _one_line(first.error, str))))
         counts = f"{self.failed} of {self.submitted} items FAILED"
-        return f"{counts}; first: item {first.index} on {first.host}: {reason}"
+        return f"{counts}; first: item {first.index} on {first.host}: {first.reason}"
 
     def __str__(self) -> str:
         lines = [self.summary, *(str(group) for group in self.groups[:_MAX_FAILURES])]
@@ -519,6 +523,8 @@ def _one_line(obj: Any, to_text: Any) -> str:
 def relay(host: str, event: Mapping[str, Any], out: TextIO | None = None) -> None:
     """Print what a worker printed, log what it logged; a host's name goes before it.
 
+    On standard error the index of the item does, too, where one item ran.
+
     `event` is what `output.Sink` describes; `out` takes the place of standard output.
     """
     if event["kind"] == "log":
@@ -529,6 +535,9 @@ def relay(host: str, event: Mapping[str, Any], out: TextIO | None = None) -> Non
             log.handle(record)
         return
     stream = (out or sys.stdout) if event["kind"] == "stdout" else sys.stderr
-    prefix = "" if host == "local" else f"{host}: "
+    origin = [host] if host != "local" else []
+    if "item" in event:
+        origin.append(f"item {event['item']}")
+    prefix = f"{', '.join(origin)}: " if origin else ""
     # One write for both: lines of several hosts must not get mixed.
     print(f"{prefix}{event['text']}\n", end="", file=stream, flush=True)

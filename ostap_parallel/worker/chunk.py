@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ostap_parallel.errors import RemoteError, RemoteTraceback, SerializeError
+from ostap_parallel.errors import RemoteError, RemoteTraceback, SerializeError, last_words
 from ostap_parallel.objects import serialize
 from ostap_parallel.worker import modules
 
@@ -275,7 +275,8 @@ def pack_error(exc: BaseException, is_over: Callable[[], bool] = bool) -> bytes:
 
     That time is over is asked last: it may be just this that takes too long.
     """
-    text = _shorten("".join(_format_exception(exc)))
+    words = "".join(f"the command wrote: {line}\n" for line in last_words(exc))
+    text = _shorten("".join(_format_exception(exc)) + words)
     data = None
     # StopIteration would end the caller's iteration in place of being raised.
     if isinstance(exc, Exception) and not isinstance(exc, StopIteration):

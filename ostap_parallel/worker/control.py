@@ -65,8 +65,8 @@ def send(control: socket.socket, message: Any, descriptors: list[int] | None = N
         control.sendall(head + body)
 
 
-# What a worker shares with its server, see `Executing.position`: two integers.
-POSITION = struct.Struct("qq")
+# What a worker shares with its server, see `Executing.position`: three integers.
+POSITION = struct.Struct("qqq")
 
 
 def open_position() -> int:
@@ -75,7 +75,7 @@ def open_position() -> int:
     descriptor: int = ctypes.CDLL(None, use_errno=True).memfd_create(b"position", 1)  # CLOEXEC
     if descriptor < 0:
         raise OSError(ctypes.get_errno(), "memfd_create failed")
-    os.write(descriptor, POSITION.pack(-1, 0))
+    os.write(descriptor, POSITION.pack(-1, 0, -1))
     return descriptor
 
 

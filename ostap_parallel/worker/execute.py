@@ -80,6 +80,8 @@ class Call:
         The shared object is a mapping, of keyword arguments for the function.
     combine
         ``combine(merged, value)`` merges the values of a chunk's items before they travel.
+    is_numbered
+        Users know its items by their indices.
     settings
         What the script has set for its process, and the thread that makes this: it holds while
         chunks are run that bring none themselves.
@@ -96,6 +98,7 @@ class Call:
     with_keywords: bool = False
     combine: Callable[[Any, Any], Any] | None = None
     initializer: Callable[[], None] | None = None
+    is_numbered: bool = False
     settings: bytes = field(default_factory=settings.pack, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -144,9 +147,10 @@ class Executing:
     Attributes
     ----------
     position
-        The index of the item that is run, or prepared for, or -1; and the time from which on the
-        process is ended for it, in nanoseconds of the monotonic clock, or 0. A worker shares
-        them with its server, for which they survive the worker.
+        The index of the item that is run, or prepared for, or -1; the time from which on the
+        process is ended for it, in nanoseconds of the monotonic clock, or 0; and the index of the
+        item that the last chunk consists of, or -1 if there are more. A worker shares them with
+        its server, for which they survive the worker.
     baseline
         What is brought back after items.
     now
@@ -174,7 +178,7 @@ class Executing:
     noted: int = 0
 
 
-executing = Executing([-1, 0], NoBaseline())
+executing = Executing([-1, 0, -1], NoBaseline())
 
 
 def bind(call: bytes) -> Callable[[bytes], bytes]:
@@ -200,6 +204,7 @@ def bind(call: bytes) -> Callable[[bytes], bytes]:
                         return pack_result(result)
                     state.update(prepared)
                 now = _hold_settings(state, chunk)
+            executing.position[2] = _only_item(state, chunk)
             with executing.watch():  # which an initializer may have set just now
                 run_items(_with_shared(now, chunk.location), chunk, result)
         _disarm()
@@ -275,6 +280,12 @@ def _hold_settings(state: dict[str, Any], chunk: Received) -> dict[str, Any]:
         return {"error": _pack_error(exc)}
     executing.baseline.recursion_limit = sys.getrecursionlimit()
     return state
+
+
+def _only_item(state: dict[str, Any], chunk: Received) -> int:
+    """Return the index of a chunk's item if there is one, by which users know it; else -1."""
+    is_numbered = "call" in state and state["call"].is_numbered
+    return chunk.indices[0] if is_numbered and len(chunk.items) == 1 else -1
 
 
 def _begin_anew() -> None:
