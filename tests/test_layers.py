@@ -92,7 +92,7 @@ DOORS = {
         *("shared", "standin", "tasks", "transport"),
         "",
     },
-    "objects": {"byvalue", "kinds", "program", "serialize", "settings"},
+    "objects": {"aside", "byvalue", "kinds", "program", "serialize", "settings"},
     "errors": {""},
     "libraries": {""},
     "root": {""},

@@ -13,11 +13,11 @@ from typing import Any, Protocol
 from ostap_parallel.engine import baggage
 from ostap_parallel.engine.retries import Attempts, Limits
 from ostap_parallel.errors import WorkerLost
-from ostap_parallel.objects import serialize
+from ostap_parallel.objects import aside, serialize
 from ostap_parallel.supply.source import HostStatus
 from ostap_parallel.worker.chunk import INTERRUPTED, ChunkOutcome, Lost, pack_call, unpack_call
 from ostap_parallel.worker.execute import Call, apply
-from ostap_parallel.worker.shared import Inline, Packed, Stored
+from ostap_parallel.worker.shared import Blob, Inline, Laden, Packed, Store, Stored
 
 Result = ChunkOutcome | Lost
 AnyFuture = concurrent.futures.Future[Any]
@@ -196,6 +196,24 @@ def pack_function(call: Call) -> bytes:
     shared = len(call.shared.data) if isinstance(call.shared, Inline) else 0
     baggage.warn_of(call.function, len(packed) - shared)
     return packed
+
+
+def pack_laden(call: Call, blob: Blob | None, store: Store) -> tuple[bytes, Blob | None]:
+    """Return the message for a call, and the blob that goes with it.
+
+    Unless there is one already, it is that of large arrays, which travel to each host once so.
+    """
+    if blob is not None:
+        return pack_function(call), blob
+    with aside.take() as taken:
+        packed = pack_function(call)
+    if not taken.arrays:
+        return packed, None
+    try:
+        blob = store.add(Packed(taken.arrays))
+    except OSError:  # there is no room
+        return pack_function(call), None
+    return serialize.dumps(Laden(blob.digest, packed)), blob
 
 
 def result_of(done: AnyFuture, name: str) -> Result:

@@ -23,7 +23,7 @@ from ostap_parallel.engine.backend import (
     Place,
     Result,
     Submit,
-    pack_function,
+    pack_laden,
     settle,
 )
 from ostap_parallel.engine.core import LOCAL, SHUT_DOWN, Core, check_open
@@ -250,7 +250,8 @@ class Engine(Backend):
         if call.shared is not None:
             where, blob = self._share(Packed(call.shared))
             call = replace(call, shared=where)
-        function = pack_function(replace(call, initializer=self._initializer))
+        call = replace(call, initializer=self._initializer)
+        function, blob = pack_laden(call, blob, self._core.store)
         modules = self.modules.look()
 
         def submit(

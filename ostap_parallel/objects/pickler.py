@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 import cloudpickle
 
 from ostap_parallel import libraries
-from ostap_parallel.objects import byvalue, kinds, program
+from ostap_parallel.objects import aside, byvalue, kinds, program
 from ostap_parallel.objects.byvalue import Place, names_in
 from ostap_parallel.objects.kinds import PROTOCOL
 from ostap_parallel.objects.program import Definition, Key
@@ -44,10 +44,13 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         self.types: set[type] = set()
         self._depth = depth
         self._variables: dict[int, Any] = {}
+        self._aside = aside.taking.get()
 
     def reducer_override(self, obj: Any) -> Any:
         kind = type(obj)
         self.types.add(kind)
+        if self._aside is not None and (reduced := self._aside.reduce(obj)) is not None:
+            return reduced
         try:
             how = _ways[kind]
         except KeyError:

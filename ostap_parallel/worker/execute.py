@@ -245,6 +245,7 @@ def _prepare(data: bytes, location: str) -> dict[str, Any]:
     """Load the call and start the worker's part of it; an error is every item's outcome."""
     try:
         settings.be_worker(isinstance(executing.baseline, Baseline))
+        shared.location.set(location)
         call: Call = serialize.loads(data)
         logging.getLogger().setLevel(call.log_level)
         generators.prepare(call.seed is not None, settings.Here.is_ours)

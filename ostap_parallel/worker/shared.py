@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import IO, Any
 from weakref import WeakValueDictionary
 
-from ostap_parallel.objects import program, serialize
+from ostap_parallel.objects import aside, program, serialize
 
 # Bytes up to which an object travels within the function.
 SMALL = 1 << 16
@@ -135,6 +135,28 @@ def _unpack(view: memoryview) -> Any:
     return pickle.loads(parts[0], buffers=parts[1:])
 
 
+@dataclass(frozen=True)
+class Laden:
+    """Something serialised whose large arrays are in a blob; it is read as if they were in it."""
+
+    digest: str
+    data: bytes
+
+    def __reduce__(self) -> Any:
+        return _load_laden, (self.digest, self.data)
+
+
+# Where the blob is of what is unpickled.
+location: contextvars.ContextVar[str] = contextvars.ContextVar("location", default="")
+
+
+def _load_laden(digest: str, data: bytes) -> Any:
+    # The pages are those of all workers until one is written to, which gives that worker its own:
+    # the arrays are no other ones than if they had come along.
+    with aside.give(_unpack(_map(digest, location.get(), is_private=True))):
+        return serialize.loads(data)
+
+
 def forget() -> None:
     """Load what is shared anew when it is used next: its classes may have changed."""
     _load.cache_clear()
@@ -143,15 +165,23 @@ def forget() -> None:
 # Those of runs that take turns; what is mapped stays on the disk.
 @functools.lru_cache(maxsize=KEPT)
 def _load(digest: str, location: str, space: program.Space | None) -> Any:
-    with Path(location).open("rb") as file:
-        mapped = memoryview(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ))
-    if mapped[:_DIGEST_SIZE] != digest.encode():
-        raise RuntimeError(f"{location} is not the shared object {digest}")
     before = program.count_definitions()
-    value = _unpack(mapped[_padded(_DIGEST_SIZE) :])
+    value = _unpack(_map(digest, location))
     if program.count_definitions() != before:
         _defining.add(digest)
     return value
+
+
+def _map(digest: str, location: str, is_private: bool = False) -> memoryview:
+    """Return the content of a blob, read-only, or such that changes stay in this process."""
+    kind, prot = mmap.MAP_SHARED, mmap.PROT_READ
+    if is_private:
+        kind, prot = mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE
+    with Path(location).open("rb") as file:
+        mapped = memoryview(mmap.mmap(file.fileno(), 0, kind, prot))
+    if mapped[:_DIGEST_SIZE] != digest.encode():
+        raise RuntimeError(f"{location} is not the shared object {digest}")
+    return mapped[_padded(_DIGEST_SIZE) :]
 
 
 _defining: set[str] = set()  # digests of objects with definitions for the program
