@@ -56,7 +56,7 @@ class TestOutput:
         for item in 4, 5:
             for line in f"by print {item}", f"by os.write {item}", f"by printf {item}":
                 assert line in out.splitlines()
-            assert f"by print to stderr {item}" in err.splitlines()
+            assert f"item {item - 4}: by print to stderr {item}" in err.splitlines()
 
     def test_c_output_needs_no_flushing(self, wm, capfd):
         assert wm.process(lambda x: ctypes.CDLL(None).printf(b"line %d\n", x), [7]) == [7]
