@@ -220,7 +220,7 @@ def test_standard_error_carries_host_and_item(hosts, capfd):
         wm.process(tell, range(2), chunk_size=2)  # which of them it is nobody can tell
         assert capfd.readouterr().err == "h1: err 0\nh1: err 1\n"
         wm.executor.submit(tell, 7).result()
-        assert capfd.readouterr().err == "h1: err 7\n"
+        wait_until(lambda: capfd.readouterr().err == "h1: err 7\n", PATIENCE, "the line")
     with WorkManager(1, silent=True) as wm:
         wm.process(tell, range(2), chunk_size=1)
     assert sorted(capfd.readouterr().err.splitlines()) == ["item 0: err 0", "item 1: err 1"]
