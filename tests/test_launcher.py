@@ -321,3 +321,90 @@ def test_this_machine(monkeypatch):
         assert not is_here(name)
     shares = [("node7", 2), ("a", None), ("localhost", None), ("b", 3)]
     assert split_local(shares) == (3, ["a", "b*3"])
+
+
+USERS = {
+    "manager": """\
+from ostap_parallel import WorkManager
+with WorkManager(silent=True) as wm:
+    print(sorted(set(wm.process(where, range(60)))))
+""",
+    "auto": """\
+from ostap_parallel import WorkManager
+with WorkManager(servers="auto", silent=True) as wm:
+    print(sorted(set(wm.process(where, range(60)))))
+""",
+    "pool": """\
+from ostap_parallel import Pool
+with Pool(initializer=set_up, initargs=(5,)) as pool:
+    print(sorted(set(pool.map(where, range(60)))))
+    assert set(pool.map(what_was_set, range(9))) == {5}
+""",
+    "executor": """\
+from ostap_parallel import Executor
+with Executor() as executor:
+    print(sorted(set(executor.map(where, range(60)))))
+""",
+    "joblib": """\
+import joblib
+from ostap_parallel.joblib import register
+register()
+with joblib.parallel_config(backend="ostap"):
+    print(sorted(set(joblib.Parallel()(joblib.delayed(where)(n) for n in range(60)))))
+""",
+    "pathos": """\
+from ostap_parallel.pools import ParallelPool
+pool = ParallelPool()
+print(sorted(set(pool.map(where, range(60)))))
+pool.close()
+""",
+}
+
+WHERE = """\
+import os, sys, time
+
+def where(item):
+    time.sleep(0.02)
+    return os.path.basename(os.environ.get("PRIVATE_SSHD", "local"))
+
+def set_up(value):
+    sys.was_set = value
+
+def what_was_set(item):
+    time.sleep(0.02)
+    return sys.was_set
+
+"""
+
+NOT_USED = "ostap-parallel run: the hosts were not used (h1*1 h2*1)"
+
+
+@pytest.mark.slow
+class TestOtherWaysIn:
+    @pytest.mark.parametrize("user", USERS)
+    def test_they_have_the_hosts(self, ssh_config, tmp_path, user):
+        (tmp_path / "program.py").write_text(WHERE + USERS[user])
+        words = ["--hosts", "h1*1", "h2*1", "--ssh-config", ssh_config, "program.py"]
+        done = launch(*words, cwd=tmp_path)
+        assert (done.returncode, done.stdout) == (0, "['h1', 'h2']\n"), done.stderr
+        assert NOT_USED not in done.stderr
+
+    def test_those_of_an_allocation(self, ssh_config, tmp_path):
+        (tmp_path / "program.py").write_text(WHERE + USERS["manager"])
+        environ = {"SLURM_JOB_NODELIST": "h[1-2]", "SLURM_TASKS_PER_NODE": "1(x2)"}
+        done = launch("--ssh-config", ssh_config, "program.py", cwd=tmp_path, **environ)
+        assert (done.returncode, done.stdout) == (0, "['h1', 'h2']\n"), done.stderr
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "from ostap_parallel import Pool\nwith Pool(1) as pool: print(pool.map(where, [1]))",
+            "print([where(1)])",
+        ],
+    )
+    def test_who_does_without_them_is_told(self, ssh_config, tmp_path, text):
+        (tmp_path / "program.py").write_text(WHERE + text)
+        words = ["--hosts", "h1*1", "h2*1", "--ssh-config", ssh_config, "program.py"]
+        done = launch(*words, cwd=tmp_path)
+        assert (done.returncode, done.stdout) == (0, "['local']\n"), done.stderr
+        assert NOT_USED in done.stderr

@@ -48,7 +48,7 @@ DOORS = {
     },
     "pipeline": {"", "datamap", "recipe"},
     "ostap": {"", "options"},
-    "faces": {"executor", "joblib", "manager", "pathos_pool", "pool", "scoop"},
+    "faces": {"executor", "joblib", "launch", "manager", "pathos_pool", "pool", "scoop"},
     "runs": {
         *(
             "checkpoint",

@@ -30,16 +30,21 @@ from ostap_parallel.config.entries import KEYWORDS, split_entries
 from ostap_parallel.config.host import check_number
 from ostap_parallel.config.hostlist import Share, granted_hosts, merge_shares, read_hostfile
 from ostap_parallel.errors import ConfigError
-from ostap_parallel.faces import scoop
-from ostap_parallel.faces.executor import Executor
+from ostap_parallel.faces import launch
 from ostap_parallel.machine.cpus import usable_cpus
-from ostap_parallel.runs.report import relay
 from ostap_parallel.supply.steps import way_within
-from ostap_parallel.supply.syncing import Source, Sync
+from ostap_parallel.supply.syncing import Source, Sync, find_sources
 from ostap_parallel.worker.launched import PROFILE, prepare
 
 # Where the profiles go, below the current directory.
 PROFILES = "profile"
+
+# Said of a program that leaves no choice of workers.
+UNUSED = (
+    "ostap-parallel run: the hosts were not used ({hosts}): they are for futures, WorkManager, "
+    "Pool, Executor and the joblib backend of ostap_parallel, where these are given neither hosts "
+    "nor a number of workers"
+)
 
 
 class ProgramParser(argparse.ArgumentParser):
@@ -104,7 +109,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run a program with the default executor on hosts; return its exit status.
+    """Run a program whose executors have workers on hosts; return its exit status.
 
     Raises
     ------
@@ -125,31 +130,41 @@ def run(args: argparse.Namespace) -> int:
     if args.verbose:
         _tell(ncpus, servers)
     profiles = Profiles(Path.cwd() / PROFILES) if args.profile else None
-    executor = Executor(
+    names = "ssh_config", "python", "tmpdir"
+    settings = {"script": args.prolog, "way": way, **{name: getattr(args, name) for name in names}}
+    preparation = str(Path.cwd()), args.path is not None, path, args.nice, args.profile
+    launched = launch.Launch(
         ncpus,
         servers,
+        preparation=(prepare, preparation),
         config=args.config,
-        ssh_config=args.ssh_config,
-        python=args.python,
-        tmpdir=args.tmpdir,
-        script=args.prolog,
-        way=way,
         sync=_sources(args, directory) if servers else (),
-        initializer=prepare,
-        initargs=(str(Path.cwd()), args.path is not None, path, args.nice, args.profile),
-        on_event=profiles.receive if profiles else relay,
+        settings={name: value for name, value in settings.items() if value is not None},
+        take=profiles.take if profiles else _take_none,
     )
-    atexit.register(_finish, executor, profiles)
-    scoop.use(executor)
+    # what is wrong is so now
+    load_settings(servers, config=args.config, **launched.settings)
+    find_sources(launched.sync)
+    atexit.register(_finish, launched, profiles)
+    launch.begin(launched)
     return run_as_python(start)
 
 
-def _finish(executor: Executor, profiles: Profiles | None) -> None:
+def _take_none(host: str, event: dict[str, Any]) -> bool:
+    return False
+
+
+def _finish(launched: launch.Launch, profiles: Profiles | None) -> None:
     """End the workers, behind all that the program has left to be done at its exit."""
+    executors = launched.executors()
     if profiles is not None:
-        executor.backend.flush()
+        for executor in executors:
+            executor.backend.flush()
         profiles.write()
-    executor.close()
+    for executor in executors:
+        executor.close()
+    if launched.servers and not launched.was_used:
+        print(UNUSED.format(hosts=" ".join(launched.servers)), file=sys.stderr)
 
 
 def _enter(directory: str) -> None:
@@ -307,16 +322,16 @@ class Profiles:
         self._directory = directory
         self._stats: dict[str, pstats.Stats] = {}
 
-    def receive(self, host: str, event: Mapping[str, Any]) -> None:
-        """Take a profile from what a worker says, and `relay` all else."""
+    def take(self, host: str, event: Mapping[str, Any]) -> bool:
+        """Take a profile from what a worker says; return whether it was one."""
         if event["kind"] != "log" or event["record"].get("name") != PROFILE:
-            relay(host, event)
-            return
+            return False
         stats = marshal.loads(zlib.decompress(base64.b64decode(event["record"]["msg"])))
         added: Any = SimpleNamespace(create_stats=lambda: None, stats=stats)
         name = f"{host}-{event['pid']}"
         known = self._stats.get(name)
         self._stats[name] = known.add(added) if known else pstats.Stats(added)
+        return True
 
     def write(self) -> None:
         """Write a file for each worker that has run anything."""

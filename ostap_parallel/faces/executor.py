@@ -23,6 +23,7 @@ from ostap_parallel.engine.engine import PATIENCE, Engine
 from ostap_parallel.engine.foreign import backend_of
 from ostap_parallel.engine.future import Future
 from ostap_parallel.errors import ConfigError, InitializerError, SerializeError
+from ostap_parallel.faces import launch
 from ostap_parallel.runs.report import relay
 from ostap_parallel.runs.run import PAUSE, Run
 from ostap_parallel.runs.stream import Stream
@@ -93,23 +94,21 @@ class Executor(concurrent.futures.Executor):
     ) -> None:
         if unknown := sorted(settings.keys() - HostArguments.__annotations__.keys()):
             raise TypeError(f"there is no setting {', '.join(unknown)}")
-        if timeout is not None:  # the name that this had
-            logger.warning("timeout= of a manager or executor is called idle_timeout= now")
-            idle_timeout = timeout
+        idle_timeout = _idle_timeout(idle_timeout, timeout)
         _check(ncpus, idle_timeout, patience)
-        found = HostSettings()
-        if servers != ():  # else the configuration, right or wrong, does not matter
-            found = load_settings(servers, config=config, **settings)
-        if found.notice:
-            logger.warning("servers: %s", found.notice)
-        self._load = partial(load_settings, config=config, **settings)
+        launched = launch.for_program(ncpus, servers)
+        if launched is not None:
+            ncpus, servers = launched.ncpus, launched.servers
+            initializer, initargs = launched.prepared(initializer, initargs)
+            on_event = launched.hearing(on_event)
+            config, sync = launched.filled(config, sync)
+            settings = {**launched.settings, **settings}  # type: ignore[typeddict-item]
+        self._load = partial(_load, config=config, **settings)
         self._secret = secret
+        # without servers the configuration, right or wrong, does not matter
+        found = HostSettings() if servers == () else self._load(servers)
         local = local_settings(found, preload=settings.get("preload"), start=settings.get("start"))
-        self._is_open = True
-        self._broken: InitializerError | None = None
-        self._watches_initializer = initializer is not None
-        self._lock = threading.Lock()
-        self._calls: weakref.WeakSet[Future[Any]] = weakref.WeakSet()
+        self._note(initializer is not None)
         self.backend = Engine(
             ncpus,
             found.hosts,
@@ -124,6 +123,15 @@ class Executor(concurrent.futures.Executor):
             preload=local.preload,
             fresh=local.start == "spawn",
         )
+        if launched is not None:
+            launched.add(self)
+
+    def _note(self, watches_initializer: bool) -> None:
+        self._is_open = True
+        self._broken: InitializerError | None = None
+        self._watches_initializer = watches_initializer
+        self._lock = threading.Lock()
+        self._calls: weakref.WeakSet[Future[Any]] = weakref.WeakSet()
 
     @property
     def hosts(self) -> list[HostStatus]:
@@ -151,8 +159,6 @@ class Executor(concurrent.futures.Executor):
             A setting is malformed, or one of the hosts is among those that there are.
         """
         found = self._load(servers)
-        if found.notice:
-            logger.warning("servers: %s", found.notice)
         return self.backend.add_hosts(found.hosts, self._secret or find_secret(found.hosts))
 
     def drop_host(self, name: str) -> None:
@@ -409,6 +415,20 @@ def _check_sizes(chunksize: int, buffersize: int | None) -> None:
         raise TypeError("buffersize must be an integer or None")
     if buffersize is not None and buffersize < 1:
         raise ValueError("buffersize must be None or > 0")
+
+
+def _idle_timeout(idle_timeout: float, timeout: float | None) -> float:
+    if timeout is None:
+        return idle_timeout
+    logger.warning("timeout= of a manager or executor is called idle_timeout= now")  # once it was
+    return timeout
+
+
+def _load(servers: Any, **given: Any) -> HostSettings:
+    found = load_settings(servers, **given)
+    if found.notice:
+        logger.warning("servers: %s", found.notice)
+    return found
 
 
 def _check(ncpus: int | str, idle_timeout: float, patience: float) -> None:

@@ -11,7 +11,7 @@ import operator
 import os
 import sys
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,12 @@ def prepare(
     os.nice(nice)
     if profile:
         executing.watch = _Profiler().watch
+
+
+def in_turn(calls: Sequence[tuple[Callable[..., Any], Sequence[Any]]]) -> None:
+    """Call one function after the other, each with its arguments."""
+    for function, args in calls:
+        function(*args)
 
 
 class _Profiler:
