@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+import re
 import subprocess
 import sys
 import textwrap
+import uuid
+import weakref
 from pathlib import Path
 
 import pytest
@@ -12,7 +16,7 @@ from functions import run_python, script_environ
 from kinds import program
 
 from ostap_parallel.objects import serialize
-from ostap_parallel.objects.program import Space, inside
+from ostap_parallel.objects.program import MANY_PROGRAMS, Space, inside
 
 SHARED = """
     count, model, table = 0, None, {}
@@ -477,7 +481,38 @@ def bump():
 """
 
 
+MAKES = """
+import sys, types
+made = types.ModuleType("made_here"); sys.modules["made_here"] = made; made.value = 1
+def use(): return made.value
+def find():
+    import made_here
+"""
+
+
 class TestTwoPrograms:
+    def test_modules_that_one_has_made_are_not_the_other_s(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
+        one = definitions_of(MAKES, "use")
+        other = definitions_of(MAKES.replace("; sys.modules", "; {}"), "find")
+        with inside(Space(), stays=True):
+            assert serialize.loads(one)() == 1
+        with inside(Space(), stays=True), pytest.raises(ModuleNotFoundError):
+            serialize.loads(other)()
+
+    def test_those_of_callers_that_have_gone_are_forgotten(self):
+        data = definitions_of("class Large: pass\ndef make(): return Large", "make")
+        token = re.search(rb"[0-9a-f]{32}", data)[0]
+        kinds = []
+        for _ in range(2 * MANY_PROGRAMS):
+            with inside(Space(is_fixed=True), stays=False):
+                other = data.replace(token, uuid.uuid4().hex.encode())
+                kinds.append(weakref.ref(serialize.loads(other)))
+        gc.collect()
+        alive = [kind for kind in kinds if kind() is not None]
+        assert alive == kinds[-len(alive) :]
+        assert 1 < len(alive) <= MANY_PROGRAMS
+
     def test_they_do_not_see_each_other(self):
         one, other = (definitions_of(COUNTER.format(n), "bump") for n in (0, 100))
         spaces = Space(is_fixed=True), Space(is_fixed=True)

@@ -26,6 +26,9 @@ from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
 
 MAIN = ("__main__", "__mp_main__")
 
+# Programs that are remembered, in a process that serves many callers.
+MANY_PROGRAMS = 16
+
 Key = tuple[str, str]  # of a module, and of what it has by that name
 # The same, what to read, and whether it may be done without.
 Definition = tuple[str, str, bytes, bool]
@@ -62,6 +65,7 @@ class Space:
     def __init__(self, is_fixed: bool = False) -> None:
         self.is_fixed = is_fixed
         self.token = ""  # of its program, when that is known
+        self.program: Program | None = None
         self.known: dict[Key, bytes] = {}  # what was read last
         self.local: dict[str, bytes] = {}  # the same for classes that have no name there
         self.done: set[bytes] = set()  # packed definitions that were read
@@ -379,13 +383,31 @@ def program_of(token: str) -> Program | None:
         return None
     program = _programs.get(token)
     if program is None:
-        program = _programs[token] = Program(token)
+        program = _remember(token)
     space = _now.get()
     if space is POOL:
         _enter(program, program.pool)
     elif space is not None and not space.token:
-        space.token = token
+        space.token, space.program = token, program
         _enter(program, space)
+    return program
+
+
+_remembering = threading.Lock()
+
+
+def _remember(token: str, program: Program | None = None) -> Program:
+    """Have a program be the last that is forgotten; those before it may have no caller any more.
+
+    It is made unless it is given.
+    """
+    with _remembering:
+        program = program or _programs.get(token) or Program(token)
+        _programs.pop(token, None)
+        _programs[token] = program
+        if len(_programs) > MANY_PROGRAMS:
+            now = present()
+            del _programs[next(key for key, one in _programs.items() if one is not now)]
     return program
 
 
@@ -413,8 +435,8 @@ def inside(space: Space, stays: bool) -> Iterator[None]:
     mark = _now.set(space)
     before = sys.modules.get("__main__")
     try:
-        if space.token:
-            _enter(_programs[space.token], space)
+        if space.program is not None:
+            _enter(space.program, space)
         yield
     finally:
         _now.reset(mark)
@@ -433,6 +455,11 @@ def _leave(space: Space, before: ModuleType | None) -> None:
 def _enter(program: Program, space: Space) -> None:
     program.use(space)
     if sys.modules.get("__main__") is not program.modules["__main__"]:
+        _remember(program.token, program)
+        if (other := present()) is not None:
+            for name, module in other.modules.items():
+                if sys.modules.get(name) is module:
+                    del sys.modules[name]
         for name, module in program.modules.items():
             if "#" not in name:
                 sys.modules[name] = module

@@ -100,9 +100,16 @@ def begin(data: bytes) -> None:
     Here.held = Held(data, sent)
 
 
-def be_ready() -> None:
-    """Note what is in force as what each run begins with until others are sent."""
-    Here.ready = keep()
+def be_ready(is_new: bool) -> None:
+    """Note what is in force as what each run begins with until others are sent.
+
+    Unless `is_new` nobody has changed anything since `begin`.
+    """
+    if is_new or Here.held is not Here.ready:
+        keep()
+    else:
+        Here.held = Here.held._replace()  # of this run
+    Here.ready = Here.held
 
 
 def hold(data: bytes) -> None:

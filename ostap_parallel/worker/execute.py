@@ -246,17 +246,20 @@ def _prepare(data: bytes, location: str) -> dict[str, Any]:
     try:
         settings.be_worker(isinstance(executing.baseline, Baseline))
         shared.location.set(location)
+        before = len(sys.modules)
         call: Call = serialize.loads(data)
         logging.getLogger().setLevel(call.log_level)
         generators.prepare(call.seed is not None, settings.Here.is_ours)
         if call.initializer is not None:
             call.initializer()
-        settings.be_ready()
+        is_new = call.initializer is not None or len(sys.modules) > before
+        settings.be_ready(is_new)
         if call.worker_init is not None:
             call.with_shared(location)
             call.worker_init()
             settings.keep()
-        _begin_anew()  # what this has set up is for all items
+        if is_new or call.worker_init is not None or not executing.baseline.is_intact():
+            _begin_anew()  # what this has set up is for all items
     except BaseException as exc:
         restore()
         return {"error": _pack_error(exc)}

@@ -13,6 +13,9 @@ from ostap_parallel.objects.program import Kept
 from ostap_parallel.worker import nested
 from ostap_parallel.worker.shared import SMALL
 
+# How many are remembered, in a process that serves many callers.
+MANY = 64
+
 # What became of those that this process has run, by their tokens: the error, or what they have
 # left in the program, and changed of the settings.
 _ended: dict[bytes, InitializerError | tuple[Kept, dict[str, settings.Change]]] = {}
@@ -61,6 +64,8 @@ class Initializer:
         if self.token not in _ended:
             packed = nested.constant(self.name) if self.packed is None else self.packed
             _ended[self.token] = _run(packed)
+            if len(_ended) > MANY:
+                del _ended[next(iter(_ended))]
         found = _ended[self.token]
         if isinstance(found, InitializerError):
             raise found
