@@ -1049,3 +1049,33 @@ class TestReport:
         assert main(["report", str(tmp_path / "text" / "run.db")]) == 2
         assert main(["report", "x" * 300]) == 2
         assert not (tmp_path / "nothing").exists()
+
+
+class TestCirclesThroughSets:
+    class Node:
+        def __init__(self, name):
+            self.name, self.beside = name, set()
+
+    def graph(self, order, last=19):
+        """Return nodes that refer to one another, made, and put together, in some order."""
+        made = {n: self.Node(last if n == 19 else n % 5) for n in order}
+        nodes = [made[n] for n in range(20)]
+        for n in order:
+            for other in sorted((n - 1, n - 7, 3), key=lambda m: order.index(m % 20)):
+                nodes[n].beside.add(nodes[other % 20])
+        return nodes
+
+    def test_the_order_in_which_they_come_does_not_matter(self):
+        orders = list(range(20)), list(range(19, -1, -1)), [(7 * n) % 20 for n in range(20)]
+        graphs = [self.graph(order) for order in orders]  # at once: addresses decide the order
+        assert len({digest(nodes) for nodes in graphs}) == 1
+        assert len({digest(nodes[0]) for nodes in graphs}) == 1
+
+    def test_what_is_far_away_does(self):
+        order = list(range(20))
+        assert digest(self.graph(order)[0]) != digest(self.graph(order, last=-1)[0])
+
+    def test_what_was_seen_before_does_not(self):
+        nodes = self.graph(list(range(20)))
+        assert digest([nodes[3], nodes[8]]) == digest([nodes[3], nodes[8]])
+        assert digest([nodes[3], 1, nodes]) != digest([nodes[4], 1, nodes])

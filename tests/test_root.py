@@ -550,3 +550,66 @@ class TestMissing:
         for word in ("python=", "profile=", "environment="):
             assert word in told["text"]
         assert "sync=, else" not in told["text"]
+
+
+class TestCheckpoints:
+    PROGRAM = """
+        import ROOT
+        ROOT.RooMsgService.instance().setGlobalKillBelow(ROOT.RooFit.FATAL)
+        from ROOT import gRandom
+        from pathlib import Path
+
+        if not Path("data.root").exists():
+            file = ROOT.TFile("data.root", "RECREATE")
+            tree = ROOT.TTree("tree", "")
+            tree.Write()
+            file.Close()
+        x = ROOT.RooRealVar("x", "", -5, 5)
+        mean = ROOT.RooRealVar("mean", "", {mean}, -2, 2)
+        sigma = ROOT.RooRealVar("sigma", "", 1, 0.1, 3)
+        gauss = ROOT.RooGaussian("gauss", "", x, mean, sigma)
+        ROOT.RooRandom.randomGenerator().SetSeed({seed})
+        data = gauss.generate({{x}}, 100)
+        space = ROOT.RooWorkspace("space")
+        space.factory("Gaussian::inner(y[-5,5],m[{workspace}],s[1])")
+        chain = ROOT.TChain("tree")
+        chain.Add("data.root")
+        chain.Add("{file}")
+        hist = ROOT.TH1F("h", "", 3, 0, 3)
+        hist.Fill({fill})
+
+        class Node:
+            def __init__(self, name):
+                self.name, self.beside = name, set()
+
+        nodes = [Node(n) for n in range(20)]
+        for n, node in enumerate(nodes):
+            node.beside |= {{nodes[n - 1], nodes[n - 7], nodes[3]}}
+
+        def use(item):
+            gauss, data, space, chain, hist, nodes, gRandom
+            print("runs")
+            return item
+
+        try:
+            with open_() as wm:
+                tell(found=wm.process(use, range(3), checkpoint="run.db"))
+        except Exception as exc:
+            tell(found=str(exc))
+    """
+
+    def test_they_are_told_by_what_they_hold(self, local):
+        same = {"mean": 0.5, "seed": 1, "workspace": 0.25, "file": "data.root", "fill": 1}
+        for _ in range(2):
+            told, _ = local.run(self.PROGRAM.format(**same))
+            assert told == {"found": [0, 1, 2]}
+        changes = {"mean": 0.6, "seed": 2, "workspace": 0.3, "file": "other.root", "fill": 2}
+        names = {"mean": "gauss", "seed": "data", "workspace": "space", "file": "chain"}
+        (local._directory / "other.root").write_bytes(
+            (local._directory / "data.root").read_bytes()
+        )
+        for key, value in changes.items():
+            told, _ = local.run(self.PROGRAM.format(**{**same, key: value}))
+            assert f"global {names.get(key, 'hist')}" in told["found"]
+            assert "left out" in told["found"]
+            assert "global nodes" not in told["found"]

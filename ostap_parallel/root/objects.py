@@ -32,13 +32,14 @@ def way_of(kind: type) -> Callable[[Any, Any], Any] | None:
 def _object(pickler: Any, obj: Any) -> Any:
     if isinstance(obj, int):  # an enumerator
         return find_value, (type(obj).__cpp_name__, int(obj))  # type: ignore[attr-defined]
-    if (name := _name_of_global(obj)) is not None:
+    if (name := name_of_global(obj)) is not None:
         return find, (name,)
     make, args, *rest = obj.__reduce__()
     return make_object, (make.__module__, make.__name__, args), *rest
 
 
-def _name_of_global(obj: Any) -> str | None:
+def name_of_global(obj: Any) -> str | None:
+    """Return the name of what is one in each process; ``None`` for other objects."""
     root = ready()
     address = root.addressof(obj)
     for name in _GLOBALS:

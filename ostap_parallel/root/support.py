@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ostap_parallel.root import declared
+from ostap_parallel.root.content import parts_of as parts_of
 from ostap_parallel.root.declared import state as state
 from ostap_parallel.root.declared import take as take
 from ostap_parallel.root.numbers import seed as seed

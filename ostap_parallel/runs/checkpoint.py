@@ -47,6 +47,9 @@ logger = logging.getLogger(__name__)
 
 OnChange = Literal["refuse", "rerun", "keep"]
 
+# How the names of values begin in the identity of a function.
+_VALUES = "argument", "attribute", "global", "object", "shared", "variable"
+
 COMMIT_SECONDS = 0.5
 COMMIT_BYTES = 1 << 24  # that wait to be written; with more, the run waits for the disk
 MAX_BYTES = 999_000_000  # of a result: sqlite's limit for a row is a little higher
@@ -155,17 +158,23 @@ class Journal:
         old = read_identity(self._path, found)
         changed = [name for name in {**old, **new} if old.get(name) != new.get(name)]
         if changed and self._on_change == "refuse":
-            raise self._refusal(f"the function is not the one that it was: {', '.join(changed)}")
+            raise self._refusal(
+                f"the function is not the one that it was: {', '.join(changed)}",
+                any(name.startswith(_VALUES) for name in changed),
+            )
         if changed and self._on_change == "rerun":
             execute("DELETE FROM outcome")
             execute("DELETE FROM session")
         execute("UPDATE run SET identity = ?, seal = ?", _sealed(new))
 
-    def _refusal(self, reason: str) -> CheckpointError:
+    def _refusal(self, reason: str, are_values: bool = False) -> CheckpointError:
         remedy = (
             "remove the file, or choose checkpoint=Checkpoint(file, on_change='rerun') to compute "
             "again what has changed, or on_change='keep' to keep what is stored"
         )
+        if are_values:
+            remedy += "; a value that is another one each time is left out where the function, or "
+            remedy += "worker_init=, makes it"
         return CheckpointError(str(self._path), f"{reason}; {remedy}{see('changed')}")
 
     def find(self, index: int, item: Any) -> Outcome | None:

@@ -28,6 +28,7 @@ from types import (
 )
 from typing import Any
 
+from ostap_parallel import libraries
 from ostap_parallel.objects import serialize
 from ostap_parallel.runs.task import Task
 from ostap_parallel.worker.execute import Call
@@ -42,6 +43,9 @@ _FOREIGN = {*sys.stdlib_module_names, "ostap_parallel", "ROOT", "cppyy"}
 # Merging is done anew whenever a run goes on, so that it may change.
 _MERGING = {"merge_results", "results", "finalize", "_merger", "_collector", "_initializer"}
 _MERGED = {"_output", "_nmerged"}
+# How often what is beside objects in a graph is looked at, to tell them apart.
+_ROUNDS = 100
+
 _INCIDENTAL = {
     *("__dict__", "__weakref__", "__doc__", "__module__", "__qualname__", "__annotations__"),
     *("__firstlineno__", "__static_attributes__", "__abstractmethods__", "_abc_impl"),
@@ -150,17 +154,69 @@ class _Walk:
     def __init__(self) -> None:
         self.named: dict[str, Any] = {}
         self._path: dict[int, int] = {}  # depths of the objects that contain the one at hand
+        self._sets = 0  # how many of those are sets
+        self._is_tangled = False  # objects in sets form a circle
         self._known: dict[int, tuple[Any, bytes]] = {}  # holds them: an id must not come again
 
     def start(self, obj: Any) -> bytes:
         """Return the digest of an object."""
         return self._as_deep_as_possible(self._digest, obj)
 
+    def _straight(self, digest: Callable[[Any], bytes], obj: Any) -> bytes:
+        """Return a digest; of what is tangled, one that does not depend on the order of sets."""
+        known, self._is_tangled = set(self._known), False
+        found = digest(obj)
+        if not self._is_tangled:
+            return found
+        for key in self._known.keys() - known:  # each depends on where the walk began
+            del self._known[key]
+        return self._refine(obj)
+
+    def _refine(self, obj: Any) -> bytes:
+        """Return a digest of a graph: what its objects are tells them apart, then who is beside
+        them, then who is beside those, until that tells no more of them apart.
+        """
+        graph = self._graph_of(obj)
+        labels = {key: _hash_plain(kind) for key, (_, kind, _, _) in graph.items()}
+        count = 0
+        for _ in range(_ROUNDS):
+            if count == (count := len(set(labels.values()))):
+                break
+            labels = {
+                key: _hash_plain(
+                    (labels[key], [labels[n] for n in ordered], sorted(labels[n] for n in others))
+                )
+                for key, (_, _, ordered, others) in graph.items()
+            }
+        return _hash_plain((labels[id(obj)], sorted(labels.values())))
+
+    def _graph_of(self, obj: Any) -> dict[int, tuple[Any, Any, list[int], list[int]]]:
+        """Return, by id, each object below one, its kind, and the ids of its parts."""
+        graph: dict[int, tuple[Any, Any, list[int], list[int]]] = {}
+        waiting = [obj]
+        while waiting:
+            one = waiting.pop()
+            if id(one) in graph:
+                continue
+            name = None if one is obj else _name_in_module(one)
+            if type(one) in _PLAIN or name is not None:
+                kind: Any = one if name is None else name
+                if name is not None:
+                    self.named[name] = one
+                graph[id(one)] = one, (type(one).__name__, _hash_plain(kind)), [], []
+                continue
+            kind, *parts = _take_apart(one)
+            ordered, others = map(list, parts)
+            graph[id(one)] = one, kind, [*map(id, ordered)], [*map(id, others)]
+            waiting += ordered + others
+        return graph
+
     def _as_deep_as_possible(self, digest: Callable[[Any], bytes], obj: Any) -> bytes:
         try:
-            return digest(obj)
+            return self._straight(digest, obj)
         except RecursionError:
             self._path.clear()
+            self._sets = 0
             with contextlib.suppress(Exception):  # pickle can go deeper
                 return _hash_plain(pickle.dumps(obj, serialize.PROTOCOL))
             return _hash_plain(type(obj).__qualname__)
@@ -178,6 +234,7 @@ class _Walk:
         if type(obj) in _PLAIN:
             return _hash_plain(obj)
         if id(obj) in self._path:
+            self._is_tangled = self._is_tangled or self._sets > 0
             return _hash_plain(f"that of depth {self._path[id(obj)]}")
         if id(obj) not in self._known:
             self._path[id(obj)] = len(self._path)
@@ -196,12 +253,14 @@ class _Walk:
         if type(obj) in (list, tuple) and _PLAIN.issuperset(map(type, obj)):
             return _hash_plain(obj)  # much quicker, and large items are like this
         kind, ordered, unordered = _take_apart(obj)
+        self._sets += kind == "set"
         hashed = hashlib.blake2b(kind.encode(), digest_size=16)
         for part in ordered:
             hashed.update(self._digest(part))
         hashed.update(b"|")
         for data in sorted(self._digest(part) for part in unordered):
             hashed.update(data)
+        self._sets -= kind == "set"
         return hashed.digest()
 
 
@@ -226,6 +285,9 @@ def _take_apart(obj: Any) -> Parts:
         return kind.__name__, *_WAYS[kind](obj)
     if isinstance(obj, type):
         return _take_class_apart(obj)
+    if (support := libraries.support_of(kind)) is not None:
+        with contextlib.suppress(Exception):
+            return "foreign", support.parts_of(obj), ()
     if isinstance(obj, (set, frozenset)):
         return "set", [kind], obj
     try:
@@ -277,7 +339,9 @@ def _take_function_apart(function: FunctionType) -> tuple[Iterable[Any], Iterabl
 
 
 def _take_class_apart(cls: type) -> Parts:
-    if not _is_own(cls.__module__):
+    # those that are derived from C++ say by themselves that they are from there
+    module = vars(cls).get("__module__")
+    if not _is_own(module if isinstance(module, str) else cls.__module__):
         return "class", [cls.__module__, cls.__qualname__], ()
     skipped = _INCIDENTAL | _MERGING if issubclass(cls, Task) else _INCIDENTAL
     if issubclass(cls, enum.Enum):
