@@ -35,6 +35,12 @@ def bins(histogram):
 
 def tell(**what):
     print(json.dumps(what))
+
+def parent_of(pid):
+    try:
+        return int(open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
 """
 
 
@@ -613,3 +619,80 @@ class TestCheckpoints:
             assert f"global {names.get(key, 'hist')}" in told["found"]
             assert "left out" in told["found"]
             assert "global nodes" not in told["found"]
+
+
+class TestNextManager:
+    def test_it_takes_over_what_starts_workers(self, local):
+        told, _ = local.run("""
+            import signal
+            from ostap_parallel.machine import templates
+            import ROOT
+            ROOT.gROOT.GetName()
+
+            def look(item):
+                return os.getppid(), "libRooFitCore" in str(ROOT.gSystem.GetLibraries())
+
+            def open_and_look(**more):
+                with open_(1, **more) as wm:
+                    return wm.process(look, [1])[0]
+
+            found = [open_and_look()]
+            found.append(open_and_look())
+            ROOT.RooRealVar("x", "", 0, 1)
+            found.append(open_and_look(preload="ROOT"))
+            other = open_and_look(preload="ROOT, colorsys")[0]
+            os.kill(found[-1][0], signal.SIGKILL)
+            killed = open_and_look()[0]
+            with open_(1) as one, open_(1) as two:
+                both = [wm.process(look, [1])[0][0] for wm in (one, two)]
+            templates.IDLE = 0.1
+            open_and_look()
+            (last,) = templates._waiting
+            pids = [pid for pid, _ in found]
+            tell(
+                same=len(set(pids)),
+                loaded=[loaded for _, loaded in found],
+                distinct=len({pids[0], other, killed}),
+                both=len({*both}) == 2 and killed in both,
+                status=last.process.wait(20),
+                again=open_and_look()[1],
+            )
+        """)
+        assert told == {
+            "same": 1,
+            "loaded": [False, False, True],
+            "distinct": 3,
+            "both": True,
+            "status": -9,
+            "again": True,
+        }
+
+    def test_nothing_is_left_of_the_one_before(self, local):
+        told, _ = local.run("""
+            import subprocess
+            from ostap_parallel import root as our
+            import ROOT
+            ROOT.gROOT.GetName()
+
+            def leave(item):
+                os.chdir("/")
+                os.environ["LEFT"] = "x"
+                subprocess.Popen(["sleep", "1000"])
+                ROOT.gRandom.SetSeed(5)
+                return os.getpid()
+
+            def look(item):
+                return os.environ.get("LEFT"), os.getcwd(), os.environ["SET"], ROOT.mine(item)
+
+            with open_(1) as wm:
+                (pid,) = wm.process(leave, [1])
+            os.environ["SET"] = "y"
+            our.declare("int mine(int x) { return x + 1; }")
+            os.makedirs("below")
+            os.chdir("below")
+            with open_(1) as wm:
+                found = wm.process(look, [1])
+            left = [p for p in os.listdir("/proc") if p.isdigit() and parent_of(p) == pid]
+            tell(found=found, cwd=os.getcwd(), left=left)
+        """)
+        assert told == {"found": [[None, told["cwd"], "y", 2]], "cwd": told["cwd"], "left": []}

@@ -6,37 +6,24 @@ import contextlib
 import logging
 import os
 import signal
-import socket
-import subprocess
-import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from types import MappingProxyType
 from typing import Any
 
 from ostap_parallel import libraries
+from ostap_parallel.machine import templates
 from ostap_parallel.machine.cpus import thread_limits
-from ostap_parallel.machine.local import Worker, open_pipe
+from ostap_parallel.machine.local import Worker
 from ostap_parallel.machine.loop import Loop
 from ostap_parallel.machine.output import OutputReader
 from ostap_parallel.worker import control
-from ostap_parallel.worker.processes import (
-    close_kept,
-    describe_status,
-    forking,
-    interpreter_options,
-    keep_from_forks,
-    start_apart,
-)
+from ostap_parallel.worker.processes import describe_status, interpreter_options
 
 logger = logging.getLogger(__name__)
 
 # Workers that are being started at once: what is handed to the template is held by the system.
 STARTING = 16
-
-# Seconds that the template, once it has imported what it is to, may take to read what it is told,
-# and to fork.
-PATIENCE = 10.0
 
 
 class Spawner:
@@ -67,56 +54,34 @@ class Spawner:
         self._preload, self._fresh = list(preload), fresh
         self._sessions = dict(sessions)
         self._harmful: set[str] = set()  # libraries that have ended a template
-        self._process: subprocess.Popen[bytes] | None = None
-        self._control: socket.socket | None = None
+        self._template: templates.Template | None = None
+        self._may_wait = False  # for another owner, when this one is done
         self._workers: dict[int, Worker] = {}  # by pid: those that have not ended
         self._starting: dict[int, Worker] = {}  # by number: those that the template was asked for
         self._queue: list[Worker] = []
         self._is_ready = False  # it has imported what it is to, and reads
         self._importing = ""  # the module that it imports
-        self._told: dict[str, object] = {}  # last, of what holds for all
-        self._printed: list[int] = []
 
     def start(self, worker: Worker) -> None:
         """Have a worker started; it learns of that. Raises OSError if no template can be."""
-        if self._control is None:
+        if self._template is None:
             self._start_template()
         self._queue.append(worker)
         self._ask()
 
     def _start_template(self) -> None:
-        with forking, contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
-            mine, yours = socket.socketpair()
-            mine.settimeout(PATIENCE)
-            ours.callback(mine.close)
-            theirs.callback(yours.close)
-            (out_r, out_w), (err_r, err_w) = open_pipe(ours, theirs), open_pipe(ours, theirs)
-            arguments = (yours.fileno(), self._fresh)
-            words = control.command(_path(), "template", arguments)
-            self._process = start_apart(
-                [sys.executable, *interpreter_options(), *words],
-                stdin=subprocess.DEVNULL,
-                stdout=out_w,
-                stderr=err_w,
-                env={**os.environ, **thread_limits(os.environ)},
-                pass_fds=[yours.fileno()],
-            )
-            found = {} if self._fresh else {**libraries.sessions(self._preload), **self._sessions}
-            control.send(
-                mine,
-                {
-                    "preload": [name for name in self._preload if not libraries.owner_of(name)],
-                    "sessions": {name: found[name] for name in found.keys() - self._harmful},
-                },
-            )
-            ours.pop_all()
-            keep_from_forks(mine.fileno())
-        self._control, self._is_ready, self._told = mine, False, {}
+        found = {} if self._fresh else {**libraries.sessions(self._preload), **self._sessions}
+        sessions = {name: found[name] for name in found.keys() - self._harmful}
+        modules = [name for name in self._preload if not libraries.owner_of(name)]
         self._importing = ""
-        self._printed = [out_r, err_r]
-        for descriptor, kind in (out_r, "stdout"), (err_r, "stderr"):
-            self._output.add(descriptor, kind, self._process.pid)
-        self._loop.watch(mine.fileno(), self._hear)
+        self._may_wait = not self._host and templates.may_wait(self._preload, sessions)
+        waiting = templates.take(sessions) if self._may_wait else None
+        if waiting is None:
+            waiting = templates.start(modules, sessions, self._fresh), False
+        self._template, self._is_ready = waiting
+        for descriptor, kind in zip(self._template.printed, ("stdout", "stderr"), strict=True):
+            self._output.add(descriptor, kind, self._template.process.pid)
+        self._loop.watch(self._template.control.fileno(), self._hear)
 
     def _ask(self) -> None:
         """Ask the template for workers, a few at a time."""
@@ -125,27 +90,27 @@ class Spawner:
             wanted = {"number": worker.number, "tasks": worker.tasks, **self._news()}
             self._starting[worker.number] = worker
             try:
-                assert self._control is not None
-                control.send(self._control, wanted, worker.theirs)
+                assert self._template is not None
+                control.send(self._template.control, wanted, worker.theirs)
             except OSError:  # it has just ended, or hangs: either is about to be heard
                 self._kill()
                 return
             finally:
                 worker.close_theirs()
-            self._loop.call_later(PATIENCE, partial(self._check, worker))
+            self._loop.call_later(templates.PATIENCE, partial(self._check, worker))
 
     def _news(self) -> dict[str, object]:
         """Return what the template has not been told yet of what holds for all workers."""
         now: dict[str, object] = {
             "host": self._host,
-            "path": _path(),
-            "directory": _directory(),
+            "path": templates.module_path(),
+            "directory": templates.directory(),
             "environment": {**os.environ, **thread_limits(os.environ)},
             "options": interpreter_options(),
         }
-        news = {name: value for name, value in now.items() if self._told.get(name) != value}
-        self._told = now
-        return news
+        assert self._template is not None
+        told, self._template.told = self._template.told, now
+        return {name: value for name, value in now.items() if told.get(name) != value}
 
     def _check(self, worker: Worker) -> None:
         """End a template that has not started a worker in time: it was stopped, or hangs."""
@@ -153,8 +118,8 @@ class Spawner:
             self._kill()
 
     def _kill(self) -> None:
-        if self._process is not None:
-            self._process.kill()
+        if self._template is not None:
+            self._template.process.kill()
 
     def forget(self, worker: Worker) -> None:
         """Do not start a worker that is not wanted any more."""
@@ -162,9 +127,9 @@ class Spawner:
             self._queue.remove(worker)
 
     def _hear(self, mask: int) -> None:
-        assert self._control is not None
+        assert self._template is not None
         try:
-            message = control.receive(self._control, [])
+            message = control.receive(self._template.control, [])
         except OSError:
             message = None
         match message:
@@ -181,6 +146,7 @@ class Spawner:
                 self._importing = name
             case ("ready", threaded, failed):
                 self._is_ready = True
+                self._may_wait = self._may_wait and not threaded
                 self._loop.deliver(partial(_warn, threaded, failed))
             case _:
                 self._lose_template()
@@ -192,11 +158,11 @@ class Spawner:
         queue, self._queue = self._queue, []
         self._workers.clear()  # how they end is not told any more
         was_ready, self._is_ready = self._is_ready, False
-        process = self._process
+        process = None if self._template is None else self._template.process
         if process is not None:  # what its modules have started
             with contextlib.suppress(OSError):
                 os.killpg(process.pid, signal.SIGKILL)
-        self._end_template()
+        self._leave_template(templates.Template.end)
         if not was_ready:
             self._harmful.add(self._importing)
         culprit = "" if was_ready or self._importing not in self._preload else self._importing
@@ -210,37 +176,35 @@ class Spawner:
         for worker in (*starting.values(), *queue):
             worker.cannot_start(reason, counts=not was_ready and not culprit)
 
-    def _end_template(self) -> None:
-        if self._control is not None:
-            self._loop.forget(self._control.fileno())
-            descriptor = self._control.detach()
-            self._control = None
-            close_kept(descriptor)
-        if self._process is not None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(5.0)
-            self._process.kill()
-            self._process.wait()
-            self._process = None
-        for descriptor in self._printed:
+    def _leave_template(self, end: Callable[[templates.Template], object]) -> None:
+        template, self._template = self._template, None
+        if template is None:
+            return
+        self._loop.forget(template.control.fileno())
+        printed = template.printed
+        end(template)
+        for descriptor in printed:
             self._output.read(descriptor)
             self._output.end_chunk(descriptor)
             self._output.remove(descriptor)
-        self._printed = []
 
     def own_processes(self) -> list[int]:
         """Return the pid of the template, if there is one."""
-        return [self._process.pid] if self._process is not None else []
+        return [] if self._template is None else [self._template.process.pid]
 
     def is_orphan(self, worker: Worker) -> bool:
         """Return whether nobody tells how a worker ends."""
         return worker.pid not in self._workers
 
     def close(self) -> None:
-        """End the template, and all workers with it."""
+        """End the template, and all workers with it; or have it wait for the next owner.
+
+        The workers have been killed before.
+        """
+        may_wait = self._may_wait and self._is_ready and not self._starting
         self._queue.clear()
         self._starting.clear()
-        self._end_template()
+        self._leave_template(templates.park if may_wait else templates.Template.end)
 
 
 def _warn(threaded: list[str], failed: list[tuple[str, str]]) -> None:
@@ -250,16 +214,3 @@ def _warn(threaded: list[str], failed: list[tuple[str, str]]) -> None:
         names = ", ".join(threaded)
         text = "preload: importing %s has started a thread: each worker is a new interpreter"
         logger.warning(text, names)
-
-
-def _path() -> list[str]:
-    """Return where modules are looked for; what is no path at all is left out."""
-    entries = [entry for entry in sys.path if isinstance(entry, str | bytes | os.PathLike)]
-    return [os.fsdecode(entry) or _directory() for entry in entries]
-
-
-def _directory() -> str:
-    try:
-        return os.getcwd()  # noqa: PTH109
-    except OSError:  # it was removed
-        return "/"

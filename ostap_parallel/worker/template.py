@@ -40,6 +40,7 @@ class _Template:
         self._started = set(children())  # by the modules
         self._generators = generators.find()
         self._told: dict[str, Any] = {}
+        self._patience: float | None = None  # milliseconds, without an owner
         self._woken_r, self._woken_w = os.pipe()
         for descriptor in (self._woken_r, self._woken_w):
             os.set_blocking(descriptor, False)
@@ -52,7 +53,9 @@ class _Template:
         poll.register(self._control, select.POLLIN)
         poll.register(self._woken_r, select.POLLIN)
         while True:
-            ready = {descriptor for descriptor, _ in poll.poll()}
+            ready = {descriptor for descriptor, _ in poll.poll(self._patience)}
+            if not ready:  # nobody has come
+                return
             if self._woken_r in ready:
                 with contextlib.suppress(BlockingIOError):
                     os.read(self._woken_r, 4096)
@@ -67,6 +70,15 @@ class _Template:
             wanted = receive(self._control, descriptors)
             if wanted is None:
                 return False
+            self._patience = 1000 * wanted["park"] if "park" in wanted else None
+            if "park" in wanted:
+                return True
+            if "prepare" in wanted:
+                threaded, failed = _prepare(wanted["prepare"], self._control)
+                gc.freeze()
+                self._fresh = self._fresh or bool(threaded)
+                send(self._control, ("ready", threaded, failed))
+                return True
             self._told.update(wanted)  # what is the same for all is told when it changes
             wanted = self._told
             try:
