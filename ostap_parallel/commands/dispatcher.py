@@ -6,6 +6,7 @@ import contextlib
 import heapq
 import itertools
 import logging
+import os
 import queue
 from collections.abc import Callable, Iterator
 from concurrent.futures import wait
@@ -39,6 +40,7 @@ class Dispatcher:
     ) -> None:
         self._backend, self._outputs, self._levels = backend, outputs, levels
         self._pace = pace
+        self._pid = os.getpid()
         self._queues = Queues(backend, max_per_node)
         self._running: dict[Job, None] = {}
         self._news: queue.SimpleQueue[tuple[Job, AnyFuture] | None] = queue.SimpleQueue()
@@ -75,7 +77,9 @@ class Dispatcher:
         self._queues.drop()
 
     def close(self) -> None:
-        """End what runs."""
+        """End what runs, in the process that has begun it."""
+        if os.getpid() != self._pid:
+            return
         self._stop_listening()
         self._queues.load.listeners.discard(self.wake)
         futures = [job.future for job in self._running if job.future is not None]

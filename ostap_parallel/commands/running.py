@@ -31,6 +31,7 @@ from ostap_parallel.engine.names import HERE, bare_name
 from ostap_parallel.errors import CommandFailed, ConfigError
 from ostap_parallel.faces.executor import Executor, Settings
 from ostap_parallel.runs.run import PAUSE
+from ostap_parallel.runs.stream import ending_at_exit
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -55,6 +56,7 @@ def run(commands: Iterable[Command | Sequence[str] | str], **settings: Any) -> l
     return sorted(run_as_completed(commands, **settings), key=lambda done: done.number)
 
 
+@ending_at_exit
 def run_as_completed(
     commands: Iterable[Command | Sequence[str] | str],
     *,

@@ -10,7 +10,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from functools import partial
 from numbers import Integral, Real
 from pathlib import Path
@@ -26,7 +26,7 @@ from ostap_parallel.errors import ConfigError, InitializerError, SerializeError
 from ostap_parallel.faces import launch
 from ostap_parallel.runs.report import relay
 from ostap_parallel.runs.run import PAUSE, Run
-from ostap_parallel.runs.stream import Stream
+from ostap_parallel.runs.stream import Stream, ending_at_exit
 from ostap_parallel.supply.source import HostStatus
 from ostap_parallel.supply.supervisor import EventHandler
 from ostap_parallel.supply.syncing import Sync, find_sources
@@ -387,12 +387,15 @@ def _nothing() -> None:
     """Do nothing."""
 
 
-def _results(stream: Stream, end: float | None, take: Callable[[], None]) -> Iterator[Any]:
+@ending_at_exit
+def _results(
+    stream: Stream, end: float | None, take: Callable[[], None]
+) -> Generator[Any, None, None]:
     """Yield the results of a stream; who stops before its end cancels the rest."""
     try:
         while True:
             yield _next(stream, end, take)  # which is kept nowhere here
-    except StopIteration:
+    except (StopIteration, GeneratorExit):
         return
     except multiprocessing.TimeoutError:
         if end is None or time.monotonic() < end:  # it is a task's

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import functools
 import multiprocessing
 import threading
 import weakref
@@ -26,7 +27,7 @@ Arrivals = Generator[Batch | Outcome, None, None]
 
 # What users have in hand. When the interpreter ends, it must end before the modules do that it
 # needs for that.
-_unfinished: weakref.WeakSet[Arrivals] = weakref.WeakSet()
+_unfinished: weakref.WeakSet[Generator[Any, None, None]] = weakref.WeakSet()
 
 
 @atexit.register
@@ -34,6 +35,20 @@ def _end_unfinished() -> None:
     for arrivals in list(_unfinished):
         with suppress(Exception):  # a thread may be at it just now
             arrivals.close()
+
+
+def ending_at_exit(
+    function: Callable[P, Generator[T, None, None]],
+) -> Callable[P, Generator[T, None, None]]:
+    """Have what a generator function returns end when the interpreter does."""
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> Generator[T, None, None]:
+        generator = function(*args, **kwargs)
+        _unfinished.add(generator)
+        return generator
+
+    return call
 
 
 class _Failed(NamedTuple):
