@@ -288,6 +288,25 @@ def test_manual_names_everything_public() -> None:
     assert not sorted(name for name in wanted if not is_named(name))
 
 
+def test_pages_name_what_is_theirs() -> None:
+    manager = ostap_parallel.WorkManager
+    settings = [*get_type_hints(Settings), *inspect.signature(manager).parameters]
+    of_runs = [
+        name
+        for function in (manager.process, manager.iexecute)
+        for name in inspect.signature(function).parameters
+    ]
+    left_out = {"self", "settings", "task", "func", "items", "timeout"}
+    wanted = {
+        "docs/manager.md": {*settings, *of_runs} - left_out,
+        "docs/errors.md": set(ostap_parallel.Failure.__dataclass_fields__),
+        "docs/configuration.md": set(KEYS),
+    }
+    for page, names in wanted.items():
+        text = (ROOT / page).read_text()
+        assert not sorted(name for name in names if f"`{name}`" not in text), page
+
+
 def test_manual_names_every_command_and_option() -> None:
     commands = next(
         action.choices
