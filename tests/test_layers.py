@@ -24,7 +24,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # The floors, from top to bottom: a module may import from its own line and from those below.
 LAYERS = (
-    {"__main__", "cli", "futures", "hosts", "joblib", "pools"},
+    {"__main__", "cli", "core", "futures", "hosts", "joblib", "pools"},
     {"commands", "ostap", "pipeline"},
     {"faces"},
     {"runs"},
@@ -43,7 +43,17 @@ MAX_DEPTH = 9  # modules of a room that import one another in a row
 DOORS = {
     "cli": {""},
     "commands": {
-        *("command", "feed", "halting", "host", "inputs", "running", "template", "transfer"),
+        *(
+            "command",
+            "core",
+            "feed",
+            "halting",
+            "host",
+            "inputs",
+            "running",
+            "template",
+            "transfer",
+        ),
         "",
     },
     "pipeline": {"", "datamap", "recipe"},
@@ -76,6 +86,7 @@ DOORS = {
         "",
     },
     "worker": {
+        "listening",
         *("batch", "calls", "chunk", "command", "control", "execute", "far", "files"),
         *(
             "initializer",

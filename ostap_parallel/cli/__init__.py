@@ -19,6 +19,7 @@ from functools import partial
 from typing import Any
 
 from ostap_parallel import __version__
+from ostap_parallel.cli import connect as tunnels
 from ostap_parallel.cli import do, do_options, sync_dirs
 from ostap_parallel.cli.completion import complete
 from ostap_parallel.cli.examples import epilog
@@ -232,15 +233,24 @@ def _parser() -> argparse.ArgumentParser:
                 "--patience", metavar="N", type=float, default=PATIENCE, help=text
             )
             _add_launch_arguments(command.add_argument)
+    _add_others(commands)
+    return parser
+
+
+def _add_others(commands: Any) -> None:
     text = "tell how far the runs are that a checkpoint belongs to, and what failed"
     command = commands.add_parser("report", help=text, description=text)
     command.set_defaults(run=report, verbose=False)
     command.add_argument("file", metavar="FILE", help="the checkpoint")
+    text = "have a port here lead to one of a host, until ENTER"
+    command = commands.add_parser("connect", help=text, description=text)
+    command.set_defaults(run=tunnels.connect)
+    tunnels.add_arguments(command.add_argument)
+    _add_common_arguments(command.add_argument)
     text = "copy what is in a directory into another one, many files at the same time"
     command = commands.add_parser("sync-dirs", help=text, description=text)
     command.set_defaults(run=sync_dirs.sync_dirs)
     sync_dirs.add_arguments(command.add_argument)
-    return parser
 
 
 def _new_parser(**how: Any) -> argparse.ArgumentParser:

@@ -32,6 +32,10 @@ ostap-parallel config h1 'h2*4'
 ostap-parallel launch h1 h2 > servers.sh       # in one terminal
 . ./servers.sh                                 # in another one, then servers="auto"
 """,
+    "connect": """
+ostap-parallel connect h1 8888                 # localhost:34567 leads to localhost:8888 of h1
+ostap-parallel connect --reverse h1 5432       # a port of h1 leads to 5432 here
+""",
     "report": """
 ostap-parallel report run.db
 """,

@@ -48,7 +48,9 @@ def course_of(job: Job, outputs: Outputs, levels: Levels) -> Generator[Step, Any
     if transfer is None or (job.is_here and not directory):
         yield from _run(job, stdin, directory, outputs, levels)
         return
-    home = yield from transfers.prepare(directory or "~")
+    if not job.is_here and not directory.startswith(("/", "~", "$")):
+        directory = f"~/{directory}"
+    home = yield from transfers.prepare(directory)
     if job.is_here:
         transfer = replace(transfer, send=(), fetch=(), base=())
     failure = None
@@ -74,14 +76,14 @@ def _run(
     )
     ended: Ended = yield run_command, replace(spec, directory=directory)
     done = job.done
-    _take(done, ended)
+    take(done, ended)
     done.host, done.attempts = job.label, job.tries
     with telling("its output cannot be written"):
         for path, place, size in outputs.put(done, ended.stdout, ended.stderr):
             yield from _fetch(path, place, size)
 
 
-def _take(done: Done, ended: Ended) -> None:
+def take(done: Done, ended: Ended) -> None:
     """Take how a command has ended."""
     for name in _AS_IT_IS:
         setattr(done, name, getattr(ended, name))

@@ -19,6 +19,7 @@ from ostap_parallel.commands.running import run
 from ostap_parallel.errors import ConfigError, HostError
 from ostap_parallel.faces.executor import Executor, Settings
 from ostap_parallel.runs.progress import open_progress
+from ostap_parallel.supply.ways import LOOPBACK
 from ostap_parallel.worker import files
 
 if TYPE_CHECKING:
@@ -80,6 +81,16 @@ class Host:
         """The host as messages name it."""
         return self._status.name
 
+    @property
+    def executor(self) -> Executor:
+        """What runs functions there."""
+        return self._executor
+
+    @property
+    def is_up(self) -> bool:
+        """Whether it can be used."""
+        return self._status.state == "up"
+
     def close(self) -> None:
         """End the connection and all that runs there."""
         self._executor.close()
@@ -100,9 +111,16 @@ class Host:
         """Call a function there and return what it returns; raises what it raises."""
         return self._executor.submit(function, *args, **kwargs).result()
 
-    def tunnel(self, port: int) -> int:
-        """Return a port here that leads to a port of the host's own loopback."""
-        return self._executor.backend.forward(self.name, port)
+    def tunnel(self, port: int, to: str = LOOPBACK) -> int:
+        """Return a port here that leads to a port of the host's own loopback.
+
+        With `to` it leads to that machine, as the host sees it.
+        """
+        return self._executor.backend.forward(self.name, port, to)
+
+    def close_tunnel(self, port: int) -> None:
+        """Have a port here lead nowhere that `tunnel` has returned."""
+        self._executor.backend.withdraw(self.name, port)
 
     def reverse_tunnel(self, port: int) -> int:
         """Return a port of the host's loopback that leads to a port here."""
@@ -112,18 +130,19 @@ class Host:
         """Copy a file or a directory to the host; return its path there.
 
         As with ``cp -r``, `remote` names the copy, unless it is a directory or ends in ``/``: then
-        the copy goes into it. ``~`` and ``$NAME`` are expanded. A file appears when it is whole.
+        the copy goes into it. ``~`` and ``$NAME`` are expanded,
+        the latter in text only, not in a path object. A file appears when it is whole.
 
         Raises
         ------
         OSError
             Something cannot be read here or written there.
         """
-        source = files.expand(str(local)).absolute()
-        entries = files.survey(str(source))
+        source = files.expand(local).absolute()
+        entries = files.survey(source)
         top: str = self.python(files.place_for, (str(remote), source.name))
         self._in_parts(files.make, top, entries)
-        sending = (files.read((str(source), pieces)) for pieces in files.batches(entries))
+        sending = (files.read((source, pieces)) for pieces in files.batches(entries))
         items = ((top, pieces) for pieces in sending)
         title = f"to {self.name}"
         for _ in self._transfer(files.write, items, _count(entries), title, progress):

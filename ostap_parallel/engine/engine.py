@@ -37,6 +37,7 @@ from ostap_parallel.supply.host import sources_of
 from ostap_parallel.supply.source import HostStatus
 from ostap_parallel.supply.supervisor import EventHandler, Supervisor
 from ostap_parallel.supply.syncing import Archive, Modules, Source
+from ostap_parallel.supply.ways import LOOPBACK
 from ostap_parallel.worker.chunk import INTERRUPTED, ChunkOutcome, Lost, pack_call, unpack_result
 from ostap_parallel.worker.execute import Call, apply
 from ostap_parallel.worker.initializer import Initializer
@@ -349,9 +350,16 @@ class Engine(Backend):
             raise KeyError(name)
         return serialize.loads(packed)
 
-    def forward(self, label: str, port: int) -> int:
-        """Return a port here that leads to a port of a host's loopback; raises HostError."""
-        return self._supervisor.server(label).forward(port)
+    def forward(self, label: str, port: int, to: str = LOOPBACK) -> int:
+        """Return a port here that leads to a port of a host's loopback; raises HostError.
+
+        With `to` it leads to that machine, as the host sees it.
+        """
+        return self._supervisor.server(label).forward(port, to)
+
+    def withdraw(self, label: str, port: int) -> None:
+        """Have a port here lead nowhere that `forward` has returned."""
+        self._supervisor.server(label).withdraw(port)
 
     def backward(self, label: str, port: int) -> int:
         """Return a port of a host's loopback that leads to a port here; raises HostError."""

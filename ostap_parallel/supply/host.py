@@ -29,7 +29,7 @@ from ostap_parallel.supply.existing import ExistingSource
 from ostap_parallel.supply.session import Session
 from ostap_parallel.supply.source import Grant, Server, Source, TryLater, Watch
 from ostap_parallel.supply.steps import open_qrsh, open_srun
-from ostap_parallel.supply.ways import BEATS, SPARE_LINES, TRIES, Way
+from ostap_parallel.supply.ways import BEATS, LOOPBACK, SPARE_LINES, TRIES, Way
 
 logger = logging.getLogger(__name__)
 
@@ -177,11 +177,16 @@ class HostServer(Server):
             done.set()
         return done
 
-    def forward(self, port: int) -> int:
+    def forward(self, port: int, to: str = LOOPBACK) -> int:
         """Return a port here that leads to a port of loopback there; raises HostError."""
         if self._way is None or not self._is_up:
             raise HostError(self.host.label, "tunnel", "it is not up")
-        return self._way.forward(port)[1]
+        return self._way.forward(port, to=to)[1]
+
+    def withdraw(self, port: int) -> None:
+        """Have a port here lead nowhere."""
+        if self._way is not None:
+            self._way.withdraw(port)
 
     def backward(self, port: int) -> int:
         """Return a port of loopback there that leads to a port here; raises HostError."""

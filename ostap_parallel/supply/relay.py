@@ -23,7 +23,7 @@ from ostap_parallel.errors import HostError
 from ostap_parallel.supply import near
 from ostap_parallel.supply.private import control_directory
 from ostap_parallel.supply.processes import Done, run_apart
-from ostap_parallel.supply.ways import SPARE_LINES, Verdict, pack, unpack
+from ostap_parallel.supply.ways import LOOPBACK, SPARE_LINES, Verdict, pack, unpack
 from ostap_parallel.worker import far, mux
 
 # Seconds that a control message may take.
@@ -118,9 +118,14 @@ class Relay:
             reason = words or f"copying ended with exit status {done.status}"
             raise HostError(self.label, "copy", reason)
 
-    def forward(self, port: int, wanted: int = 0) -> tuple[str, int]:
+    def forward(self, port: int, wanted: int = 0, to: str = LOOPBACK) -> tuple[str, int]:
         """Return an address here that leads to a port of loopback there."""
-        return "127.0.0.1", self._ask({"do": "forward", "port": port, "wanted": wanted})
+        if to != LOOPBACK:
+            raise HostError(self.label, "tunnel", f"it leads to loopback there, not to {to}")
+        return LOOPBACK, self._ask({"do": "forward", "port": port, "wanted": wanted})
+
+    def withdraw(self, port: int) -> None:
+        """Leave it: it ends with the session."""
 
     def backward(self, port: int) -> int:
         """Return a port of loopback there that leads to a port here."""

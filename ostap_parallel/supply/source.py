@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol
 
 from ostap_parallel.errors import HostError
 from ostap_parallel.machine.endpoint import Endpoint
+from ostap_parallel.supply.ways import LOOPBACK
 
 # The step that has failed on a host which cannot take a shared object.
 STEP = "shared"
@@ -126,8 +127,15 @@ class Server:
         done.set()
         return done
 
-    def forward(self, port: int) -> int:
-        """Return a port here that leads to a port of loopback there; raises HostError."""
+    def forward(self, port: int, to: str = LOOPBACK) -> int:
+        """Return a port here that leads to a port of loopback there; raises HostError.
+
+        With `to` it leads to that machine, as this one sees it.
+        """
+        raise NotImplementedError
+
+    def withdraw(self, port: int) -> None:
+        """Have a port here lead nowhere that `forward` has returned."""
         raise NotImplementedError
 
     def backward(self, port: int) -> int:

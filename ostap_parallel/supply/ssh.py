@@ -31,7 +31,7 @@ from ostap_parallel.config import HostConfig
 from ostap_parallel.errors import HostError
 from ostap_parallel.supply.private import control_directory, private_directory
 from ostap_parallel.supply.processes import run_apart, start_apart
-from ostap_parallel.supply.ways import BEATS, TRIES, Verdict, unpack, write_files
+from ostap_parallel.supply.ways import BEATS, LOOPBACK, TRIES, Verdict, unpack, write_files
 
 # What ssh says where a server or a gateway drops connections because too many come at once
 # (MaxStartups in sshd_config): those are worth another try.
@@ -106,6 +106,7 @@ class Ssh:
         self.host = host
         self.control = control
         self.label = host.label
+        self._tunnels: dict[int, Tunnel] = {}
 
     def argv(self) -> list[str]:
         """Return the command of the session, which opens the connection."""
@@ -128,11 +129,17 @@ class Ssh:
             write_files(staging, files)
             Copier(self).copy(staging, directory, timeout)
 
-    def forward(self, port: int, wanted: int = 0) -> tuple[str, int]:
+    def forward(self, port: int, wanted: int = 0, to: str = LOOPBACK) -> tuple[str, int]:
         """Return an address here that leads to a port of loopback there."""
         tunnel = Tunnel(self, wanted)
-        local = tunnel.connect("127.0.0.1", port)
+        local = tunnel.connect(to, port)
+        self._tunnels[local] = tunnel
         return tunnel.address, local
+
+    def withdraw(self, port: int) -> None:
+        """Have a port here lead nowhere."""
+        if port in self._tunnels:
+            self._tunnels.pop(port).disconnect()
 
     def backward(self, port: int) -> int:
         """Return a port of loopback there that leads to a port here."""

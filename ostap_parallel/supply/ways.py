@@ -14,6 +14,9 @@ Verdict = Literal["dropped", "passing", "failed", "ended"]
 later, ``"failed"`` none; in the case of ``"ended"`` the way was good, and bash has ended."""
 
 
+# How a machine sees itself.
+LOOPBACK = "127.0.0.1"
+
 # How often a way is tried that was dropped.
 TRIES = 8
 
@@ -41,11 +44,15 @@ class Way(Protocol):
     def copy(self, files: Mapping[str, bytes], directory: str, timeout: float) -> None:
         """Write files into a directory there, once the session is up; raises HostError."""
 
-    def forward(self, port: int, wanted: int = 0) -> tuple[str, int]:
+    def forward(self, port: int, wanted: int = 0, to: str = LOOPBACK) -> tuple[str, int]:
         """Return an address here that leads to a port of loopback there; raises HostError.
 
-        It is good until the session ends. If `wanted` is free, it is to be the port here.
+        It is good until the session ends, or until `withdraw`. If `wanted` is free, it is to be
+        the port here. With `to` it leads to that machine, as the one there sees it.
         """
+
+    def withdraw(self, port: int) -> None:
+        """Have a port here lead nowhere that `forward` has returned."""
 
     def backward(self, port: int) -> int:
         """Return a port of loopback there that leads to a port here; raises HostError."""

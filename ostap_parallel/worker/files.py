@@ -51,9 +51,9 @@ class Piece:
     data: bytes = b""
 
 
-def expand(path: str) -> Path:
-    """Return a path with ``~`` and ``$NAME`` expanded."""
-    return Path(os.path.expandvars(path)).expanduser()
+def expand(path: Path | str) -> Path:
+    """Return a path with ``~`` expanded; in text ``$NAME``, too."""
+    return Path(path if isinstance(path, Path) else os.path.expandvars(path)).expanduser()
 
 
 def place_for(wanted: tuple[str, str]) -> str:
