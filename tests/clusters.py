@@ -67,9 +67,11 @@ class Cluster:
     def start(self, daemon: str, *argv: str) -> None:
         """Start a daemon, or start one again by its name."""
         self._argv[daemon] = argv or self._argv[daemon]
+        # killed with this process, however that ends
+        bound = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
         with (self.directory / f"{daemon}.out").open("ab") as out:
             self._daemons[daemon] = subprocess.Popen(
-                self._argv[daemon],
+                [*bound, *self._argv[daemon]],
                 env={**os.environ, **self.environ},
                 stdin=subprocess.DEVNULL,
                 stdout=out,
@@ -93,8 +95,8 @@ class Cluster:
         lines = self.try_(*argv).splitlines()
         return lines if self.name == "slurm" else lines[2:]
 
-    def close(self) -> None:
-        """Cancel all jobs, end all daemons, and fail if one of the jobs was left."""
+    def cancel_all(self) -> None:
+        """Cancel all jobs, and wait until they are gone."""
         deadline = time.monotonic() + READY
         if self.name == "slurm":
             self.try_("scancel", "--quiet", f"--user={os.getuid()}")
@@ -102,6 +104,10 @@ class Cluster:
             self.try_("qdel", "-f", "-u", "*")
         while self.jobs() and time.monotonic() < deadline:
             time.sleep(0.05)
+
+    def close(self) -> None:
+        """Cancel all jobs and end all daemons."""
+        self.cancel_all()
         for daemon in reversed(list(self._daemons)):
             # slurmd ends its steps' keepers when it is asked to; the others leave nothing
             asked = daemon.startswith(("slurmd", "mariadb"))
@@ -197,7 +203,7 @@ MpiDefault=none
 SwitchType=switch/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
-DefMemPerCPU=100
+DefMemPerCPU=200
 SchedulerType=sched/backfill
 SchedulerParameters=bf_interval=1,batch_sched_delay=0,sched_min_interval=0
 JobCompType=jobcomp/none

@@ -180,6 +180,7 @@ def cluster(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     deadline = time.monotonic() + LEAK_PATIENCE
     while left := found.jobs():
         if time.monotonic() > deadline:
+            found.cancel_all()  # so that the next test does not find it
             pytest.fail("left in the queue:\n  " + "\n  ".join(left))
         time.sleep(0.05)
 

@@ -65,4 +65,15 @@ def test_roofit(home, monkeypatch):
 
 def test_every_example_is_tested():
     names = {path.name for path in EXAMPLES.iterdir() if path.is_file()}
-    assert names == {*PRINTED, "notebook.ipynb", "roofit_toys.ipynb"}
+    assert names == {*PRINTED, "deviations.py", "notebook.ipynb", "roofit_toys.ipynb"}
+
+
+@pytest.mark.parametrize("kind", ["multiprocessing", "hosts", "slurm", "sge"])
+def test_any_pool(kind, home, request):
+    environ = {}
+    if kind in ("slurm", "sge"):
+        environ = request.getfixturevalue(kind).environ
+    script = EXAMPLES / "deviations.py"
+    printed = functions.run_python(script, kind, cwd=home, **environ)
+    assert printed.splitlines()[-1] == "22.28, 77 events"
+    assert not (home / ".ostap_parallel_jobs").exists()

@@ -25,9 +25,9 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # The floors, from top to bottom: a module may import from its own line and from those below.
 LAYERS = (
     {"__main__", "cli", "core", "futures", "hosts", "joblib", "pools"},
-    {"commands", "ostap", "pipeline"},
+    {"batch", "commands", "ostap", "pipeline"},
     {"faces"},
-    {"runs"},
+    {"arrays", "runs"},
     {"engine", "views"},
     {"supply"},
     {"config", "machine", "schedulers"},
@@ -42,6 +42,7 @@ MAX_DEPTH = 9  # modules of a room that import one another in a row
 # The modules of each room that others may import. Those of the root are for users only.
 DOORS = {
     "cli": {""},
+    "batch": {""},
     "commands": {
         *(
             "command",
@@ -73,6 +74,7 @@ DOORS = {
         ),
         *("report", "run", "shapes", "stream", "task", "trust"),
     },
+    "arrays": {"backend", "layout", "run", "settings", "summary"},
     "views": {"groups", "picture", "timeline", "trace"},
     "engine": {"backend", "core", "engine", "foreign", "future", "names", "retries"},
     "schedulers": {"quantities", "scheduler", "sge", "slurm"},

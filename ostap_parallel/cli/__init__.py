@@ -20,7 +20,7 @@ from typing import Any
 
 from ostap_parallel import __version__
 from ostap_parallel.cli import connect as tunnels
-from ostap_parallel.cli import do, do_options, sync_dirs
+from ostap_parallel.cli import do, do_options, jobs, sync_dirs
 from ostap_parallel.cli.completion import complete
 from ostap_parallel.cli.examples import epilog
 from ostap_parallel.cli.run import ProgramParser, add_arguments, run
@@ -247,10 +247,13 @@ def _add_others(commands: Any) -> None:
     command.set_defaults(run=tunnels.connect)
     tunnels.add_arguments(command.add_argument)
     _add_common_arguments(command.add_argument)
-    text = "copy what is in a directory into another one, many files at the same time"
-    command = commands.add_parser("sync-dirs", help=text, description=text)
-    command.set_defaults(run=sync_dirs.sync_dirs)
-    sync_dirs.add_arguments(command.add_argument)
+    for name, room, text in (
+        ("jobs", jobs, "tell of runs in arrays of batch jobs; cancel, resubmit, remove them"),
+        ("sync-dirs", sync_dirs, "copy what is in a directory into another, many at a time"),
+    ):
+        command = commands.add_parser(name, help=text, description=text)
+        command.set_defaults(run=room.run)
+        room.add_arguments(command.add_argument)
 
 
 def _new_parser(**how: Any) -> argparse.ArgumentParser:

@@ -39,6 +39,10 @@ ostap-parallel connect --reverse h1 5432       # a port of h1 leads to 5432 here
     "report": """
 ostap-parallel report run.db
 """,
+    "jobs": """
+ostap-parallel jobs                            # what runs there are here, and how far they are
+ostap-parallel jobs --resubmit .ostap_parallel_jobs/20300101T120000-1a2b3c
+""",
     "sync-dirs": """
 ostap-parallel sync-dirs --parallel 8 results /backup/results
 """,

@@ -31,7 +31,7 @@ def add_arguments(add: Callable[..., Any]) -> None:
     add("target", metavar="TARGET", type=Path, help="the directory that gets what is in it")
 
 
-def sync_dirs(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
     """Copy what is in a directory into another one; exit 1 if a file could not be copied."""
     command = shlex.split(args.command or "") or default_command()
     source, target = args.source.absolute(), args.target.absolute()

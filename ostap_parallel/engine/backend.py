@@ -216,6 +216,11 @@ def pack_laden(call: Call, blob: Blob | None, store: Store) -> tuple[bytes, Blob
     return serialize.dumps(Laden(blob.digest, packed)), blob
 
 
+def chunks_of(futures: Iterable[AnyFuture]) -> list[AnyFuture]:
+    """Return the futures that `Submit` has returned for these, as a call has one of its own."""
+    return [one.chunk if isinstance(one, _Called) else one for one in futures]
+
+
 def result_of(done: AnyFuture, name: str) -> Result:
     """Return what became of a chunk; an error of the backend's is a way to lose it."""
     try:
@@ -271,6 +276,11 @@ class _Called(concurrent.futures.Future[Any]):
         result = result_of(done, self._name)
         self._attempts.count(result)
         settle(self, result, self._try if self._attempts.may_go_on(Limits()) else None)
+
+    @property
+    def chunk(self) -> AnyFuture:
+        """The future of the chunk that it is now."""
+        return self._inner
 
     def running(self) -> bool:
         """Return whether a worker is at it."""

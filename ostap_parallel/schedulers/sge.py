@@ -38,9 +38,9 @@ class Sge:
         Runs them.
     qsub, qstat, qdel
         Where they are, if not on PATH.
-    environment
-        The parallel environment that gives cores of one host.
-    memory
+    parallel_environment
+        What gives cores of one host.
+    memory_resource
         The resource by which memory is asked for, for each core; several with commas.
     error
         What in a state means that the job is stuck.
@@ -50,8 +50,8 @@ class Sge:
     qsub: str = "qsub"
     qstat: str = "qstat"
     qdel: str = "qdel"
-    environment: str = "smp"
-    memory: str = "h_vmem"
+    parallel_environment: str = "smp"
+    memory_resource: str = "h_vmem"
     error: str = "E"
 
     name = "sge"
@@ -71,8 +71,8 @@ class Sge:
         yield ("-N",), f"-N {spec.name}"
         yield ("-S",), "-S /bin/bash"
         if spec.cpus > 1:
-            yield ("-pe",), f"-pe {self.environment} {spec.cpus}"
-        for resource in self.memory.split(",") if spec.memory else ():
+            yield ("-pe",), f"-pe {self.parallel_environment} {spec.cpus}"
+        for resource in self.memory_resource.split(",") if spec.memory else ():
             yield (resource,), f"-l {resource}={_per_core(spec)}M"
         if seconds := parse_walltime(spec.walltime):
             yield ("h_rt",), f"-l h_rt={clock(seconds)}"

@@ -1,0 +1,221 @@
+"""Arrays of jobs as a backend: what other runs submit is done by them, chunk by chunk."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+from ostap_parallel.arrays.layout import Header, Layout
+from ostap_parallel.arrays.records import Told
+from ostap_parallel.arrays.settings import Settings, start_file
+from ostap_parallel.arrays.submitting import Submitter
+from ostap_parallel.arrays.watching import Watcher
+from ostap_parallel.engine.backend import (
+    AnyFuture,
+    Backend,
+    Result,
+    Submit,
+    chunks_of,
+    pack_function,
+)
+from ostap_parallel.errors import HostError, JobRefused, SchedulerUnavailable, ServersUnavailable
+from ostap_parallel.schedulers.scheduler import End
+from ostap_parallel.worker.chunk import Lost
+from ostap_parallel.worker.execute import Call
+
+# Jobs at the same time, if nobody tells.
+JOBS = 16
+
+# Seconds that a chunk waits for others to be submitted with.
+TOGETHER = 0.05
+
+# Ends of a job for which its chunk may be to blame.
+_BLAMED = {End.MEMORY.value, End.WALLTIME.value}
+
+
+class ArrayBackend(Backend):
+    """Runs chunks by jobs of a batch system, those that come together by one array.
+
+    The directory ends with it, or with the process: such a run does not outlive its driver.
+    """
+
+    round_trip = 1.0
+
+    def __init__(
+        self, directory: Callable[[], Path], settings: Settings, polling: float, grace: float
+    ) -> None:
+        self._directory, self._settings = directory, settings
+        self._timing = polling, grace
+        self._changed = threading.Condition()
+        self._layout: Layout | None = None
+        self._numbers, self._calls = itertools.count(), itertools.count()
+        self._new: dict[int, tuple[Header, bytes]] = {}
+        self._futures: dict[int, Future[Result]] = {}
+        self._unwanted: set[int] = set()
+        self._refusal: JobRefused | None = None
+        self._watcher: Watcher | None = None
+        self._is_closed = False
+
+    @property
+    def name(self) -> str:
+        """The kind of the batch system."""
+        return self._settings.kind
+
+    @property
+    def workers(self) -> Mapping[str, int]:
+        """How many jobs there may be at the same time."""
+        return {self.name: (self._settings.limit or JOBS) * self._settings.processes}
+
+    def window(self) -> int:
+        """Return how many chunks should be under way; raises `ServersUnavailable` if none can."""
+        if self._refusal is not None:
+            error = HostError(self.name, "submit", str(self._refusal))
+            raise ServersUnavailable((error,)) from self._refusal
+        return super().window()
+
+    def open(self, call: Call) -> Submit:
+        """Write down what is called."""
+        packed = pack_function(call)
+        layout, number = self._begun(), next(self._calls)
+        layout.write(f"calls/{number}", packed)
+
+        def submit(
+            chunk: bytes, *, is_short: bool = False, hosts: frozenset[str] | None = None
+        ) -> Future[Result]:
+            future: Future[Result] = Future()
+            with self._changed:
+                if self._is_closed:
+                    raise RuntimeError("the pool was closed")
+                one = next(self._numbers)
+                self._futures[one] = future
+                self._new[one] = Header(number, ()), chunk
+                self._changed.notify_all()
+            if self._watcher is not None:
+                self._watcher.wake()
+            return future
+
+        return submit
+
+    def _begun(self) -> Layout:
+        """Return the directory, which is made when it is first needed."""
+        with self._changed:
+            if self._is_closed:
+                raise RuntimeError("the pool was closed")
+            if self._layout is None:
+                layout = Layout(self._directory())
+                layout.create()
+                layout.write("start.py", start_file().encode())
+                layout.write_json("settings", self._settings.to_json())
+                self._layout = layout
+                self._end = weakref.finalize(self, _end, layout, self._settings)
+                self._thread = threading.Thread(target=self._serve, name="arrays", daemon=True)
+                self._thread.start()
+            return self._layout
+
+    def _serve(self) -> None:
+        """Submit what is new, and settle what has ended, until there is nothing more."""
+        assert self._layout is not None
+        submitter = Submitter(self._layout, self._settings)
+        watcher = Watcher(self._layout, self._settings.scheduler(), *self._timing)
+        self._watcher = watcher
+        try:
+            while not self._is_closed:
+                with self._changed:
+                    while not (self._futures or self._is_closed):
+                        self._changed.wait()
+                    if self._new:
+                        self._changed.wait(TOGETHER)
+                    new, self._new = self._new, {}
+                    unwanted, self._unwanted = self._unwanted, set()
+                self._submit(submitter, watcher, new)
+                self._cancel(watcher, unwanted)
+                for number, told in watcher.news(1.0).items():
+                    self._settle(number, result_of(told))
+        except BaseException as exc:  # nobody waits for this thread: who waits must hear of it
+            self._refusal = JobRefused(self.name, f"{type(exc).__name__}: {exc}")
+            raise
+        finally:
+            watcher.close()
+            for number in list(self._futures):
+                reason = str(self._refusal or "the pool was closed")
+                self._settle(number, Lost(self.name, 0, reason))
+
+    def _submit(
+        self, submitter: Submitter, watcher: Watcher, new: dict[int, tuple[Header, bytes]]
+    ) -> None:
+        assert self._layout is not None
+        for number, (header, chunk) in new.items():
+            if self._futures[number].set_running_or_notify_cancel():
+                self._layout.write_chunk(number, header, chunk)
+            else:
+                self._futures.pop(number)
+        chunks = [(number, 1) for number in new if number in self._futures]
+        try:
+            made = submitter.submit_waiting() + (submitter.submit(chunks) if chunks else [])
+        except (JobRefused, SchedulerUnavailable) as exc:
+            if isinstance(exc, JobRefused):
+                self._refusal = exc
+            for number, _ in chunks:
+                self._settle(number, Lost(self.name, 0, str(exc)))
+            return
+        for array in made:
+            watcher.add(array)
+
+    def _cancel(self, watcher: Watcher, unwanted: set[int]) -> None:
+        """End the jobs of chunks that nobody waits for."""
+        watcher.cancel(unwanted & self._futures.keys())
+        for number in unwanted:
+            self._settle(number, Lost(self.name, 0, "it was interrupted"))
+
+    def _settle(self, number: int, result: Result) -> None:
+        if future := self._futures.pop(number, None):
+            if not future.running() and not future.set_running_or_notify_cancel():
+                return
+            future.set_result(result)
+
+    def give_up(self, futures: Iterable[AnyFuture] | None = None) -> None:
+        """Drop what has not been submitted, and cancel the jobs of the rest."""
+        given = None if futures is None else list(futures)
+        super().give_up(given)
+        with self._changed:
+            wanted = None if given is None else set(map(id, chunks_of(given)))
+            for number, future in self._futures.items():
+                if (wanted is None or id(future) in wanted) and not future.cancel():
+                    self._unwanted.add(number)
+        if self._watcher is not None:
+            self._watcher.wake()
+
+    def close(self) -> None:
+        """Cancel all jobs, and remove the directory."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+        if self._watcher is not None:
+            self._watcher.wake()
+        if self._layout is not None:
+            self._thread.join(2 * self._settings.submit_timeout)  # it may just be submitting
+            self._end()
+
+
+def result_of(told: Told) -> Result:
+    """Return what a run takes for what a job has told."""
+    if told.whole is not None:
+        return told.whole
+    reason = f"{told.end}: {told.words}" if told.words else told.end
+    return Lost(told.host, 0, reason, by_worker=told.end in _BLAMED)
+
+
+def _end(layout: Layout, settings: Settings) -> None:
+    """End the jobs of a backend; a function, so that a forgotten one can be collected."""
+    jobs: list[Any] = [layout.job_id(array) for array in layout.arrays()]
+    try:
+        layout.write("cancelled", b"")
+        settings.scheduler().cancel([job for job in jobs if job])
+    except (OSError, SchedulerUnavailable, JobRefused):
+        pass  # they find that there is nothing to do
+    layout.remove()

@@ -1,0 +1,175 @@
+"""What a job tells of its items, as it goes on: what of that is there survives its end."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import threading
+import time
+from array import array
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ostap_parallel.worker.chunk import ChunkOutcome, Lost
+
+# Seconds after which what was written is brought to the disk, and a file is touched to show that
+# the job lives.
+SYNC = 10.0
+
+# Characters of an item's output that are kept, of the end.
+MAX_OUTPUT = 1 << 20
+
+
+@dataclass(slots=True)
+class Record:
+    """What became of an item in one job.
+
+    Attributes
+    ----------
+    answer
+        Its packed value, or what `worker.chunk.unpack_error` reads.
+    lost
+        How its worker has ended, if it did: there is no answer then.
+    start
+        In seconds since the epoch.
+    memory
+        Bytes that its worker had in use at most, 0 if that is not known.
+    attempt
+        How often it was begun, from 1.
+    """
+
+    index: int
+    ok: bool = False
+    answer: Any = None
+    lost: str = ""
+    out_of_memory: bool = False
+    host: str = ""
+    pid: int = 0
+    start: float = 0.0
+    seconds: float = 0.0
+    memory: int = 0
+    attempt: int = 1
+    stdout: str = ""
+    stderr: str = ""
+
+    def outcome(self) -> ChunkOutcome:
+        """Return it as a worker would have sent it, alone."""
+        failed = set() if self.ok else {0}
+        return ChunkOutcome(self.host, self.pid, [self.answer], array("d", [self.seconds]), failed)
+
+
+@dataclass
+class Told:
+    """All that a job has told of its chunk.
+
+    Attributes
+    ----------
+    records
+        Of items that have ended.
+    running
+        Items that had begun.
+    whole
+        What became of the chunk as one.
+    end
+        Why the job has ended before all was done, see `scheduler.End`, or ``"done"``; empty: it
+        did not say so.
+    words
+        Of the scheduler, or of who found that it had ended.
+    job
+        Its id and host.
+    """
+
+    records: dict[int, Record] = field(default_factory=dict)
+    running: set[int] = field(default_factory=set)
+    whole: ChunkOutcome | Lost | None = None
+    end: str = ""
+    words: str = ""
+    job: str = ""
+    host: str = ""
+    has_begun: bool = False
+
+    def add(self, kind: str, value: Any) -> None:
+        """Take in one entry of a file."""
+        if kind == "job":
+            self.job, self.host = value
+            self.has_begun = True
+        elif kind == "began":
+            self.running.add(value)
+        elif kind == "record":
+            self.running.discard(value.index)
+            self.records[value.index] = value
+        elif kind == "whole":
+            self.whole = value
+        elif kind == "end":
+            self.end, self.words = value
+
+
+def read(*paths: Path) -> Told:
+    """Return what is in files of results; one that ends in the middle is read so far."""
+    told = Told()
+    broken = FileNotFoundError, EOFError, pickle.UnpicklingError
+    for path in paths:
+        with contextlib.suppress(*broken), path.open("rb") as file:
+            while True:
+                told.add(*pickle.load(file))
+    return told
+
+
+class Writer:
+    """Writes what becomes of a chunk; it has its last name when it is closed.
+
+    What is written survives the end of this process. It is brought to the disk now and then.
+    """
+
+    def __init__(self, part: Path, final: Path, job: str, host: str) -> None:
+        self._part, self._final = part, final
+        self._file = part.open("ab")
+        self._lock = threading.Lock()
+        self._is_over = threading.Event()
+        self.add("job", (job, host))
+        self._keeping = threading.Thread(target=self._keep, name="records", daemon=True)
+        self._keeping.start()
+
+    def add(self, kind: str, value: Any) -> None:
+        """Write an entry."""
+        with self._lock:
+            self._file.write(pickle.dumps((kind, value)))
+            self._file.flush()
+
+    def _keep(self) -> None:
+        while not self._is_over.wait(SYNC):
+            with contextlib.suppress(OSError), self._lock:
+                os.fsync(self._file.fileno())
+                os.utime(self._part)
+
+    def close(self, end: str, words: str = "") -> None:
+        """Have all on disk, and give the file its last name."""
+        self.add("end", (end, words))
+        self._is_over.set()
+        self._keeping.join()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        self._part.replace(self._final)
+
+
+def write_verdict(told: Told, write: Callable[[bytes], object]) -> None:
+    """Write what a job that has ended without a last word has told, with what ended it."""
+    entries: list[tuple[str, Any]] = []
+    if told.has_begun:
+        entries.append(("job", (told.job, told.host)))
+    entries += [("record", record) for record in told.records.values()]
+    entries += [("began", index) for index in told.running]
+    if told.whole is not None:
+        entries.append(("whole", told.whole))
+    entries.append(("end", (told.end, told.words)))
+    write(b"".join(map(pickle.dumps, entries)))
+
+
+def is_alive(part: Path, within: float) -> bool:
+    """Return whether a file of results was touched lately."""
+    with contextlib.suppress(OSError):
+        return time.time() - part.stat().st_mtime < within
+    return False

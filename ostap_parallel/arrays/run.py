@@ -1,0 +1,462 @@
+"""A run of items in arrays of jobs, which goes on when the process has ended that submitted it."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ostap_parallel.arrays.layout import Header, Layout
+from ostap_parallel.arrays.records import Record, Told, read
+from ostap_parallel.arrays.settings import Settings, start_file
+from ostap_parallel.arrays.submitting import Submitter
+from ostap_parallel.arrays.verdict import Verdict, failure_of, judge, outcome_of
+from ostap_parallel.arrays.watching import Watcher
+from ostap_parallel.engine.backend import pack_function
+from ostap_parallel.errors import JobRefused, SchedulerUnavailable
+from ostap_parallel.runs.ordering import Ordering
+from ostap_parallel.runs.outcome import Batch, Outcome
+from ostap_parallel.worker.chunk import Writer
+from ostap_parallel.worker.execute import Call
+
+logger = logging.getLogger(__name__)
+
+# Seconds between looks at whether nobody looks after the run any more, and at what there was no
+# room for.
+LOOKING = 2.0
+
+POLLING = 5.0
+GRACE = 60.0
+
+PENDING, DONE, FAILED = 0, 1, 2
+
+
+class Run:
+    """Items that are done by arrays of jobs, over a directory that all hosts share.
+
+    Any process that can read the directory may make one, also of a run that another has begun,
+    and several may at the same time: one of them sees to it that what was lost is submitted again.
+
+    Parameters
+    ----------
+    directory
+        Of the run; or that of a pool, if there is one run in it.
+    polling
+        Seconds between looks at the directory, at most.
+    grace
+        Seconds that a file may stay invisible here that another host has written.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no run in the directory, or more than one.
+    """
+
+    def __init__(
+        self, directory: Path | str, *, polling: float = POLLING, grace: float = GRACE
+    ) -> None:
+        self._layout = Layout(_only_run(Path(directory)))
+        self.settings = Settings(**self._layout.read_json("settings"))
+        self._polling, self._grace = polling, grace
+        self._submitter = Submitter(self._layout, self.settings)
+        self._headers: dict[int, Header] = {}
+        self._verdicts: dict[int, Verdict] = {}
+        self._latest: dict[int, int] = {}  # by item: the last chunk it is in, unless the first
+        self._outcomes: dict[int, tuple[int, Outcome]] = {}  # with the chunk
+        self._fresh: list[int] = []  # items of which somebody is to be told
+        self._is_stopping = False
+        self._watcher: Watcher | None = None
+        self._refresh()
+
+    @property
+    def directory(self) -> Path:
+        """Where the run is."""
+        return self._layout.root
+
+    @property
+    def total(self) -> int:
+        """Number of items."""
+        return self.settings.total
+
+    def __len__(self) -> int:
+        return self.total
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.directory)!r})"
+
+    # -- what is known
+
+    def _refresh(self) -> None:
+        """Take in what the directory says."""
+        later = [n for n in self._layout.chunks() if n >= self.settings.chunks]
+        for number in [*range(self.settings.chunks), *later]:
+            if number not in self._headers:
+                self._add_header(number)
+        missing = self._headers.keys() - self._verdicts.keys()
+        for number in sorted(self._layout.results(missing)):
+            told = read(self._layout.root / self._layout.name("results", number))
+            if told.end and told.end != "ended":
+                self._take(number, told)
+
+    def _add_header(self, number: int) -> None:
+        size, total = self.settings.size, self.total
+        if number < self.settings.chunks:
+            self._headers[number] = Header(
+                0, range(number * size, min(total, (number + 1) * size))
+            )
+            return
+        header = self._headers[number] = self._layout.read_header(number)
+        for index in header.indices:
+            if self._latest.get(index, -1) < number:
+                self._latest[index] = number
+                self._outcomes.pop(index, None)
+
+    def _chunk_of(self, index: int) -> int:
+        return self._latest.get(index, index // self.settings.size)
+
+    def _take(self, number: int, told: Told) -> None:
+        """Take in what became of a chunk."""
+        header = self._headers[number]
+        verdict = self._verdicts[number] = judge(self.settings, header, told)
+        for index, record in verdict.records.items():
+            if self._chunk_of(index) <= number:
+                self._outcomes[index] = number, outcome_of(record)
+                self._fresh.append(index)
+        for index, reason in verdict.failed.items():
+            if self._chunk_of(index) <= number:
+                self._outcomes[index] = number, failure_of(index, reason, header.attempt)
+                self._fresh.append(index)
+
+    def _missing_again(self) -> list[tuple[int, int]]:
+        """Write the chunks of what is to be begun again; return them with their attempts."""
+        made: list[tuple[int, int]] = []
+        known = {(h.of, tuple(h.indices)) for h in self._headers.values() if h.of >= 0}
+        for number, verdict in sorted(self._verdicts.items()):
+            for again in verdict.again:
+                indices = [index for index in again.indices if self._chunk_of(index) == number]
+                if indices and (number, tuple(again.indices)) not in known:
+                    header = Header(0, indices, again.attempt, again.blameless, number)
+                    made.append((self._write_again(header), again.attempt))
+        return made
+
+    def _write_again(self, header: Header) -> int:
+        """Write a chunk of items that are in others already."""
+        number = max(self._headers) + 1
+        items: dict[int, Any] = {}
+        for source in {self._chunk_of(index) for index in header.indices}:
+            items.update(dict(self._layout.read_chunk(source)[1]))
+        chosen = [(index, items[index]) for index in header.indices]
+        self._layout.write_chunk(number, header, chosen)
+        self._add_header(number)
+        return number
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it is known what became of every item."""
+        return len(self._outcomes) == self.total
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether it was cancelled."""
+        return (self._layout.root / "cancelled").exists()
+
+    # -- going on
+
+    def arrivals(self, ordered: bool = False) -> Generator[Batch | Outcome, None, None]:
+        """Yield what becomes of the items, as they come or in their order.
+
+        Raises
+        ------
+        JobRefused
+            Jobs can never run, with the scheduler's words.
+        concurrent.futures.CancelledError
+            The run was cancelled before all was done.
+        """
+        arriving: Iterator[Batch | Outcome] = self._as_they_come()
+        yield from Ordering(float("inf")).in_order(arriving) if ordered else arriving
+
+    def _as_they_come(self, end: float | None = None) -> Generator[Outcome, None, None]:
+        """Yield outcomes until there are all, or until a time of ``time.monotonic``."""
+        self._refresh()
+        self._fresh = sorted(self._outcomes)
+        given: set[int] = set()
+        with contextlib.ExitStack() as stack:
+            is_leader = self._lead(stack)
+            watcher = Watcher(self._layout, self.settings.scheduler(), self._polling, self._grace)
+            stack.callback(watcher.close)
+            self._watcher = watcher
+            if is_leader:
+                self._recover(watcher)
+            next_look = time.monotonic() + LOOKING
+            while True:
+                fresh, self._fresh = self._fresh, []
+                for index in fresh:
+                    if index not in given:
+                        given.add(index)
+                        yield self._outcomes[index][1]
+                if len(given) == self.total:
+                    return
+                if self._is_stopping or self.is_cancelled:
+                    raise CancelledError("the run was cancelled")
+                left = LOOKING if end is None else min(LOOKING, end - time.monotonic())
+                if left <= 0:
+                    return
+                for number, told in watcher.news(left).items():
+                    self._take(number, told)
+                if is_leader:
+                    self._submit(watcher, self._missing_again())
+                if time.monotonic() > next_look:
+                    next_look = time.monotonic() + LOOKING
+                    is_leader = self._look_around(watcher, stack, is_leader)
+
+    def _lead(self, stack: contextlib.ExitStack) -> bool:
+        """Become who looks after the run, unless somebody does."""
+        file = stack.enter_context((self._layout.root / "lock").open("ab"))
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            return False
+        except OSError as exc:  # a file system without locks: to be trusted with one process
+            logger.warning("%s cannot be locked (%s): wait in one process only", file.name, exc)
+        return True
+
+    def _recover(self, watcher: Watcher) -> None:
+        """Go on where another process has stopped."""
+        if self.is_cancelled:
+            return
+        submitted: set[int] = set()
+        for array in self._submitter.recover():
+            submitted.update(self._layout.elements(array))
+            watcher.add(array, self._verdicts)
+        waiting = [number for number in sorted(self._headers) if number not in submitted]
+        self._submit(watcher, [(n, self._headers[n].attempt) for n in waiting])
+        self._submit(watcher, self._missing_again())
+
+    def _submit(self, watcher: Watcher, chunks: list[tuple[int, int]]) -> None:
+        if chunks:
+            count = sum(len(self._headers[number].indices) for number, _ in chunks)
+            logger.info("%d items are submitted again", count)
+            for array in self._submitter.submit(chunks):
+                watcher.add(array, self._verdicts)
+
+    def _look_around(self, watcher: Watcher, stack: contextlib.ExitStack, is_leader: bool) -> bool:
+        if not is_leader:
+            self._refresh()
+            if self._lead(stack):
+                self._recover(watcher)
+                return True
+            return False
+        for array in self._submitter.submit_waiting():
+            watcher.add(array, self._verdicts)
+        return True
+
+    # -- what users call
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until it is known what became of every item; return whether it is.
+
+        While this waits, what was lost is submitted again. Ctrl-C stops the waiting, not the run.
+
+        Raises
+        ------
+        JobRefused
+            Jobs can never run, with the scheduler's words.
+        """
+        end = None if timeout is None else time.monotonic() + timeout
+        with contextlib.suppress(CancelledError):
+            while not self.is_done:
+                for _ in self._as_they_come(end):
+                    pass
+                if end is not None and time.monotonic() > end:
+                    break
+        return self.is_done
+
+    def results(self, *, return_exceptions: bool = False) -> list[Any]:
+        """Return the results in the order of the items, once all have ended.
+
+        Parameters
+        ----------
+        return_exceptions
+            Have exceptions in their places, in place of raising the first one.
+
+        Raises
+        ------
+        Exception
+            What the first item that failed has raised, or `WorkerLost`.
+        concurrent.futures.CancelledError
+            The run was cancelled before all was done.
+        """
+        self.wait()
+        outcomes = [self._outcomes.get(index) for index in range(self.total)]
+        missing = CancelledError("the run was cancelled")
+        found = [missing if one is None else one[1].error for one in outcomes]
+        if not return_exceptions:
+            for error in found:
+                if error is not None:
+                    raise error
+        return [
+            one[1].value if one is not None and error is None else error
+            for one, error in zip(outcomes, found, strict=True)
+        ]
+
+    def errors(self) -> dict[int, BaseException]:
+        """Return the errors of the items that have failed so far, by their index."""
+        failures = self.failures()
+        return {one.index: one.error for one in failures if one.error is not None}
+
+    def failures(self) -> list[Outcome]:
+        """Return what became of the items that have failed so far, in their order."""
+        self._refresh()
+        outcomes = (outcome for _, outcome in self._outcomes.values())
+        failed = [outcome for outcome in outcomes if outcome.error is not None]
+        return sorted(failed, key=lambda outcome: outcome.index)
+
+    def jobs(self) -> list[str]:
+        """Return the ids of the arrays that are known to have been submitted."""
+        ids = map(self._layout.job_id, self._layout.arrays())
+        return [job for job in ids if job]
+
+    def records(self) -> Iterator[Record]:
+        """Yield what is known of each item that has ended: output, host, times, memory.
+
+        Of one that was begun again, each time.
+        """
+        for number in self._layout.results(self._headers):
+            told = read(self._layout.root / self._layout.name("results", number))
+            yield from told.records.values()
+
+    def stop(self) -> None:
+        """Have who waits for arrivals wait no longer, from any thread."""
+        self._is_stopping = True
+        if self._watcher is not None:
+            self._watcher.wake()
+
+    @property
+    def ended(self) -> int:
+        """Number of items of which it is known what became of them."""
+        return len(self._outcomes)
+
+    def cancel(self) -> None:
+        """Cancel all jobs; what is done stays, and `resubmit` goes on with the rest."""
+        self._layout.write("cancelled", b"")
+        self.stop()
+        unsure = [array for array in self._layout.arrays() if not self._layout.job_id(array)]
+        jobs = [*self.jobs(), *map(self._submitter.find, unsure)]
+        with contextlib.suppress(JobRefused):
+            self.settings.scheduler().cancel([job for job in jobs if job])
+
+    def resubmit(self) -> int:
+        """Submit the items again that have failed, or that were cancelled; return their number."""
+        self._refresh()
+        was_cancelled = self.is_cancelled
+        (self._layout.root / "cancelled").unlink(missing_ok=True)
+        self._is_stopping = False
+        failed = [i for i, (_, outcome) in self._outcomes.items() if outcome.error is not None]
+        if was_cancelled:
+            failed += [index for index in range(self.total) if index not in self._outcomes]
+        size = self.settings.size
+        chunks = []
+        for start in range(0, len(failed), size):
+            indices = sorted(failed)[start : start + size]
+            chunks.append((self._write_again(Header(0, indices)), 1))
+        if chunks:
+            self._submitter.submit(chunks)
+        return len(failed)
+
+    def remove(self) -> None:
+        """Remove the directory; what is not done is cancelled."""
+        if not self.is_done:
+            with contextlib.suppress(SchedulerUnavailable):
+                self.cancel()
+        self._layout.remove()
+        with contextlib.suppress(OSError):  # others may be in there
+            self._layout.root.parent.rmdir()
+
+
+def _only_run(directory: Path) -> Path:
+    if Layout(directory).exists():
+        return directory
+    below = sorted(directory.iterdir()) if directory.is_dir() else []
+    found = [one for one in below if Layout(one).exists()]
+    if len(found) == 1:
+        return found[0]
+    names = "".join(f"\n  {one}" for one in found)
+    what = f"are {len(found)} runs" if found else "is no run"
+    raise FileNotFoundError(f"there {what} in {directory.absolute()}{names}")
+
+
+def create(
+    root: Path | str,
+    settings: Settings,
+    function: Callable[[Any], Any],
+    items: Iterable[Any],
+    chunk_size: int | None = None,
+    chunks: int | None = None,
+) -> Run:
+    """Write a run into a new directory, and submit it.
+
+    Parameters
+    ----------
+    chunk_size, chunks
+        Items that a job does, or the number of jobs; by default as many jobs as there are items,
+        but not more than `MOST`, or with a limit `PER_SLOT` for each that may run at a time.
+
+    Raises
+    ------
+    SerializeError
+        The function, or an item, cannot be sent.
+    FileExistsError
+        There is something in the directory.
+    JobRefused
+        Jobs can never run so, with the scheduler's words; nothing is left.
+    """
+    items = items if isinstance(items, Sequence) else list(items)
+    size = chunk_size or _size(len(items), settings, chunks)
+    settings = replace(settings, total=len(items), size=size)
+    layout = Layout(root)
+    layout.create()
+    try:
+        call = Call(function, log_level=logging.getLogger().level)
+        layout.write("calls/0", pack_function(call))
+        layout.write("start.py", start_file().encode())
+        for number in range(settings.chunks):
+            first = number * size
+            indices = range(first, min(first + size, len(items)))
+            writer = Writer(together=False)
+            packed = [(i, writer.add(items[i], f"item {i}")) for i in indices]
+            layout.write_chunk(number, Header(0, indices), packed)
+        layout.write_json("settings", settings.to_json())
+        run = Run(layout.root)
+        run._submitter.submit([(number, 1) for number in range(settings.chunks)])
+    except BaseException:
+        with contextlib.suppress(Exception):
+            Run(layout.root).cancel()
+        layout.remove()
+        raise
+    return run
+
+
+def find_runs(directory: Path, **timing: float) -> list[Run]:
+    """Return the run in a directory, or all those in the directories in it, the oldest first."""
+    if Layout(directory).exists():
+        return [Run(directory, **timing)]
+    below = sorted(directory.iterdir()) if directory.is_dir() else []
+    return [Run(one, **timing) for one in below if Layout(one).exists()]
+
+
+# Jobs of a run, if not told: for each that may run at the same time, and altogether.
+PER_SLOT = 4
+MOST = 1000
+
+
+def _size(total: int, settings: Settings, chunks: int | None) -> int:
+    slots = settings.limit * settings.processes
+    wanted = chunks or (PER_SLOT * slots if slots else MOST)
+    return max(1, -(-total // max(1, wanted)))

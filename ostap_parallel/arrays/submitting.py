@@ -1,0 +1,159 @@
+"""Chunks to arrays of jobs: each is submitted once, also if the answer comes late or never."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+
+from ostap_parallel.arrays.layout import Layout
+from ostap_parallel.arrays.settings import Settings
+from ostap_parallel.errors import QueueFull, SchedulerUnavailable
+
+logger = logging.getLogger(__name__)
+
+# Seconds during which an array is looked for whose submission has not been answered: it may show
+# later. Each look comes later than the one before.
+SETTLING = 12.0
+FIRST_LOOK = 0.2
+
+# Seconds during which it is tried to submit what the scheduler does not answer to.
+PATIENCE = 600.0
+
+# What sbatch says, and waits, where there is no room.
+_NO_ROOM = "temporarily unable to accept job"
+
+
+class Submitter:
+    """Submits chunks of one run.
+
+    Attributes
+    ----------
+    waiting
+        Chunks that there was no room for, with what attempt it is for them.
+    """
+
+    def __init__(self, layout: Layout, settings: Settings) -> None:
+        self._layout, self._settings = layout, settings
+        self._scheduler = settings.scheduler()
+        self._largest = 0
+        self.waiting: list[tuple[int, int]] = []
+
+    def submit(self, chunks: Sequence[tuple[int, int]]) -> list[int]:
+        """Submit chunks, each with its attempt; return the numbers of the arrays.
+
+        Raises
+        ------
+        JobRefused
+            They can never run so; those of arrays before have been submitted.
+        SchedulerUnavailable
+            It has not answered for `PATIENCE` seconds.
+        """
+        self._largest = self._largest or self._scheduler.largest_array()
+        made = []
+        by_attempt: dict[int, list[int]] = {}
+        for number, attempt in chunks:
+            by_attempt.setdefault(attempt, []).append(number)
+        for attempt, numbers in sorted(by_attempt.items()):
+            made += self._submit_alike(numbers, attempt)
+        return made
+
+    def submit_waiting(self) -> list[int]:
+        """Submit what there was no room for, as far as there is now."""
+        waiting, self.waiting = self.waiting, []
+        return self.submit(waiting) if waiting else []
+
+    def _submit_alike(self, numbers: list[int], attempt: int) -> list[int]:
+        made: list[int] = []
+        count = -(-len(numbers) // self._largest)  # arrays, of about the same size
+        limit = max(1, self._settings.limit // count) if self._settings.limit else 0
+        size = -(-len(numbers) // count)
+        while numbers:
+            taken, rest = numbers[:size], numbers[size:]
+            array = self._prepare(taken, attempt, min(limit, len(taken)))
+            try:
+                self._submit_one(array)
+            except QueueFull as exc:
+                self._forget(array)
+                if size == 1:
+                    self.waiting += [(number, attempt) for number in numbers]
+                    text = "%d jobs are to be submitted later, as the queue is full: %s"
+                    logger.warning(text, len(numbers), exc.reason)
+                    return made
+                size = -(-size // 2)
+            except BaseException:
+                self._forget(array)
+                raise
+            else:
+                made.append(array)
+                numbers = rest
+        return made
+
+    def _prepare(self, numbers: list[int], attempt: int, limit: int) -> int:
+        """Write what an array is; return its number."""
+        array = max(self._layout.arrays(), default=-1) + 1
+        self._layout.make_shards(numbers)
+        root = self._layout.root
+        spec = self._settings.spec(root, array, len(numbers), attempt, limit)
+        self._layout.write(f"jobs/{array}.sh", self._scheduler.script(spec).encode())
+        self._layout.write(f"jobs/{array}.list", "\n".join(map(str, numbers)).encode())
+        return array
+
+    def _forget(self, array: int) -> None:
+        for suffix in ("list", "sh"):
+            (self._layout.root / f"jobs/{array}.{suffix}").unlink(missing_ok=True)
+
+    def _submit_one(self, array: int) -> str:
+        """Submit an array and return its id.
+
+        If there is no answer, whether it is there is asked for by its name.
+        """
+        script = self._layout.read(f"jobs/{array}.sh").decode()
+        end = time.monotonic() + PATIENCE
+        while True:
+            try:
+                job = self._scheduler.submit(script, self._settings.submit_timeout)
+            except QueueFull:
+                raise
+            except SchedulerUnavailable as exc:
+                job = self.find(array, SETTLING)
+                if not job and _NO_ROOM in exc.reason:
+                    raise QueueFull(exc.command, exc.reason) from None
+                if not job and time.monotonic() > end:
+                    raise
+                if not job:
+                    logger.warning("trying again to submit: %s", exc)
+            if job:
+                self._layout.write(f"jobs/{array}.id", job.encode())
+                return job
+
+    def find(self, array: int, seconds: float = 0.0) -> str:
+        """Return the id of an array that may have been submitted; look for so many seconds.
+
+        Of several, which there should not be, the first is it; the others do nothing.
+        """
+        pause, end = FIRST_LOOK, time.monotonic() + seconds
+        while True:
+            try:
+                if found := self._scheduler.find(f"{self._settings.name}-{array}"):
+                    return min(found, key=int)
+                is_sure = time.monotonic() > end
+            except SchedulerUnavailable:
+                is_sure = time.monotonic() > end + PATIENCE
+            if is_sure:
+                return ""
+            time.sleep(pause)
+            pause = min(2 * pause, 3.0)
+
+    def recover(self) -> list[int]:
+        """Find the ids of arrays whose submission was cut off; submit those that are not there.
+
+        Returns the numbers of all arrays.
+        """
+        for array in self._layout.arrays():
+            if not self._layout.job_id(array):
+                if job := self.find(array):
+                    self._layout.write(f"jobs/{array}.id", job.encode())
+                else:
+                    self._submit_one(array)
+        return self._layout.arrays()

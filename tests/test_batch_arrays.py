@@ -1,0 +1,409 @@
+"""Runs in arrays of jobs, on real SLURM and SGE."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+import multiprocessing
+import operator
+import os
+import signal
+import stat
+import subprocess
+import sys
+import textwrap
+import time
+from concurrent.futures import CancelledError
+from pathlib import Path
+
+import pytest
+from functions import PATIENCE, Refusal, Unsendable, refuse, script_environ, wait_for
+from helpers import wait_until
+
+from ostap_parallel import SerializeError, TaskMerger, WorkerLost, WorkManager
+from ostap_parallel.batch import JobRefused, Run, SgePool, SlurmPool
+from ostap_parallel.batch import slurm as party_slurm
+from ostap_parallel.batch import sun_grid_engine as party_sge
+from ostap_parallel.cli import main
+
+POOLS = {"slurm": SlurmPool, "sge": SgePool}
+
+# The file system is a local one: what is not seen is not there.
+QUICK = {"polling": 0.5, "grace": 3.0}
+
+
+@pytest.fixture
+def pool_of(cluster, tmp_path):
+    """A function that makes pools of the batch system, with a directory of the test's."""
+    with contextlib.ExitStack() as stack:
+
+        def make(**given):
+            settings = {"directory": tmp_path / "runs", **QUICK, **given}
+            return stack.enter_context(POOLS[cluster.name](**settings))
+
+        yield make
+
+
+@pytest.fixture
+def pool(pool_of):
+    return pool_of(chunks=2)
+
+
+@pytest.fixture
+def slurm_pool(slurm, tmp_path, monkeypatch):
+    """A function that makes pools of SLURM."""
+    for name, value in slurm.environ.items():
+        monkeypatch.setenv(name, value)
+    with contextlib.ExitStack() as stack:
+
+        def make(**given):
+            settings = {"directory": tmp_path / "runs", **QUICK, **given}
+            return stack.enter_context(SlurmPool(**settings))
+
+        yield make
+
+
+def square(x):
+    return x * x
+
+
+def die(how):
+    if how == "exit":
+        print("about to end", file=sys.stderr, flush=True)
+        os._exit(3)
+    if how == "segv":
+        ctypes.string_at(0)
+    if how == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return how
+
+
+def runs_in(pool):
+    return list(pool.directory.iterdir()) if pool.directory.exists() else []
+
+
+class TestAsMultiprocessing:
+    def test_all_ways_to_call(self, pool):
+        offset = 5
+        assert pool.map(lambda x: x + offset, range(20)) == list(range(5, 25))
+        assert pool.starmap(pow, [(2, 3), (3, 2)]) == [8, 9]
+        assert list(pool.imap(square, iter(range(6)))) == [0, 1, 4, 9, 16, 25]
+        assert sorted(pool.imap_unordered(square, range(6))) == [0, 1, 4, 9, 16, 25]
+        found = []
+        result = pool.map_async(square, range(3), callback=found.append)
+        single = pool.apply_async(pow, (2,), {"exp": 5}, callback=found.append)
+        assert (result.get(PATIENCE), single.get(PATIENCE)) == ([0, 1, 4], 32)
+        assert sorted(found, key=str) == [32, [0, 1, 4]]
+        assert pool.apply(int, ("101",), {"base": 2}) == 5
+        assert pool.map(square, []) == []
+        assert runs_in(pool) == []  # nothing is left of what went well
+        pool.close()
+        pool.join()
+        with pytest.raises(ValueError, match="not running"):
+            pool.map(square, [1])
+
+    def test_errors_are_themselves(self, pool):
+        with pytest.raises(Refusal) as caught:
+            pool.map(refuse, [1, 2, 3])
+        assert (caught.value.item, caught.value.reason) == (3, "divisible")
+        assert "in refuse" in str(caught.value.__cause__)
+        (kept,) = runs_in(pool)
+        assert Run(kept).results(return_exceptions=True)[:2] == [1, 2]
+        with pytest.raises(SerializeError):
+            pool.map(square, [1, Unsendable()])
+        with pytest.raises(SerializeError):
+            pool.map(Unsendable(), [1])
+        assert runs_in(pool) == [kept]  # what cannot be sent has left nothing
+        result = pool.map_async(refuse, [3], error_callback=(found := []).append)
+        with pytest.raises(Refusal):
+            result.get(PATIENCE)
+        assert [error.item for error in found] == [3]
+
+    def test_what_ends_its_worker_fails_alone(self, pool):
+        run = pool.submit(die, ["a", "exit", "b", "segv", "c", "kill", "d"])
+        values = run.results(return_exceptions=True)
+        assert [v for v in values if isinstance(v, str)] == ["a", "b", "c", "d"]
+        errors = run.errors()
+        assert {type(error) for error in errors.values()} == {WorkerLost}
+        assert "exit status 3" in errors[1].reason
+        assert "about to end" in errors[1].reason
+        assert "SIGSEGV" in errors[3].reason
+        assert "SIGKILL" in errors[5].reason
+        run.remove()
+
+
+class TestRecords:
+    def test_each_item_has_its_own(self, pool):
+        def work(item):
+            print(f"out {item}")
+            print(f"err {item}", file=sys.stderr)
+            logging.getLogger("mine").warning("logged %d", item)
+            return len(bytearray(item << 20))
+
+        before = time.time()
+        run = pool.submit(work, [1, 60, 2])
+        assert run.results() == [1 << 20, 60 << 20, 2 << 20]
+        records = {record.index: record for record in run.records()}
+        assert sorted(records) == [0, 1, 2]
+        for index, item in enumerate([1, 60, 2]):
+            record = records[index]
+            assert record.stdout == f"out {item}\n"
+            assert f"err {item}\n" in record.stderr
+            assert f"WARNING:mine:logged {item}\n" in record.stderr
+            assert record.host
+            assert before < record.start < time.time()
+            assert 0 < record.seconds < PATIENCE
+            assert record.attempt == 1
+        assert records[1].memory - records[2].memory > 40 << 20
+        run.remove()
+
+    def test_the_directory_is_private_and_has_few_files(self, pool, cluster, monkeypatch):
+        monkeypatch.setenv("MY_TOKEN", "s3cr3t-in-the-environment")
+        run = pool.submit(square, range(500), chunksize=250)
+        run.wait()
+        assert stat.S_IMODE(run.directory.stat().st_mode) == 0o700
+        files = [path for path in run.directory.rglob("*") if path.is_file()]
+        assert len(files) < 20
+        assert not any(b"s3cr3t" in path.read_bytes() for path in files)
+        assert not list(run.directory.rglob("*.tmp"))
+        run.remove()
+        assert not run.directory.exists()
+
+    def test_cores_of_a_job_do_several_items(self, pool_of, tmp_path):
+        def meet(name):
+            (tmp_path / f"{name}").touch()
+            for other in ("a", "b"):
+                wait_for(tmp_path / other)
+            return os.getpid()
+
+        pool = pool_of(cpus=2, chunks=1)
+        assert len(set(pool.map(meet, ["a", "b"]))) == 2
+
+
+class TestAttaching:
+    SCRIPT = """
+        import os, sys, time
+        from pathlib import Path
+        from ostap_parallel.batch import SlurmPool, SgePool
+
+        def slow(item):
+            if item % 2:
+                while not Path(sys.argv[2]).exists():
+                    time.sleep(0.02)
+            return item * os_factor
+
+        os_factor = 7
+        if __name__ == "__main__":
+            pool = {"slurm": SlurmPool, "sge": SgePool}[sys.argv[1]](sys.argv[3], chunks=4)
+            sys.argv[2] = os.path.abspath(sys.argv[2])
+            pool.map_async(slow, range(8))
+            time.sleep(300)
+    """
+
+    def test_a_run_outlives_its_driver(self, cluster, tmp_path):
+        """Killed by -9, half of its jobs, too; another process gets all."""
+        script, go = tmp_path / "script.py", tmp_path / "go"
+        script.write_text(textwrap.dedent(self.SCRIPT))
+        runs = tmp_path / "runs"
+        environ = script_environ(**cluster.environ)
+        argv = [sys.executable, str(script), cluster.name, str(go), str(runs)]
+        with subprocess.Popen(argv, cwd=tmp_path, env=environ) as driver:
+            try:
+                wait_until(lambda: list(runs.glob("*/jobs/*.id")), PATIENCE, "it is submitted")
+                (root,) = runs.iterdir()
+                begun = lambda: len(list(root.glob("results/0/*")))  # noqa: E731
+                wait_until(lambda: begun() == 4, PATIENCE, "all have begun")
+            finally:
+                driver.kill()
+        run = Run(root, **QUICK)
+        assert not run.wait(1)
+        for pid in job_processes(root)[:2]:  # as from outside: the scheduler finds out
+            os.kill(pid, signal.SIGKILL)
+        go.touch()
+        assert Run(runs, **QUICK).results() == [item * 7 for item in range(8)]
+        again = Run(root)  # which finds all done
+        assert again.is_done
+        assert again.results() == [item * 7 for item in range(8)]
+        submitted = [len(again._layout.elements(array)) for array in again._layout.arrays()]
+        assert submitted[0] == 4
+        assert sum(submitted[1:]) <= 2
+        again.remove()
+
+    def test_cancel_and_resubmit(self, pool, tmp_path):
+        def work(item):
+            if item == 1 and not (tmp_path / "go").exists():
+                wait_for(tmp_path / "never", 100)
+            return item
+
+        run = pool.submit(work, range(2))
+        wait_until(lambda: run.wait(0.3) or run.ended == 1, PATIENCE, "one is done")
+        other = Run(run.directory, **QUICK)
+        other.cancel()
+        with pytest.raises(CancelledError):
+            run.results()
+        assert run.results(return_exceptions=True)[0] == 0
+        (tmp_path / "go").touch()
+        assert other.resubmit() == 1
+        assert other.results() == [0, 1]
+        assert other.resubmit() == 0
+        other.remove()
+
+    def test_two_may_wait(self, pool):
+        run = pool.submit(square, range(4))
+        results = multiprocessing.pool.ThreadPool(3).map(
+            lambda _: Run(run.directory, **QUICK).results(), range(3)
+        )
+        assert results == [[0, 1, 4, 9]] * 3
+        run.remove()
+
+    def test_ctrl_c_cancels_the_jobs_of_a_map(self, cluster, pool_of, tmp_path):
+        pool = pool_of(chunks=2)
+        result = pool.map_async(time.sleep, [300, 300])
+        wait_until(lambda: len(cluster.jobs()) >= 1, PATIENCE, "they are there")
+        pool.terminate()
+        with pytest.raises(CancelledError):
+            result.get(PATIENCE)
+        wait_until(lambda: not cluster.jobs(), PATIENCE, "they are gone")
+
+    def test_no_run(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match="there is no run"):
+            Run(tmp_path)
+
+
+def job_processes(root: Path) -> list[int]:
+    """Return the processes that do jobs of a run."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            words = (entry / "cmdline").read_bytes().split(b"\0")
+            if entry.name.isdigit() and os.fsencode(root / "start.py") in words:
+                found.append(int(entry.name))
+    return sorted(found)
+
+
+class TestBackend:
+    def test_other_faces_run_on_it(self, pool):
+        offset = 3
+        with WorkManager(executor=pool, silent=True) as wm:
+            assert wm.process(lambda x: x + offset, range(10)) == list(range(3, 13))
+            merger = TaskMerger(operator.add)
+            assert wm.process(square, range(5), merger=merger, chunk_size=5) == 30
+            found = wm.process(die, ["a", "exit"], on_error="collect", chunk_size=1)
+            assert found[0] == "a"
+            assert isinstance(wm.report.failures[0].error, WorkerLost)
+        assert len(runs_in(pool)) == 1
+        pool.terminate()
+        assert runs_in(pool) == []
+
+    def test_giving_up_cancels_jobs(self, pool, cluster):
+        pool.map(square, [1])
+        future = pool.backend.call(time.sleep, (300,))
+        wait_until(cluster.jobs, PATIENCE, "it is there")
+        wait_until(future.running, PATIENCE, "it runs")
+        pool.backend.give_up([future])
+        with pytest.raises(CancelledError):
+            future.result(PATIENCE)
+        wait_until(lambda: not cluster.jobs(), PATIENCE, "it is gone")
+
+
+class TestPypoolparty:
+    def test_its_tutorial(self, cluster, tmp_path):
+        numpy = pytest.importorskip("numpy")
+        jobs = [[3, 4, 56, 7], [22, 5, 4, 5, 7], [11, 2, 545, 235, 6, 3], [22, 45, 6, 4]]
+        kinds = {"slurm": [party_slurm.array.Pool, party_slurm.Pool], "sge": [party_sge.Pool]}
+        for kind in kinds[cluster.name]:
+            work_dir = str(tmp_path / "work")
+            pool = kind(polling_interval=0.5, work_dir=work_dir, verbose=True)
+            assert pool.map(numpy.std, jobs) == [numpy.std(job) for job in jobs]
+            assert not Path(work_dir).exists() or not os.listdir(work_dir)  # noqa: PTH208
+            pool.terminate()
+
+    def test_its_parameters(self, cluster, tmp_path, capsys):
+        common = {
+            "python_path": sys.executable,
+            "polling_interval": 0.5,
+            "work_dir": str(tmp_path / "work"),
+            "keep_work_dir": True,
+            "verbose": True,
+        }
+        if cluster.name == "slurm":
+            paths = {"sbatch_path": "/usr/bin/sbatch", "squeue_path": "squeue"}
+            array = party_slurm.array.Pool(
+                2, **common, slurm_call_timeout=60.0, max_num_resubmissions=1, **paths
+            )
+            chunks = party_slurm.Pool(2, **common, scancel_path="scancel", clusters=None)
+            pools = [array, chunks]
+        else:
+            pools = [party_sge.Pool(2, **common, queue_name="all.q", error_state_indicator="E")]
+        for pool in pools:
+            assert pool.starmap(pow, [(2, 3), (3, 2)], chunksize=1) == [8, 9]
+            assert "2 of 2 done, 0 failed" in capsys.readouterr().out
+            (kept,) = runs_in(pool)
+            Run(kept).remove()
+            pool.terminate()
+
+
+class TestCommand:
+    def test_jobs(self, pool, capsys, tmp_path):
+        run = pool.submit(refuse, range(1, 5))
+        run.wait()
+        assert main(["jobs", str(run.directory)]) == 1
+        text = capsys.readouterr().out
+        assert "4 items: 3 done, 1 failed, 0 left" in text
+        assert "1 x Refusal in functions.py" in text
+        assert main(["jobs", str(pool.directory), "--results"]) == 1
+        assert capsys.readouterr().out.splitlines()[:2] == ["1", "2"]
+        assert main(["jobs", str(run.directory), "--resubmit"]) == 0
+        assert "1 items are submitted again" in capsys.readouterr().out
+        assert main(["jobs", str(run.directory), "--wait"]) == 1
+        assert main(["jobs", str(run.directory), "--cancel"]) == 0
+        assert main(["jobs", str(run.directory), "--output"]) == 0
+        assert main(["jobs", str(run.directory), "--remove"]) == 0
+        capsys.readouterr()
+        assert main(["jobs", str(tmp_path)]) == 2
+        assert "there is no run" in capsys.readouterr().err
+
+
+class TestRefusals:
+    def test_what_can_never_run(self, cluster, pool_of):
+        options = {"slurm": "--partition=nowhere", "sge": "-q nowhere"}[cluster.name]
+        pool = pool_of(options=options)
+        with pytest.raises(JobRefused, match=r"Invalid partition|unknown queue"):
+            pool.map(square, [1])
+        assert runs_in(pool) == []
+        with (
+            WorkManager(executor=pool, silent=True) as wm,
+            pytest.raises((WorkerLost, ConnectionError), match=r"nvalid partition|unknown queue"),
+        ):
+            wm.process(square, range(3))
+
+    def test_a_job_that_fails_before_it_begins(self, pool_of):
+        pool = pool_of(environment="module load root || exit 9")
+        with pytest.raises(WorkerLost, match="module: command not found"):
+            pool.map(square, [1])
+
+    def test_held_for_ever(self, cluster, pool_of):
+        pool = pool_of(options={"slurm": "--hold", "sge": "-h"}[cluster.name], retries=0)
+        with pytest.raises(WorkerLost, match="stuck"):
+            pool.map(square, [1])
+
+    @pytest.mark.parametrize(
+        ("wrong", "error"),
+        [
+            ({"cpus": 0}, ValueError),
+            ({"cpus": "2"}, TypeError),
+            ({"memory": "4"}, ValueError),
+            ({"walltime": "90"}, ValueError),
+            ({"memory": lambda attempt: "4"}, ValueError),
+            ({"limit": 0}, ValueError),
+            ({"retries": -1}, ValueError),
+            ({"chunks": 0}, ValueError),
+            ({"polling": 0}, ValueError),
+            ({"options": "a\nb"}, ValueError),
+            ({"partition": "a"}, TypeError),
+        ],
+    )
+    def test_bad_settings(self, wrong, error):
+        with pytest.raises(error):
+            SlurmPool(**wrong)
