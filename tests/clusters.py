@@ -67,8 +67,8 @@ class Cluster:
     def start(self, daemon: str, *argv: str) -> None:
         """Start a daemon, or start one again by its name."""
         self._argv[daemon] = argv or self._argv[daemon]
-        # killed with this process, however that ends
-        bound = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
+        # killed with this process, however that ends; and jobs that crash leave no core
+        bound = ["setpriv", "--pdeathsig", "KILL", "prlimit", "--core=0"]
         with (self.directory / f"{daemon}.out").open("ab") as out:
             self._daemons[daemon] = subprocess.Popen(
                 [*bound, *self._argv[daemon]],
@@ -169,7 +169,8 @@ def need(*programs: str) -> None:
     if os.geteuid():
         raise Unavailable("batch systems are started as root only")
     path = f"{os.environ['PATH']}:/usr/sbin:/sbin"
-    if missing := [name for name in programs if shutil.which(name, path=path) is None]:
+    wanted = ("setpriv", "prlimit", *programs)
+    if missing := [name for name in wanted if shutil.which(name, path=path) is None]:
         raise Unavailable(f"not installed: {', '.join(missing)}")
 
 
