@@ -33,7 +33,7 @@ LAYERS = (
     {"config", "machine", "schedulers"},
     {"worker"},
     {"objects"},
-    {"errors", "libraries", "root"},
+    {"errors", "libraries", "logs", "root"},
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 MAX_FLOORS = 10
@@ -108,6 +108,7 @@ DOORS = {
     "objects": {"aside", "byvalue", "kinds", "program", "serialize", "settings"},
     "errors": {""},
     "libraries": {""},
+    "logs": {""},
     "root": {""},
 }
 
@@ -125,7 +126,8 @@ NO_CODE = {
 # What runs on bare hosts gets there with these, and what users' tasks derive from needs nothing.
 STANDARD = sys.stdlib_module_names
 FAR_SIDE = {
-    f"{NAME}.{room}" for room in ("machine", "worker", "objects", "errors", "libraries", "root")
+    f"{NAME}.{room}"
+    for room in ("machine", "worker", "objects", "errors", "libraries", "logs", "root")
 }
 ALLOWED = {
     "machine": {"ppft", *FAR_SIDE},

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import grp
-import logging
 import os
 import pwd
 import re
@@ -19,8 +18,9 @@ from ostap_parallel import libraries
 from ostap_parallel.config.entries import parse_entries
 from ostap_parallel.config.host import HostConfig, Setting, check_name, check_number, check_user
 from ostap_parallel.errors import ConfigError, see
+from ostap_parallel.logs import logger_of
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 SPELLINGS = ("parallel", "paralell", "pathos")  # an earlier one wins
 LISTS = {"ppservers", "workers"}

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import functools
-import logging
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ostap_parallel.errors import see
+from ostap_parallel.logs import logger_of
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 # Bytes of a function, as it is sent, from which on it is worth a warning.
 MUCH = 10 << 20

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 
+from ostap_parallel.logs import logger_of
 from ostap_parallel.worker.chunk import ChunkOutcome, unpack_answer
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 # After so many calls in a row whose worker could not be prepared a host gets no more of them, as
 # long as another one is up.

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import logging
 import pickle
 import re
 import signal
@@ -27,6 +26,7 @@ from functools import partial
 from typing import Any
 
 from ostap_parallel.engine.retries import Attempts, Limits
+from ostap_parallel.logs import logger_of
 from ostap_parallel.machine import wire
 from ostap_parallel.machine.jobs import Job, Queue
 from ostap_parallel.machine.loop import Loop, Timer
@@ -34,7 +34,7 @@ from ostap_parallel.objects import serialize
 from ostap_parallel.worker.chunk import INTERRUPTED, ChunkOutcome, Lost, pack_result, unpack_result
 from ostap_parallel.worker.nested import CANCELLED
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 # Jobs that one worker may have begun and not ended; then it runs only what it waits for.
 MAX_STACK = 30

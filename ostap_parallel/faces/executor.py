@@ -24,6 +24,7 @@ from ostap_parallel.engine.foreign import backend_of
 from ostap_parallel.engine.future import Future
 from ostap_parallel.errors import ConfigError, InitializerError, SerializeError
 from ostap_parallel.faces import launch
+from ostap_parallel.logs import logger_of
 from ostap_parallel.runs.report import relay
 from ostap_parallel.runs.run import PAUSE, Run
 from ostap_parallel.runs.stream import Stream, ending_at_exit
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 
 class Settings(HostArguments, total=False):

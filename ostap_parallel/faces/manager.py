@@ -20,6 +20,7 @@ from ostap_parallel.engine.foreign import backend_of
 from ostap_parallel.engine.retries import LOST_RETRIES
 from ostap_parallel.errors import ConfigError
 from ostap_parallel.faces.executor import Executor, Settings
+from ostap_parallel.logs import logger_of
 from ostap_parallel.runs.checkpoint import Checkpoint
 from ostap_parallel.runs.display import Shown, show_as, title_of
 from ostap_parallel.runs.dump import Database, Dump
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 
     from ostap_parallel.faces.pathos_pool import ParallelPool
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 _MOST = 5  # items that are named when a run is interrupted
 

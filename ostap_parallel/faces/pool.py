@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from ostap_parallel.engine.backend import Backend
 from ostap_parallel.engine.foreign import backend_of
 from ostap_parallel.faces.executor import Executor
+from ostap_parallel.logs import logger_of
 from ostap_parallel.runs.outcome import Batch, Outcome
 from ostap_parallel.runs.run import PAUSE, Run
 from ostap_parallel.runs.stream import AHEAD, Stream
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
     from ostap_parallel.faces.executor import Settings
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 # Said where work was stopped from outside.
 TERMINATED = "the pool was terminated, or the waiting cancelled"

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import socket
 from collections import deque
 from collections.abc import Callable
 
+from ostap_parallel.logs import logger_of
 from ostap_parallel.machine.loop import END, IN, OUT, Loop
 from ostap_parallel.worker.processes import forking, keep_from_forks, let_forks_keep
 from ostap_parallel.worker.transport import LARGE, SIZE, Remembering
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 # Bytes that are read of one connection before others have their turn.
 SHARE = 1 << 20

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import signal
 import threading
 import time
@@ -11,6 +10,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any
 
+from ostap_parallel.logs import logger_of
 from ostap_parallel.machine.jobs import Job, Machine, Queue
 from ostap_parallel.machine.local import OVERDUE, Worker
 from ostap_parallel.machine.loop import Loop, Timer
@@ -19,7 +19,7 @@ from ostap_parallel.machine.spawner import Spawner
 from ostap_parallel.worker.chunk import Lost, locate, pack_result
 from ostap_parallel.worker.nested import LAST, REQUEST
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 # How often a worker that dies as it starts is started: it may be killed just then, too.
 STARTS = 3

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import heapq
 import itertools
-import logging
 import select
 import socket
 import threading
@@ -13,7 +12,9 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-logger = logging.getLogger(__name__)
+from ostap_parallel.logs import logger_of
+
+logger = logger_of(__name__)
 
 IN, OUT, END = select.EPOLLIN, select.EPOLLOUT, select.EPOLLHUP | select.EPOLLERR
 

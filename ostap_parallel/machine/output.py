@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import selectors
 import threading
@@ -13,7 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-logger = logging.getLogger(__name__)
+from ostap_parallel.logs import logger_of
+
+logger = logger_of(__name__)
 
 # A line longer than this is passed on in pieces: a task may print anything.
 MAX_LINE = 64 * 1024
@@ -59,6 +60,7 @@ class OutputReader:
 
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
+        self._noticed = False  # that it raises
         self._selector = selectors.DefaultSelector()
         self._lock = threading.RLock()
         self._sources: dict[int, _Source] = {}
@@ -130,9 +132,11 @@ class OutputReader:
                     return
                 try:
                     self._sink(event)
-                except Exception:
-                    text = "could not pass on a line that worker %d printed"
-                    logger.exception(text, event["pid"])
+                except Exception:  # the user's handler, or an output that cannot show it
+                    notice, self._noticed = not self._noticed, True
+                    if notice:
+                        text = "what worker %d printed or logged cannot be shown, in part at least"
+                        logger.warning(text, event["pid"], exc_info=True)
 
     def is_inside(self) -> bool:
         """Return whether this is the thread that reads."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import signal
 from collections.abc import Callable, Collection, Mapping
@@ -12,6 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ostap_parallel import libraries
+from ostap_parallel.logs import logger_of
 from ostap_parallel.machine import templates
 from ostap_parallel.machine.cpus import thread_limits
 from ostap_parallel.machine.local import Worker
@@ -20,7 +20,7 @@ from ostap_parallel.machine.output import OutputReader
 from ostap_parallel.worker import control
 from ostap_parallel.worker.processes import describe_status, interpreter_options
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 # Workers that are being started at once: what is handed to the template is held by the system.
 STARTING = 16

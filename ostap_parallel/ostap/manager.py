@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import itertools
-import logging
 import tempfile
 import time
 import weakref
@@ -17,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sized
 from pathlib import Path
 from typing import Any
 
+from ostap_parallel.logs import logger_of
 from ostap_parallel.ostap.checker import Checker
 from ostap_parallel.ostap.options import (
     count_cpus,
@@ -60,7 +60,7 @@ __all__ = [
 keyboard_interrupt = "Keyboard interrupt"
 has_dill = importlib.util.find_spec("dill") is not None
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 _DUMP = "dump_dbase", "dump_jobs", "dump_freq"
 _OWN = "silent", "progress", "hyper_block_size", *_DUMP

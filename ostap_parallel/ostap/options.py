@@ -5,15 +5,15 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib
-import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, ProcessPoolExecutor
 from typing import Any
 
+from ostap_parallel.logs import logger_of
 from ostap_parallel.machine.cpus import usable_cpus
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 # What a manager takes for its workers and hosts.
 _HOSTS = (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import logging
 import operator
 import os
 import random
@@ -14,6 +13,7 @@ from functools import partial
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
+from ostap_parallel.logs import logger_of
 from ostap_parallel.runs import task as tasks
 from ostap_parallel.runs.report import Statistics
 from ostap_parallel.runs.shapes import as_merger, surroundings_of
@@ -23,7 +23,7 @@ from ostap_parallel.worker.modes import modes_of
 Directory = str | os.PathLike[str] | None
 Variables = Mapping[str, Any]
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 _FUNCTIONS = FunctionType, BuiltinFunctionType, type
 

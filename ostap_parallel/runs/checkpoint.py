@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import logging
 import os
 import pickle
 import sqlite3
@@ -24,6 +23,7 @@ from typing import IO, Any, Literal, get_args
 
 from ostap_parallel.config.files import find_danger
 from ostap_parallel.errors import CheckpointError, SerializeError, see
+from ostap_parallel.logs import logger_of
 from ostap_parallel.objects import serialize
 from ostap_parallel.runs.database import (
     check_kind,
@@ -43,7 +43,7 @@ from ostap_parallel.runs.outcome import Outcome
 from ostap_parallel.runs.report import Failure, StatMerger, describe, duration
 from ostap_parallel.worker.execute import Call
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 OnChange = Literal["refuse", "rerun", "keep"]
 

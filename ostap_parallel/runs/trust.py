@@ -18,7 +18,6 @@ The rule, where there are several hosts (this machine's workers count as one):
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -26,11 +25,12 @@ from dataclasses import dataclass, field
 from ostap_parallel.engine.backend import AnyFuture, Backend
 from ostap_parallel.engine.core import LOCAL
 from ostap_parallel.errors import ByteCodeError, TaskTimeout, see
+from ostap_parallel.logs import logger_of
 from ostap_parallel.objects.serialize import name_and_text
 from ostap_parallel.runs.chunking import Item
 from ostap_parallel.runs.outcome import Outcome
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 Places = frozenset[str]
 

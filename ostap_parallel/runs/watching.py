@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
@@ -10,11 +9,12 @@ from typing import Any
 
 from ostap_parallel.engine.backend import Backend
 from ostap_parallel.errors import see
+from ostap_parallel.logs import logger_of
 from ostap_parallel.runs.chunking import Chunk
 from ostap_parallel.runs.report import Running, describe, duration
 from ostap_parallel.runs.timing import Times
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 # An item is warned of that takes so many times the median of at least so many others, and so many
 # seconds at least.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import logging
 import queue
 import random
 import re
@@ -21,6 +20,7 @@ from typing import Any
 from ostap_parallel import libraries
 from ostap_parallel.config import HostConfig
 from ostap_parallel.errors import HostError
+from ostap_parallel.logs import logger_of
 from ostap_parallel.machine.endpoint import Endpoint
 from ostap_parallel.machine.handshake import derive_key
 from ostap_parallel.machine.serve import MARK
@@ -31,7 +31,7 @@ from ostap_parallel.supply.source import Grant, Server, Source, TryLater, Watch
 from ostap_parallel.supply.steps import open_qrsh, open_srun
 from ostap_parallel.supply.ways import BEATS, LOOPBACK, SPARE_LINES, TRIES, Way
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 # The user's scripts, each sourced at the top level with nothing to read, and with what it prints
 # kept apart from our lines. bash reads all of this as one command.
@@ -347,14 +347,14 @@ class HostServer(Server):
         assert self._way is not None
         if reason := self._way.queued(line):
             self._news.put(("queued", reason))
-        logging.getLogger(self.host.name).info("%s", line)
+        logger_of(self.host.name).info("%s", line)
 
     def _receive(self, line: str | None) -> None:
         """Sort what arrives: answers and set-up steps, events of workers, other people's text."""
         if line is None:
             self._end()
         elif not line.startswith(MARK):
-            logging.getLogger(self.host.name).debug("%s", line)
+            logger_of(self.host.name).debug("%s", line)
         elif not line.startswith(f"{MARK}{{"):
             kind, _, rest = line.removeprefix(MARK).partition(" ")
             self._news.put((kind, rest))
@@ -364,7 +364,7 @@ class HostServer(Server):
             try:
                 event = json.loads(line.removeprefix(MARK))
             except ValueError:  # the connection broke in the middle of it
-                logging.getLogger(self.host.name).debug("%s", line)
+                logger_of(self.host.name).debug("%s", line)
                 return
             if event["kind"] == "ready":
                 self._news.put(("ready", event))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import logging
 import os
 import subprocess
 import threading
@@ -13,9 +12,10 @@ from pathlib import Path
 from typing import IO
 
 from ostap_parallel.errors import HostError
+from ostap_parallel.logs import logger_of
 from ostap_parallel.supply.processes import close_apart, exit_status, start_apart
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 # Seconds until the last words are there, once the program has ended. A ProxyCommand of ssh's that
 # hangs keeps the pipe open; it may also be a master that others share, and is ssh's to end.

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 from ostap_parallel.errors import ConfigError, HostError, see
+from ostap_parallel.logs import logger_of
 from ostap_parallel.supply.source import (
     STEP,
     Consumer,
@@ -22,7 +23,7 @@ from ostap_parallel.supply.source import (
     TryLater,
 )
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 # Hosts that are connected to, or copied to, at the same time; and seconds after which one of them
 # that is slow, or hangs, is no longer counted.
@@ -103,9 +104,8 @@ class _Watch:
         except Exception:  # the user's handler, or an output that cannot show it
             notice, self._noticed = not self._noticed, True
             if notice:
-                with contextlib.suppress(Exception):
-                    text = "%s: what it printed or logged cannot be shown, in part at least"
-                    logger.warning(text, self._status.name, exc_info=True)
+                text = "%s: what it printed or logged cannot be shown, in part at least"
+                logger.warning(text, self._status.name, exc_info=True)
 
     def ended(self, error: HostError) -> None:
         self._supervisor.session_lost(self, error)

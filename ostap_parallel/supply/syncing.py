@@ -7,7 +7,6 @@ import functools
 import hashlib
 import importlib.util
 import itertools
-import logging
 import os
 import stat
 import sys
@@ -20,10 +19,11 @@ from pathlib import Path
 from types import ModuleType
 
 from ostap_parallel.errors import ConfigError, see
+from ostap_parallel.logs import logger_of
 from ostap_parallel.worker.modules import File, describe, pack_archive
 from ostap_parallel.worker.shared import Blob
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 # More than this is not modules but data, or the wrong directory.
 MAX_BYTES = 64 << 20

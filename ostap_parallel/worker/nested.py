@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-import logging
 import os
 import pickle
 import signal
@@ -30,6 +29,7 @@ from concurrent.futures import (
 from typing import Any, NamedTuple, NoReturn
 
 from ostap_parallel.errors import RemoteError, WorkerLost
+from ostap_parallel.logs import logger_of
 from ostap_parallel.objects import serialize
 from ostap_parallel.objects.settings import in_force
 from ostap_parallel.worker import execute
@@ -45,7 +45,7 @@ from ostap_parallel.worker.execute import Call, executing, is_ours
 from ostap_parallel.worker.restore import SIGNALS, Baseline
 from ostap_parallel.worker.transport import Connection
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 REQUEST = b"?"  # begins a request; no result begins with it
 
