@@ -37,6 +37,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "memory": local.MEMORY,
     "idle": local.IDLE,
     "timeline": views.TIMELINE,
+    "page": views.PAGE,
     **engine.BENCHMARKS,
 }
 

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 import time
 import tracemalloc
 from array import array
+from pathlib import Path
 
 from benchmarks.harness import Benchmark, Case, Figures, Results
 from benchmarks.tasks import square
 from ostap_parallel import WorkManager
+from ostap_parallel.views.page import BARS, Facts, page_of
 from ostap_parallel.views.timeline import Timeline
 from ostap_parallel.worker.chunk import ChunkOutcome
 
 ITEMS = 100_000
+
+# Whether all plots of a page are there, and at rest.
+DRAWN = "() => window.Bokeh && Bokeh.documents.length && Bokeh.documents.every(d => d.is_idle)"
 
 
 def keeping(size: int) -> Figures:
@@ -58,6 +65,53 @@ def judge(results: Results) -> str:
     ratio = results.ratio("us per item", "a run", "a run without")
     return f"{many}; {alone} for items that travel alone; {ratio:.2f} times"
 
+
+def page(count: int) -> Figures:
+    """Return what the page of a run with so many items costs, here and in a browser."""
+    size, workers = 50, 16
+    timeline = Timeline("f")
+    timeline.start -= count * 1e-2 / workers
+    for number in range(count // size):
+        done = ChunkOutcome(f"h{number % 2}", number % workers + 1, [None] * size)
+        done.seconds.extend(0.002 + 0.016 * ((7 * n + number) % 100) / 100 for n in range(size))
+        done.failed.update({3} if number % 20 == 0 else ())
+        done.begun = timeline.start + number // workers * size * 1e-2
+        timeline.add(done, range(size * number, size * (number + 1)), timeline.start)
+    from playwright.sync_api import sync_playwright
+
+    begin = time.perf_counter()
+    text = page_of(Facts("f", {}, picture=timeline.picture(BARS)))
+    written = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+        file = Path(folder) / "run.html"
+        file.write_text(text)
+        path = shutil.which("chromium")
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        shown = browser.new_page()
+        opened = time.perf_counter()
+        shown.goto(file.as_uri())
+        shown.wait_for_function(DRAWN)
+        drawn = time.perf_counter()
+        browser.close()
+    times = {"seconds to write": written - begin, "seconds to draw": drawn - opened}
+    return {"MB": len(text.encode()) / 1e6, **times}
+
+
+def judge_page(results: Results) -> str:
+    name = "100000 items"
+    draw = results.median(name, "seconds to draw")
+    return f"{results.median(name, 'MB'):.1f} MB, {draw:.1f} s"
+
+
+PAGE = Benchmark(
+    "The page of a run",
+    "The page of a run of so many items on 16 workers, one in a thousand of which has failed: "
+    "written, and opened in Chromium without a window, until all plots are there. With more than "
+    f"some {BARS} items neighbours are drawn as one bar.",
+    [Case(f"{n} items", page, {"count": n}, "playwright") for n in (1000, 10**4, 10**5)],
+    "100000 items in under 5 MB, drawn in 2 s",
+    judge_page,
+)
 
 TIMELINE = Benchmark(
     "Timeline",

@@ -8,6 +8,8 @@ ssh_config
     The file that reaches them.
 one_host
     Another one, for one file.
+browser
+    A real browser.
 make_hosts
     A function that starts special ones for one test.
 slurm, sge
@@ -26,8 +28,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+from browser import open_browser
 from clusters import Cluster, Unavailable, open_sge, open_slurm
 from sshd import (
     Host,
@@ -120,6 +124,13 @@ def own_hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
 def ssh_config(hosts: Hosts) -> Path:
     """The ``ssh_config`` that reaches `hosts`."""
     return hosts.ssh_config
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A real browser, for one file."""
+    with open_browser() as browser:
+        yield browser
 
 
 @pytest.fixture

@@ -17,8 +17,9 @@ import pytest
 
 from ostap_parallel.errors import HostError, WorkerLost
 from ostap_parallel.runs.progress import open_progress, render_workers
-from ostap_parallel.runs.report import Failure, Report, Statistics, StatMerger, describe, duration
+from ostap_parallel.runs.report import Failure, Report, Statistics, StatMerger, describe
 from ostap_parallel.supply.source import HostStatus
+from ostap_parallel.views.words import duration
 
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 

@@ -11,6 +11,7 @@ import pytest
 from helpers import kill, open_manager, server_of
 
 from ostap_parallel import WorkManager
+from ostap_parallel.runs.tails import Tails
 from ostap_parallel.views.picture import Bar, Fate, together
 from ostap_parallel.views.timeline import Timeline
 from ostap_parallel.worker.chunk import ChunkOutcome, Lost
@@ -184,20 +185,47 @@ def test_hosts_that_come_and_go(own_hosts):
         assert {Fate.OK, Fate.LOST} <= fates
 
 
-def test_what_failed_items_have_printed():
+def test_what_failed_items_have_printed(hosts):
     def fail(item):
         print(f"working on {item}")
         if item == 2:
             print("x" * 10_000)
             raise ValueError(item)
 
-    with WorkManager(1, silent=True) as wm:
-        wm.process(fail, range(4), on_error="collect", chunk_size=1)
-        (failure,) = wm.report.failures
-    first, second = failure.output.split("\n")
-    assert first == "working on 2"
-    assert set(second) == {"x"}
-    assert len(second) < 1000
+    with open_manager(hosts, ncpus=1) as wm:
+        assert wm.wait_for_hosts(PATIENCE)
+        (*_, failure, _) = wm.process(fail, range(4), on_error="collect", chunk_size=1)
+        assert failure is wm.report.failures[0]
+    lines = failure.output.split("\n")
+    assert "working on 2" in lines
+    (long,) = [line for line in lines if set(line) == {"x"}]
+    assert len(long) < 1000
+
+
+class TestTails:
+    def test_lines_of_other_times_and_workers_are_not_taken(self):
+        tails, heard = Tails(lambda host, event: heard.append(event)), []
+        for host, pid, text in ("h1", 7, "old"), ("h1", 8, "of another"), ("h2", 7, "elsewhere"):
+            tails.hear(host, {"kind": "stdout", "pid": pid, "text": text})
+        tails._lines["h1", 7][0] = (time.time() - 100, "old")
+        tail = tails.about("h1", 7, 1.0)
+        tails.hear("h1", {"kind": "stderr", "pid": 7, "text": "late"})
+        record = {"levelname": "WARNING", "name": "fit", "msg": "no %s", "args": ("way",)}
+        tails.hear("h1", {"kind": "log", "pid": 7, "record": record})
+        assert (tail.text, tail.closed, len(heard)) == ("", False, 5)
+        tails.close()
+        assert tail.text == "late\nWARNING fit: no way"
+
+    def test_what_comes_later_does_not_push_lines_out(self):
+        tails = Tails(lambda host, event: None)
+        tails.hear("h1", {"kind": "stdout", "pid": 7, "text": "mine"})
+        tail = tails.about("h1", 7, 1.0)
+        tail.end = time.time() - 1e-6
+        tail.begin -= 1
+        tails._lines["h1", 7][0] = (tail.end - 1e-3, "mine")
+        for number in range(100):
+            tails.hear("h1", {"kind": "stdout", "pid": 7, "text": str(number)})
+        assert tail.text == "mine"
 
 
 # What the format wants of each kind of event, by

@@ -20,7 +20,7 @@ from typing import Any
 
 from ostap_parallel import __version__
 from ostap_parallel.cli import connect as tunnels
-from ostap_parallel.cli import do, do_options, jobs, sync_dirs
+from ostap_parallel.cli import do, do_options, jobs, report, sync_dirs, top
 from ostap_parallel.cli.completion import complete
 from ostap_parallel.cli.examples import epilog
 from ostap_parallel.cli.run import ProgramParser, add_arguments, run
@@ -33,7 +33,6 @@ from ostap_parallel.errors import (
     ServersUnavailable,
     see,
 )
-from ostap_parallel.runs.checkpoint import read_summary
 from ostap_parallel.runs.report import relay
 from ostap_parallel.supply.private import control_directory
 from ostap_parallel.supply.source import HostStatus
@@ -152,13 +151,6 @@ def _tell(hosts: Iterable[HostStatus]) -> None:
         print(f"{host.name}: {where}", file=sys.stderr)
 
 
-def report(args: argparse.Namespace) -> int:
-    """Print what a checkpoint tells of its runs."""
-    summary = read_summary(args.file)
-    print(summary)
-    return int(not summary.complete or summary.failed > 0)
-
-
 def _load_hosts(args: argparse.Namespace) -> tuple[HostConfig, ...]:
     found = _load(args).hosts
     if not found:
@@ -238,10 +230,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_others(commands: Any) -> None:
-    text = "tell how far the runs are that a checkpoint belongs to, and what failed"
-    command = commands.add_parser("report", help=text, description=text)
-    command.set_defaults(run=report, verbose=False)
-    command.add_argument("file", metavar="FILE", help="the checkpoint")
+    _add_views(commands)
     text = "have a port here lead to one of a host, until ENTER"
     command = commands.add_parser("connect", help=text, description=text)
     command.set_defaults(run=tunnels.connect)
@@ -254,6 +243,21 @@ def _add_others(commands: Any) -> None:
         command = commands.add_parser(name, help=text, description=text)
         command.set_defaults(run=room.run)
         room.add_arguments(command.add_argument)
+
+
+def _add_views(commands: Any) -> None:
+    """Add what tells of runs."""
+    text = "tell what a checkpoint or a job log knows: how far its runs are, and what failed"
+    command = commands.add_parser("report", help=text, description=text)
+    command.set_defaults(run=report.report, verbose=False)
+    report.add_arguments(command.add_argument)
+    for look, text in (
+        (top.top, "show what your runs are doing: hosts, workers, items, rate, time left"),
+        (top.status, "print once what your runs are doing"),
+    ):
+        command = commands.add_parser(look.__name__, help=text, description=text)
+        command.set_defaults(run=look, verbose=False)
+        top.add_arguments(command.add_argument, look is top.top)
 
 
 def _new_parser(**how: Any) -> argparse.ArgumentParser:

@@ -37,7 +37,17 @@ ostap-parallel connect h1 8888                 # localhost:34567 leads to localh
 ostap-parallel connect --reverse h1 5432       # a port of h1 leads to 5432 here
 """,
     "report": """
-ostap-parallel report run.db
+ostap-parallel report run.db                   # how far are the runs, what failed?
+ostap-parallel report run.db --html            # a page for a browser: run.db.html
+ostap-parallel report jobs.log --html jobs.html
+""",
+    "top": """
+ostap-parallel top                             # all runs of yours here, every second
+ostap-parallel top -s 10 run.db                # a run by its checkpoint, from anywhere
+""",
+    "status": """
+ostap-parallel status
+ostap-parallel status --json | jq '.[].left'
 """,
     "jobs": """
 ostap-parallel jobs                            # what runs there are here, and how far they are

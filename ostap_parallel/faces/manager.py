@@ -24,7 +24,6 @@ from ostap_parallel.logs import logger_of
 from ostap_parallel.runs.checkpoint import Checkpoint
 from ostap_parallel.runs.display import Shown, show_as, title_of
 from ostap_parallel.runs.dump import Database, Dump
-from ostap_parallel.runs.history import Tails
 from ostap_parallel.runs.ordering import HELD_BYTES
 from ostap_parallel.runs.outcome import Batch, Outcome
 from ostap_parallel.runs.placed import PlacedRun
@@ -33,10 +32,14 @@ from ostap_parallel.runs.recorder import ListTask, OnError, Recorder
 from ostap_parallel.runs.report import Report, relay
 from ostap_parallel.runs.run import Run
 from ostap_parallel.runs.shapes import as_merger, as_task
+from ostap_parallel.runs.snapshot import Snapshots
 from ostap_parallel.runs.stream import Results, in_thread
+from ostap_parallel.runs.tails import Tails
 from ostap_parallel.runs.task import Collector, FuncTask, GenericTask, Merger, Task, TaskMerger
 from ostap_parallel.runs.trust import DEFAULT_RULES, HostRules
 from ostap_parallel.supply.source import HostStatus
+from ostap_parallel.views.live import runs, telling
+from ostap_parallel.views.screen import NOTHING, text_of
 from ostap_parallel.views.timeline import Timeline
 from ostap_parallel.worker import standin
 from ostap_parallel.worker.execute import Call
@@ -208,6 +211,13 @@ class WorkManager(Shown):
 
             self._pool = ParallelPool(executor=self._owned)
         return self._pool
+
+    def top(self) -> None:
+        """Print what runs of yours are doing now, by any process of yours on this machine.
+
+        ``ostap-parallel top`` shows it in another terminal, again and again.
+        """
+        print("\n".join(map(text_of, runs())) or NOTHING)
 
     def wait_for_hosts(self, timeout: float | None = None) -> bool:
         """Wait until every host is up or has failed; return whether all are up.
@@ -412,7 +422,8 @@ class WorkManager(Shown):
             hosts = [] if self._owned is None else self._owned.hosts
             lost = {host.name: host.lost for host in hosts}
             try:
-                yield recorder
+                with telling(Snapshots(run, reporter, title).look):
+                    yield recorder
             except KeyboardInterrupt as exc:
                 show_as(exc, f"interrupted: {self.report.summary}")
                 if (ran := recorder.report.ran) and not self._silent:
@@ -420,6 +431,7 @@ class WorkManager(Shown):
                 raise
             finally:
                 self.backend.flush()
+                self._tails.close()
                 recorder.report.hosts = [host.since(lost.get(host.name, 0)) for host in hosts]
         report = recorder.report
         if failed := report.failed_in_short() if self._silent else report.failed_in_groups():

@@ -26,6 +26,7 @@ from ostap_parallel.errors import CheckpointError, SerializeError, see
 from ostap_parallel.logs import logger_of
 from ostap_parallel.objects import serialize
 from ostap_parallel.runs.database import (
+    TIMELINE,
     check_kind,
     damaged,
     insert,
@@ -40,7 +41,9 @@ from ostap_parallel.runs.database import connect as _connect
 from ostap_parallel.runs.database import prepare as _prepare
 from ostap_parallel.runs.identity import Digester, identity_of, name_of
 from ostap_parallel.runs.outcome import Outcome
-from ostap_parallel.runs.report import Failure, StatMerger, describe, duration
+from ostap_parallel.runs.report import Failure, StatMerger, describe
+from ostap_parallel.views.timeline import Timeline
+from ostap_parallel.views.words import duration
 from ostap_parallel.worker.execute import Call
 
 logger = logger_of(__name__)
@@ -132,11 +135,13 @@ class Journal:
         self._closing = threading.Event()
         self._writer = threading.Thread(target=self._write, name="checkpoint", daemon=True)
         self._failure: CheckpointError | None = None
+        self.timeline: Timeline | None = None
 
     def begin(self, call: Call, total: int | None) -> None:
         """Check that stored results are those of `call`, and note that a run begins."""
         self._start = time.monotonic()
         with transaction(self._database) as execute:
+            execute(TIMELINE)
             identity = identity_of(call)
             self._check_identity(execute, identity)
             about = name_of(call.function), total
@@ -165,6 +170,7 @@ class Journal:
         if changed and self._on_change == "rerun":
             execute("DELETE FROM outcome")
             execute("DELETE FROM session")
+            execute("DELETE FROM timeline")
         execute("UPDATE run SET identity = ?, seal = ?", _sealed(new))
 
     def _refusal(self, reason: str, are_values: bool = False) -> CheckpointError:
@@ -252,6 +258,9 @@ class Journal:
                 insert(self._database, rows)
                 passed = time.monotonic() - self._start, self._read, self._session
                 execute("UPDATE session SET seconds = ?, submitted = ? WHERE rowid = ?", passed)
+                if self.timeline is not None and (news := self.timeline.news()):
+                    row = self._session, news
+                    execute("INSERT INTO timeline VALUES (?, ?, ?)", (*row, seal_of(row)))
             for _ in rows:  # not before they are written: what an interrupt stops is done again
                 self._waiting.popleft()
             self._bytes = 0

@@ -31,6 +31,8 @@ _SCHEMA = (
     "CREATE TABLE outcome (item INTEGER PRIMARY KEY, digest BLOB, value BLOB, error TEXT,"
     " traceback TEXT, host TEXT, seconds REAL, seal BLOB)",
 )
+# When each item ran, in parts as they came. Files that have been begun before do not have it.
+TIMELINE = "CREATE TABLE IF NOT EXISTS timeline (session INTEGER, data BLOB, seal BLOB)"
 _INSERT = "INSERT OR REPLACE INTO outcome VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 _COLUMNS = "item, digest, value, error, traceback, host, seconds, seal"
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from ostap_parallel.views.timeline import Timeline
 from ostap_parallel.worker.execute import Call
 
 
@@ -80,7 +81,15 @@ class Combined(Batch):
 
 
 class Journal(Protocol):
-    """Keeps the outcomes of a run, so that a later run can go on with them."""
+    """Keeps the outcomes of a run, so that a later run can go on with them.
+
+    Attributes
+    ----------
+    timeline
+        It is kept, too, if there is one.
+    """
+
+    timeline: Timeline | None
 
     def find(self, index: int, item: Any) -> Outcome | None:
         """Return the outcome of an item if an earlier run has got it."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
-from ostap_parallel.runs.report import duration
+from ostap_parallel.views.words import duration
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -70,7 +70,7 @@ class ProgressReporter:
         parts = [f"{self.done}{of_total} items"]
         if self.ended:
             parts[0] += f" in {duration(self.elapsed)}"
-        elif rate := self._rate():
+        elif rate := self.rate():
             parts.append(f"{rate:.1f}/s" if rate >= 0.1 else f"{duration(1 / rate)}/item")
             if self.total is not None and self.total > self.done:
                 parts.append(f"{duration(max(1, round((self.total - self.done) / rate)))} left")
@@ -80,7 +80,7 @@ class ProgressReporter:
             parts.append(workers)
         return ", ".join(parts)
 
-    def _rate(self) -> float:
+    def rate(self) -> float:
         """Return items per second, lately: hosts join and leave."""
         now, done, samples = self.elapsed, self.done, self._samples
         if done > samples[-1][1] and now - samples[-1][0] >= 1:

@@ -10,11 +10,12 @@ from typing import Any, Literal
 from ostap_parallel.errors import WorkerLost, add_note
 from ostap_parallel.runs.display import caller, show_as
 from ostap_parallel.runs.dump import Dump
-from ostap_parallel.runs.history import History, Tails
+from ostap_parallel.runs.history import History
 from ostap_parallel.runs.outcome import Batch, Combined, Outcome
 from ostap_parallel.runs.progress import ProgressReporter
 from ostap_parallel.runs.report import Failure, Report
 from ostap_parallel.runs.run import Run
+from ostap_parallel.runs.tails import Tails
 from ostap_parallel.runs.task import Task
 from ostap_parallel.views.timeline import Timeline
 

@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -22,10 +21,13 @@ from ostap_parallel.errors import last_words
 from ostap_parallel.objects.serialize import name_and_text
 from ostap_parallel.runs.display import Shown
 from ostap_parallel.runs.outcome import Batch, Outcome
+from ostap_parallel.runs.tails import Tail
 from ostap_parallel.runs.timing import Slow, Slowest, Times
 from ostap_parallel.views.groups import Group, groups_of
+from ostap_parallel.views.page import BARS, Facts, page_of
 from ostap_parallel.views.timeline import Timeline
 from ostap_parallel.views.trace import trace_of
+from ostap_parallel.views.words import duration
 
 if TYPE_CHECKING:
     from ostap_parallel.supply.source import HostStatus
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 _COUNTS = ("submitted", "merged", "failed", "retried", "resumed", "wall", "complete")
 _COLUMNS = (
     *("host", "state", "note", "jobs", "failed", "seconds"),
-    *("shortest", "median", "longest", "lost", "error"),
+    *("shortest", "median", "longest", "lost", "error", "start"),
 )
 _MAX_REPR = 200
 _MAX_FAILURES = 10  # shown by a report; all of them are in its list
@@ -183,8 +185,8 @@ class Failure:
         The worker that had it last.
     attempts
         How often it was tried.
-    output
-        What its worker has printed last, for this item and for others that were sent with it.
+    tail
+        Where its `output` comes from, which is known when the run has ended.
     """
 
     index: int
@@ -194,15 +196,20 @@ class Failure:
     host: str
     pid: int
     attempts: int
-    output: str = ""
+    tail: Tail | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def output(self) -> str:
+        """What its worker has printed last, for this item and, about then, for others."""
+        return self.tail.text if self.tail is not None else ""
 
     @classmethod
-    def of(cls, outcome: Outcome, output: str = "") -> Failure:
+    def of(cls, outcome: Outcome, tail: Tail | None = None) -> Failure:
         """Return the failure that an outcome is."""
         assert outcome.error is not None
         worker = outcome.host or "local", outcome.pid, outcome.attempts
         item = describe(outcome.item)
-        return cls(outcome.index, item, outcome.error, outcome.traceback, *worker, output)
+        return cls(outcome.index, item, outcome.error, outcome.traceback, *worker, tail)
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as plain data."""
@@ -406,12 +413,15 @@ class Report(Shown):
         return "\n".join(lines)
 
     def save(self, file: str | os.PathLike[str]) -> None:
-        """Write it to a file: JSON or CSV by its ending, text otherwise.
+        """Write it to a file: HTML, JSON or CSV by its ending, text otherwise.
 
-        JSON has all of it but the result; CSV has a line for each host. Raises OSError.
+        HTML is a page for a browser, with the plots that the extra ``plots`` makes possible. JSON
+        has all of it but the result; CSV has a line for each host. Raises OSError.
         """
         path = Path(file).expanduser()
         match path.suffix.lower():
+            case ".html" | ".htm":
+                text = page_of(self.facts())
             case ".json":
                 text = json.dumps(self.as_dict(), indent=1) + "\n"
             case ".csv":
@@ -423,6 +433,28 @@ class Report(Shown):
             case _:
                 text = f"{self}\n"
         path.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+    def facts(self) -> Facts:
+        """Return what its page tells."""
+        timeline = self.timeline
+        title = (timeline.name if timeline is not None else "") or "A run"
+        numbers = {name: str(getattr(self, name)) for name in _COUNTS[:2]}
+        numbers["failed"] = str(self.failed)
+        if unfinished := self.submitted - self.merged - self.failed:
+            numbers["unfinished"] = str(unfinished)
+        numbers |= {"retried": str(self.retried), "from the checkpoint": str(self.resumed)}
+        numbers |= {"time": duration(self.wall), "gain": f"{self.gain:.2f}"}
+        if self.wall:
+            numbers["items per second"] = f"{self.stats.njobs / self.wall:.4g}"
+        return Facts(
+            title=title if self.complete else f"{title} (not complete)",
+            numbers=numbers,
+            hosts=self._host_rows(),
+            failures=[failure.as_dict() for failure in self.failures],
+            slowest=list(map(str, self.slowest)),
+            running=list(map(str, self.running)),
+            picture=None if timeline is None else timeline.picture(BARS, self.wall),
+        )
 
     def trace(self, file: str | os.PathLike[str]) -> None:
         """Write when each item ran, and where, as Chrome trace events in JSON.
@@ -464,6 +496,7 @@ class Report(Shown):
             values += [times.least, times.median, times.most] if times else [None] * 3
             values += [state.lost if state else 0]
             values += [str(state.error) if state and state.error else ""]
+            values += [state.seconds if state else None]
             rows.append(dict(zip(_COLUMNS, values, strict=True)))
         return rows
 
@@ -498,15 +531,6 @@ def describe(obj: object) -> str:
     short = reprlib.Repr()  # cheap also for huge containers, of which it looks at the ends only
     short.maxstring = short.maxother = _MAX_REPR
     return _one_line(obj, short.repr)
-
-
-def duration(seconds: float) -> str:
-    """Return a time in few characters, e.g. ``1.5 ms``, ``43.1 s``, ``2:05:00``."""
-    if seconds < 1:
-        return f"{seconds * 1e3:.3g} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.0f} us"
-    if seconds < 99.95:
-        return f"{seconds:.3g} s"
-    return str(timedelta(seconds=round(seconds)))
 
 
 def _one_line(obj: Any, to_text: Any) -> str:

@@ -113,6 +113,7 @@ class Run:
     held_bytes: float = HELD_BYTES
     window: int | None = None
     heard: Callable[[Future[Any], Chunk], object] = lambda done, chunk: None
+    journal: Journal | None = None  # once it is open
 
     _again: deque[list[Item]] = field(default_factory=deque)  # chunks to be run again
     _unsent: deque[Outcome] = field(default_factory=deque)  # known without being sent
@@ -120,7 +121,6 @@ class Run:
     _pinned: dict[Future[Any], frozenset[str]] = field(default_factory=dict)  # that run, to hosts
     _news: queue.SimpleQueue[Future[Any] | None] = field(default_factory=queue.SimpleQueue)
     _cache: dict[type, bytes] = field(default_factory=dict)
-    _journal: Journal | None = None
     _next: int = 0  # index of the next item to be read
     _exhausted: bool = False
     _is_cancelled: bool = False
@@ -191,8 +191,8 @@ class Run:
             arriving = self._as_they_come()
             if self.checkpoint is not None:
                 opened = self.checkpoint.open(self.call, self.total)
-                self._journal = leaving.enter_context(opened)
-                arriving = keep(self._journal, arriving)
+                self.journal = leaving.enter_context(opened)
+                arriving = keep(self.journal, arriving)
             try:
                 yield from self._ordering.in_order(arriving) if self.ordered else arriving
             except RuntimeError:  # the executor was shut down, too
@@ -323,7 +323,7 @@ class Run:
 
     def _add(self, packing: Packing, index: int, value: Any) -> None:
         """Pack an item; if there is an outcome without sending it, queue that."""
-        if self._journal is not None and (known := self._journal.find(index, value)):
+        if self.journal is not None and (known := self.journal.find(index, value)):
             self._unsent.append(known)
             return
         try:

@@ -11,8 +11,9 @@ from ostap_parallel.engine.backend import Backend
 from ostap_parallel.errors import see
 from ostap_parallel.logs import logger_of
 from ostap_parallel.runs.chunking import Chunk
-from ostap_parallel.runs.report import Running, describe, duration
+from ostap_parallel.runs.report import Running, describe
 from ostap_parallel.runs.timing import Times
+from ostap_parallel.views.words import duration
 
 logger = logger_of(__name__)
 

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Iterator
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
+
+CLASSES = 20
+SHORTEST = 1e-6  # seconds; what takes less counts as this
 
 
 class Fate(enum.Enum):
@@ -20,13 +25,17 @@ class Fate(enum.Enum):
 
 
 class Lane(NamedTuple):
-    """A worker. Commands have no process id of one: their lanes are numbered."""
+    """A worker. Where its process is not known, `pid` is negative: lanes are numbered."""
 
     host: str
     pid: int
 
-    def __str__(self) -> str:
-        return f"{self.host} {self.pid}"
+    @property
+    def pid_text(self) -> str:
+        """The worker on its host, in words."""
+        if not self.pid:
+            return "a worker that is not known"
+        return f"pid {self.pid}" if self.pid > 0 else f"slot {-self.pid}"
 
 
 class Bar(NamedTuple):
@@ -76,6 +85,10 @@ class Picture:
         Number of items of which nothing was kept.
     end
         Seconds from the start until the last of it.
+    least
+        Seconds; neighbours that are shorter stand together. 0: none do.
+    times
+        By host, how many items took how long: the number of each class of `class_of`.
     """
 
     name: str
@@ -87,16 +100,22 @@ class Picture:
     items: int = 0
     beyond: int = 0
     end: float = 0.0
+    least: float = 0.0
+    times: dict[str, Counter[int]] = field(default_factory=dict)
 
     def fill(self, bars: Iterable[Bar], least: float) -> None:
-        """Take bars; what would be shorter than `least` seconds stands together."""
+        """Take bars; neighbours that are shorter than `least` seconds stand together."""
+        self.least = least
         for bar in together(self._counted(bars), least):
             self.bars.append(bar)
             self.end = max(self.end, bar.end)
 
     def _counted(self, bars: Iterable[Bar]) -> Iterator[Bar]:
+        times = [self.times.setdefault(lane.host, Counter()) for lane in self.lanes]
         for bar in bars:
             self.items += bar.items
+            if bar.items == 1 and bar.fate is not Fate.LOST:
+                times[bar.lane][class_of(bar.end - bar.begin)] += 1
             yield bar
 
     @property
@@ -104,9 +123,57 @@ class Picture:
         """Whether some bars stand for several items."""
         return any(bar.items > 1 for bar in self.bars)
 
+    def rates(self, number: int) -> list[float]:
+        """Return how many items ended per second in each of so many equal parts of the time."""
+        width = self.end / number
+        if not width:
+            return [0.0] * number
+        counts = [0.0] * number
+        for bar in self.bars:
+            if bar.items == 1 or bar.end <= bar.begin:
+                counts[min(int(bar.end / width), number - 1)] += bar.items
+                continue
+            # several that stand together have ended one after another
+            begin, end = bar.begin / width, min(bar.end / width, number)
+            for part in range(int(begin), math.ceil(end)):
+                share = (min(end, part + 1) - max(begin, part)) / (end - begin)
+                counts[min(part, number - 1)] += bar.items * share
+        return [count / width for count in counts]
+
     def order(self) -> list[int]:
         """Return the positions of the lanes by host and process."""
         return sorted(range(len(self.lanes)), key=lambda lane: self.lanes[lane])
+
+
+def in_a_row(pictures: Sequence[Picture]) -> Picture:
+    """Return one picture of several runs, one behind the other, without the time between them."""
+    first = pictures[0]
+    if len(pictures) == 1:
+        return first
+    lanes: dict[Lane, int] = {}
+    functions: dict[str, int] = {}
+    found = Picture(first.name, first.start, [], [])
+    found.least = max(picture.least for picture in pictures)
+    for picture in pictures:
+        shift = found.end
+        for bar in picture.bars:
+            lane = lanes.setdefault(picture.lanes[bar.lane], len(lanes))
+            function = functions.setdefault(picture.functions[bar.function], len(functions))
+            begin, end = bar.begin + shift, bar.end + shift
+            found.bars.append(bar._replace(lane=lane, function=function, begin=begin, end=end))
+        found.events += (one._replace(seconds=one.seconds + shift) for one in picture.events)
+        for host, times in picture.times.items():
+            found.times.setdefault(host, Counter()).update(times)
+        found.items += picture.items
+        found.beyond += picture.beyond
+        found.end = shift + picture.end
+    found.lanes, found.functions = list(lanes), list(functions)
+    return found
+
+
+def class_of(seconds: float) -> int:
+    """Return the class of a time: there are `CLASSES` to a power of ten."""
+    return math.floor(CLASSES * math.log10(max(seconds, SHORTEST)))
 
 
 def together(bars: Iterable[Bar], least: float) -> Iterator[Bar]:

@@ -7,6 +7,7 @@ item by item before somebody wants to see it.
 from __future__ import annotations
 
 import copy
+import json
 import struct
 import threading
 import time
@@ -37,6 +38,16 @@ class _Chunk(NamedTuple):
     fate: int
 
 
+class _Told(NamedTuple):
+    """How much of each column has been given by `news`."""
+
+    chunks: int = 0
+    failed: int = 0
+    seconds: int = 0
+    workers: int = 0
+    events: int = 0
+
+
 class Timeline:
     """When the items of a run began and ended, and where.
 
@@ -64,6 +75,7 @@ class Timeline:
         self._scattered: dict[int, array[int]] = {}  # indices of chunks, unless they are a range
         self._workers: dict[tuple[str, int], int] = {}
         self._ahead: dict[str, float] = {}  # how far a host's clock is ahead of ours, at most
+        self._told = _Told()
 
     def __getstate__(self) -> dict[str, Any]:
         with self._lock:
@@ -139,6 +151,50 @@ class Timeline:
         """Note what becomes of a host now, from any thread."""
         self.events.append(Event(time.time() - self.start, host, state, reason))
 
+    def news(self) -> bytes:
+        """Return what has come since the last call, for `take` of another one; empty: nothing."""
+        with self._lock:
+            columns = self._chunks, self._failed, self._seconds, self._workers, self.events
+            old, new = self._told, _Told(*(len(column) for column in columns))
+            if old == new:
+                return b""
+            self._told = new
+            chunks = bytes(self._chunks[old.chunks :])
+            first = old.chunks // _CHUNK.size
+            scattered = {n: list(self._scattered[n]) for n in self._scattered if n >= first}
+            head = {
+                "name": self.name,
+                "start": self.start,
+                "beyond": self.beyond,
+                "ahead": self._ahead,
+                "workers": list(self._workers)[old.workers :],
+                "events": self.events[old.events :],
+                "scattered": list(scattered.items()),
+                "sizes": [len(chunks), new.failed - old.failed],
+            }
+            text = json.dumps(head).encode()
+            failed = bytes(self._failed[old.failed :])
+            seconds = self._seconds[old.seconds :].tobytes()
+        return b"".join((len(text).to_bytes(4, "little"), text, chunks, failed, seconds))
+
+    def take(self, news: bytes) -> None:
+        """Add what `news` has given; raises ValueError if it is something else."""
+        try:
+            end = 4 + int.from_bytes(news[:4], "little")
+            head = json.loads(news[4:end])
+            chunks, failed = (int(size) for size in head["sizes"])
+            self.name, self.start = str(head["name"]), float(head["start"])
+            self.beyond, self._ahead = int(head["beyond"]), dict(head["ahead"])
+            self.events += (Event(*event) for event in head["events"])
+            for host, pid in head["workers"]:
+                self._workers[str(host), int(pid)] = len(self._workers)
+            self._scattered.update((n, array("q", indices)) for n, indices in head["scattered"])
+            self._chunks += news[end : end + chunks]
+            self._failed += news[end + chunks : end + chunks + failed]
+            self._seconds.frombytes(news[end + chunks + failed :])
+        except (KeyError, TypeError) as exc:
+            raise ValueError(f"no part of a timeline: {exc}") from exc
+
     def picture(self, most: int = 0, end: float | None = None) -> Picture:
         """Return what is to be seen of it.
 
@@ -150,28 +206,29 @@ class Timeline:
         end
             Seconds since the start until the run ended.
         """
-        lanes = [Lane(host, pid) for host, pid in self._workers]
+        lanes = [Lane(host, pid) for host, pid in list(self._workers)]
         picture = Picture(self.name, self.start, lanes, [self.name], list(self.events))
         least = sum(self._seconds) / most if most and len(self._seconds) > most else 0.0
-        picture.fill(self._bars(), least)
+        picture.fill(self._bars(lanes), least)
         picture.beyond = self.beyond
         picture.end = max(picture.end, end or 0.0)
         return picture
 
-    def _bars(self) -> Iterator[Bar]:
+    def _bars(self, lanes: Sequence[Lane]) -> Iterator[Bar]:
         """Yield a bar for each item, or for each chunk that was lost, and for waiting."""
         with self._lock:
             data = bytes(self._chunks)
         chunks = list(map(_Chunk._make, _CHUNK.iter_unpack(data)))
         failed = self._fates(chunks)
-        hosts = [host for host, _ in self._workers]
-        ends = [0.0] * len(hosts)  # of what each worker has done so far
+        ends = [0.0] * len(lanes)  # of what each worker has done so far
         position = 0
         for number, chunk in enumerate(chunks):
             worker, heard = chunk.worker, chunk.heard - self.start
             free = max(ends[worker], chunk.made - self.start)
             if chunk.fate != _DONE:
                 fate = Fate.LOST if chunk.fate == _LOST else Fate.STOPPED
+                if not lanes[worker].pid:  # several may be lost with one host
+                    free = chunk.made - self.start
                 yield Bar(worker, min(free, heard), heard, chunk.first, chunk.size, fate)
                 ends[worker] = max(heard, free)
                 continue
@@ -179,7 +236,7 @@ class Timeline:
             position += chunk.size
             now = heard - sum(seconds)
             if chunk.begun:
-                now = chunk.begun - self._ahead.get(hosts[worker], 0.0) - self.start
+                now = chunk.begun - self._ahead.get(lanes[worker].host, 0.0) - self.start
             now = max(now, free)
             if now > free:
                 yield Bar(worker, free, now, chunk.first, 0, Fate.WAITING)

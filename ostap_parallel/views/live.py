@@ -1,0 +1,166 @@
+"""Runs of this user that are going on, told of through sockets in private directories.
+
+A run that takes longer than a moment is told of by its process: a directory that only its user can
+enter holds a socket, and who connects gets what there is to tell, as JSON, and no more. One thread
+of the process waits for that, and keeps nothing alive; with the last run the directory goes.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import os
+import socket
+import stat
+import struct
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from ostap_parallel.supply.private import control_directory
+
+# Seconds after which a run is told of: shorter ones are not worth a directory.
+DELAY = 1.0
+
+# Seconds that one side waits for the other.
+PATIENCE = 3.0
+
+_NAME = "run"  # of the socket in its directory
+_CREDENTIALS = struct.Struct("=3i")  # pid, uid, gid
+
+Look = Callable[[], dict[str, Any]]
+
+
+class Teller:
+    """Tells of the runs of this process."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._looks: list[Look] = []
+        self._opened = contextlib.ExitStack()
+        self._thread: threading.Thread | None = None
+
+    @contextlib.contextmanager
+    def telling(self, look: Look) -> Iterator[None]:
+        """Tell of a run during the block: what `look` returns whenever somebody asks."""
+        with self._changed:
+            self._looks.append(look)
+            self._changed.notify_all()
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(target=self._serve, name="live", daemon=True)
+                with contextlib.suppress(RuntimeError):  # at the exit of the interpreter
+                    self._thread.start()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._looks.remove(look)
+                self._changed.notify_all()
+                if not self._looks:
+                    self.close()
+
+    def close(self) -> None:
+        """Remove what others could connect to."""
+        self._opened.close()
+
+    def _serve(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._looks)
+                if self._changed.wait_for(lambda: not self._looks, DELAY):
+                    continue
+                try:
+                    server = self._open()
+                except OSError:  # a disk that is full, say: then nobody can look
+                    self._changed.wait_for(lambda: not self._looks)
+                    continue
+            with contextlib.suppress(OSError):  # closed by `telling`
+                while True:
+                    connection, _ = server.accept()
+                    with contextlib.suppress(OSError), connection:
+                        connection.settimeout(PATIENCE)
+                        if uid_of(connection) == os.getuid():
+                            connection.sendall(json.dumps(self._tell()).encode())
+
+    def _open(self) -> socket.socket:
+        with contextlib.ExitStack() as stack:
+            directory = stack.enter_context(control_directory())
+            server = stack.enter_context(socket.socket(socket.AF_UNIX))
+            server.bind(str(directory / _NAME))
+            server.listen()
+            stack.callback(_wake, server)
+            self._opened = stack.pop_all()
+        return server
+
+    def _tell(self) -> list[dict[str, Any]]:
+        told = []
+        for look in list(self._looks):
+            with contextlib.suppress(Exception):  # of a run that is just ending
+                told.append({"process": os.getpid(), **look()})
+        return told
+
+
+teller = Teller()
+atexit.register(teller.close)
+
+
+def _forget() -> None:
+    """In a fork: the thread and the runs are those of the other process."""
+    global teller
+    teller = Teller()
+
+
+os.register_at_fork(after_in_child=_forget)
+
+
+def telling(look: Look) -> contextlib.AbstractContextManager[None]:
+    """Tell of a run during a block; see `Teller.telling`."""
+    return teller.telling(look)
+
+
+def _wake(server: socket.socket) -> None:
+    """Wake who waits for connections: closing alone does not."""
+    with contextlib.suppress(OSError):
+        server.shutdown(socket.SHUT_RDWR)
+
+
+def uid_of(connection: socket.socket) -> int:
+    """Return the user at the other end of a connection."""
+    data = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    return int(_CREDENTIALS.unpack(data)[1])
+
+
+def runs() -> list[dict[str, Any]]:
+    """Return what the runs of this user on this machine tell, the oldest first."""
+    found: list[dict[str, Any]] = []
+    for path in sorted(_sockets()):
+        with contextlib.suppress(
+            OSError, ValueError
+        ):  # one that is just ending, or has been killed
+            found += _ask(path)
+    return sorted(found, key=lambda run: run.get("started", 0.0))
+
+
+def _sockets() -> Iterator[Path]:
+    """Yield sockets in directories that nobody else can enter."""
+    for parent in {tempfile.gettempdir(), "/tmp"}:
+        for path in Path(parent).glob(f"ostap-parallel-*-*/{_NAME}"):
+            with contextlib.suppress(OSError):
+                directory = path.parent.lstat()
+                is_private = stat.S_IMODE(directory.st_mode) & 0o077 == 0
+                if directory.st_uid == os.getuid() and is_private:
+                    yield path
+
+
+def _ask(path: Path) -> list[dict[str, Any]]:
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(PATIENCE)
+        client.connect(str(path))
+        if uid_of(client) != os.getuid():
+            return []
+        with client.makefile("rb") as file:
+            told = json.load(file)
+    return [run for run in told if isinstance(run, dict)]

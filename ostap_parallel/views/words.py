@@ -1,0 +1,14 @@
+"""Numbers in words, as all views write them."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+
+def duration(seconds: float) -> str:
+    """Return a time in few characters, e.g. ``1.5 ms``, ``43.1 s``, ``2:05:00``."""
+    if seconds < 1:
+        return f"{seconds * 1e3:.3g} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.0f} us"
+    if seconds < 99.95:
+        return f"{seconds:.3g} s"
+    return str(timedelta(seconds=round(seconds)))

@@ -1,0 +1,252 @@
+"""Runs that are looked at from outside while they go on."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pty
+import re
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import functions
+import pytest
+from helpers import open_manager, wait_until
+
+from ostap_parallel import WorkManager
+from ostap_parallel.cli import main
+from ostap_parallel.views import live
+from ostap_parallel.views.screen import text_of
+
+PATIENCE = 30.0
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch):
+    monkeypatch.setattr(live, "DELAY", 0.05)
+
+
+@contextlib.contextmanager
+def going_on(wm, function, items, **options):
+    """Have a run go on in a thread during the block."""
+    taking = threading.Thread(target=wm.process, args=[function, items], kwargs=options)
+    taking.start()
+    try:
+        yield
+    finally:
+        taking.join(PATIENCE)
+        assert not taking.is_alive()
+
+
+def here():
+    """Return the runs of this process."""
+    return [run for run in live.runs() if run["process"] == os.getpid()]
+
+
+def test_a_run_tells_what_it_does(hosts, tmp_path, capsys):
+    go = tmp_path / "go"
+
+    def nap(item):
+        deadline = time.monotonic() + 30
+        while item >= 4 and not go.exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return item
+
+    with open_manager(hosts, ncpus=1) as wm:
+        assert wm.wait_for_hosts(PATIENCE)
+        options = {"chunk_size": 1, "description": "naps"}
+        with going_on(wm, nap, range(10), **options):
+            try:
+                (run,) = wait_until(
+                    lambda: [
+                        run for run in here() if run["done"] == 4 and len(run["running"]) == 3
+                    ],
+                    PATIENCE,
+                    "three items run",
+                )
+                assert main(["status"]) == 0
+                text = capsys.readouterr().out
+                wm.top()
+                assert "naps: " in capsys.readouterr().out
+                assert main(["status", "--json"]) == 0
+                told = json.loads(capsys.readouterr().out)
+            finally:
+                go.touch()
+    assert (run["title"], run["total"], run["failed"]) == ("naps", 10, 0)
+    assert {host["host"]: (host["state"], host["workers"]) for host in run["hosts"]} == {
+        "local": ("up", 1),
+        "h1": ("up", 1),
+        "h2": ("up", 1),
+    }
+    assert all(one["index"] >= 4 and one["seconds"] >= 0 and one["pid"] for one in run["running"])
+    (own,) = [one for one in run["running"] if one["host"] == "local"]
+    assert own["memory"] > 1e6
+    assert "naps: 4/10 items in " in text
+    assert "h1: 1 of 1 workers busy" in text
+    assert [one["title"] for one in told if one["process"] == os.getpid()] == ["naps"]
+    wait_until(lambda: not here(), PATIENCE, "it is over")
+
+
+def test_two_runs_of_one_process(tmp_path):
+    go = tmp_path / "go"
+    with (
+        WorkManager(1, silent=True) as one,
+        WorkManager(1, silent=True) as two,
+        going_on(one, functions.wait_for, [go], description="one"),
+        going_on(two, functions.wait_for, [go], description="two"),
+    ):
+        try:
+            wait_until(lambda: len(here()) == 2, PATIENCE, "both tell")
+            assert {run["title"] for run in here()} == {"one", "two"}
+        finally:
+            go.touch()
+    assert here() == []
+
+
+def test_who_is_not_the_user_is_told_nothing(tmp_path, monkeypatch):
+    go = tmp_path / "go"
+    with WorkManager(1, silent=True) as wm, going_on(wm, functions.wait_for, [go]):
+        try:
+            wait_until(here, PATIENCE, "it tells")
+            (path,) = [path for path in live._sockets() if f"-{os.getpid()}-" in str(path)]
+            assert path.parent.stat().st_mode & 0o777 == 0o700
+            monkeypatch.setattr(live, "uid_of", lambda connection: os.getuid() + 1)
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(str(path))
+                assert client.recv(100) == b""
+            assert live.runs() == []
+            path.parent.chmod(0o750)
+            monkeypatch.undo()
+            assert path not in set(live._sockets())
+        finally:
+            go.touch()
+    assert not path.parent.exists()
+
+
+def test_short_runs_are_not_told_of(monkeypatch):
+    monkeypatch.setattr(live, "DELAY", 60.0)
+    with WorkManager(1, silent=True) as wm:
+        for _ in range(10):
+            wm.process(abs, range(10))
+            assert here() == []
+
+
+KILLED = """
+import sys
+from ostap_parallel import WorkManager
+from ostap_parallel.views import live
+import functions
+live.DELAY = 0.0
+with WorkManager(1, silent=True) as wm:
+    wm.process(functions.wait_for, [sys.argv[1]], description="to be killed")
+"""
+
+
+def test_what_a_killed_process_leaves_is_removed_by_the_next(tmp_path):
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    argv = [sys.executable, "-c", KILLED, str(tmp_path / "go")]
+    with subprocess.Popen(argv, env={**os.environ, "PYTHONPATH": path}) as process:
+        try:
+            wait_until(
+                lambda: [run for run in live.runs() if run["process"] == process.pid],
+                PATIENCE,
+                "it tells",
+            )
+        finally:
+            process.kill()
+    assert [run for run in live.runs() if run["process"] == process.pid] == []
+    go = tmp_path / "go"
+    with WorkManager(1, silent=True) as wm, going_on(wm, functions.wait_for, [go]):
+        wait_until(here, PATIENCE, "the next one tells")
+        go.touch()
+    assert not [path for path in live._sockets() if f"-{process.pid}-" in str(path)]
+
+
+def test_a_run_keeps_no_process_alive(tmp_path):
+    """An interpreter that ends in the middle of a run leaves no socket."""
+    script = """
+import os, sys, threading
+from ostap_parallel import WorkManager
+from ostap_parallel.views import live
+import functions
+live.DELAY = 0.0
+wm = WorkManager(1, silent=True)
+threading.Thread(target=wm.process, args=[functions.wait_for, [sys.argv[1]]], daemon=True).start()
+while not live.runs():
+    pass
+"""
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    argv = [sys.executable, "-c", script, str(tmp_path / "go")]
+    done = subprocess.run(argv, env={**os.environ, "PYTHONPATH": path}, timeout=PATIENCE)
+    assert done.returncode == 0
+    assert list(live._sockets()) == []
+
+
+def test_top_refreshes_in_a_terminal(tmp_path):
+    go = tmp_path / "go"
+    main_fd, terminal = pty.openpty()
+    with (
+        WorkManager(1, silent=True) as wm,
+        going_on(wm, functions.wait_for, [go], description="f"),
+    ):
+        try:
+            wait_until(here, PATIENCE, "it tells")
+            argv = [sys.executable, "-m", "ostap_parallel", "top", "-s", "0.05"]
+            environ = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100", "LINES": "30"}
+            environ["TERM"] = "xterm"
+            with subprocess.Popen(argv, stdout=terminal, stderr=terminal, env=environ) as shown:
+                text = ""
+                deadline = time.monotonic() + PATIENCE
+                while len(re.findall("0/1 items in", text)) < 2:  # again and again
+                    assert time.monotonic() < deadline, text
+                    if select.select([main_fd], [], [], 0.5)[0]:
+                        text += os.read(main_fd, 1 << 16).decode()
+                shown.send_signal(signal.SIGINT)
+                assert shown.wait(PATIENCE) == 0
+        finally:
+            go.touch()
+            os.close(terminal)
+            os.close(main_fd)
+    assert re.search(r"local\s+\S*up", text)
+    assert "item 0 (" in text
+
+
+def test_status_of_files(tmp_path, capsys):
+    file = tmp_path / "run.db"
+    with WorkManager(1, silent=True) as wm:
+        wm.process(abs, range(10), checkpoint=file)
+    log = tmp_path / "jobs.log"
+    log.write_text("Seq\tHost\n1\t:\t100.0\t2.0\t0\t0\t3\t0\tfalse\n")
+    assert main(["status", "--json", str(file), str(log)]) == 0
+    run, jobs = json.loads(capsys.readouterr().out)
+    assert (run["title"], run["done"], run["total"], run["failed"]) == ("abs", 10, 10, 0)
+    assert (jobs["title"], jobs["done"], jobs["failed"]) == ("jobs.log", 1, 1)
+    assert main(["top", str(log)]) == 0
+    assert capsys.readouterr().out.startswith("jobs.log: 1 items in 2 s")
+    assert main(["status", str(tmp_path / "none")]) == 2
+    assert main(["top", "-s", "0"]) == 2
+
+
+def test_without_runs_status_is_1(capsys, monkeypatch):
+    monkeypatch.setattr(live, "runs", list)
+    assert main(["status"]) == 1
+    assert "No run of yours is going on" in capsys.readouterr().out
+
+
+def test_texts_do_not_steer_a_terminal():
+    host = {"host": "\x1b[2J", "state": "queued", "for": 90.0, "lost": 1, "reason": "a\x07"}
+    one = {"index": 1, "item": "\x1b]0;", "count": 1, "host": "h", "pid": 1, "seconds": 1.0}
+    run = {"title": "f", "done": 1, "total": None, "seconds": 2.0, "rate": 0.01}
+    text = text_of({**run, "hosts": [host], "running": [one] * 20})
+    assert "\x1b" not in text
+    assert "?[2J: queued for 90 s, lost 1 x: a?" in text
+    assert "1 items in 2 s, 0:01:40/item" in text
+    assert "... and 5 more" in text
