@@ -302,6 +302,8 @@ class TestConfiguration:
         assert status == 0
         assert "[remote] key_filename means nothing here" in err
         assert "method mpirun: ssh is taken in its place" in err
+        _, err = self.run(tmp_path, "[remote]\nmethod = slurm_srun\n")
+        assert err == ""
 
     def test_a_log_file(self, tmp_path):
         status, _ = self.run(tmp_path, "[logging]\nlog_file = log\n", "-v")
@@ -313,6 +315,98 @@ class TestConfiguration:
         assert status == 1
         assert "pipeline.cfg" in err
         assert self.run(tmp_path, "", "-c", "none")[0] == 1
+
+
+class TestStates:
+    """Recipes go on after what they have finished."""
+
+    PROGRAM = """
+import os, sys
+from ostap_parallel.pipeline import ComputeJob, RemoteCommandRecipeMixIn, StatefulRecipe
+
+class recipe(StatefulRecipe, RemoteCommandRecipeMixIn):
+    def go(self):
+        super().go()
+        self._schedule_jobs([ComputeJob("localhost", "echo a >> marks; true")])
+        command = "run() { echo N >> marks; KILL test N != 1 || test -e good; }; run"
+        jobs = [ComputeJob("localhost", command.replace("N", str(n))) for n in range(3)]
+        self._schedule_jobs(jobs, max_per_node=1)
+        self.outputs["found"] = self.run_task("other", ["x"], answer=7)
+        return int(self.error.is_set())
+
+if __name__ == "__main__":
+    with open("pid", "w") as file:
+        file.write(str(os.getpid()))
+    sys.exit(recipe().main())
+"""
+    OTHER = """
+from ostap_parallel.pipeline import BaseRecipe
+
+class other(BaseRecipe):
+    def go(self):
+        super().go()
+        with open("marks", "a") as file:
+            file.write("task\\n")
+        self.outputs["inputs"] = [self.inputs["answer"], self.inputs["args"], self.inputs["size"]]
+        return 0
+"""
+
+    @pytest.fixture
+    def start(self, tmp_path):
+        (tmp_path / "other.py").write_text(self.OTHER)
+        (tmp_path / "tasks.cfg").write_text("[other]\nrecipe = other\nsize = 3\n")
+        (tmp_path / "pipeline.cfg").write_text("[DEFAULT]\ntask_files = [tasks.cfg]\n")
+
+        def start(*words, kill=""):
+            program = tmp_path / "recipe.py"
+            program.write_text(self.PROGRAM.replace("KILL", kill))
+            argv = [sys.executable, program, "-j", "x", *words]
+            done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True)
+            marks = (tmp_path / "marks").read_text().split()
+            (tmp_path / "marks").unlink()
+            return done.returncode, marks, done.stdout, done.stderr
+
+        return start
+
+    def test_what_has_failed_runs_again(self, start, tmp_path):
+        status, marks, _, err = start()
+        assert (status, marks) == (1, ["a", "0", "1", "2", "task"]), err
+        (tmp_path / "good").touch()
+        status, marks, out, err = start()
+        assert (status, marks) == (0, ["1"]), err
+        assert out == "Results:\nfound = {'inputs': [7, ['x'], '3']}\n"
+        (tmp_path / "x.state").unlink()
+        assert start()[1] == ["a", "0", "1", "2", "task"]
+
+    def test_one_that_was_killed_goes_on(self, start, tmp_path):
+        (tmp_path / "good").touch()
+        kill = "if [ N = 1 ] && mkdir dead; then kill -9 $(cat pid); sleep 64124; fi;"
+        assert start(kill=kill)[:2] == (-signal.SIGKILL, ["a", "0", "1"])
+        with (tmp_path / "x.state").open("ab") as file:
+            file.write(b"\0\0\0\x20half")
+        status, marks, _, err = start(kill=kill)
+        assert (status, marks) == (0, ["1", "2", "task"]), err
+
+    def test_what_is_no_state(self, start, tmp_path):
+        (tmp_path / "x.state").write_text("something")
+        (tmp_path / "marks").touch()
+        status, marks, _, err = start()
+        assert (status, marks) == (1, [])
+        assert "x.state is no state of a recipe" in err
+
+    def test_a_directory_for_jobs(self, start, tmp_path):
+        with (tmp_path / "pipeline.cfg").open("a") as file:
+            file.write("[layout]\njob_directory = jobs/x\n")
+        start()
+        assert (tmp_path / "jobs" / "x" / "statefile").is_file()
+
+    def test_the_report(self, start, tmp_path):
+        _, _, _, err = start("--report", "report.json", "-v")
+        rows = json.loads((tmp_path / "report.json").read_text())
+        assert [row["returncode"] for row in rows] == [0, 0, 1, 0]
+        assert all(row["memory"] > 0 and row["job_host"] == "localhost" for row in rows)
+        lines = [line.split()[4:] for line in err.splitlines() if " localhost " in line]
+        assert ["2", "localhost", "0"] in [line[:3] for line in lines]
 
 
 SEED = """\

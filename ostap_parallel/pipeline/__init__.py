@@ -14,10 +14,12 @@ from ostap_parallel.worker.node import LOFARnodeTCP as LOFARnodeTCP
 if TYPE_CHECKING:
     from ostap_parallel.pipeline.datamap import *  # noqa: F403
     from ostap_parallel.pipeline.recipe import *  # noqa: F403
+    from ostap_parallel.pipeline.tasks import *  # noqa: F403
 
 _NAMES = {
     "datamap": "DataMap DataMapError DataProduct MultiDataMap MultiDataProduct align_data_maps "
     "load_data_map store_data_map validate_data_maps",
+    "tasks": "PipelineRecipeFailed PipelineRecipeNotFound StatefulRecipe",
     "recipe": "BaseRecipe ComputeJob PipelineException PipelineQuit RemoteCommandRecipeMixIn",
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names.split()}

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -24,6 +24,7 @@ from ostap_parallel.commands.running import open_executor, run_as_completed
 from ostap_parallel.engine.names import HERE
 from ostap_parallel.errors import ConfigError, OstapParallelError
 from ostap_parallel.objects import serialize
+from ostap_parallel.pipeline.state import State
 from ostap_parallel.worker.node import NO_PORT
 from ostap_parallel.worker.reaper import PYTHON
 
@@ -40,8 +41,12 @@ MOST_BYTES = 100_000
 # Variables that jobs on hosts get from here, if they are set.
 SENT = ("LOFARROOT", "LOFARENV", "QUEUE_PREFIX")
 
-# Settings of [remote] that mean something here.
+# Settings of [remote] that mean something here, and what its methods are.
 REMOTE = {"max_per_node", "method"}
+METHODS = {
+    **{"ssh": "ssh", "local": "local", "srun": "srun", "slurm": "srun"},
+    **{"slurm_srun": "srun", "slurm_srun_cep3": "srun", "pbs_ssh": "ssh", "slurm_ssh": "ssh"},
+}
 
 
 class PipelineException(OstapParallelError):
@@ -110,6 +115,11 @@ class ComputeJob:
         )
 
     @property
+    def identity(self) -> tuple[Any, ...]:
+        """What makes it the same job when its recipe is run again."""
+        return self.id, self.host, self.command, self.arguments, self.resources
+
+    @property
     def name(self) -> str:
         """The name of its script, or program."""
         words = shlex.split(self.command)
@@ -150,6 +160,8 @@ class RemoteCommandRecipeMixIn:
     error: threading.Event
     config: configparser.ConfigParser
     outputs: dict[str, Any]
+    state: State | None
+    next_turn: Callable[[str], int]
     servers: Sequence[str] = ()
     settings: Mapping[str, Any] = {}
 
@@ -178,27 +190,53 @@ class RemoteCommandRecipeMixIn:
             max_per_node = self.config.getint("remote", "max_per_node")
         if max_per_node:
             self.logger.info("Limiting to %d simultaneous jobs/node", max_per_node)
-        method = self.config.get("remote", "method", fallback="ssh")
-        commands = []
+        method = METHODS.get(self.config.get("remote", "method", fallback="ssh"), "ssh")
+        turn, commands = self.next_turn("jobs"), []
+        left: dict[int, ComputeJob] = {}
         for number, job in pool.items():
             is_local = method == "local" or job.host in HERE
-            commands.append(job.as_command(number, is_local))
-            way = "as a process" if is_local else "with ssh"
+            command = job.as_command(number, is_local)
+            if self._is_finished(job, turn):
+                continue
+            commands.append(command)
+            left[len(left)] = job
+            way = "as a process" if is_local else f"with {method}"
             self.logger.debug("Dispatching command to %s %s", job.host, way)
-        busiest = max(Counter(job.host for job in pool.values()).values())
         try:
-            with _ending_by_sigterm():
-                self._run(commands, pool, max_per_node or min(MOST_JOBS, busiest))
+            if left:
+                busiest = max(Counter(job.host for job in left.values()).values())
+                with _ending_by_sigterm():
+                    self._run(commands, left, max_per_node or min(MOST_JOBS, busiest), turn)
         except KeyboardInterrupt:
             self.logger.warning("Processing interrupted: shutting down")
             self.error.set()
             raise PipelineQuit("it was interrupted") from None
-        self.outputs["return_json"] = json.dumps([_report(job) for job in pool.values()])
+        finally:
+            self._report(pool)
         return pool
 
+    def _is_finished(self, job: ComputeJob, turn: int) -> bool:
+        """Return whether a job was finished another time; if so, it has its results."""
+        state = getattr(self, "state", None)
+        found = state and state.get("job", turn, *job.identity)
+        if found:
+            job.results.update(found)
+            self.logger.debug("Job %d on %s is finished already", job.id, job.host)
+        return bool(found)
+
+    def _report(self, pool: Mapping[int, ComputeJob]) -> None:
+        """Have what became of jobs in the outputs, and as a table in the log."""
+        rows = [*json.loads(self.outputs.get("return_json", "[]")), *map(_report, pool.values())]
+        self.outputs["return_json"] = json.dumps(rows)
+        for line in table(list(map(_report, pool.values()))):
+            self.logger.info("%s", line)
+
     def _run(
-        self, commands: list[Command], pool: Mapping[int, ComputeJob], max_per_node: int
+        self, commands: list[Command], pool: Mapping[int, ComputeJob], max_per_node: int, turn: int
     ) -> None:
+        settings = dict(self.settings)
+        if METHODS.get(self.config.get("remote", "method", fallback="ssh")) == "srun":
+            settings.setdefault("way", "srun")
         needed = max(command.cores for command in commands)
         opened = open_executor(
             self.servers,
@@ -206,7 +244,7 @@ class RemoteCommandRecipeMixIn:
             anywhere=False,
             max_per_node=max(max_per_node, needed),
             on_event=self._hear,
-            **self.settings,
+            **settings,
         )
         with opened as executor:
             self.logger.info("Waiting for compute threads...")
@@ -216,11 +254,14 @@ class RemoteCommandRecipeMixIn:
             )
             with contextlib.closing(results):
                 for done in results:
-                    self._note(pool[done.number - 1], done)
+                    self._note(pool[done.number - 1], done, turn)
             executor.backend.flush()
 
-    def _note(self, job: ComputeJob, done: Done) -> None:
+    def _note(self, job: ComputeJob, done: Done, turn: int) -> None:
         job.take(done)
+        state = getattr(self, "state", None)
+        if done.succeeded and state is not None:
+            state.put(("job", turn, *job.identity), job.results)
         if not done.succeeded:
             text = "Remote process %s %s failed on %s: %s"
             self.logger.error(text, job.command, job.arguments, job.host, done.reason())
@@ -265,6 +306,8 @@ class BaseRecipe:
         self.inputs: dict[str, Any] = {"args": []}
         self.outputs: dict[str, Any] = {}
         self.config = configparser.ConfigParser()
+        self.state: State | None = None
+        self._turns: Counter[str] = Counter()
         module = sys.modules.get(type(self).__module__)
         file = getattr(module, "__file__", None)
         self.__file__ = str(Path(file).absolute()) if file else ""
@@ -274,6 +317,11 @@ class BaseRecipe:
         self.logger.info("recipe %s started", self.name)
         self.logger.debug("Job name is %s", self.inputs.get("job_name"))
         return 0
+
+    def next_turn(self, what: str) -> int:
+        """Return how often this was asked for already."""
+        self._turns[what] += 1
+        return self._turns[what] - 1
 
     def main(self, argv: Sequence[str] | None = None) -> int:
         """Run it as a program: read the command line, do the work, print the outputs."""
@@ -297,6 +345,10 @@ class BaseRecipe:
             is_ours = isinstance(exc, OstapParallelError)
             self.logger.error("recipe %s failed: %s", self.name, exc, exc_info=not is_ours)
             return 1
+        finally:
+            if options.report:
+                text = self.outputs.get("return_json", "[]")
+                Path(options.report).write_text(f"{text}\n", "utf-8")
         if status:
             self.logger.error("recipe %s failed with status %s", self.name, status)
             return int(status)
@@ -328,7 +380,7 @@ class BaseRecipe:
             for key, value in options:
                 if key not in REMOTE and key not in defaults:
                     self.logger.warning("%s: [remote] %s means nothing here", path, key)
-                if key == "method" and value not in ("ssh", "local"):
+                if key == "method" and value not in METHODS:
                     self.logger.warning("%s: method %s: ssh is taken in its place", path, value)
             if self.config.has_option("logging", "log_file"):
                 file = logging.FileHandler(self.config.get("logging", "log_file"))
@@ -344,6 +396,8 @@ def _parser(name: str) -> argparse.ArgumentParser:
     parser.add_argument("-d", "--debug", action="store_true", help="tell everything")
     parser.add_argument("-v", "--verbose", action="store_true", help="tell what is done")
     parser.add_argument("-c", "--config", metavar="FILE", help="in place of pipeline.cfg")
+    text = "a file for what became of the jobs, and what they used, as JSON"
+    parser.add_argument("--report", metavar="FILE", help=text)
     parser.add_argument("args", nargs="*", metavar="ARGUMENT", help="for the recipe")
     return parser
 
@@ -354,6 +408,21 @@ def _report(job: ComputeJob) -> dict[str, Any]:
     found = {"job_id": job.id, "job_host": job.host, "returncode": results["returncode"]}
     found["duration"] = results.get("job_duration")
     return {**found, **results.get("monitor_stats", {})}
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a report as lines: what became of each job, and what it used."""
+    form = "{:>4}  {:<20}  {:>6}  {:>9}  {:>9}  {:>9}  {:>9}  {:>9}".format
+    lines = [form("job", "host", "status", "seconds", "cpu", "MiB", "read", "written")]
+    for row in rows:
+        seconds = f"{float(row['duration'] or 0):.2f}"
+        sizes = (f"{row.get(key, 0) / (1 << 20):.1f}" for key in ("memory", *_BYTES))
+        cpu = f"{row.get('cpu', 0):.2f}"
+        lines.append(form(row["job_id"], row["job_host"], row["returncode"], seconds, cpu, *sizes))
+    return lines
+
+
+_BYTES = ("read_bytes", "write_bytes")
 
 
 @contextlib.contextmanager

@@ -1,0 +1,82 @@
+"""What a recipe has finished already, in a file, so that it goes on from there."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ostap_parallel.errors import ConfigError
+from ostap_parallel.objects import serialize
+
+MAGIC = b"ostap-parallel recipe 1\n"
+
+# Begins each entry: how long its key and its value are.
+HEAD = struct.Struct("!II")
+
+
+class State:
+    """Entries in a file, each there as a whole or not at all, also after a crash.
+
+    Parameters
+    ----------
+    path
+        The file; it is made by the first entry.
+
+    Raises
+    ------
+    ConfigError
+        It is another file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._entries: dict[bytes, bytes] = {}
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            return
+        except OSError as exc:
+            raise ConfigError(f"{path}: {exc.strerror}") from exc
+        if data and not data.startswith(MAGIC):
+            raise ConfigError(f"{path} is no state of a recipe")
+        end = self._read(data)
+        if end < len(data):  # whoever wrote the last one was killed
+            with path.open("rb+") as file:
+                file.truncate(end)
+
+    def _read(self, data: bytes) -> int:
+        """Take the entries; return where the last whole one ends."""
+        position = len(MAGIC)
+        while position + HEAD.size <= len(data):
+            sizes = HEAD.unpack_from(data, position)
+            begin = position + HEAD.size
+            if begin + sum(sizes) > len(data):
+                break
+            key = data[begin : begin + sizes[0]]
+            position = begin + sum(sizes)
+            self._entries[key] = data[position - sizes[1] : position]
+        return min(position, len(data))
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def get(self, *parts: Any) -> Any:
+        """Return what was finished by these; ``None`` if it was not."""
+        found = self._entries.get(_key(parts))
+        return None if found is None else serialize.loads(found)
+
+    def put(self, parts: tuple[Any, ...], value: Mapping[str, Any]) -> None:
+        """Note that something was finished."""
+        key, packed = _key(parts), serialize.pack(dict(value), "the results")
+        self._entries[key] = packed
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("ab") as file:
+            entry = HEAD.pack(len(key), len(packed)) + key + packed
+            file.write(entry if file.tell() else MAGIC + entry)
+
+
+def _key(parts: tuple[Any, ...]) -> bytes:
+    return hashlib.sha256(serialize.pack(parts, "the arguments")).digest()
