@@ -73,7 +73,7 @@ DOORS = {
             "progress",
             "recorder",
         ),
-        *("report", "run", "shapes", "snapshot", "stream", "tails", "task", "trust"),
+        *("reading", "report", "run", "shapes", "snapshot", "stream", "tails", "task", "trust"),
     },
     "arrays": {"backend", "layout", "run", "settings", "summary"},
     "views": {"groups", "live", "page", "picture", "screen", "timeline", "trace", "words"},

@@ -28,6 +28,7 @@ from ostap_parallel.runs.ordering import HELD_BYTES
 from ostap_parallel.runs.outcome import Batch, Outcome
 from ostap_parallel.runs.placed import PlacedRun
 from ostap_parallel.runs.progress import open_progress
+from ostap_parallel.runs.reading import ReadingRun
 from ostap_parallel.runs.recorder import ListTask, OnError, Recorder
 from ostap_parallel.runs.report import Report, relay
 from ostap_parallel.runs.run import Run
@@ -365,7 +366,8 @@ class WorkManager(Shown):
         Parameters
         ----------
         items
-            Any iterable, also without an end: it is read as results are taken, never far ahead.
+            Any iterable, also without an end: it is read as results are taken, never far ahead,
+            and unless it is all there, by a thread, so that results need not wait for input.
             Leaving the iteration stops the run.
         ordered
             Yield in the order of the items, holding back what comes early.
@@ -398,7 +400,7 @@ class WorkManager(Shown):
         """
         call = _call(func, jobid, shared, seed, timeout)
         limits = _limits(chunk_size, window, ordered, retries, lost_retries, checkpoint)
-        run = Run(self.backend, call, items, **limits, **self._run_settings)
+        run = ReadingRun(self.backend, call, items, **limits, **self._run_settings)
         return Results(self._arrivals(run, progress, description or title_of(func)), run.cancel)
 
     def _arrivals(
