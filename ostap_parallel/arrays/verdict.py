@@ -64,7 +64,7 @@ def judge(settings: Settings, header: Header, told: Told) -> Verdict:
                 more.indices.append(index)
             else:
                 verdict.records[index] = record
-        elif told.end == "wall time" and index not in told.running:
+        elif told.end == "wall time" and told.has_begun and index not in told.running:
             untouched.indices.append(index)  # there was no time to begin it
         elif not _is_worth_it(told):
             verdict.failed[index] = told.words or told.end
