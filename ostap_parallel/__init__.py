@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ostap_parallel.errors import RemoteError as RemoteError
     from ostap_parallel.errors import SerializeError as SerializeError
     from ostap_parallel.errors import ServersUnavailable as ServersUnavailable
+    from ostap_parallel.errors import StartError as StartError
     from ostap_parallel.errors import TaskTimeout as TaskTimeout
     from ostap_parallel.errors import WorkerLost as WorkerLost
     from ostap_parallel.faces.executor import Executor as Executor
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "runs.checkpoint": "Checkpoint",
     "errors": "CheckpointError ConfigError HostError InitializerError OstapParallelError "
-    "RemoteError SerializeError ServersUnavailable TaskTimeout WorkerLost",
+    "RemoteError SerializeError ServersUnavailable StartError TaskTimeout WorkerLost",
     "faces.executor": "Executor",
     "faces.manager": "WorkManager",
     "faces.pool": "Pool",

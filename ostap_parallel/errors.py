@@ -147,6 +147,23 @@ class WorkerLost(OstapParallelError, BrokenProcessPool):
         return f"item {self.item} on {self.host}: {self.reason}"
 
 
+class StartError(OstapParallelError, OSError, RuntimeError):
+    """Local workers cannot be started: a limit of the system is too low, for example.
+
+    Attributes
+    ----------
+    reason
+        What the system has said, and the limit that it is about.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"local workers cannot be started: {self.reason}"
+
+
 class InitializerError(OstapParallelError, BrokenProcessPool):
     """The initializer of an executor has raised in a worker: no job can run there.
 

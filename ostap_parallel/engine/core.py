@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import resource
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from ostap_parallel.engine.link import Link, connect
 from ostap_parallel.engine.nesting import Nesting
-from ostap_parallel.errors import HostError
+from ostap_parallel.errors import HostError, StartError
 from ostap_parallel.machine.cpus import usable_cpus
 from ostap_parallel.machine.crew import Crew
 from ostap_parallel.machine.endpoint import Endpoint
@@ -31,6 +33,25 @@ def check_open(closed: threading.Event, finalizer: Any) -> None:
     """Raise RuntimeError if an engine has been closed, or ended with the program."""
     if closed.is_set() or not finalizer.alive:
         raise RuntimeError(SHUT_DOWN if threading.main_thread().is_alive() else AT_EXIT)
+
+
+@contextlib.contextmanager
+def starting() -> Iterator[None]:
+    """Have what the system refuses in the block tell of the limit that it is about."""
+    try:
+        yield
+    except StartError:
+        raise
+    except (OSError, RuntimeError) as exc:
+        reason = str(exc)
+        if isinstance(exc, OSError) and exc.errno in (errno.EMFILE, errno.ENFILE):
+            limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+            reason += f"; it may have {limit} files open, and each worker takes ten (ulimit -n)"
+        elif isinstance(exc, RuntimeError) or exc.errno == errno.EAGAIN:
+            limit = resource.getrlimit(resource.RLIMIT_NPROC)[0]
+            if limit != resource.RLIM_INFINITY:
+                reason += f"; its user may have {limit} processes and threads (ulimit -u)"
+        raise StartError(reason) from exc
 
 
 class Core:
@@ -61,27 +82,30 @@ class Core:
     ) -> None:
         self.on_lost: Callable[[HostError], object] = lambda error: None
         self.on_useless: Callable[[HostError], object] = lambda error: None
-        self.store = Store()
         self._pid = os.getpid()
         self._last_work = time.monotonic()
-        self.loop = Loop("engine")
-        self.queue = Queue(self.loop)
-        self.nesting = Nesting(self.queue, self.loop)
-        self.queue.on_end = self.nesting.close
-        self._output = OutputReader(lambda event: on_event(LOCAL, event))
-        self._crew = Crew(
-            LOCAL,
-            self.queue,
-            self.loop,
-            self._output,
-            on_empty=self._notice_empty,
-            tasks_per_worker=tasks_per_worker,
-            preload=preload,
-            fresh=fresh,
-        )
-        self.queue.machines.append(self._crew)
-        self._is_empty = False
-        self.is_closed = False
+        self._is_empty = self.is_closed = False
+        with starting(), contextlib.ExitStack() as undoing:
+            self.store = Store()
+            self.loop = Loop("engine")
+            undoing.callback(self.loop.stop)
+            self.queue = Queue(self.loop)
+            self.nesting = Nesting(self.queue, self.loop)
+            self.queue.on_end = self.nesting.close
+            self._output = OutputReader(lambda event: on_event(LOCAL, event))
+            undoing.callback(self._output.close)
+            self._crew = Crew(
+                LOCAL,
+                self.queue,
+                self.loop,
+                self._output,
+                on_empty=self._notice_empty,
+                tasks_per_worker=tasks_per_worker,
+                preload=preload,
+                fresh=fresh,
+            )
+            self.queue.machines.append(self._crew)
+            undoing.pop_all()
         try:
             self.set_ncpus(ncpus)
         except BaseException:
@@ -94,12 +118,13 @@ class Core:
         return self._crew.count()
 
     def set_ncpus(self, ncpus: int | str = "autodetect") -> None:
-        """Have this many local workers; raises OSError or RuntimeError if that is impossible."""
+        """Have this many local workers; raises `StartError` if that is impossible."""
         wanted = usable_cpus() if ncpus == "autodetect" else int(ncpus)
         self._check_process()
         if wanted < 0:
             raise ValueError(f"ncpus must be 'autodetect' or an integer from 0 on, not {ncpus!r}")
-        self._crew.resize(wanted)
+        with starting():
+            self._crew.resize(wanted)
         self._is_empty = False
 
     def pids(self) -> list[int]:

@@ -96,6 +96,11 @@ class Checkpoint:
         """
         try:
             path = Path(self.path).expanduser().resolve()
+        except FileNotFoundError as exc:  # of the current directory
+            reason = (
+                "the working directory has been deleted: go to another one, or name a full path"
+            )
+            raise CheckpointError(str(self.path), reason) from exc
         except (OSError, RuntimeError, ValueError) as exc:  # a loop, no such user, a NUL
             raise CheckpointError(str(self.path), str(exc)) from exc
         with contextlib.ExitStack() as leaving:
