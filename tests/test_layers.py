@@ -24,7 +24,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # The floors, from top to bottom: a module may import from its own line and from those below.
 LAYERS = (
-    {"__main__", "cli", "core", "futures", "hosts", "joblib", "pools"},
+    {"__main__", "cli", "core", "futures", "hosts", "joblib", "pools", "profile"},
     {"batch", "commands", "ostap", "pipeline"},
     {"faces"},
     {"arrays", "runs"},
@@ -70,6 +70,7 @@ DOORS = {
             "outcome",
             "past",
             "placed",
+            "profiles",
             "progress",
             "recorder",
         ),
@@ -101,6 +102,7 @@ DOORS = {
             "node",
             "printed",
             "processes",
+            "profiling",
             "reaper",
         ),
         *("shared", "standin", "tasks", "transport"),

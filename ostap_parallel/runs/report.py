@@ -21,6 +21,7 @@ from ostap_parallel.errors import last_words
 from ostap_parallel.objects.serialize import name_and_text
 from ostap_parallel.runs.display import Shown
 from ostap_parallel.runs.outcome import Batch, Outcome
+from ostap_parallel.runs.profiles import received
 from ostap_parallel.runs.tails import Tail
 from ostap_parallel.runs.timing import Slow, Slowest, Times
 from ostap_parallel.views.groups import Group, groups_of
@@ -28,6 +29,7 @@ from ostap_parallel.views.page import BARS, Facts, page_of
 from ostap_parallel.views.timeline import Timeline
 from ostap_parallel.views.trace import trace_of
 from ostap_parallel.views.words import duration
+from ostap_parallel.worker.profiling import PROFILED
 
 if TYPE_CHECKING:
     from ostap_parallel.supply.source import HostStatus
@@ -552,6 +554,9 @@ def relay(host: str, event: Mapping[str, Any], out: TextIO | None = None) -> Non
     `event` is what `output.Sink` describes; `out` takes the place of standard output.
     """
     if event["kind"] == "log":
+        if event["record"].get("name") == PROFILED:
+            received.take_for_file(host, event)
+            return
         record = logging.makeLogRecord(dict(event["record"]))
         record.name = f"{host}.{record.name}"
         log = logging.getLogger(record.name)

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import cProfile
 import logging
-import marshal
-import operator
 import os
 import sys
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ostap_parallel.worker.execute import executing
 from ostap_parallel.worker.process import LogToServer
+from ostap_parallel.worker.profiling import packed
 
-# Name of the records of the log that bring profiles: marshalled, compressed, in base64.
+# Name of the records of the log that bring profiles, packed.
 PROFILE = "ostap_parallel.worker.profile"
 
 
@@ -78,29 +75,6 @@ class _Profiler:
 
     def _send(self) -> None:
         self._profile.disable()
-        stats = _stats_of(self._profile)
+        text = packed(self._profile)
         self._profile.clear()
-        text = base64.b64encode(zlib.compress(marshal.dumps(stats))).decode()
         self._log.emit(logging.LogRecord(PROFILE, logging.INFO, "", 0, text, None, None))
-
-
-def _stats_of(profile: cProfile.Profile) -> dict[Any, Any]:
-    """Return what `pstats` reads.
-
-    cProfile's own way keeps one of several functions with the same name and place, and each time
-    that one is sent it is another.
-    """
-    stats: dict[Any, Any] = {}
-    entries: list[Any] = profile.getstats()
-    for entry in entries:
-        name, count = cProfile.label(entry.code), entry.callcount
-        new = count - entry.reccallcount, count, entry.inlinetime, entry.totaltime
-        *old, callers = stats.get(name, (0, 0, 0, 0, {}))
-        stats[name] = (*map(operator.add, old, new), callers)
-    for entry in entries:
-        caller = cProfile.label(entry.code)
-        for call in entry.calls or ():
-            callers, count = stats[cProfile.label(call.code)][4], call.callcount
-            new = count, count - call.reccallcount, call.inlinetime, call.totaltime
-            callers[caller] = tuple(map(operator.add, callers.get(caller, (0, 0, 0, 0)), new))
-    return stats
