@@ -604,6 +604,44 @@ MIXED = """
     assert wm.process(lambda x: type(rng.random()), [1]) == [float]
 """
 
+SHARED_GLOBALS = """
+    A = []; B = {"a": A}; C = (B, A)
+    class Ant:
+        def __init__(self): self.n, self.friends = 0, A
+        def go(self): self.n += 1
+    ant = Ant(); actions = [ant.go]; table = {"ant": ant}; table["self"] = table
+    REG = {}
+    class Base:
+        reg = REG
+        def __init_subclass__(cls): REG[cls.__name__] = cls
+    class X(Base): pass
+    class Y(Base): pass
+    def by_default(x, cache=A, *, more=B): return cache is A and more is B
+    def deco(f, seen=REG):
+        @functools.wraps(f)
+        def w(x): return seen is REG and f(x)
+        return w
+    @deco
+    def decorated(x): return True
+    def grows(x): A.append(x); return B["a"] is A, C[0] is B, C[1] is A, len(B["a"])
+    def goes(x): actions[0](); return ant.n, table["ant"] is ant, table["self"] is table
+    def knows(x): return Base.reg is REG, X.reg is Y.reg, sorted(REG), REG["X"] is X
+    def friend(x): ant.friends.append(x); return len(A)
+    alone, other = [1], {"x": [1]}
+    def apart(x): alone.append(x); return other["x"]
+    # run
+    for _ in range(2):
+        assert wm.process(grows, [1, 1], chunk_size=2) == [(True, True, True, n) for n in (1, 2)]
+        assert wm.process(goes, [1, 1], chunk_size=2) == [(n, True, True) for n in (1, 2)]
+        assert wm.process(knows, [1]) == [(True, True, ["X", "Y"], True)]
+        assert wm.process(by_default, [1]) == wm.process(decorated, [1]) == [True]
+        assert wm.process(friend, [1, 1], chunk_size=2) == [1, 2]
+        assert wm.process(apart, [1, 1], chunk_size=2) == [[1], [1]]
+    assert wm.executor.submit(goes, 1).result() == (1, True, True)
+    assert [wm.executor.submit(grows, 1).result()[:3] for _ in range(2)] == [(True,) * 3] * 2
+    assert A == [] and ant.n == 0
+"""
+
 HOLDS_POOL = """
     from ostap_parallel import Executor, Pool
     from ostap_parallel.pools import ParallelPool
@@ -638,9 +676,11 @@ HOLDS_POOL = """
     assert wm.process(verbs, [1]) == [(2, [2], 2)]
 """
 
+WITH_POOL = "objects that hold their pool"
 KINDS = {
-    "objects that hold their pool": HOLDS_POOL,
+    WITH_POOL: HOLDS_POOL,
     "submodules": SUBMODULES,
+    "global variables that hold one another": SHARED_GLOBALS,
     "classes that name themselves": NAMES_ITSELF,
     "hooks of subclasses": HOOKS,
     "hooks of bases from libraries": HOOKED_BASES,

@@ -24,15 +24,14 @@ from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
 
 from ostap_parallel.errors import ByteCodeError
+from ostap_parallel.objects.attributes import give, take
 from ostap_parallel.objects.program import (
     filled,
     filled_by,
-    give,
     is_by_value,
     namespace,
     program_of,
     space_now,
-    take,
 )
 
 Place = tuple[str, str, str]  # the token of a program, a module of it, a name there
@@ -104,6 +103,7 @@ def reduce_function(
     place: Place | None,
     imports: Iterable[str],
     loose: dict[str, Any],
+    with_names: Callable[[dict[Any, Any]], dict[Any, Any]],
 ) -> Any:
     """Return how pickle makes a function.
 
@@ -115,8 +115,14 @@ def reduce_function(
         Modules that must be there.
     loose
         The global variables that it brings along.
+    with_names
+        Has values that are global variables be sent as these.
     """
     state = {name: getattr(function, name) for name in _FUNCTION if hasattr(function, name)}
+    if function.__defaults__:
+        state["__defaults__"] = tuple(with_names(dict(enumerate(function.__defaults__))).values())
+    if function.__kwdefaults__:
+        state["__kwdefaults__"] = with_names(function.__kwdefaults__)
     args = (variables, _dump_code(function.__code__), function.__closure__, place, imports)
     return make_function, args, (state, function.__dict__, loose), None, None, fill_function
 
@@ -264,17 +270,17 @@ def make_by(token: str, make: Callable[..., type], args: tuple[Any, ...]) -> typ
     return _make(token, None, make, args)
 
 
-def reduce_class(cls: Any, place: Place | None, state: Any) -> Any:
-    """Return how pickle makes a class with the attributes in `state`, as cloudpickle has them."""
+def reduce_class(cls: Any, place: Place | None, attributes: dict[str, Any]) -> Any:
+    """Return how pickle makes a class with these attributes, as cloudpickle has them."""
     own = vars(cls)
-    state[0].pop("__slotnames__", None)  # what pickle has found out about it
+    attributes.pop("__slotnames__", None)  # what pickle has found out about it
     kept = {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
     kept |= {name: own[name] for name in ("__slots__", "__orig_bases__") if name in own}
     hook = getattr(super(cls, cls).__init_subclass__, "__func__", None)
     owner = sys.modules.get(getattr(hook, "__module__", ""))
     has_hook = hook is not None and _is_of_user(owner)
     args = (type(cls), cls.__name__, cls.__bases__, kept, has_hook)
-    filling = _fill_class, (state[0], copyreg.dispatch_table.get(cls))
+    filling = _fill_class, (attributes, copyreg.dispatch_table.get(cls))
     return _make, (token_of(cls), place, _make_class, args), filling, None, None, _fill
 
 

@@ -21,6 +21,7 @@ from weakref import WeakKeyDictionary
 
 from ostap_parallel.objects import byvalue
 from ostap_parallel.objects.byvalue import Place
+from ostap_parallel.objects.places import is_importable, place_of
 
 PROTOCOL = 5
 
@@ -61,7 +62,7 @@ def _by_itself(pickler: Any, obj: Any) -> Any:
         return reduced
     # where it is defined it comes itself
     content = (copyreg.__newobj__, (type(obj),), getattr(obj, "__dict__", None) or None)  # type: ignore[attr-defined]
-    if pickler.place_of(obj, reduced) is None:
+    if place_of(obj, reduced) is None:
         return reduced
     return pickler.reduce_named(obj, reduced, lambda: content)
 
@@ -88,7 +89,8 @@ def _file(pickler: Any, file: Any) -> Any:
 
 
 def _cell(pickler: Any, cell: CellType) -> Any:
-    content = tuple(byvalue.contents([cell])) or None
+    held = dict(enumerate(byvalue.contents([cell])))
+    content = tuple(pickler.with_names(held).values()) or None
     return byvalue.make_cell, (), content, None, None, byvalue.fill_cell
 
 
@@ -110,7 +112,7 @@ _CACHED = type(functools.lru_cache(len))
 
 def _cached(pickler: Any, function: Any) -> Any:
     content = make_cached, (function.__wrapped__, function.cache_parameters())
-    if pickler.place_of(function) is None and pickler.is_importable(function):
+    if place_of(function) is None and is_importable(function):
         return NotImplemented
     return pickler.reduce_named(function, function.__qualname__, lambda: content)
 
@@ -123,7 +125,7 @@ def make_cached(function: Callable[..., Any], parameters: dict[str, Any]) -> Any
 def _member(pickler: Any, member: Any) -> Any:
     """Reduce a member to its name: its value may not be the same there."""
     cls = type(member)
-    if cls.__members__.get(member._name_) is not member or pickler.is_importable(cls):
+    if cls.__members__.get(member._name_) is not member or is_importable(cls):
         return NotImplemented
     return getattr, (cls, member._name_)
 
@@ -137,7 +139,7 @@ def _typing_by_value(pickler: Any, obj: Any) -> Any:
     kind: Any = type(obj)
     owner = sys.modules.get(obj.__module__)
     is_named = getattr(owner, obj.__name__, None) is obj
-    if is_named and pickler.place_of(obj, obj.__name__) is None:
+    if is_named and place_of(obj, obj.__name__) is None:
         return obj.__name__
     if kind is typing.NewType:
         return _make_new_type, (obj.__name__, obj.__supertype__, obj.__module__)

@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import enum
 import io
-import operator
 import pickle
 import re
 import sys
 from collections.abc import Callable, Iterable
-from types import BuiltinFunctionType, FunctionType, ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import cloudpickle
 
 from ostap_parallel import libraries
-from ostap_parallel.objects import aside, byvalue, kinds, program
+from ostap_parallel.objects import aside, byvalue, kinds, program, sharing
 from ostap_parallel.objects.byvalue import Place, names_in
 from ostap_parallel.objects.kinds import PROTOCOL
-from ostap_parallel.objects.program import Definition, Key
+from ostap_parallel.objects.parts import (
+    PLAIN,
+    are_same,
+    globals_of,
+    imports_of,
+    parts_of,
+    parts_of_all,
+)
+from ostap_parallel.objects.places import is_importable, module_of, place_of
+from ostap_parallel.objects.program import Content, Definition, Key
 
 _SINGLETONS = (type(None), type(Ellipsis), type(NotImplemented))
-_PLAIN = (type(None), bool, int, float, complex, str, bytes)
 
 # Names that code uses: by key, what uses each, or nothing if it may do without.
 _Needs = dict[Key, str]
@@ -44,6 +51,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         self.types: set[type] = set()
         self._depth = depth
         self._variables: dict[int, Any] = {}
+        self._named: dict[int, Place] = {}
         self._aside = aside.taking.get()
 
     def reducer_override(self, obj: Any) -> Any:
@@ -84,9 +92,9 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         """Reduce a class."""
         if cls in _SINGLETONS:
             return NotImplemented
-        place = _place_of(cls)
+        place = place_of(cls)
         way = self.dispatch_table.get(type(cls))
-        if way is None and place is None and _is_importable(cls):
+        if way is None and place is None and is_importable(cls):
             return NotImplemented
         if self.back and cls in byvalue.received:
             return byvalue.class_of, (byvalue.token_of(cls),)
@@ -102,8 +110,8 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
 
     def reduce_function(self, function: FunctionType) -> Any:
         """Reduce a function."""
-        place = _place_of(function)
-        if place is None and _is_importable(function):
+        place = place_of(function)
+        if place is None and is_importable(function):
             return NotImplemented
         if place is not None and not self.is_entry(place) and self._is_known(place):
             return self.by_name(place)
@@ -111,7 +119,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
 
     def reduce_named(self, obj: Any, name: str, or_else: Callable[[], Any]) -> Any:
         """Reduce what has a name of its own, as type variables have."""
-        place = _place_of(obj, name)
+        place = place_of(obj, name)
         if place is None or self.is_entry(place) or not self._is_known(place):
             return or_else()
         return self.by_name(place)
@@ -122,14 +130,6 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             return NotImplemented
         self.need_all(module)
         return self.by_name((program.token_of(module), program.key_of(module), ""))
-
-    def place_of(self, obj: Any, name: str | None = None) -> Place | None:
-        """Return where an object is in a module that is sent by value."""
-        return _place_of(obj, name)
-
-    def is_importable(self, obj: Any) -> bool:
-        """Return whether the other side can import an object."""
-        return _is_importable(obj)
 
     def _is_known(self, place: Place) -> bool:
         """Return whether the other side has, or gets, this by its name."""
@@ -155,20 +155,38 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             reduced = super().reducer_override(cls)
         if len(reduced) < 6:  # cloudpickle finds it somewhere else
             return reduced
-        return byvalue.reduce_class(cls, place, reduced[2])
+        return byvalue.reduce_class(cls, place, self.with_names(reduced[2][0]))
+
+    def with_names(self, held: dict[Any, Any]) -> dict[Any, Any]:
+        """Return what something holds, global variables by their names."""
+        if self.back or not any(map(_is_value, held.values())):
+            return held
+        names = self._named or {
+            id(value): (program.token_of(main), program.key_of(main), name)
+            for main in [sys.modules["__main__"]]
+            for name, value in vars(main).items()
+            if _is_value(value) and not name.startswith("__")
+        }
+        self._named = names
+        return {
+            name: sharing.Named(names[id(value)]) if id(value) in names else value
+            for name, value in held.items()
+        }
 
     def function_by_value(self, function: FunctionType, place: Place | None) -> Any:
         """Reduce a function to its content."""
-        names, used = names_in(function.__code__), _globals_of(function)
+        names, used = names_in(function.__code__), globals_of(function)
         module = program.module_with(function.__globals__)
         self._need_annotations(function, module)
-        imports = _imports_of(function, used.values())
+        imports = imports_of(function, used.values())
         for name in names.imports:
             if name not in program.MAIN and program.is_by_value(sys.modules.get(name)):
                 self.need_all(sys.modules[name])
         if module is None:
-            variables = self._shared(function, lambda: byvalue.LooseVariables(_module(function)))
-            return byvalue.reduce_function(function, variables, place, imports, used)
+            variables = self._shared(function, lambda: byvalue.LooseVariables(module_of(function)))
+            return byvalue.reduce_function(
+                function, variables, place, imports, used, self.with_names
+            )
         if program.is_by_value(module):
             own = program.token_of(module), program.key_of(module)
             self.need(module, used, function.__qualname__)
@@ -180,7 +198,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             variables = byvalue.BorrowedVariables(module.__name__, values)
         else:  # no reason to import it
             variables = byvalue.LooseVariables(module.__name__)
-        return byvalue.reduce_function(function, variables, place, imports, {})
+        return byvalue.reduce_function(function, variables, place, imports, {}, self.with_names)
 
     def _shared(self, function: FunctionType, make: Callable[[], Any]) -> Any:
         return self._variables.setdefault(id(function.__globals__), make())
@@ -237,6 +255,30 @@ class _Inner(_Pickler):
         return self.function_by_value(obj, here)
 
 
+class _Finder(_Inner):
+    """Finds out which of some objects, by their ids, another one holds."""
+
+    def __init__(self, wanted: dict[int, Key], entry: Place) -> None:
+        super().__init__(io.BytesIO(), False, entry, 0)
+        self.found: set[Key] = set()
+        self._wanted = wanted
+
+    def persistent_id(self, obj: Any) -> None:
+        """Look at what pickle takes apart by itself."""
+        if type(obj) in sharing.NATIVE:
+            self._look_at(obj)
+
+    def reducer_override(self, obj: Any) -> Any:
+        reduced = super().reducer_override(obj)
+        if reduced is NotImplemented or reduced[0] not in (program.find, getattr):
+            self._look_at(obj)  # what is sent as a name is the same thing anyway
+        return reduced
+
+    def _look_at(self, obj: Any) -> None:
+        if (key := self._wanted.get(id(obj))) is not None:
+            self.found.add(key)
+
+
 class Outer(_Pickler):
     """Pickles what is sent; what goes by value is in there as bytes of its own."""
 
@@ -276,7 +318,7 @@ class Outer(_Pickler):
     def by_value(self, obj: Any, place: Place | None) -> Any:
         data, needs = _dump(obj, self.back, None, self._depth)
         definitions = program.pack(self._definitions(needs))
-        module = sys.modules.get(str(_module(obj)))
+        module = sys.modules.get(str(module_of(obj)))
         token = program.token_of(module) if isinstance(module, ModuleType) else program.home()
         name = byvalue.token_of(obj) if isinstance(obj, type) else None
         return byvalue.load_by_value, (name, data, token, definitions)
@@ -288,9 +330,9 @@ class Outer(_Pickler):
             value = vars(program.module_by(module)).get(name)
         if not isinstance(value, FunctionType):
             return program.pack(self._definitions(needs))
-        parts = _parts_of_all(value, program.home(), set())
+        parts = parts_of_all(value, program.home(), set())
         before, keys, packed = _known_with_all.get(value, ([], [], b""))
-        if parts is None or not _are_same(parts, before):
+        if parts is None or not are_same(parts, before):
             definitions = self._definitions(needs)
             keys, packed = [one[:2] for one in definitions], program.pack(definitions)
             if parts is not None:
@@ -316,16 +358,40 @@ class Outer(_Pickler):
             found.append((*key, data, not who))
             for one, user in more.items():
                 waiting[one] = waiting.get(one) or (who and user)
-        return tuple(sorted(found, key=_rank))
+        found.sort(key=_rank)
+        return tuple(self._join(found))
 
-    def _define(self, key: Key, who: str) -> tuple[bytes, _Needs]:
+    def _join(self, found: list[Definition]) -> list[Definition]:
+        """Have values that hold one another be read together."""
+        values = {}
+        for module, name, data, _ in found:
+            names = vars(program.module_by(module))
+            if isinstance(data, bytes) and _is_value(names[name]):
+                values[module, name] = names, names[name]
+        wanted = sharing.held_by_others(values) if len(values) > 1 else {}
+        if not wanted:
+            return found
+
+        def find(key: Key) -> set[Key]:
+            finder = _Finder(wanted, (program.home(), *key))
+            finder.dump(values[key][1])
+            return finder.found - {key}
+
+        joint: dict[Key, tuple[bytes]] = {}
+        for keys in sharing.group(values, find):
+            data, needs = _dump({key: values[key][1] for key in keys}, False, None)
+            joint.update(dict.fromkeys(keys, (data,)))
+            self._cache.update(dict.fromkeys(keys, ((data,), needs)))
+        return [(*one[:2], joint.get(one[:2], one[2]), one[3]) for one in found]
+
+    def _define(self, key: Key, who: str) -> tuple[Content, _Needs]:
         if key in self._cache:
-            known: tuple[bytes, _Needs] = self._cache[key]
+            known: tuple[Content, _Needs] = self._cache[key]
             return known
         module, name = key
         owner = program.module_by(module)
         value = vars(owner)[name]
-        if type(value) in _PLAIN:
+        if type(value) in PLAIN:
             return pickle.dumps(value, PROTOCOL), {}
         place = program.token_of(owner), module, name
         try:
@@ -345,9 +411,14 @@ def _rank(definition: Definition) -> int:
     """Return when to read a definition: what may run code comes after the code."""
     module, name, *_ = definition
     value = vars(program.module_by(module))[name]
-    if isinstance(value, type) and type(value) not in _Pickler.dispatch_table:
-        return 1
-    return 0 if isinstance(value, (*_PLAIN, FunctionType, ModuleType)) else 2
+    if isinstance(value, type):
+        return 2 if type(value) in _Pickler.dispatch_table else 1
+    return 2 if _is_value(value) else 0
+
+
+def _is_value(value: object) -> bool:
+    """Return whether this is neither code nor something plain."""
+    return not isinstance(value, (*PLAIN, FunctionType, ModuleType, type))
 
 
 def _dump(obj: object, back: bool, entry: Place | None, depth: int = 0) -> tuple[bytes, _Needs]:
@@ -363,106 +434,19 @@ _known: WeakKeyDictionary[FunctionType, tuple[list[Any], bytes, _Needs]] = WeakK
 
 
 def _dump_entry(value: Any, place: Place) -> tuple[bytes, _Needs]:
-    parts = _parts_of(value, place[0]) if isinstance(value, FunctionType) else None
+    parts = parts_of(value, place[0]) if isinstance(value, FunctionType) else None
     if parts is None:
         return _dump(value, False, place)
     before, data, needs = _known.get(value, ([], b"", {}))
-    if not _are_same(before, parts):
+    if not are_same(before, parts):
         data, needs = _dump(value, False, place)
         _known[value] = parts, data, needs
     return data, needs
 
 
-def _are_same(before: list[Any], now: list[Any]) -> bool:
-    return len(before) == len(now) and all(map(operator.is_, before, now))
-
-
 # The same for functions with all that they use.
 _known_with_all: WeakKeyDictionary[FunctionType, tuple[list[Any], list[Key], bytes]]
 _known_with_all = WeakKeyDictionary()
-
-
-def _parts_of_all(function: FunctionType, token: str, seen: set[Any]) -> list[Any] | None:
-    """Return all that makes a function, and those that it uses, what they are."""
-    parts = _parts_of(function, token)
-    if parts is None:
-        return None
-    seen.add(function)
-    for value in _globals_of(function).values():
-        parts.append(value)
-        if type(value) in _PLAIN or _is_fixed(value):
-            continue
-        if not isinstance(value, FunctionType):
-            return None
-        if value not in seen:
-            inner = _parts_of_all(value, token, seen)
-            if inner is None:
-                return None
-            parts += inner
-    return parts
-
-
-def _is_fixed(value: object) -> bool:
-    """Return whether a value is sent as a name."""
-    if isinstance(value, ModuleType):
-        return not program.is_by_value(value)
-    return isinstance(value, type | FunctionType | BuiltinFunctionType) and _is_importable(value)
-
-
-def _parts_of(function: FunctionType, token: str) -> list[Any] | None:
-    """Return all that makes a function what it is; ``None`` if that may change from within."""
-    if function.__closure__ or function.__dict__ or function.__kwdefaults__:
-        return None
-    defaults, names = function.__defaults__ or (), names_in(function.__code__)
-    if not all(type(value) in _PLAIN for value in defaults) or names.reach_all:
-        return None
-    used = _globals_of(function)
-    imports = map(sys.intern, _imports_of(function, used.values()))
-    own = function.__code__, function.__name__, function.__qualname__
-    return [*own, *defaults, *map(sys.intern, used), *imports, token]
-
-
-def _globals_of(function: FunctionType) -> dict[str, Any]:
-    found = function.__globals__
-    return {name: found[name] for name in names_in(function.__code__).globals if name in found}
-
-
-def _imports_of(function: FunctionType, used: Iterable[Any]) -> list[str]:
-    values = [*used, *byvalue.contents(function.__closure__ or ())]
-    return sorted(set(byvalue.submodules(values, names_in(function.__code__).all)))
-
-
-def _module(obj: Any) -> str | None:
-    if isinstance(obj, FunctionType):
-        name: str | None = obj.__globals__.get("__name__")
-        return name
-    return getattr(obj, "__module__", None)
-
-
-def _follow(module: ModuleType, name: str) -> Any:
-    found: Any = module
-    for part in name.split("."):
-        found = getattr(found, part, None)
-    return found
-
-
-def _place_of(obj: Any, name: str | None = None) -> Place | None:
-    """Return where an object is in a module that is sent by value."""
-    module = sys.modules.get(getattr(obj, "__module__", None) or "")
-    if module is None or not program.is_by_value(module):
-        return None
-    name = name or obj.__qualname__
-    if _follow(module, name) is not obj:
-        return None
-    return program.token_of(module), program.key_of(module), name
-
-
-def _is_importable(obj: Any) -> bool:
-    """Whether importing `obj`'s module and following its qualified name gives `obj` again."""
-    module = sys.modules.get(getattr(obj, "__module__", None) or "")
-    if module is None or program.is_by_value(module):
-        return False
-    return _follow(module, obj.__qualname__) is obj
 
 
 # What to do about objects of each type, if pickle itself does not know.
@@ -482,4 +466,6 @@ def _way_of(kind: type) -> Callable[[_Pickler, Any], Any] | None:
         return _Pickler.reduce_function
     if issubclass(kind, ModuleType):
         return _Pickler.reduce_module
+    if kind is sharing.Named:
+        return lambda pickler, named: pickler.by_name(named.place)
     return kinds.way_of(kind, in_table=kind in _Pickler.dispatch_table)

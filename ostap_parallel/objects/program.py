@@ -24,14 +24,18 @@ from types import ModuleType
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
 
+from ostap_parallel.objects.attributes import MISSING, give, give_content
+
 MAIN = ("__main__", "__mp_main__")
 
 # Programs that are remembered, in a process that serves many callers.
 MANY_PROGRAMS = 16
 
 Key = tuple[str, str]  # of a module, and of what it has by that name
-# The same, what to read, and whether it may be done without.
-Definition = tuple[str, str, bytes, bool]
+# What to read: a value; or several by their keys, that hold one another or the same objects.
+Content = bytes | tuple[bytes]
+# A key, its content, and whether it may be done without.
+Definition = tuple[str, str, Content, bool]
 
 _home = [uuid.uuid4().hex]
 _programs: dict[str, Program] = {}
@@ -66,7 +70,7 @@ class Space:
         self.is_fixed = is_fixed
         self.token = ""  # of its program, when that is known
         self.program: Program | None = None
-        self.known: dict[Key, bytes] = {}  # what was read last
+        self.known: dict[Key, Content] = {}  # what was read last
         self.local: dict[str, bytes] = {}  # the same for classes that have no name there
         self.done: set[bytes] = set()  # packed definitions that were read
         self.placed: dict[Key, Any] = {}  # the functions and classes, as they were read
@@ -97,8 +101,8 @@ class Program:
         self.token = token
         self.modules: dict[str, ModuleType] = {}
         self.space = self.pool = Space()
-        self._pending: dict[Key, tuple[bytes, bool]] = {}
-        self._reading: dict[Key, bytes] = {}
+        self._pending: dict[Key, tuple[Content, bool]] = {}
+        self._reading: dict[Key, Content] = {}
         self._lock = threading.RLock()
         self.module("__main__")
 
@@ -168,8 +172,7 @@ class Program:
         if key in self._pending:
             self._read(key)
         elif first not in names and key in self._reading:
-            # Its bases need it, so it must come first; what reads it already finds it then.
-            names[first] = pickle.loads(self._reading.pop(key))
+            self._load(key)  # what it is made of needs it, so it must come first
         found = names[first]
         for part in rest:
             found = getattr(found, part)
@@ -180,18 +183,37 @@ class Program:
         vars(self.module(module))[name] = self.space.placed[module, name] = value
 
     def _read(self, key: Key) -> None:
-        data, is_optional = self._pending.pop(key)
-        self.space.known[key] = self._reading[key] = data
+        data, is_optional = self._pending[key]
+        keys = [key]
+        if isinstance(data, tuple):
+            keys = [one for one, (content, _) in self._pending.items() if content == data]
+        for one in keys:
+            del self._pending[one]
+            self.space.known[one] = self._reading[one] = data
         try:
-            vars(self.module(key[0]))[key[1]] = pickle.loads(data)
+            self._load(key)
         except BaseException as exc:
             if is_optional and isinstance(exc, Exception):
                 return
             self._pending.clear()
-            self.space.known.pop(key, None)
+            for one in keys:
+                self.space.known.pop(one, None)
             raise
         finally:
-            self._reading.pop(key, None)
+            for one in keys:
+                self._reading.pop(one, None)
+
+    def _load(self, key: Key) -> None:
+        """Load what is being read, unless that has been done while it was."""
+        data = self._reading[key]
+        if isinstance(data, tuple):
+            keys = [one for one, content in self._reading.items() if content is data]
+            values = pickle.loads(data[0])
+        else:
+            keys, values = [key], {key: pickle.loads(data)}
+        for one in keys:
+            if self._reading.pop(one, None) is not None:
+                vars(self.module(one[0]))[one[1]] = values[one]
 
 
 _count = [0]
@@ -207,45 +229,11 @@ _BARE = (
     *("__package__", "__file__"),  # see `settings`
 )
 
-_MISSING = object()  # in place of an attribute
-
 # The space whose version of a class is the present one.
 filled_by: WeakKeyDictionary[type, Space] = WeakKeyDictionary()
 
 
-def give_content(cls: type, content: dict[str, Any]) -> None:
-    """Have a class have these attributes and no others; without what its metaclass does then."""
-    now = vars(cls)
-    for name in now.keys() - content.keys():
-        give(cls, name, _MISSING)
-    for name, value in content.items():
-        if now.get(name, _MISSING) is not value:
-            give(cls, name, value)
-
-
-def give(cls: type, name: str, value: Any) -> None:
-    """Set an attribute of a class, or take it, past what a metaclass of the user's does then."""
-    for setter, deleter in (type.__setattr__, type.__delattr__), (setattr, delattr):
-        try:
-            if value is _MISSING:
-                deleter(cls, name)
-            else:
-                setter(cls, name, value)
-        except TypeError:  # that of a metaclass in C must not be passed over
-            continue
-        except AttributeError:
-            return
-        else:
-            return
-
-
-def take(cls: type, names: Iterable[str]) -> None:
-    """Have a class be without attributes of its own."""
-    for name in names:
-        give(cls, name, _MISSING)
-
-
-def _is_other(space: Space, key: Key, old: bytes, data: bytes) -> bool:
+def _is_other(space: Space, key: Key, old: Content, data: Content) -> bool:
     placed = space.placed.get(key)
     if isinstance(placed, type) and filled_by.get(placed, space) is not space:
         return True  # another run has had another version
@@ -296,7 +284,7 @@ class Kept:
         Unless `is_fixed`, what was sent counts more if it is not what it was then.
         """
         for name, (before, after) in self.attributes.get(cls, {}).items():
-            if is_fixed or _is_alike(vars(cls).get(name, _MISSING), before):
+            if is_fixed or _is_alike(vars(cls).get(name, MISSING), before):
                 give(cls, name, after)
 
 
@@ -354,7 +342,7 @@ def _differences(before: Mapping[str, Any], cls: type) -> dict[str, tuple[Any, A
     """Return the attributes that have changed: as they were, and as they are."""
     found, now = {}, vars(cls)
     for name in [*now, *(before.keys() - now.keys())]:
-        old, new = before.get(name, _MISSING), now.get(name, _MISSING)
+        old, new = before.get(name, MISSING), now.get(name, MISSING)
         if old is not new and not (type(new) in (dict, list, set) and _has_same(old, new)):
             found[name] = old, new
     return found
