@@ -93,6 +93,17 @@ install_checkout() {
     printf '%s\n' "$now" >"$VENV/installed-$extra"
 }
 
+# install_root: the wheel of ROOT, where there is one; tests that need it are left out otherwise
+install_root() {
+    if "$VENV/bin/python" -c 'import ROOT' 2>/dev/null; then
+        return
+    fi
+    say "installing ROOT into $VENV"
+    "$VENV/bin/python" -m pip install -qq --disable-pip-version-check --no-cache-dir --pre \
+        --only-binary :all: --root-user-action=ignore root </dev/null ||
+        say "there is no wheel of ROOT for this Python: the tests that need it are left out"
+}
+
 # oldest_releases: the dependencies of pyproject.toml, each in the oldest release that it allows
 oldest_releases() {
     sed -n '/^dependencies = \[/,/^]/s/^ *"\([^">]*\)>=\([^",]*\).*/\1==\2/p' "$CHECKOUT/pyproject.toml"

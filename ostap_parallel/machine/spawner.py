@@ -52,7 +52,8 @@ class Spawner:
     ) -> None:
         self._loop, self._output, self._host = loop, output, host
         self._preload, self._fresh = list(preload), fresh
-        self._sessions = dict(sessions)
+        # now, and not in another thread: libraries need not bear several
+        self._sessions = {} if fresh else {**libraries.sessions(preload), **sessions}
         self._harmful: set[str] = set()  # libraries that have ended a template
         self._template: templates.Template | None = None
         self._may_wait = False  # for another owner, when this one is done
@@ -70,8 +71,8 @@ class Spawner:
         self._ask()
 
     def _start_template(self) -> None:
-        found = {} if self._fresh else {**libraries.sessions(self._preload), **self._sessions}
-        sessions = {name: found[name] for name in found.keys() - self._harmful}
+        wanted = self._sessions.keys() - self._harmful
+        sessions = {name: self._sessions[name] for name in wanted}
         modules = [name for name in self._preload if not libraries.owner_of(name)]
         self._importing = ""
         self._may_wait = not self._host and templates.may_wait(self._preload, sessions)

@@ -54,11 +54,7 @@ def prepare(session: dict[str, Any]) -> list[tuple[str, str]]:
     for name in session.get("libraries", ()):
         if root.gSystem.FindDynamicLibrary(root.TString(name), True):
             root.gSystem.Load(name)
-    histogram = root.TH1F("", "", 1, 0.0, 1.0)
-    histogram.Fill(0.5)
-    pickle.loads(pickle.dumps(histogram))
-    if "libRooFitCore" in session.get("libraries", ()):
-        root.RooRealVar("", "", 0.0, 1.0)
+    _warm(root)
     failed = []
     for one in declared.unpack(session.get("declared", ())):
         try:
@@ -66,6 +62,25 @@ def prepare(session: dict[str, Any]) -> list[tuple[str, str]]:
         except Exception as exc:
             failed.append((one.name, str(exc)))
     return failed
+
+
+def _warm(root: Any) -> None:
+    """Use what most tasks use: what is compiled for the first use is there for all workers."""
+    for kind in (root.TH1F, root.TH1D):
+        histogram = kind("", "", 1, 0.0, 1.0)
+        histogram.Fill(0.5)
+        histogram.Fill(0.5, 1.0)
+        histogram.Add(kind(histogram))
+        histogram.SetDirectory(0)
+        histogram.GetBinContent(1)
+        histogram.GetEntries()
+        pickle.loads(pickle.dumps(histogram))
+    root.gRandom.Rndm()
+    root.gRandom.Gaus(0.0, 1.0)
+    if "libRooFitCore" in str(root.gSystem.GetLibraries()):
+        variables = [root.RooRealVar(name, "", 1.0, 0.5, 2.0) for name in "xms"]
+        root.RooGaussian("g", "", *variables)
+        root.RooArgSet(*variables)
 
 
 # What ROOT, and cppyy below it, say of a name that they do not know.

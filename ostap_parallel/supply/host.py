@@ -91,6 +91,8 @@ class HostSource:
         self.open_way = open_way or _WAYS[host.way]
         self.start_timeout = start_timeout or host.start_timeout
         self.port = 0  # here, of the last server: the next one gets it if it is free
+        # Now: servers are started by threads, and libraries need not bear several.
+        self.sessions = libraries.sessions(host.preload)
 
     def server(self, watch: Watch) -> HostServer:
         """Return a server that is about to be started."""
@@ -234,7 +236,7 @@ class HostServer(Server):
             "tasks_per_worker": self.source.tasks_per_worker,
             "preload": [name for name in self.host.preload if not libraries.owner_of(name)],
             "fresh": self.host.start == "spawn",
-            "sessions": libraries.sessions(self.host.preload),
+            "sessions": self.source.sessions,
         }
         if sources := self._sources(directory):
             self._write(_PREPARE.format(sources=sources))
