@@ -86,7 +86,7 @@ DOORS = {
     "config": {"", "entries", "files", "host", "hostlist", "load"},
     "machine": {
         *("channel", "cpus", "crew", "endpoint", "handshake", "jobs", "loop", "output"),
-        *("serve", "server", "wire"),
+        *("serve", "server", "templates", "wire"),
         "",
     },
     "worker": {

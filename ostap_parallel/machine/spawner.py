@@ -73,11 +73,11 @@ class Spawner:
     def _start_template(self) -> None:
         wanted = self._sessions.keys() - self._harmful
         sessions = {name: self._sessions[name] for name in wanted}
-        modules = [name for name in self._preload if not libraries.owner_of(name)]
         self._importing = ""
         self._may_wait = not self._host and templates.may_wait(self._preload, sessions)
         waiting = templates.take(sessions) if self._may_wait else None
         if waiting is None:
+            modules = [] if self._fresh else templates.modules_of(self._preload)
             waiting = templates.start(modules, sessions, self._fresh), False
         self._template, self._is_ready = waiting
         for descriptor, kind in zip(self._template.printed, ("stdout", "stderr"), strict=True):

@@ -147,6 +147,16 @@ def directory() -> str:
         return "/"
 
 
+# Modules of ours that the tasks of users derive from: each worker would import them by itself.
+_OF_TASKS = "ostap_parallel.ostap", "ostap_parallel.pipeline"
+
+
+def modules_of(preload: Collection[str]) -> list[str]:
+    """Return the modules that a template imports: those, and what this process has of ours."""
+    modules = [name for name in preload if not libraries.owner_of(name)]
+    return modules + [name for name in _OF_TASKS if name in sys.modules and name not in modules]
+
+
 def may_wait(preload: Collection[str], sessions: Mapping[str, Any]) -> bool:
     """Return whether a template is worth keeping: libraries take long to start.
 

@@ -19,6 +19,7 @@ from types import CellType, FunctionType, MethodType, ModuleType
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from ostap_parallel import libraries
 from ostap_parallel.objects import byvalue
 from ostap_parallel.objects.byvalue import Place
 from ostap_parallel.objects.places import is_importable, place_of
@@ -270,6 +271,8 @@ _have_reader: WeakKeyDictionary[type, bool] = WeakKeyDictionary()
 
 def has_reader(cls: type) -> bool:
     """Whether unpickling instances of `cls` runs Python code that is not of the library's own."""
+    if cls not in _have_reader and libraries.support_of(cls) is not None:
+        _have_reader[cls] = False  # to look for what a class of C++ does not have takes long
     if cls not in _have_reader:
         names = (*_READERS, "__init__") if issubclass(cls, BaseException) else _READERS
         found = [getattr(cls, name, None) for name in names] + [copyreg.dispatch_table.get(cls)]

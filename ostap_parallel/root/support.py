@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
+import contextlib
 import re
 import sys
 from collections.abc import Iterable
@@ -74,13 +74,26 @@ def _warm(root: Any) -> None:
         histogram.SetDirectory(0)
         histogram.GetBinContent(1)
         histogram.GetEntries()
-        pickle.loads(pickle.dumps(histogram))
+        make, args = way_of(kind)(None, histogram)  # type: ignore[misc]
+        make(*args)
     root.gRandom.Rndm()
     root.gRandom.Gaus(0.0, 1.0)
     if "libRooFitCore" in str(root.gSystem.GetLibraries()):
-        variables = [root.RooRealVar(name, "", 1.0, 0.5, 2.0) for name in "xms"]
-        root.RooGaussian("g", "", *variables)
-        root.RooArgSet(*variables)
+        with contextlib.suppress(Exception):  # of a release that has it otherwise
+            _warm_roofit(root)
+
+
+def _warm_roofit(root: Any) -> None:
+    service = root.RooMsgService.instance()
+    level = service.globalKillBelow()
+    service.setGlobalKillBelow(root.RooFit.FATAL)
+    x = root.RooRealVar("x", "", 0.0, -5.0, 5.0)
+    mean = root.RooRealVar("m", "", 0.0, -1.0, 1.0)
+    width = root.RooRealVar("s", "", 1.0, 0.5, 2.0)
+    gauss = root.RooGaussian("g", "", x, mean, width)
+    data = gauss.generate(root.RooArgSet(x), 10)
+    gauss.fitTo(data, PrintLevel=-1, Save=True)
+    service.setGlobalKillBelow(level)
 
 
 # What ROOT, and cppyy below it, say of a name that they do not know.

@@ -24,6 +24,7 @@ from ostap_parallel.logs import logger_of
 from ostap_parallel.machine.endpoint import Endpoint
 from ostap_parallel.machine.handshake import derive_key
 from ostap_parallel.machine.serve import MARK
+from ostap_parallel.machine.templates import modules_of
 from ostap_parallel.supply.bundle import bundle
 from ostap_parallel.supply.existing import ExistingSource
 from ostap_parallel.supply.session import Session
@@ -234,7 +235,7 @@ class HostServer(Server):
             "directory": directory,
             "timeout": self.host.keepalive,
             "tasks_per_worker": self.source.tasks_per_worker,
-            "preload": [name for name in self.host.preload if not libraries.owner_of(name)],
+            "preload": modules_of(self.host.preload),
             "fresh": self.host.start == "spawn",
             "sessions": self.source.sessions,
         }
