@@ -17,8 +17,9 @@ import pytest
 
 import ostap_parallel
 from ostap_parallel import ostap
+from ostap_parallel.config.load import HostArguments
 from ostap_parallel.faces import manager as our_manager
-from ostap_parallel.ostap.options import count_cpus, executor_of, tell_unknown
+from ostap_parallel.ostap.options import count_cpus, executor_of, manager_options, tell_unknown
 from ostap_parallel.worker.copies import copier_of
 from ostap_parallel.worker.modes import modes_of
 
@@ -263,6 +264,10 @@ class TestKeywords:
         caplog.clear()
         assert manager.process(callers.Toys(), [1], chunksise=2) == [((0,), [0, 1])]
         assert "did you mean 'chunk_size'" in caplog.text
+
+    def test_all_settings_of_hosts_are_known(self):
+        known = {name: "x" for name in HostArguments.__annotations__}
+        assert manager_options(known)[0].keys() == known.keys()
 
     def test_ours_stays_strict(self):
         with ostap_parallel.WorkManager(1, silent=True) as manager, pytest.raises(TypeError):

@@ -367,7 +367,7 @@ class TestTemplate:
         for loaded, is_batch, private in told["found"]:
             assert loaded is expected
             assert is_batch
-            assert (private < 15) is expected
+            assert (private < 10) is expected
 
     def test_a_host_without_it_does_not_matter(self, hosts, tmp_path):
         settings = {"servers": "h1*1", "ssh_config": str(hosts.ssh_config), "config": []}
@@ -696,3 +696,114 @@ class TestNextManager:
             tell(found=found, cwd=os.getcwd(), left=left)
         """)
         assert told == {"found": [[None, told["cwd"], "y", 2]], "cwd": told["cwd"], "left": []}
+
+
+class TestOstap:
+    def test_tasks_of_its_kind(self, root):
+        told, _ = root.run("""
+            import ROOT
+            from ostap_parallel.ostap import GenericTask, Task
+            from ostap_parallel.ostap import WorkManager as Ostaps
+
+            def fill(jobid, n):
+                import ROOT
+                histogram = ROOT.TH1F(f"h{jobid}", "", 10, 0, 10)
+                for k in range(n):
+                    histogram.Fill((jobid * n + k) % 12)
+                return histogram
+
+            def merge(one, two):
+                if not one:
+                    return two
+                one.Add(two)
+                return one
+
+            class Fill(Task):
+                def __init__(self):
+                    self.__histo = None
+
+                def initialize_local(self):
+                    self.__histo = None
+
+                def process(self, jobid, n):
+                    assert self.__histo is None  # what others have left
+                    self.__histo = fill(jobid, n)
+                    return self.__histo
+
+                def merge_results(self, result, jobid=-1):
+                    self.__histo = merge(self.__histo, result)
+
+                def results(self):
+                    return self.__histo
+
+            items = [7] * 12
+            expected = None
+            for jobid, n in enumerate(items):
+                expected = merge(expected, fill(jobid, n))
+            where = {**SETTINGS, "ppservers": SETTINGS.get("servers", ())}
+            where.pop("servers", None)
+
+            def manager():
+                return Ostaps(0 if SETTINGS else 2, progress=False, silent=True, **where)
+
+            task = Fill()
+            found = [
+                manager().process(task, items),
+                manager().process(fill, items, merger=merge),
+                manager().process(GenericTask(processor=fill, merger=merge), items),
+            ]
+            tell(same=[bins(one) == bins(expected) for one in found])
+        """)
+        assert told == {"same": [True] * 3}
+
+    def test_modes(self, local):
+        told, _ = local.run("""
+            import ROOT
+            from ostap_parallel.ostap import Task
+            from ostap_parallel.ostap import WorkManager as Ostaps
+
+            class Look(Task):
+                def __init__(self):
+                    self.found = []
+
+                def initialize_local(self):
+                    self.found = []
+
+                def process(self, jobid, item):
+                    root = ROOT.ROOT
+                    threads = root.GetThreadPoolSize() if root.IsImplicitMTEnabled() else 0
+                    return [ROOT.gROOT.IsBatch(), threads, str(ROOT.gSystem.GetBuildDir())]
+
+                def merge_results(self, result, jobid=-1):
+                    self.found.append(result)
+
+                def results(self):
+                    return self.found
+
+            task = Look()
+            with Ostaps(1, progress=False) as manager:
+                (plain,) = manager.process(task, [1])
+                task.batch, task.implicitMT, task.build = False, 2, os.getcwd()
+                (set_,) = manager.process(task, [1])
+                other = Look()
+                (after,) = manager.process(other, [1])
+            tell(plain=plain[:2], set_=[*set_[:2], set_[2] == os.getcwd()], after=after == plain)
+        """)
+        assert told == {"plain": [True, 0], "set_": [False, 2, True], "after": True}
+
+    def test_a_new_manager_has_what_tasks_derive_from(self, local):
+        told, _ = local.run("""
+            import ROOT
+            ROOT.gROOT.GetName()
+            from ostap_parallel.ostap import WorkManager as Ostaps
+
+            def look(jobid, item):
+                return open(f"/proc/{os.getppid()}/comm").read().strip(), os.getppid()
+
+            def find():
+                return Ostaps(1, progress=False).process(look, [1], merger=lambda old, new: new)
+
+            one, two = find(), find()
+            tell(names=[one[0], two[0]], same=one == two)
+        """)
+        assert told == {"names": ["pptemplate"] * 2, "same": True}

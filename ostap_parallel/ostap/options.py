@@ -19,7 +19,8 @@ logger = logger_of(__name__)
 _HOSTS = (
     *("environment", "script", "profile", "secret", "timeout", "python", "user", "port", "tmpdir"),
     *("ssh_options", "ssh_config", "python_mismatch", "keepalive", "ncpus_per_host", "config"),
-    *("patience", "sync", "tasks_per_worker"),
+    *("patience", "sync", "tasks_per_worker", "environment_more", "start_timeout", "nice"),
+    *("requires", "preload", "start", "way"),
 )
 # What a run takes. Given to a manager they hold for all its runs.
 _RUN = (

@@ -15,7 +15,7 @@ from ostap_parallel.root.declared import HINT
 from ostap_parallel.root.start import ready
 
 # What is one in each process: who refers to it means that of his own.
-_GLOBALS = ("gRandom", "gROOT", "gSystem", "gStyle", "gEnv", "gInterpreter", "gErrorIgnoreLevel")
+_GLOBALS = ("gRandom", "gROOT", "gSystem", "gStyle", "gEnv", "gInterpreter")
 
 
 def way_of(kind: type) -> Callable[[Any, Any], Any] | None:

@@ -174,11 +174,11 @@ def _is_compiled(name: str) -> bool:
     if libraries.is_known(name):
         return True
     spec = getattr(sys.modules.get(name), "__spec__", None) or importlib.util.find_spec(name)
-    if spec is None or spec.origin in ("built-in", "frozen"):
-        return spec is not None
+    if spec is None:
+        return False
     suffixes = tuple(importlib.machinery.EXTENSION_SUFFIXES)
-    if str(spec.origin).endswith(suffixes):
+    if spec.origin == "built-in" or str(spec.origin).endswith(suffixes):
         return True
-    places = [spec.submodule_search_locations or ()][0]
-    files = (file for place in places for file in Path(place).rglob("*"))
-    return any(file.name.endswith(suffixes) for file in itertools.islice(files, _LOOKED_AT))
+    below = (Path(place).rglob("*") for place in spec.submodule_search_locations or ())
+    files = itertools.islice(itertools.chain.from_iterable(below), _LOOKED_AT)
+    return any(file.name.endswith(suffixes) for file in files)
