@@ -298,7 +298,7 @@ class TestCrashes:
                 things.Print()
             return item
 
-        with open_(lost_retries=1) as wm:
+        with open_() as wm:
             wm.process(abs, range(4))
             begin = time.monotonic()
             results = wm.process(crash, range(4), on_error="collect", lost_retries=1)
@@ -308,7 +308,7 @@ class TestCrashes:
     """
 
     def test_it_is_told_in_brief(self, root):
-        told, error = root.run(self.PROGRAM.replace("open_(lost_retries=1)", "open_()"))
+        told, error = root.run(self.PROGRAM, DISPLAY=":99")
         assert told["results"] == [0, None, 2, 3]
         assert "was killed by SIGSEGV" in told["reason"]
         assert "TCollection::Print" in error
@@ -364,7 +364,7 @@ class TestTemplate:
     )
     def test_it_is_imported_once(self, root, first, options, expected):
         told, _ = root.run(self.PROGRAM.format(first=first, options=options))
-        for loaded, is_batch, private in told["found"]:
+        for loaded, is_batch, private in told["found"]:  # MB
             assert loaded is expected
             assert is_batch
             assert (private < 10) is expected

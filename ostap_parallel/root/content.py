@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from ostap_parallel.root.objects import name_of_global
+from ostap_parallel.root.objects import name_of_global, owner_of
 from ostap_parallel.root.start import ready
 
 # Members that say nothing of what an object holds: marks, what names it for this process, memory
@@ -22,8 +22,9 @@ def parts_of(obj: Any) -> Any:
     """
     kind = type(obj).__name__
     if kind == "CPPOverload":
-        owner = obj.im_self if obj.im_self is not None else str(obj.im_class)
-        return [kind, owner, obj.__name__]
+        owner = owner_of(obj)
+        scope = str(getattr(getattr(obj, "im_class", None), "__cpp_name__", ""))
+        return [kind, scope, owner, obj.__name__]
     if kind == "TemplateProxy":
         return [kind, str(obj.__doc__)]
     if isinstance(obj, int):

@@ -108,11 +108,16 @@ def _class(pickler: Any, cls: Any) -> Any:
 
 def _function(pickler: Any, function: Any) -> Any:
     """Reduce a function, or a method of an object, to its name in its class or name space."""
-    owner = function.im_self
+    owner = owner_of(function)
     if owner is not None:
         return getattr, (owner, function.__name__)
     scope = str(getattr(function.im_class, "__cpp_name__", ""))
     return find, ("::".join(filter(None, [scope, function.__name__])),)
+
+
+def owner_of(function: Any) -> Any:
+    """Return the object that a method is of; ``None`` for functions."""
+    return getattr(function, "im_self" if hasattr(function, "im_self") else "__self__", None)
 
 
 def _template(pickler: Any, function: Any) -> Any:

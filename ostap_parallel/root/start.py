@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import faulthandler
 import importlib
+import os
 import signal
 from collections.abc import Iterator
 from typing import Any
@@ -25,11 +26,25 @@ def ready() -> Any:
 
 def begin_in_worker() -> Any:
     """Return ROOT for a worker: nothing is drawn, and a crash is told at once and in brief."""
-    with _keeping_handlers():
-        root = ready()
+    with _keeping_handlers(), _without_display():
+        root = importlib.import_module("ROOT")
+        with contextlib.suppress(AttributeError):
+            root.PyConfig.StartGUIThread = False  # some releases have one: forks forbid it
+        ready()
     root.gROOT.SetBatch(True)
     _report_crashes(root)
     return root
+
+
+@contextlib.contextmanager
+def _without_display() -> Iterator[None]:
+    """Have ROOT begin without windows."""
+    display = os.environ.pop("DISPLAY", None)
+    try:
+        yield
+    finally:
+        if display is not None:
+            os.environ["DISPLAY"] = display
 
 
 # More than `struct sigaction` has on any system.
