@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from ostap_parallel.runs.task import Task as Task
     from ostap_parallel.runs.task import TaskMerger as TaskMerger
     from ostap_parallel.runs.trust import HostRules as HostRules
+    from ostap_parallel.supply.entries import Sge as Sge
+    from ostap_parallel.supply.entries import Slurm as Slurm
     from ostap_parallel.worker.generators import rng as rng
 
 _MODULES = {
@@ -49,6 +51,7 @@ _MODULES = {
     "runs.task": "FuncTask GenericTask Task TaskMerger",
     "runs.trust": "HostRules",
     "faces.scoop": "shared",
+    "supply.entries": "Sge Slurm",
     "worker.generators": "rng",
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names.split()}

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from allocated import seen, where
 from helpers import wait_until
 
 import ostap_parallel
+from ostap_parallel import ConfigError, ServersUnavailable, Slurm, WorkManager
+from ostap_parallel.errors import JobRefused
+from ostap_parallel.supply import allocations
 
 PATIENCE = 60  # seconds; only a hang takes that long
 
@@ -81,3 +89,265 @@ def test_a_manager_in_a_job(within, tmp_path):
     assert "'nowhere', 'failed', 'nowhere: connect:" in said
     assert said.count("'up'") == 2
     assert said.endswith("[1]\nover 0\n"), said
+
+
+@pytest.fixture
+def on_slurm(slurm, monkeypatch, tmp_path):
+    """SLURM for this process; after the test no job, and no process or file of one, is left."""
+    folder = tmp_path / "there"
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))  # which jobs get, too
+    for name, value in slurm.environ.items():
+        monkeypatch.setenv(name, value)
+    before = set(steps_of(slurm))
+    yield slurm
+    try:
+        wait_until(lambda: not slurm.jobs(), PATIENCE, "no job is left")
+        wait_until(lambda: not set(steps_of(slurm)) - before, PATIENCE, "no process is left")
+    finally:
+        slurm.try_("scancel", "--quiet", f"--user={os.getuid()}")
+    assert not list(folder.iterdir())
+
+
+def steps_of(slurm):
+    """Return the processes of jobs, by their environment."""
+    needle = f"SLURM_CONF={slurm.environ['SLURM_CONF']}\0".encode()
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            text = (entry / "environ").read_bytes()
+            if needle in text and b"SLURM_JOB_ID=" in text:
+                found.append((int(entry.name), (entry / "cmdline").read_bytes()))
+    return found
+
+
+def jobs(workers=4, **given):
+    settings = {"cpus": 2, "walltime": "10m", "python": sys.executable, "name": "gpu", **given}
+    return Slurm(workers, **settings)
+
+
+def manage(*servers, ncpus=0, **given):
+    sync = [Path(__file__).with_name("allocated.py")]
+    return WorkManager(ncpus, servers, **{"config": (), "silent": True, "sync": sync, **given})
+
+
+SQUARES = sum(n * n for n in range(200))
+
+
+@contextlib.contextmanager
+def blocked(slurm):
+    """All nodes are somebody else's."""
+    job = slurm.run("sbatch", "--parsable", "--exclusive", "-N2", "--output=/dev/null", data=BLOCK)
+    wait_until(lambda: "R" in slurm.run("squeue", "-h", "-j", job.strip(), "-o", "%t"), 60, "it")
+    try:
+        yield
+    finally:
+        slurm.run("scancel", job.strip())
+
+
+BLOCK = "#!/bin/sh\nexec sleep 600\n"
+
+
+def state_of(manager, number=0):
+    return manager.executor.hosts[number]
+
+
+class TestOnTheLoginNode:
+    def test_jobs_are_hosts(self, on_slurm):
+        with manage(jobs(4)) as manager:
+            found = manager.process(where, range(200))
+            assert sum(value for value, _, _ in found) == SQUARES
+            manager.wait_for_hosts()
+            assert manager.workers == {"gpu/1": 2, "gpu/2": 2}
+            listed = on_slurm.run("squeue", "-h", "-o", "%T %C").split("\n")
+            assert listed[:-1] == ["RUNNING 2", "RUNNING 2"]
+            assert len(on_slurm.run("squeue", "-h", "-s", "-o", "%i").split()) == 4  # of 2 scripts
+            numbers = set(on_slurm.run("squeue", "-h", "-o", "%A").split())
+            found = manager.process(where, range(200))
+            assert {number for _, number, _ in found} <= numbers
+            assert {cpus for _, _, cpus in found} == {"2"}
+
+    def test_beside_local_workers_and_with_a_rest(self, on_slurm, tmp_path):
+        config = tmp_path / "rc"
+        config.write_text(
+            "[Parallel]\nwalltime = 5:00\n[Parallel:gpu]\nbatch = slurm\ncpus = 2\njobs = 3\n"
+            f"walltime = 0:20:00\nenvironment = export SEEN=yes\npython = {sys.executable}\n"
+        )
+        config.chmod(0o600)
+        with pytest.raises(ConfigError, match=r"\[Parallel\] walltime: walltime must be a time"):
+            WorkManager(0, "gpu", config=config)
+        config.write_text(config.read_text().replace("5:00", "5m", 1))
+        with manage("gpu*3", ncpus=1, config=config) as manager:
+            assert manager.wait_for_hosts(PATIENCE)
+            assert manager.workers == {"local": 1, "gpu/1": 2, "gpu/2": 1}
+            there = manager.process(seen, range(50), where=lambda n: "gpu/2", strict=True)
+            assert there == ["yes"] * 50
+            limits = on_slurm.run("squeue", "-h", "-o", "%l").split()
+            assert limits == ["20:00", "20:00"]
+
+    def test_queued_is_not_failing(self, on_slurm, caplog):
+        with blocked(on_slurm), manage(jobs(2)) as manager:
+            status = state_of(manager)
+            wait_until(lambda: status.state == "queued", PATIENCE, "it is queued")
+            wait_until(lambda: "Resources" in status.reason, PATIENCE, "the reason")
+            future = manager.executor.submit(abs, -1)
+            assert "expected to start at" in wait_until(
+                lambda: "expected" in status.reason and status.reason, PATIENCE, "the time"
+            )
+            on_slurm.run("scancel", f"--user={os.getuid()}", "--name=sbatch")
+            assert future.result(PATIENCE) == 1
+            assert (status.state, status.reason, status.lost) == ("up", "", 0)
+
+    def test_what_is_refused_fails_with_the_words_of_the_scheduler(self, on_slurm):
+        with manage(jobs(4, options="--partition=nowhere")) as manager:
+            assert not manager.wait_for_hosts(5)
+            assert {host.state for host in manager.executor.hosts} == {"failed"}
+            with pytest.raises(ServersUnavailable, match=r"gpu/1: submit: .*invalid partition"):
+                manager.process(abs, [-1])
+
+    def test_what_can_never_start_fails(self, on_slurm):
+        for options, words in {"--hold": "JobHeldUser", "-p short -t 60": "TimeLimit"}.items():
+            with manage(jobs(2, options=options)) as manager:
+                assert not manager.wait_for_hosts(5)
+                assert words in str(state_of(manager).error)
+
+    def test_a_script_of_the_user_that_fails(self, on_slurm):
+        with manage(jobs(2, environment="module load root")) as manager:
+            assert not manager.wait_for_hosts(PATIENCE)
+            assert "module: command not found" in str(state_of(manager).error)
+            wait_until(lambda: not on_slurm.jobs(), PATIENCE, "its job has ended")
+
+    def test_a_job_that_is_cancelled_is_replaced(self, on_slurm):
+        with manage(jobs(4)) as manager:
+            assert manager.wait_for_hosts(PATIENCE)
+            first = on_slurm.run("squeue", "-h", "-r", "-o", "%i").split()[0]
+            total = 0
+            for number, (value, _, _) in enumerate(manager.iexecute(where, range(200))):
+                total += value
+                if number == 10:
+                    on_slurm.run("scancel", first)
+            assert total == SQUARES
+            lost = wait_until(
+                lambda: [host for host in manager.executor.hosts if host.lost], PATIENCE, "lost"
+            )
+            assert len(lost) == 1
+            wait_until(lambda: lost[0].state == "up", PATIENCE, "another one has come")
+
+    def test_the_controller_goes_away_and_comes_back(self, on_slurm, monkeypatch):
+        monkeypatch.setattr(allocations, "UNKNOWN", 2.0)
+        with manage(jobs(2)) as manager:
+            assert manager.wait_for_hosts(PATIENCE)
+            on_slurm.stop("slurmctld")
+            try:
+                assert sum(v for v, _, _ in manager.process(where, range(200))) == SQUARES
+                added = manager.executor.add_hosts([jobs(2, name="more")])[0]
+                wait_until(lambda: "sbatch: " in added.reason, PATIENCE, "it is told")
+            finally:
+                on_slurm.start("slurmctld")
+            wait_until(lambda: added.state == "up", PATIENCE, "it is up")
+            names = on_slurm.run("squeue", "-h", "-r", "-t", "running", "-o", "%j").split()
+            assert len([name for name in names if name.startswith("more-")]) == 1
+
+
+CLIENT = """\
+import sys, time
+from pathlib import Path
+from ostap_parallel import Slurm, WorkManager
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    entry = Slurm(4, cpus=2, walltime="10m", python=sys.executable, environment=sys.argv[2])
+    with WorkManager(0, [entry], config=(), silent=True) as manager:
+        (folder / "made").touch()
+        manager.process(time.sleep, [600] * 4)
+"""
+
+
+class TestEnds:
+    @pytest.mark.parametrize("moment", ["pending", "in a script", "running"])
+    @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+    def test_nothing_is_left(self, on_slurm, tmp_path, moment, number):
+        script = f"echo > {tmp_path}/script.$SLURM_JOB_ID; sleep 600"
+        environment = script if moment == "in a script" else ""
+        (tmp_path / "client.py").write_text(CLIENT)
+        argv = [sys.executable, tmp_path / "client.py", tmp_path, environment]
+        environ = {**os.environ, "PYTHONPATH": str(PACKAGE_PARENT)}
+        ready = {
+            "pending": lambda: "PENDING" in on_slurm.run("squeue", "-h", "-o", "%T"),
+            "in a script": lambda: list(tmp_path.glob("script.*")),
+            "running": lambda: sum(b"ppserver" in words for _, words in steps_of(on_slurm)) >= 2,
+        }
+        with contextlib.ExitStack() as stack:
+            if moment == "pending":
+                stack.enter_context(blocked(on_slurm))
+            client = stack.enter_context(
+                subprocess.Popen(argv, env=environ, stderr=subprocess.DEVNULL)
+            )
+            try:
+                wait_until(ready[moment], PATIENCE, moment)
+            finally:
+                client.send_signal(number)
+            client.wait(PATIENCE)
+            names = "squeue", "-h", "-o", "%j"
+            wait_until(lambda: "slurm-" not in on_slurm.run(*names), PATIENCE, "jobs have gone")
+
+    def test_a_job_that_nobody_cancels_ends_by_itself(self, on_slurm):
+        script = jobs(2).script()
+        assert "op_nap=8 " in script  # seconds: four of these without anybody are its end
+        on_slurm.run("sbatch", data=script.replace("op_nap=8 ", "op_nap=0.3 "))
+        wait_until(lambda: not on_slurm.jobs(), 20, "it has ended")
+
+
+class TestEntries:
+    def test_the_script(self):
+        entry = Slurm(
+            cpus=8, walltime="4:00:00", memory="4G", options="--partition=gpu -A abc", skip="-A"
+        )
+        lines = entry.script().splitlines()
+        for line in ("--cpus-per-task=8", "--time=4:00:00", "--mem=4096M", "--array=0-0"):
+            assert f"#SBATCH {line}" in lines
+        assert "#SBATCH --partition=gpu -A abc" in lines
+        assert "--mem" not in Slurm(cpus=1).script()
+
+    def test_the_scheduler_is_asked(self, on_slurm):
+        assert "to start at" in jobs(2).check()
+        with pytest.raises(JobRefused, match="invalid partition"):
+            jobs(2, options="--partition=nowhere").check()
+
+    @pytest.mark.parametrize(
+        ("settings", "words"),
+        [
+            ({"cpu": 8}, "there is no setting 'cpu': did you mean cpus"),
+            ({"cpus": 0}, "Slurm cpus: not a number of at least 1: 0"),
+            ({"walltime": "90"}, "Slurm walltime: walltime must be a time such as"),
+            ({"memory": "4"}, "Slurm memory: memory must be a number with its unit"),
+            ({"options": "--comment='a"}, "Slurm options: No closing quotation"),
+            ({"login": "a b"}, "Slurm login: server 'a b' is none of"),
+            ({"login": "h*3"}, r"Slurm login: \[user@\]host\[:port\] is wanted"),
+            ({"name": "a/b"}, "not a host name"),
+            ({"user": "me"}, "there is no setting 'user'"),
+        ],
+    )
+    def test_what_is_wrong_is_told(self, settings, words):
+        with pytest.raises(ConfigError, match=words):
+            Slurm(**settings)
+
+    @pytest.mark.parametrize(
+        ("text", "servers", "words"),
+        [
+            ("[Parallel]\nbatch = slurm", "h1", r"batch: it belongs into a section \[Parallel:<"),
+            ("[Parallel:g]\nbatch = pbs", "g", "batch: neither 'slurm' nor 'sge': 'pbs'"),
+            ("[Parallel:g]\nbatch = sge\njobs = 2\ncpus = 4", "g*9", "takes 3 jobs, but jobs = 2"),
+            ("[Parallel:g]\nbatch = sge", "me@g", "a user stands in its login"),
+        ],
+    )
+    def test_what_is_wrong_in_a_file_is_told(self, tmp_path, text, servers, words):
+        config = tmp_path / "rc"
+        config.write_text(text)
+        config.chmod(0o600)
+        with pytest.raises(ConfigError, match=words):
+            WorkManager(0, servers, config=config)
+
+    def test_too_many_jobs(self):
+        with pytest.raises(ConfigError, match="takes 3 jobs, but jobs = 2"):
+            WorkManager(0, [Slurm(9, cpus=4, jobs=2)], config=())

@@ -81,9 +81,10 @@ DOORS = {
     "engine": {"backend", "core", "engine", "foreign", "future", "names", "retries"},
     "schedulers": {"quantities", "scheduler", "sge", "slurm"},
     "supply": {
-        *("here", "host", "private", "source", "ssh", "steps", "supervisor", "syncing", "ways")
+        *("entries", "here", "host", "private", "source", "sources", "ssh", "steps"),
+        *("supervisor", "syncing", "ways"),
     },
-    "config": {"", "entries", "files", "host", "hostlist", "load"},
+    "config": {"", "batch", "entries", "files", "host", "hostlist", "load", "requests"},
     "machine": {
         *("channel", "cpus", "crew", "endpoint", "handshake", "jobs", "loop", "output"),
         *("serve", "server", "templates", "wire"),

@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from ostap_parallel import libraries
+from ostap_parallel.config.batch import BATCH_KEYS
 from ostap_parallel.config.entries import parse_entries
 from ostap_parallel.config.host import HostConfig, Setting, check_name, check_number, check_user
+from ostap_parallel.config.requests import convert_batch
 from ostap_parallel.errors import ConfigError, see
 from ostap_parallel.logs import logger_of
 
@@ -30,6 +32,7 @@ KEYS = (
     LISTS
     | GENERAL
     | {MORE}
+    | BATCH_KEYS
     | HostConfig.__annotations__.keys() - {"name", "ssh_config", "server_port", "origins"}
 )
 
@@ -145,6 +148,8 @@ def _read_sections(path: Path, text: str) -> Iterator[tuple[int, str, dict[str, 
                 raise ConfigError(f"{origin} {key}: unknown key{hint}{see('keys')}")
             if suffix and key in GENERAL:
                 raise ConfigError(f"{origin} {key}: it belongs into [Parallel]")
+            if not suffix and key == "batch":
+                raise ConfigError(f"{origin} {key}: it belongs into a section [Parallel:<name>]")
             value = convert(key, _join_lines(key, lines), origin, path.parent)
             settings[key] = Setting(value, origin)
         yield SPELLINGS.index(spelling), suffix, settings
@@ -212,6 +217,8 @@ def convert(key: str, value: Any, origin: str, base: Path) -> Any:
         return parse_entries(value, where, origin)
     if isinstance(value, str) and not value.strip():
         return None
+    if key in BATCH_KEYS:
+        return convert_batch(key, value, where)
     match key:
         case "environment" | "environment_more":
             return _check_text(value, where)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from ostap_parallel.config.batch import BatchConfig
 from ostap_parallel.errors import ConfigError
 
 _LABEL = r"[A-Za-z0-9_][A-Za-z0-9_-]{0,62}"
@@ -71,6 +72,8 @@ class HostConfig:
         By how much processes there are nicer than others, from 1 to 19.
     requires
         Modules that must be importable there.
+    batch
+        What is asked of a batch system, whose jobs these are then; ``None``: it is a host.
     server_port
         Local port of a server that runs already, or of a tunnel to it; then nothing else applies.
     origins
@@ -97,6 +100,7 @@ class HostConfig:
     ssh_config: Path | None = None
     nice: int | None = None
     requires: tuple[str, ...] = ()
+    batch: BatchConfig | None = None
     server_port: int | None = None
     origins: Mapping[str, str] = field(default_factory=dict, compare=False)
 

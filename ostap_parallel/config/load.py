@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
+from ostap_parallel.config.batch import BATCH_KEYS
 from ostap_parallel.config.entries import (
     KEYWORDS,
     Entry,
@@ -30,6 +31,7 @@ from ostap_parallel.config.files import (
     read_files,
 )
 from ostap_parallel.config.host import HostConfig, Setting
+from ostap_parallel.config.requests import Allocation, batch_of
 from ostap_parallel.errors import ConfigError, see
 
 if TYPE_CHECKING:
@@ -41,6 +43,10 @@ TEXTS = {
     *("python_mismatch", "start", "way"),
 }
 SSH_TIMEOUT = 10  # seconds; a "Match exec" of the user's may hang
+
+
+Servers = str | int | Allocation | Iterable[str | int | Allocation]
+"""Entries of a server list, or one of them."""
 
 
 class HostArguments(TypedDict, total=False):
@@ -97,7 +103,7 @@ class Settings:
 
 
 def load_settings(
-    servers: str | int | Iterable[str | int] = (),
+    servers: Servers = (),
     *,
     config: Iterable[Path | str] | Path | str | None = None,
     environ: Mapping[str, str] = os.environ,
@@ -217,12 +223,15 @@ def _list_files(
 
 
 def _parse_servers(
-    servers: str | int | Iterable[str | int], configured: Callable[[], Iterable[tuple[Entry, str]]]
+    servers: Servers, configured: Callable[[], Iterable[tuple[Entry, str]]]
 ) -> Iterator[tuple[Entry, str]]:
     """Yield the entries, each with the domain whose section listed it, or ``""``."""
     if isinstance(servers, str):
         servers = split_entries(servers)
-    for server in [servers] if isinstance(servers, int) else servers:
+    for server in [servers] if isinstance(servers, int | Allocation) else servers:
+        if isinstance(server, Allocation):
+            yield server.entry, ""
+            continue
         if isinstance(server, str) and server.strip().lower() in KEYWORDS:
             yield from configured()
         else:
@@ -269,6 +278,8 @@ def _look_up_names(
     """Return the name to use for ssh, then others by which the sections may know this host."""
     entry, domain = listed
     name: str = entry["name"].value
+    if "batch" in entry or "batch" in known.get(name.lower(), {}):
+        return (name,)
     if not any(known) or "server_port" in entry or "." in name or ":" in name:
         return (name,)
     full = f"{name}.{domain}" if domain else name
@@ -301,12 +312,14 @@ def _resolve(
     own = {**entry, "name": Setting(names[0], entry["name"].origin)}
     chain = [dict(given), *(sections[suffix] for suffix in _match_sections(sections, names))]
     settings = ChainMap(own, *([] if "server_port" in entry else chain))
-    others = LISTS | GENERAL | {MORE}
+    batch = batch_of(entry, sections.get(names[0].lower(), {}), settings)
+    others = LISTS | GENERAL | BATCH_KEYS | {MORE}
     found = {key: setting for key, setting in settings.items() if key not in others}
     if "server_port" not in entry and any(MORE in one for one in chain):
         found["environment"] = _add_up(chain)
     values: dict[str, Any] = {k: s.value for k, s in found.items() if s.value is not None}
-    return HostConfig(**values, origins={key: s.origin for key, s in found.items()})
+    origins = {key: setting.origin for key, setting in found.items()}
+    return HostConfig(**values, batch=batch, origins=origins)
 
 
 def _add_up(chain: Sequence[Mapping[str, Setting]]) -> Setting:

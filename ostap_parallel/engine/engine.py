@@ -33,8 +33,8 @@ from ostap_parallel.engine.retries import Attempts, Limits
 from ostap_parallel.errors import ConfigError, SerializeError, ServersUnavailable
 from ostap_parallel.machine.jobs import Job, deferring_interrupts
 from ostap_parallel.objects import serialize, settings
-from ostap_parallel.supply.host import sources_of
 from ostap_parallel.supply.source import HostStatus
+from ostap_parallel.supply.sources import sources_of
 from ostap_parallel.supply.supervisor import EventHandler, Supervisor
 from ostap_parallel.supply.syncing import Archive, Modules, Source
 from ostap_parallel.supply.ways import LOOPBACK

@@ -73,6 +73,10 @@ class JobState:
         Where it runs or ran, if that is told.
     start
         When it is expected to start, as text, if that is told.
+    left
+        Seconds that it may still run, if that is told.
+    number
+        By which srun knows it; SLURM has another one for elements of arrays.
     """
 
     phase: Phase
@@ -81,6 +85,8 @@ class JobState:
     reason: str = ""
     host: str = ""
     start: str = ""
+    left: int | None = None
+    number: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ostap_parallel.errors import SchedulerUnavailable
 from ostap_parallel.schedulers.answers import ask, refuse
@@ -106,13 +106,14 @@ class Slurm:
         return found | {job: JobState(Phase.UNKNOWN) for job in ids if job not in known}
 
     def _queued(self, ids: Collection[str]) -> Iterator[tuple[str, JobState]]:
-        fields = "%i|%T|%N|%S|%r"
+        fields = "%i|%A|%L|%T|%N|%S|%r"
         argv = [self.squeue, *self._where(), "-h", "-r", "-t", "all", "-j", ",".join(ids)]
         for line in ask(self.run, [*argv, "-o", fields], _MAY_BE_GONE).output.splitlines():
             job, bar, rest = line.partition("|")
             if bar:
-                word, host, start, reason = rest.split("|", 3)
-                yield job, _state(word, reason, host, start)
+                number, left, word, host, start, reason = rest.split("|", 5)
+                state = _state(word, reason, host, start)
+                yield job, replace(state, number=number, left=_seconds(left))
 
     def _accounted(self, ids: Collection[str]) -> Iterator[tuple[str, JobState]]:
         """Yield what the accounts say; nothing where there are none. A later run comes later."""
@@ -192,6 +193,15 @@ def _state(word: str, reason: str, host: str, start: str) -> JobState:
     if first in _ENDS:
         return JobState(Phase.ENDED, words, _ENDS[first], reason, host)
     return JobState(Phase.UNKNOWN, words)
+
+
+def _seconds(left: str) -> int | None:
+    """Return the seconds of what squeue prints as the time that is left, if there is a limit."""
+    found = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", left)
+    if found is None:  # UNLIMITED, NOT_SET, INVALID
+        return None
+    days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
 def _expand(job: str) -> Iterator[str]:

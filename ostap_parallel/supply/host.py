@@ -12,7 +12,7 @@ import shlex
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,8 @@ from ostap_parallel.machine.handshake import derive_key
 from ostap_parallel.machine.serve import MARK
 from ostap_parallel.machine.templates import modules_of
 from ostap_parallel.supply.bundle import bundle
-from ostap_parallel.supply.existing import ExistingSource
 from ostap_parallel.supply.session import Session
-from ostap_parallel.supply.source import Grant, Server, Source, TryLater, Watch
+from ostap_parallel.supply.source import Grant, Server, TryLater, Watch
 from ostap_parallel.supply.steps import open_qrsh, open_srun
 from ostap_parallel.supply.ways import BEATS, LOOPBACK, SPARE_LINES, TRIES, Way
 
@@ -109,18 +108,6 @@ def _open_ssh(host: HostConfig) -> AbstractContextManager[Way]:
 
 
 _WAYS: dict[str, OpenWay] = {"ssh": _open_ssh, "srun": open_srun, "qrsh": open_qrsh}
-
-
-def sources_of(
-    hosts: Iterable[HostConfig], secret: str, tasks_per_worker: int | None = None
-) -> list[Source]:
-    """Return a source for each host: a server to start there, or one that is there."""
-    return [
-        HostSource(host, secret, tasks_per_worker=tasks_per_worker)
-        if host.server_port is None
-        else ExistingSource.local(host.server_port, secret, host.ncpus)
-        for host in hosts
-    ]
 
 
 class HostServer(Server):
@@ -285,7 +272,7 @@ class HostServer(Server):
         self._news, self._step = queue.SimpleQueue(), "connect"
         self._ended.clear()
         self._ways.close()
-        self._way = self._ways.enter_context(self.source.open_way(self.host))
+        self._way = self._ways.enter_context(self.open_way())
         self._session = Session(
             self.host.label,
             self._way.argv(),
@@ -296,6 +283,15 @@ class HostServer(Server):
         if self._closing.is_set():
             raise HostError(self.host.label, "connect", "closed while it was starting")
         self._session.open()
+
+    def open_way(self) -> AbstractContextManager[Way]:
+        """Return the way to the host."""
+        return self.source.open_way(self.host)
+
+    def why_ended(self) -> str:
+        """Return why the session has ended that was up."""
+        assert self._session is not None
+        return self._session.last_words or "the server has ended"
 
     def _greeting(self) -> str:
         """Wait for the directory there; notice if what bash was sent has gone elsewhere."""
@@ -384,9 +380,7 @@ class HostServer(Server):
         for done in list(self._done.values()):
             done.set()
         if was_up and not self._closing.is_set():
-            assert self._session is not None
-            reason = self._session.last_words or "the server has ended"
-            self._watch.ended(HostError(self.host.label, "run", reason))
+            self._watch.ended(HostError(self.host.label, "run", self.why_ended()))
 
     def _expect(self, wanted: str, patience: float | None = None) -> Any:
         """Wait for one piece of news; anything else is the step that failed.

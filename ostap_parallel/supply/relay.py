@@ -33,7 +33,7 @@ PATIENCE = 30.0
 # has not read yet is the far end's.
 _BOOTSTRAP = """\
 {{ for op_python in {pythons}; do
-  type -P -- "$op_python" >/dev/null && exec "$op_python" -I -S -c {code} {keepalive}
+  type -P -- "$op_python" >/dev/null && exec "$op_python" -I -S -c {code} {keepalive} {tag}
 done
 echo "no python3 there, which is needed before the user's scripts have run; PATH is $PATH" >&2
 exit 127; }}
@@ -55,6 +55,8 @@ class Relay:
         Leads to bash on the machine.
     keepalive
         Seconds of silence after which the far end ends.
+    tag
+        A word in the far end's command line.
     python
         What the far end is run by if it is there, before others.
     judge
@@ -71,6 +73,7 @@ class Relay:
         *,
         keepalive: float,
         python: str = "python3",
+        tag: str = "",
         judge: Callable[[str], Verdict] = lambda words: "failed",
         queued: Tell = lambda line: "",
     ) -> None:
@@ -79,6 +82,7 @@ class Relay:
         self.program = list(program)
         self.keepalive = keepalive
         self.python = python
+        self.tag = tag
         self.queued = queued
         self._judge = judge
 
@@ -89,6 +93,7 @@ class Relay:
             pythons=" ".join(map(shlex.quote, dict.fromkeys(pythons))),
             code=shlex.quote(text_of(mux, far)),
             keepalive=self.keepalive,
+            tag=shlex.quote(self.tag),
         )
         (self.directory / "far").write_text(SPARE_LINES + text)
         (self.directory / "near").write_text(text_of(mux, near))
@@ -162,6 +167,7 @@ def open_relay(
     *,
     keepalive: float,
     python: str = "python3",
+    tag: str = "",
     judge: Callable[[str], Verdict] = lambda words: "failed",
     queued: Tell = lambda line: "",
 ) -> Iterator[Relay]:
@@ -173,6 +179,7 @@ def open_relay(
             program,
             keepalive=keepalive,
             python=python,
+            tag=tag,
             judge=judge,
             queued=queued,
         )

@@ -14,6 +14,7 @@ from ostap_parallel.config.hostlist import granted_cpus
 from ostap_parallel.errors import HostError, SchedulerUnavailable
 from ostap_parallel.supply.here import run_here
 from ostap_parallel.supply.relay import Relay, open_relay
+from ostap_parallel.supply.site import Here
 from ostap_parallel.supply.ways import Verdict
 
 # What srun says where the controller or the node cannot be reached just now.
@@ -33,35 +34,32 @@ def open_srun(host: HostConfig) -> AbstractContextManager[Relay]:
         reason = "way = srun leads to the nodes of a SLURM job, and this is none: no SLURM_JOB_ID"
         raise HostError(host.label, "connect", reason)
     cpus = granted_cpus(os.environ).get(host.name)
-    return open_step(host, step_argv(job, host.name, cpus, os.environ))
+    return open_step(host, Here().program(step_argv(job, host.name, cpus)))
 
 
-def open_step(host: HostConfig, argv: Iterable[str]) -> AbstractContextManager[Relay]:
-    """Make a way to where a step of srun runs bash."""
+def open_step(
+    host: HostConfig, argv: Iterable[str], tag: str = ""
+) -> AbstractContextManager[Relay]:
+    """Make a way to where a step of srun runs bash, known there by a word in its command line."""
     return open_relay(
         host.label,
         [*argv, "bash", "-s"],
         keepalive=host.keepalive,
         python=host.python,
+        tag=tag,
         judge=_judge,
         queued=lambda line: line.removeprefix("srun: ") if _WAITING.search(line) else "",
     )
 
 
-def step_argv(job: str, node: str, cpus: int | None, environ: Mapping[str, str]) -> list[str]:
+def step_argv(job: str, node: str, cpus: int | None) -> list[str]:
     """Return srun with its options for one process on a node, beside what runs there already.
 
-    What the job was asked for stands in the environment and contradicts that, in part. Without
-    `-u` srun holds back what is no whole line.
+    What the job was asked for must not stand in its environment, as that contradicts this in part.
+    Without `-u` srun holds back what is no whole line.
     """
-    argv = [*without(environ), "srun", "-u", "--overlap", f"--jobid={job}", f"--nodelist={node}"]
-    return [*argv, "-N1", "-n1", *([f"-c{cpus}"] if cpus else [])]
-
-
-def without(environ: Mapping[str, str]) -> list[str]:
-    """Return a prefix for commands that are not to see what job they are started in."""
-    names = [name for name in environ if name.startswith("SLURM") and name != "SLURM_CONF"]
-    return ["env", *(f"--unset={name}" for name in names)] if names else []
+    argv = ["srun", "-u", "--overlap", f"--jobid={job}", f"--nodelist={node}", "-N1", "-n1"]
+    return [*argv, f"-c{cpus}"] if cpus else argv
 
 
 def _judge(words: str) -> Verdict:

@@ -247,9 +247,10 @@ class Supervisor:
         return self._slots.held(self._closed.is_set)
 
     def queued(self, status: HostStatus, reason: str) -> None:
-        """Take notice that a source waits for its turn."""
+        """Take notice that a source waits for its turn; it is told once for all that do alike."""
+        alike = any(one.state == "queued" and one.reason == reason for one in self.statuses)
         if self._set_state(status, "queued", of=("starting", "lost", "queued"), reason=reason):
-            level = logging.INFO if self.has("up") else logging.WARNING
+            level = logging.INFO if alike or self.has("up") else logging.WARNING
             logger.log(level, "%s is queued: %s", status.name, reason)
 
     def granted(self, status: HostStatus) -> None:

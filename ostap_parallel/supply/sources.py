@@ -1,0 +1,47 @@
+"""The sources of workers that the entries of a server list stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+from ostap_parallel.config import HostConfig
+from ostap_parallel.schedulers.scheduler import Runner, Scheduler
+from ostap_parallel.schedulers.sge import Sge
+from ostap_parallel.schedulers.slurm import Slurm
+from ostap_parallel.supply.allocated import AllocationSource
+from ostap_parallel.supply.allocations import Allocations, holder
+from ostap_parallel.supply.existing import ExistingSource
+from ostap_parallel.supply.host import HostSource
+from ostap_parallel.supply.site import Here
+from ostap_parallel.supply.source import Source
+
+
+def sources_of(
+    hosts: Iterable[HostConfig], secret: str, tasks_per_worker: int | None = None
+) -> list[Source]:
+    """Return the sources: a server to start on a host, one that is there, or jobs to ask for."""
+    found: list[Source] = []
+    for host in hosts:
+        if host.batch is not None:
+            found += _jobs_of(host, secret, tasks_per_worker)
+        elif host.server_port is not None:
+            found.append(ExistingSource.local(host.server_port, secret, host.ncpus))
+        else:
+            found.append(HostSource(host, secret, tasks_per_worker=tasks_per_worker))
+    return found
+
+
+def _jobs_of(host: HostConfig, secret: str, tasks_per_worker: int | None) -> Iterator[Source]:
+    assert host.batch is not None
+    site = Here()
+    scheduler = scheduler_of(host.batch.batch, site.run)
+    allocations = Allocations(host.name, host.batch, site, scheduler, holder())
+    for number, share in enumerate(host.batch.shares(host.name, host.ncpus), start=1):
+        job = replace(host, name=f"{host.name}/{number}", ncpus=share, batch=None)
+        yield AllocationSource(job, secret, allocations, tasks_per_worker=tasks_per_worker)
+
+
+def scheduler_of(kind: str, run: Runner) -> Scheduler:
+    """Return a batch system whose commands are run so."""
+    return Slurm(run) if kind == "slurm" else Sge(run)
