@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import uuid
 
 
 def where(number: int) -> tuple[int, str | None, str | None]:
@@ -16,3 +17,9 @@ def where(number: int) -> tuple[int, str | None, str | None]:
 def seen(number: int) -> str | None:
     """Return what the environment of the node says."""
     return os.environ.get("SEEN")
+
+
+def slow(seconds: float) -> str:
+    """Take some time; return what no other call does."""
+    time.sleep(seconds)
+    return uuid.uuid4().hex

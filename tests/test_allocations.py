@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from allocated import seen, where
+from allocated import seen, slow, where
 from helpers import wait_until
 
 import ostap_parallel
-from ostap_parallel import ConfigError, ServersUnavailable, Slurm, WorkManager
+from ostap_parallel import ConfigError, ServersUnavailable, Slurm, WorkerLost, WorkManager
+from ostap_parallel.engine import retries
 from ostap_parallel.errors import JobRefused
+from ostap_parallel.supply import allocated as allocated_
 from ostap_parallel.supply import allocations
 
 PATIENCE = 60  # seconds; only a hang takes that long
@@ -104,9 +109,20 @@ def on_slurm(slurm, monkeypatch, tmp_path):
     try:
         wait_until(lambda: not slurm.jobs(), PATIENCE, "no job is left")
         wait_until(lambda: not set(steps_of(slurm)) - before, PATIENCE, "no process is left")
+    except AssertionError:
+        raise AssertionError((slurm.jobs(), set(steps_of(slurm)) - before)) from None
     finally:
         slurm.try_("scancel", "--quiet", f"--user={os.getuid()}")
     assert not list(folder.iterdir())
+
+
+@pytest.fixture
+def killed(on_slurm, tmp_path):
+    """Removes what those leave that are killed without a warning, as no node does."""
+    yield
+    for folder in (tmp_path / "there").iterdir():
+        wait_until(lambda: not steps_of(on_slurm), PATIENCE, "they have ended")
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def steps_of(slurm):
@@ -227,13 +243,12 @@ class TestOnTheLoginNode:
                 if number == 10:
                     on_slurm.run("scancel", first)
             assert total == SQUARES
-            lost = wait_until(
-                lambda: [host for host in manager.executor.hosts if host.lost], PATIENCE, "lost"
-            )
-            assert len(lost) == 1
-            wait_until(lambda: lost[0].state == "up", PATIENCE, "another one has come")
+            states = [host.state for host in manager.executor.hosts]
+            assert manager.process(where, range(4))  # which wakes what rests
+            wait_until(lambda: manager.workers == {"gpu/1": 2, "gpu/2": 2}, PATIENCE, states)
+            assert first not in on_slurm.run("squeue", "-h", "-r", "-t", "running", "-o", "%i")
 
-    def test_the_controller_goes_away_and_comes_back(self, on_slurm, monkeypatch):
+    def test_the_controller_goes_away_and_comes_back(self, on_slurm, monkeypatch, killed):
         monkeypatch.setattr(allocations, "UNKNOWN", 2.0)
         with manage(jobs(2)) as manager:
             assert manager.wait_for_hosts(PATIENCE)
@@ -351,3 +366,99 @@ class TestEntries:
     def test_too_many_jobs(self):
         with pytest.raises(ConfigError, match="takes 3 jobs, but jobs = 2"):
             WorkManager(0, [Slurm(9, cpus=4, jobs=2)], config=())
+
+
+class TestTheEndIsNear:
+    def test_wall_time(self, on_slurm, caplog, monkeypatch):
+        """Nothing is begun any more when the end of the job is near, and another one comes."""
+        caplog.set_level("INFO", "ostap_parallel")
+        # a minute is the least that SLURM can give
+        monkeypatch.setattr(allocated_, "MARGIN", 52.0)
+        monkeypatch.setattr(allocated_, "MOST_OF_IT", 0.9)
+        with manage(jobs(4, walltime="1m")) as manager:
+            assert manager.wait_for_hosts(PATIENCE)
+            found = manager.process(slow, [0.5] * 120)
+            assert (len(found), len(set(found))) == (120, 120)
+            assert {host.lost for host in manager.executor.hosts} == {0}
+            assert "the wall time of 1m" in caplog.text
+
+    def test_what_takes_all_the_wall_time_is_to_blame(self, on_slurm, monkeypatch):
+        def claim(self, claim):
+            return replace(real(self, claim), ends=time.monotonic() + 8)
+
+        real = allocations.Allocations.claim
+        monkeypatch.setattr(allocations.Allocations, "claim", claim)
+        monkeypatch.setattr(allocated_, "MARGIN", 0.5)
+        monkeypatch.setattr(retries.Limits.__init__, "__defaults__", (0, 0, 8))
+        with manage(jobs(2)) as manager:
+            running = manager.executor.submit(time.sleep, 600)
+            with pytest.raises(WorkerLost, match=r"the wall time of 10m of job \d+_0 is over"):
+                running.result(PATIENCE)
+            assert state_of(manager).lost == 0
+
+    def test_a_warning_before_the_end(self, on_slurm):
+        with manage(jobs(4)) as manager:
+            assert manager.wait_for_hosts(PATIENCE)
+            status = state_of(manager)
+            first = on_slurm.run("squeue", "-h", "-r", "-o", "%i").split()
+            for _ in manager.iexecute(where, range(40)):
+                pass
+            number = on_slurm.run("squeue", "-h", "-r", "-j", first[0], "-o", "%A").strip()
+            running = manager.executor.submit(time.sleep, 1.0)
+            wait_until(running.running, PATIENCE, "it runs")
+            on_slurm.run("scancel", "--signal=USR1", number)  # as --signal=USR1@60 does
+            hosts = manager.executor.hosts
+            wait_until(lambda: any("SIGUSR1" in h.reason for h in hosts), PATIENCE, "it rests")
+            assert running.result(PATIENCE) is None
+            assert {host.lost for host in hosts} == {0}
+            assert sum(v for v, _, _ in manager.process(where, range(200))) == SQUARES
+            assert status.lost == 0
+
+    def test_preemption(self, on_slurm):
+        with manage(jobs(4)) as manager:
+            assert manager.wait_for_hosts(PATIENCE)
+            total = 0
+            for number, (value, _, _) in enumerate(manager.iexecute(where, range(200))):
+                total += value
+                if number == 20:
+                    on_slurm.run(
+                        *("sbatch", "-p", "urgent", "-N2", "--exclusive", "--output=/dev/null"),
+                        data="#!/bin/sh\nsleep 3\n",
+                    )
+            assert total == SQUARES
+            assert manager.wait_for_hosts(PATIENCE)
+
+
+class TestWhyItDied:
+    def test_a_job_that_is_cancelled(self, on_slurm, monkeypatch):
+        monkeypatch.setattr(retries.Limits.__init__, "__defaults__", (0, 0, 0))
+        with manage(jobs(2)) as manager:
+            running = manager.executor.submit(time.sleep, 600)
+            wait_until(running.running, PATIENCE, "it runs")
+            on_slurm.run("scancel", *on_slurm.run("squeue", "-h", "-r", "-o", "%i").split())
+            with pytest.raises(WorkerLost, match=r"job \d+_0 is about to be ended .*\(SIGTERM\)"):
+                running.result(PATIENCE)
+
+    def test_a_node(self, on_slurm, monkeypatch, killed):
+        monkeypatch.setattr(retries.Limits.__init__, "__defaults__", (0, 0, 0))
+        node = "nodename="
+        with manage(jobs(2)) as manager:
+            running = manager.executor.submit(time.sleep, 600)
+            wait_until(running.running, PATIENCE, "it runs")
+            node += on_slurm.run("squeue", "-h", "-r", "-o", "%N").strip()
+            on_slurm.run("scontrol", "update", node, "state=down", "reason=test")
+            try:
+                with pytest.raises(WorkerLost, match=r"lost with its node|about to be ended"):
+                    running.result(PATIENCE)
+            finally:
+                on_slurm.try_("scontrol", "update", node, "state=resume")
+
+    def test_memory(self, on_slurm):
+        if not on_slurm.has_groups:
+            pytest.skip("memory is not limited here")
+        with manage(jobs(2, memory="150M")) as manager:
+            assert manager.wait_for_hosts(PATIENCE)
+            with pytest.raises(WorkerLost, match="out of memory"):
+                manager.executor.submit(bytearray, 1 << 30).result(PATIENCE)
+            assert manager.executor.submit(abs, -1).result(PATIENCE) == 1
+            assert state_of(manager).lost == 0

@@ -69,6 +69,8 @@ class Core:
     on_lost, on_useless
         Called, from a thread, when the connection to a host has broken, or when the host cannot
         take what its jobs need.
+    explanation
+        Called then with its label; returns what finds out why, see `supply.source.Server`.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class Core:
     ) -> None:
         self.on_lost: Callable[[HostError], object] = lambda error: None
         self.on_useless: Callable[[HostError], object] = lambda error: None
+        self.explanation: Callable[[str], Callable[[], str] | None] = lambda label: None
         self._pid = os.getpid()
         self._last_work = time.monotonic()
         self._is_empty = self.is_closed = False
@@ -154,6 +157,7 @@ class Core:
                 is_shared=is_shared,
                 on_lost=lambda error: self.on_lost(error),
                 on_useless=lambda error: self.on_useless(error),
+                explanation=lambda: self.explanation(label),
             )
             self.queue.machines.append(link)
             self.queue.dispatch()
@@ -166,6 +170,39 @@ class Core:
                 if link.label == label:
                     self.queue.machines.remove(link)
                     link.close(f"{label} was given up")
+
+    def retire(self, label: str, until: float, reason: str, blame: bool = False) -> None:
+        """Give a host no more jobs, and let it go once it has done those that it has.
+
+        What is not done at a time of `time.monotonic` is lost for that reason; with `blame`, by
+        its own fault if it has had nearly all the time that there was. Another server of that name
+        may come meanwhile.
+        """
+        with self.loop.lock:
+            links = [link for link in self.links() if link.label == label]
+            for link in links:
+                link.limit = 0
+        for link in links:
+            while link.running and link in self.queue.machines and time.monotonic() < until:
+                time.sleep(0.02)
+            with self.loop.lock:
+                if link in self.queue.machines:
+                    self.queue.machines.remove(link)
+                    early = link.since + 0.1 * (time.monotonic() - link.since)
+                    link.close(reason, early if blame else 0.0)
+
+    def longest(self, label: str) -> float:
+        """Return the seconds that the longest job of a host has taken so far."""
+        now = time.monotonic()
+        with self.loop.lock:
+            links = [link for link in self.links() if link.label == label]
+            running = [now - job.begun for link in links for job in link.running.values()]
+            return max([*(link.longest for link in links), *running], default=0.0)
+
+    def is_short(self) -> bool:
+        """Return whether jobs wait for workers."""
+        with self.loop.lock:
+            return bool(self.queue)
 
     def links(self) -> list[Link]:
         """Return the links to hosts."""

@@ -79,6 +79,15 @@ class Link(Machine):
     on_lost, on_useless
         Called, from a thread, when the connection has broken, or when the host cannot take what
         its jobs need.
+    explanation
+        Returns what finds out, then, why that is so; ``None``: there is no more to know.
+
+    Attributes
+    ----------
+    longest
+        Seconds that the longest job has taken.
+    since
+        When it was connected to, by `time.monotonic`.
     """
 
     def __init__(
@@ -92,12 +101,14 @@ class Link(Machine):
         is_shared: bool,
         on_lost: Callable[[HostError], object],
         on_useless: Callable[[HostError], object],
+        explanation: Callable[[], Callable[[], str] | None],
     ) -> None:
         super().__init__(label)
         connection, self._workers, self.round_trip = connected
         self._limit = limit
         self._queue, self._loop, self._is_shared = queue, loop, is_shared
-        self._on_lost, self._on_useless = on_lost, on_useless
+        self._on_lost, self._on_useless, self._explanation = on_lost, on_useless, explanation
+        self.longest, self.since = 0.0, time.monotonic()
         self._deliveries: dict[str, _Delivery] = {}
         self._asked: dict[int, Callable[[int, int], object]] = {}  # by the number of the job
         self.channel = Channel(loop, connection, self._take, self._end, self._send_pieces)
@@ -155,12 +166,15 @@ class Link(Machine):
             else:
                 self.channel.send(wire.pack_stop(job.number))
 
-    def close(self, reason: str) -> None:
-        """Close the connection; the jobs that the host had end as `Lost`."""
+    def close(self, reason: str, early: float = 0.0) -> None:
+        """Close the connection; the jobs that the host had end as `Lost`.
+
+        Those that had begun before `early` may be to blame.
+        """
         self.channel.close()
         self._deliveries.clear()
         for job in list(self.running.values()):
-            self._queue.end(self, job, pack_result(Lost("", 0, reason)))
+            self._queue.end(self, job, pack_result(Lost("", 0, reason, job.begun < early)))
 
     def _take(self, message: bytes) -> None:
         kind = message[:1]
@@ -171,6 +185,7 @@ class Link(Machine):
                 return
             if kind == wire.RESULT:
                 self._asked.pop(number, None)
+                self.longest = max(self.longest, time.monotonic() - job.begun)
                 self._queue.end(self, job, content)
             elif kind == wire.BUSY:
                 self._queue.end(self, job, wire.BUSY)
@@ -250,6 +265,20 @@ class Link(Machine):
         """Use the connection no more, and tell of that."""
         if self in self._queue.machines:
             self._queue.machines.remove(self)
-            self.close(error.reason)
-            self._queue.dispatch()
-            threading.Thread(target=tell, args=[error], name="lost", daemon=True).start()
+            self.channel.close()
+            explain = self._explanation()
+            if explain is None:
+                self._give_up_jobs(error.reason)
+
+            def part() -> None:
+                if explain is not None:
+                    reason = explain() or error.reason
+                    with self._loop.lock:
+                        self._give_up_jobs(reason)
+                tell(error)
+
+            threading.Thread(target=part, name="lost", daemon=True).start()
+
+    def _give_up_jobs(self, reason: str) -> None:
+        self.close(reason)
+        self._queue.dispatch()

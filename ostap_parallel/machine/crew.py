@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -14,6 +15,7 @@ from ostap_parallel.logs import logger_of
 from ostap_parallel.machine.jobs import Job, Machine, Queue
 from ostap_parallel.machine.local import OVERDUE, Worker
 from ostap_parallel.machine.loop import Loop, Timer
+from ostap_parallel.machine.memory import MemoryWatch
 from ostap_parallel.machine.output import OutputReader
 from ostap_parallel.machine.spawner import Spawner
 from ostap_parallel.worker.chunk import Lost, locate, pack_result
@@ -74,6 +76,7 @@ class Crew(Machine):
         self._watching: Timer | None = None
         self._suspects: dict[Worker, Job] = {}
         self._is_closed = False
+        self._memory = MemoryWatch()
 
     def count(self) -> int:
         """Return the number of workers."""
@@ -273,6 +276,8 @@ class Crew(Machine):
         self._free.pop(worker, None)
         job, worker.job = worker.job, None
         lost = worker.describe()
+        if worker.status == -signal.SIGKILL and (why := self._memory.look()):
+            lost = replace(lost, reason=f"{lost.reason}: {why}")
         if not worker.is_ready:
             self._last_failure = reason or lost.reason
         was_leaving = worker in self._leaving

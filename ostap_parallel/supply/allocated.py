@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from contextlib import AbstractContextManager
 
 from ostap_parallel.config import HostConfig
@@ -11,6 +13,15 @@ from ostap_parallel.supply.host import HostServer, HostSource
 from ostap_parallel.supply.source import Grant, TryLater, Watch
 from ostap_parallel.supply.steps import open_step, step_argv
 from ostap_parallel.supply.ways import Way
+from ostap_parallel.worker.mux import SIGNALLED
+
+# Seconds before the wall time is over from which on nothing is begun, at least; the share of it
+# that this is at most; and how often is looked at how long jobs take.
+MARGIN, MOST_OF_IT, LOOKS = 5.0, 0.3, 5.0
+
+# Seconds to end what runs when the batch system has warned: by SIGTERM, which it follows up soon,
+# or by another signal.
+GRACE_OF_TERM, GRACE = 1.0, 30.0
 
 
 class AllocationSource(HostSource):
@@ -40,6 +51,8 @@ class AllocationServer(HostServer):
         self._allocations = allocations
         self._claim = Claim(self.host.label, watch)
         self._held: Held | None = None
+        self._asking, self._answer = threading.Lock(), ""
+        self.explain = self._why
 
     def start(self) -> Grant:
         """Wait for a job, and start the server in it."""
@@ -54,7 +67,40 @@ class AllocationServer(HostServer):
             reason = f"{why}; {exc.reason}" if why else exc.reason
             raise self._allocations.failed(HostError(exc.host, exc.step, reason)) from exc
         self._allocations.succeeded()
+        if self._held.ends is not None:
+            threading.Thread(target=self._mind_the_time, name="wall time", daemon=True).start()
         return grant
+
+    def _mind_the_time(self) -> None:
+        """Have the server rest before its wall time is over, as early as its jobs are long."""
+        held = self._held
+        if held is None or held.ends is None:
+            return
+        most = MOST_OF_IT * (held.ends - time.monotonic())
+        while True:
+            margin = min(max(MARGIN, 1.2 * self._watch.longest() + 1), most)
+            left = held.ends - margin - time.monotonic()
+            if left <= 0:
+                break
+            if self._closing.wait(max(0.2, min(left, LOOKS))) or self._ended.is_set():
+                return
+        wall = self._allocations.batch.walltime
+        reason = f"the wall time{f' of {wall}' if wall else ''} of job {held.id} is over"
+        self._watch.retire(reason, held.ends, blame=True)
+
+    def _overhear(self, line: str) -> None:
+        """Take notice of signals that the batch system sends before it ends the job."""
+        name = line.removeprefix(SIGNALLED)
+        if name == line:
+            super()._overhear(line)
+            return
+        held = self._held
+        if self._is_up and held is not None and not self._closing.is_set():
+            reason = f"job {held.id} is about to be ended by the batch system ({name})"
+            until = time.monotonic() + (GRACE_OF_TERM if name == "SIGTERM" else GRACE)
+            threading.Thread(
+                target=self._watch.retire, args=[reason, until], name="retire", daemon=True
+            ).start()
 
     def hang_up(self) -> None:
         """Have the server end, and a wait for a job fail."""
@@ -82,5 +128,12 @@ class AllocationServer(HostServer):
 
     def why_ended(self) -> str:
         """Return why the session has ended, as its job tells."""
-        assert self._held is not None
-        return self._allocations.explain(self._held) or super().why_ended()
+        return self._why() or super().why_ended()
+
+    def _why(self) -> str:
+        """Return how the job has ended; asked for once, though each connection wants to know."""
+        with self._asking:
+            held = self._held
+            if not self._answer and held is not None and not self._closing.is_set():
+                self._answer = self._allocations.explain(held)
+            return self._answer

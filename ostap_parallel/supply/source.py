@@ -7,6 +7,7 @@ has to (in the queue of a batch system, say), grants what it has, and ends.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
@@ -50,7 +51,7 @@ class HostStatus:
         What the server told: ``host``, ``python``, ``executable``, ``pid``, ``ppft``, ``port``
         and ``cpus``, the number that the host grants.
     reason
-        Why it is queued.
+        Why it is queued, or rests.
     """
 
     name: str
@@ -110,12 +111,30 @@ class Watch(Protocol):
     def ended(self, error: HostError) -> None:
         """Tell that the server has ended, or does not answer, once it has been up."""
 
+    def retire(self, reason: str, until: float, blame: bool = False) -> None:
+        """Tell that the server will end, as was to be expected: it gets nothing more to do.
+
+        What it does may take until a time of `time.monotonic`; then it is closed. With `blame`, a
+        job that has not ended by then although it had nearly all the time is to blame for that.
+        """
+
+    def longest(self) -> float:
+        """Return the seconds that the longest of its jobs has taken so far."""
+
 
 class Server:
     """One start of a source. Made by `Source.server`, it has done nothing yet.
 
     What is here does for one that has nothing to be asked and nothing to be ended.
+
+    Attributes
+    ----------
+    explain
+        Finds out, which may take a while, why it has ended, if more can be known of that than its
+        connections tell.
     """
+
+    explain: Callable[[], str] | None = None
 
     def start(self) -> Grant:
         """Wait until it is up; raises HostError, `TryLater` if that may be different later."""
@@ -188,6 +207,18 @@ class Consumer(Protocol):
 
     def detach(self, label: str) -> None:
         """Use a server no more; what it was doing is done elsewhere."""
+
+    def retire(self, label: str, until: float, reason: str, blame: bool = False) -> None:
+        """Give a server nothing more to do, and use it no more once it has done what it has.
+
+        Returns then; see `Watch.retire`.
+        """
+
+    def longest(self, label: str) -> float:
+        """Return the seconds that the longest of a server's jobs has taken."""
+
+    def is_short(self) -> bool:
+        """Return whether jobs wait for workers."""
 
     def seconds_idle(self) -> float:
         """Return for how long there has been nothing to do."""

@@ -110,6 +110,12 @@ class _Watch:
     def ended(self, error: HostError) -> None:
         self._supervisor.session_lost(self, error)
 
+    def retire(self, reason: str, until: float, blame: bool = False) -> None:
+        self._supervisor.retire(self, self._status, reason, until, blame)
+
+    def longest(self) -> float:
+        return self._supervisor.longest(self._status.name)
+
 
 class Supervisor:
     """Starts the servers of sources, and starts again those that are lost.
@@ -209,7 +215,7 @@ class Supervisor:
     def wake(self) -> None:
         """Start the hosts that are resting."""
         for status in list(self.statuses) if self.has("resting") else ():
-            if self._set_state(status, "starting", of="resting"):
+            if self._set_state(status, "starting", of="resting", reason=""):
                 self._start_soon(status)
 
     def ping(self) -> None:
@@ -261,6 +267,36 @@ class Supervisor:
         """Take notice that a server has ended, unless another one has come after it."""
         if self._watches.get(error.host) is watch:
             self._lose(error)
+
+    def retire(
+        self, watch: _Watch, status: HostStatus, reason: str, until: float, blame: bool
+    ) -> None:
+        """Have a server rest that is about to end; another one comes if there is work for it."""
+        server = self._servers.get(status.name)
+        if server is None or self._watches.get(status.name) is not watch:
+            return
+        if not self._set_state(status, "resting", of="up", reason=reason):
+            return
+        logger.info("%s rests: %s", status.name, reason)
+        with self._changed:
+            self._leaving.add(server)
+            if self._servers.get(status.name) is server:  # it may have been woken since
+                del self._servers[status.name], self._watches[status.name]
+        if self._consumer.is_short():
+            self.wake()
+        self._consumer.retire(status.name, until, reason, blame)
+        self._close(server)
+        if self._consumer.is_short():  # what it has not done, too
+            self.wake()
+
+    def longest(self, label: str) -> float:
+        """Return the seconds that the longest job of a server has taken."""
+        return self._consumer.longest(label)
+
+    def explanation(self, label: str) -> Callable[[], str] | None:
+        """Return what finds out why a server has ended, see `source.Server`."""
+        server = self._servers.get(label)
+        return None if server is None else server.explain
 
     def hang_up(self) -> None:
         """Have all servers end, without waiting until they have; nothing is started any more."""
@@ -407,6 +443,9 @@ class Supervisor:
             if self._servers.get(status.name) is server:
                 del self._servers[status.name]
                 self._watches.pop(status.name, None)
+        self._close(server)
+
+    def _close(self, server: Server) -> None:
         server.close()
         with self._changed:
             self._leaving.discard(server)
