@@ -5,19 +5,25 @@ from __future__ import annotations
 import threading
 import time
 from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import Any
 
 from ostap_parallel.config import HostConfig
 from ostap_parallel.errors import HostError
+from ostap_parallel.schedulers.quantities import parse_walltime
+from ostap_parallel.schedulers.scheduler import Phase
 from ostap_parallel.supply.allocations import Allocations, Claim, Held
 from ostap_parallel.supply.host import HostServer, HostSource
 from ostap_parallel.supply.source import Grant, TryLater, Watch
-from ostap_parallel.supply.steps import open_step, step_argv
+from ostap_parallel.supply.steps import open_session, open_step, step_argv
 from ostap_parallel.supply.ways import Way
 from ostap_parallel.worker.mux import SIGNALLED
 
 # Seconds before the wall time is over from which on nothing is begun, at least; the share of it
 # that this is at most; and how often is looked at how long jobs take.
 MARGIN, MOST_OF_IT, LOOKS = 5.0, 0.3, 5.0
+
+FIRST_LOOK = 0.5  # seconds until a session's place in the queue is asked for
 
 # Seconds to end what runs when the batch system has warned: by SIGTERM, which it follows up soon,
 # or by another signal.
@@ -38,38 +44,44 @@ class AllocationSource(HostSource):
         super().__init__(host, secret, tasks_per_worker=tasks_per_worker)
         self.allocations = allocations
 
-    def server(self, watch: Watch) -> AllocationServer:
+    def server(self, watch: Watch) -> JobServer:
         """Return a server that is about to be started, in a job that is still to be had."""
-        return AllocationServer(self, self.allocations, watch)
+        kind = StepServer if self.allocations.batch.batch == "slurm" else SessionServer
+        return kind(self, self.allocations, watch)
 
 
-class AllocationServer(HostServer):
+class JobServer(HostServer):
     """A server in a job, which ends with it."""
 
     def __init__(self, source: HostSource, allocations: Allocations, watch: Watch) -> None:
         super().__init__(source, watch)
         self._allocations = allocations
-        self._claim = Claim(self.host.label, watch)
         self._held: Held | None = None
         self._asking, self._answer = threading.Lock(), ""
         self.explain = self._why
 
     def start(self) -> Grant:
-        """Wait for a job, and start the server in it."""
-        self._held = self._allocations.claim(self._claim)
-        self._watch.granted()
+        """Get a job, and start the server in it."""
         try:
             grant = super().start()
         except HostError as exc:
+            held = self._held
             if exc.step != "connect" or isinstance(exc, TryLater) or self._closing.is_set():
                 raise
-            why = self._allocations.explain(self._held)
+            why = self._allocations.explain(held) if held is not None else ""
             reason = f"{why}; {exc.reason}" if why else exc.reason
             raise self._allocations.failed(HostError(exc.host, exc.step, reason)) from exc
         self._allocations.succeeded()
-        if self._held.ends is not None:
+        if self._held is not None and self._held.ends is not None:
             threading.Thread(target=self._mind_the_time, name="wall time", daemon=True).start()
         return grant
+
+    def close(self, patience: float = 3.0) -> None:
+        """End the server and its job."""
+        super().close(patience)
+        held, self._held = self._held, None
+        if held is not None:
+            self._allocations.release(held)
 
     def _mind_the_time(self) -> None:
         """Have the server rest before its wall time is over, as early as its jobs are long."""
@@ -102,30 +114,6 @@ class AllocationServer(HostServer):
                 target=self._watch.retire, args=[reason, until], name="retire", daemon=True
             ).start()
 
-    def hang_up(self) -> None:
-        """Have the server end, and a wait for a job fail."""
-        super().hang_up()
-        self._allocations.abandon(self._claim)
-
-    def close(self, patience: float = 3.0) -> None:
-        """End the server and its job."""
-        super().close(patience)
-        held, self._held = self._held, None
-        if held is not None:
-            self._allocations.release(held)
-
-    def open_way(self) -> AbstractContextManager[Way]:
-        """Return the way to the node of the job."""
-        held = self._held
-        assert held is not None
-        program = self._allocations.site.program(step_argv(held.number, held.node, self.cpus))
-        return open_step(self.host, program, tag=f"ostap-parallel-job-{held.number}.")
-
-    @property
-    def cpus(self) -> int:
-        """How many each job has."""
-        return self._allocations.batch.cpus
-
     def why_ended(self) -> str:
         """Return why the session has ended, as its job tells."""
         return self._why() or super().why_ended()
@@ -137,3 +125,87 @@ class AllocationServer(HostServer):
             if not self._answer and held is not None and not self._closing.is_set():
                 self._answer = self._allocations.explain(held)
             return self._answer
+
+
+class StepServer(JobServer):
+    """A server in a step of a job that waits for sessions; see `holder.bash`."""
+
+    def __init__(self, source: HostSource, allocations: Allocations, watch: Watch) -> None:
+        super().__init__(source, allocations, watch)
+        self._claim = Claim(self.host.label, watch)
+
+    def start(self) -> Grant:
+        """Wait for a job, and start the server in it."""
+        self._held = self._allocations.claim(self._claim)
+        self._watch.granted()
+        return super().start()
+
+    def hang_up(self) -> None:
+        """Have the server end, and a wait for a job fail."""
+        super().hang_up()
+        self._allocations.abandon(self._claim)
+
+    def open_way(self) -> AbstractContextManager[Way]:
+        """Return the way to the node of the job."""
+        held, allocations = self._held, self._allocations
+        assert held is not None
+        argv = [*step_argv(held.number, held.node, allocations.batch.cpus), "--chdir=/"]
+        tag = f"ostap-parallel-job-{held.number}."
+        return open_step(self.host, allocations.site.program(argv), tag=tag)
+
+
+class SessionServer(JobServer):
+    """A server whose session is a job by itself, as SGE's qrsh has them."""
+
+    def start(self) -> Grant:
+        """Submit a job, and start the server in it when it runs."""
+        self._allocations.check(self.host.label)
+        self._held = self._allocations.enter()
+        self._stuck = ""
+        threading.Thread(target=self._watch_queue, name="queue", daemon=True).start()
+        try:
+            return super().start()
+        except HostError as exc:
+            if self._stuck:
+                raise HostError(self.host.label, "queue", self._stuck) from exc
+            raise
+
+    def open_way(self) -> AbstractContextManager[Way]:
+        """Return the way into a new job."""
+        held = self._held
+        assert held is not None
+        return open_session(self.host, self._allocations.session_argv(held))
+
+    def _watch_queue(self) -> None:
+        """Tell why the job waits, until it runs; give it up if it never will.
+
+        qrsh keeps to itself what it has to say until the job runs.
+        """
+        pause = FIRST_LOOK
+        while not self._closing.wait(pause) and self._step == "connect":
+            held = self._held
+            if held is None:
+                return
+            if not held.number and (number := self._allocations.number_of(held)):
+                self._change(number=number)
+                continue
+            state = self._allocations.state(held)
+            if state is not None and state.phase is Phase.STUCK and self._session is not None:
+                self._stuck = f"it will never start: {state.words} {state.reason}".rstrip()
+                self._session.hang_up()
+                return
+            if state is not None and state.phase is Phase.QUEUED and self._step == "connect":
+                self._news.put(("queued", state.reason or "pending"))
+            pause = min(LOOKS, 1.5 * pause)
+
+    def _change(self, **known: Any) -> None:
+        held = self._held
+        if held is not None:
+            self._held = replace(held, **known)
+            self._allocations.rename(held, self._held)
+
+    def _connect(self) -> str:
+        directory = super()._connect()
+        if wall := parse_walltime(self._allocations.batch.walltime):
+            self._change(ends=time.monotonic() + wall)
+        return directory

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import secrets
+import shlex
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ostap_parallel.config.batch import BatchConfig
@@ -29,16 +30,23 @@ UNKNOWN = 10.0
 # Jobs in a row that end before they are of use, until that is an error.
 FAILURES = 3
 
+# Directives that a session has no use for, or that qrsh does not know.
+_NOT_OF_SESSIONS = ("-S", "-o", "-j", "-t", "-tc", "-cwd", "-wd", "-r")
+
 # Seconds that more claims are waited for, which are submitted together.
 GATHERING = 0.03
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Held:
     """A job that runs, and is somebody's.
 
     Attributes
     ----------
+    id
+        As messages name it.
+    number
+        By which steps are made in it; of a session that of its job, once it is known.
     ends
         When its wall time is over, by `time.monotonic`.
     """
@@ -47,6 +55,11 @@ class Held:
     number: str
     node: str
     ends: float | None
+
+    @property
+    def job(self) -> str:
+        """By what the scheduler knows it."""
+        return self.id if self.node else self.number
 
 
 class Claim:
@@ -100,6 +113,7 @@ class Allocations:
         self._doubtful_since = 0.0
         self._failures = 0
         self._not_before = 0.0
+        self._checking, self._is_checked = threading.Lock(), False
         self._guard: Guard | None = None
         self._thread: threading.Thread | None = None
         self._changed = threading.Condition()
@@ -137,9 +151,62 @@ class Allocations:
             is_last = not (self._held or self._claims or self._waiting)
         if is_last:
             self._dismiss()
-        else:
+        elif held.job:
             with contextlib.suppress(SchedulerUnavailable):  # it ends by itself then
-                self._scheduler.cancel([held.id])
+                self._scheduler.cancel([held.job])
+
+    def check(self, label: str) -> None:
+        """Raise HostError if the scheduler says that there can be no such job."""
+        with self._checking:
+            if self._is_checked:
+                return
+            try:
+                self._scheduler.check(self._scheduler.script(self._session_spec(self.name)))
+            except JobRefused as exc:
+                raise HostError(label, "submit", exc.reason) from exc
+            except SchedulerUnavailable as exc:
+                raise TryLater(label, "submit", str(exc)) from exc
+            self._is_checked = True
+
+    def enter(self) -> Held:
+        """Take notice of a session that is about to be submitted, by `session_argv`."""
+        with self._changed:
+            self._count += 1
+            held = Held(f"{self.name}-{self._token}-{self._count}", "", "", None)
+            self._held.add(held)
+            self._guard_over(held.id)
+        return held
+
+    def number_of(self, held: Held) -> str:
+        """Return the number of a session's job; empty if it is not known yet."""
+        with contextlib.suppress(SchedulerUnavailable):
+            return "".join(self._scheduler.find(held.id)[-1:])
+        return ""
+
+    def rename(self, held: Held, now: Held) -> None:
+        """Take notice of what is known by now of a session."""
+        with self._changed:
+            if held in self._held:
+                self._held.remove(held)
+                self._held.add(now)
+
+    def session_argv(self, held: Held) -> list[str]:
+        """Return what submits a session of SGE, and is its standard input and output."""
+        lines = self._scheduler.script(self._session_spec(held.id)).splitlines()
+        words: list[str] = []
+        for line in lines:
+            if line.startswith("#$ ") and line.split()[1] not in _NOT_OF_SESSIONS:
+                words += shlex.split(line.removeprefix("#$ "))
+        return self.site.program(["qrsh", "-now", "n", *words, "bash", "-s"])
+
+    def _session_spec(self, name: str) -> JobSpec:
+        return replace(job_spec(name, self.batch, "", 0), warn=60)
+
+    def state(self, held: Held) -> JobState | None:
+        """Return the state of a job; ``None`` if the scheduler does not answer."""
+        with contextlib.suppress(SchedulerUnavailable):
+            return self._scheduler.states([held.job])[held.job] if held.job else None
+        return None
 
     def succeeded(self) -> None:
         """Take notice that a job was of use."""
@@ -159,7 +226,9 @@ class Allocations:
         pause = FIRST_LOOK
         while True:
             with contextlib.suppress(SchedulerUnavailable):
-                state = self._scheduler.states([held.id])[held.id]
+                if not held.job:
+                    return ""
+                state = self._scheduler.states([held.job])[held.job]
                 if state.phase is Phase.ENDED:
                     return self._describe(held, state)
                 if state.phase is Phase.RUNNING and not is_completing(state):
@@ -173,7 +242,7 @@ class Allocations:
         what = {
             End.WALLTIME: f"has reached its wall time{_of(self.batch.walltime)}",
             End.MEMORY: f"ran out of memory{_of(self.batch.memory)}",
-            End.NODE: f"was lost with its node {held.node}",
+            End.NODE: f"was lost with its node {held.node}".rstrip(),
             End.PREEMPTED: "was preempted by another job",
             End.CANCELLED: "was cancelled",
         }
@@ -188,6 +257,8 @@ class Allocations:
         while True:
             try:
                 pause = self._look(pause)
+            except HostError as exc:  # of the login host
+                self._fail_all(HostError(self.name, exc.step, exc.reason))
             except Exception as exc:  # the claims must not wait for ever
                 logger.exception("%s: its jobs cannot be looked after", self.name)
                 self._fail_all(HostError(self.name, "submit", str(exc)))
@@ -226,9 +297,7 @@ class Allocations:
     def _submit(self, count: int) -> None:
         self._count += 1
         spec = self.spec(count)
-        if self._guard is None:
-            self._guard = self.site.guard(self._scheduler.name)
-        self._guard.add(spec.name)
+        self._guard_over(spec.name)
         try:
             array = self._scheduler.submit(self._scheduler.script(spec))
         except JobRefused as exc:
@@ -241,6 +310,12 @@ class Allocations:
             self._tell(str(exc))
         else:
             self._adopt(array, count)
+
+    def _guard_over(self, name: str) -> None:
+        """Have jobs of this name cancelled when we are gone."""
+        if self._guard is None or not self._guard.is_there():
+            self._guard = self.site.guard(self._scheduler.name)
+        self._guard.add(name)
 
     def _adopt(self, array: str, count: int) -> None:
         first = self._scheduler.first
@@ -319,6 +394,7 @@ class Allocations:
             guard, self._guard = self._guard, None
         if guard is not None:
             guard.dismiss()
+        self.site.close()
 
 
 def is_completing(state: JobState) -> bool:

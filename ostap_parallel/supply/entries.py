@@ -13,7 +13,9 @@ from ostap_parallel.config.requests import Allocation
 from ostap_parallel.errors import ConfigError
 from ostap_parallel.supply.allocations import holder, job_spec
 from ostap_parallel.supply.site import Here
-from ostap_parallel.supply.sources import scheduler_of
+from ostap_parallel.supply.sources import scheduler_of, site_of
+
+_KNOWN = KEYS - LISTS - {"batch", "ncpus", "user", "port", "sync"} | {"ssh_config"}
 
 
 class _Jobs(Allocation):
@@ -21,7 +23,9 @@ class _Jobs(Allocation):
         where = type(self).__name__
         values = {}
         for key, value in settings.items():
-            if key not in KEYS - LISTS - {"batch", "ncpus", "user", "port", "sync"}:
+            if key not in KEYS - LISTS - {"batch", "ncpus", "user", "port", "sync"} | {
+                "ssh_config"
+            }:
                 near = difflib.get_close_matches(key, KEYS, n=1)
                 hint = f": did you mean {near[0]}?" if near else ""
                 raise ConfigError(f"{where}: there is no setting {key!r}{hint}")
@@ -37,7 +41,7 @@ class _Jobs(Allocation):
         """Return what is submitted for one job; more of them are an array of such."""
         host = self._config()
         assert host.batch is not None
-        scheduler = scheduler_of(self.batch, Here().run)
+        scheduler = scheduler_of(self.batch, Here().run)  # which is not asked
         return scheduler.script(job_spec(host.name, host.batch, holder()))
 
     def check(self) -> str:
@@ -47,10 +51,14 @@ class _Jobs(Allocation):
         ------
         JobRefused
             It can never run so.
-        SchedulerUnavailable
-            It does not answer.
+        SchedulerUnavailable, HostError
+            It does not answer, or the login host cannot be reached.
         """
-        return scheduler_of(self.batch, Here().run).check(self.script())
+        site = site_of(self._config())
+        try:
+            return scheduler_of(self.batch, site.run).check(self.script())
+        finally:
+            site.close()
 
 
 class Slurm(_Jobs):

@@ -13,6 +13,7 @@ import shlex
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -185,9 +186,17 @@ def open_relay(
         )
 
 
-@functools.cache
+_making = threading.Lock()
+
+
 def text_of(*modules: ModuleType) -> str:
     """Return modules as one program, without what old Pythons do not know."""
+    with _making:  # Python 3.11 mixes up what threads parse at the same time
+        return _make(*modules)
+
+
+@functools.cache
+def _make(*modules: ModuleType) -> str:
     texts = []
     for module in modules:
         tree = _Plain().visit(ast.parse(Path(str(module.__file__)).read_text()))

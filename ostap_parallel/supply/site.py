@@ -1,4 +1,4 @@
-"""Where a batch system's commands are: on this machine."""
+"""Where a batch system's commands are: on this machine; see `login` for another one."""
 
 from __future__ import annotations
 
@@ -9,27 +9,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from ostap_parallel.schedulers.scheduler import Runner
+from ostap_parallel.schedulers.scheduler import Done
 from ostap_parallel.supply.here import clean, run_here
 from ostap_parallel.supply.processes import close_apart, start_apart
+
+_QDEL = "qdel \"$1\" 2>&1 | grep -q 'does not exist\\|registered\\|deleted\\|deletion'"
 
 # How jobs of a name are cancelled, see guard.bash. That there are none is no failure.
 _CANCEL = {
     "slurm": ["scancel", "--quiet", f"--user={os.getuid()}", "--name=@NAME@"],
-    "sge": ["qdel", "@NAME@"],
+    "sge": ["sh", "-c", _QDEL, "sh", "@NAME@"],
 }
 
 
 class Site(Protocol):
-    """Where commands of a batch system are.
+    """Where commands of a batch system are."""
 
-    Attributes
-    ----------
-    run
-        Runs one of them.
-    """
-
-    run: Runner
+    def run(self, argv: Sequence[str], data: str = "", timeout: float = 60.0) -> Done:
+        """Run one of them; a `Runner`."""
 
     def program(self, argv: Sequence[str]) -> list[str]:
         """Return what runs one of them with our standard input and output."""
@@ -37,11 +34,16 @@ class Site(Protocol):
     def guard(self, kind: str) -> Guard:
         """Return what cancels jobs when we are gone."""
 
+    def close(self) -> None:
+        """End what leads there; the next command may start it again."""
+
 
 class Here:
     """This machine."""
 
-    run: Runner = staticmethod(run_here)
+    def run(self, argv: Sequence[str], data: str = "", timeout: float = 60.0) -> Done:
+        """Run a command."""
+        return run_here(argv, data, timeout)
 
     def program(self, argv: Sequence[str]) -> list[str]:
         """Return the command without what the job has set in which this may be."""
@@ -50,7 +52,10 @@ class Here:
 
     def guard(self, kind: str) -> Guard:
         """Return a process that outlives us."""
-        return Guard(["bash", "-p", "-s"], kind, clean(os.environ))
+        return Guard(["bash", "-p"], kind, clean(os.environ))
+
+    def close(self) -> None:
+        """Do nothing."""
 
 
 class Guard:
@@ -59,12 +64,14 @@ class Guard:
     Parameters
     ----------
     bash
-        Leads to a bash that reads its commands from standard input.
+        Leads to a bash.
     """
 
-    def __init__(self, bash: Sequence[str], kind: str, environ: Mapping[str, str]) -> None:
+    def __init__(
+        self, bash: Sequence[str], kind: str, environ: Mapping[str, str] | None = None
+    ) -> None:
         text = Path(__file__).with_name("guard.bash").read_text()
-        argv = [*bash[:-1], "-c", text, "guard", *_CANCEL[kind]]
+        argv = [*bash, "-c", text, "guard", *_CANCEL[kind]]
         self._process = start_apart(
             argv,
             stdin=subprocess.PIPE,
@@ -79,6 +86,10 @@ class Guard:
         with contextlib.suppress(OSError):
             self._process.stdin.write(f"{name}\n".encode())
             self._process.stdin.flush()
+
+    def is_there(self) -> bool:
+        """Return whether it does its duty."""
+        return self._process.poll() is None
 
     def dismiss(self, patience: float = 3.0) -> None:
         """Have the jobs cancelled now; wait for that for a while."""

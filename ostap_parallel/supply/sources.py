@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from ostap_parallel.config import HostConfig
+from ostap_parallel.config.entries import parse_entry
 from ostap_parallel.schedulers.scheduler import Runner, Scheduler
 from ostap_parallel.schedulers.sge import Sge
 from ostap_parallel.schedulers.slurm import Slurm
@@ -13,7 +14,7 @@ from ostap_parallel.supply.allocated import AllocationSource
 from ostap_parallel.supply.allocations import Allocations, holder
 from ostap_parallel.supply.existing import ExistingSource
 from ostap_parallel.supply.host import HostSource
-from ostap_parallel.supply.site import Here
+from ostap_parallel.supply.site import Here, Site
 from ostap_parallel.supply.source import Source
 
 
@@ -34,12 +35,26 @@ def sources_of(
 
 def _jobs_of(host: HostConfig, secret: str, tasks_per_worker: int | None) -> Iterator[Source]:
     assert host.batch is not None
-    site = Here()
+    site = site_of(host)
     scheduler = scheduler_of(host.batch.batch, site.run)
     allocations = Allocations(host.name, host.batch, site, scheduler, holder())
     for number, share in enumerate(host.batch.shares(host.name, host.ncpus), start=1):
         job = replace(host, name=f"{host.name}/{number}", ncpus=share, batch=None)
         yield AllocationSource(job, secret, allocations, tasks_per_worker=tasks_per_worker)
+
+
+def site_of(host: HostConfig) -> Site:
+    """Return where the commands are that an entry needs."""
+    assert host.batch is not None
+    if host.batch.login is None:
+        return Here()
+    # Now, not before, as ssh needs pathos, which bare hosts do not have.
+    from ostap_parallel.supply.login import Login
+
+    entry = parse_entry(host.batch.login, "login", "login")
+    parts = {key: setting.value for key, setting in entry.items()}
+    user, port = parts.get("user"), parts.get("port")
+    return Login(replace(host, name=parts["name"], user=user, port=port, batch=None))
 
 
 def scheduler_of(kind: str, run: Runner) -> Scheduler:

@@ -154,11 +154,8 @@ class Ssh:
         """Say what ssh means; what it is told by bash it passes on as its exit status."""
         if status not in (SSH_FAILED, None):
             return "ended"
-        if DROPPED.search(words):
-            return "dropped"
-        if PASSING.search(words):
-            return "passing"
-        return "failed" if status == SSH_FAILED else "ended"
+        verdict = judge_words(words)
+        return "ended" if status is None and verdict == "failed" else verdict
 
     def queued(self, line: str) -> str:
         """ssh does not queue."""
@@ -170,6 +167,13 @@ class Ssh:
             return run_apart([*self.command(), "exec bash -s"], timeout=5).status in (0, None)
         except (OSError, subprocess.TimeoutExpired):
             return False
+
+
+def judge_words(words: str) -> Verdict:
+    """Say what the last words of an ssh mean that has failed."""
+    if DROPPED.search(words):
+        return "dropped"
+    return "passing" if PASSING.search(words) else "failed"
 
 
 class CopyError(HostError, PipeException):  # type: ignore[misc]

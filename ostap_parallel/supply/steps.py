@@ -17,10 +17,11 @@ from ostap_parallel.supply.relay import Relay, open_relay
 from ostap_parallel.supply.site import Here
 from ostap_parallel.supply.ways import Verdict
 
-# What srun says where the controller or the node cannot be reached just now.
+# What srun or qrsh says where the controller or the node cannot be reached just now.
 _PASSING = re.compile(
     "Unable to contact slurm controller|Socket timed out|timed? ?out|[Cc]onnection refused"
-    "|temporarily|not responding|Communication connection failure|Requested nodes are busy"
+    "|unable to (contact|send)|commlib error|got no response|temporarily|not responding"
+    "|Communication connection failure|Requested nodes are busy"
 )
 
 # What it says while it waits.
@@ -74,6 +75,12 @@ def open_qrsh(host: HostConfig) -> AbstractContextManager[Relay]:
         raise HostError(host.label, "connect", reason)
     argv = ["qrsh", "-inherit", host.name, "bash", "-s"]
     return open_relay(host.label, argv, keepalive=host.keepalive, python=host.python, judge=_judge)
+
+
+def open_session(host: HostConfig, argv: Iterable[str]) -> AbstractContextManager[Relay]:
+    """Make a way into a job of SGE that is a session of qrsh."""
+    python, keepalive = host.python, host.keepalive
+    return open_relay(host.label, list(argv), keepalive=keepalive, python=python, judge=_judge)
 
 
 def way_within(environ: Mapping[str, str]) -> str:

@@ -254,6 +254,8 @@ class Supervisor:
 
     def queued(self, status: HostStatus, reason: str) -> None:
         """Take notice that a source waits for its turn; it is told once for all that do alike."""
+        if (status.state, status.reason) == ("queued", reason):
+            return
         alike = any(one.state == "queued" and one.reason == reason for one in self.statuses)
         if self._set_state(status, "queued", of=("starting", "lost", "queued"), reason=reason):
             level = logging.INFO if alike or self.has("up") else logging.WARNING

@@ -1,0 +1,213 @@
+"""Allocations of SGE, and of a SLURM that is reached through a login host."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from allocated import where
+from helpers import wait_until
+
+import ostap_parallel
+from ostap_parallel import ConfigError, HostError, Sge, Slurm, WorkManager
+from ostap_parallel.errors import JobRefused
+
+PATIENCE = 60  # seconds; only a hang takes that long
+
+PACKAGE_PARENT = Path(ostap_parallel.__file__).parents[1]
+
+SQUARES = sum(n * n for n in range(200))
+
+
+def manage(*servers, ncpus=0, **given):
+    sync = [Path(__file__).with_name("allocated.py")]
+    return WorkManager(ncpus, servers, **{"config": (), "silent": True, "sync": sync, **given})
+
+
+def sge_jobs(workers=4, **given):
+    settings = {"cpus": 2, "walltime": "10m", "python": sys.executable, "name": "gpu", **given}
+    return Sge(workers, **settings)
+
+
+@pytest.fixture
+def on_sge(sge, monkeypatch):
+    """SGE for this process; after the test no job of it is left."""
+    for name, value in sge.environ.items():
+        monkeypatch.setenv(name, value)
+    yield sge
+    try:
+        wait_until(lambda: not sge.jobs(), PATIENCE, "no job is left")
+    finally:
+        sge.try_("qdel", "-f", "-u", "*")
+
+
+CLIENT = """\
+import sys, time
+from ostap_parallel import Sge, WorkManager
+
+if __name__ == "__main__":
+    entry = Sge(4, cpus=2, walltime="10m", python=sys.executable)
+    with WorkManager(0, [entry], config=(), silent=True) as manager:
+        manager.process(time.sleep, [600] * 4)
+"""
+
+PROGRAM = """\
+import os, sys
+from ostap_parallel import WorkManager
+
+with WorkManager(0, [os.uname().nodename], way="qrsh", silent=True, python=sys.executable) as m:
+    print(m.process(abs, [-1, 2]), [str(h.error) for h in m.executor.hosts], flush=True)
+"""
+
+
+class TestSge:
+    def test_jobs_are_hosts(self, on_sge):
+        with manage(sge_jobs(4)) as manager:
+            assert sum(v for v, _, _ in manager.process(where, range(200))) == SQUARES
+            assert manager.wait_for_hosts(PATIENCE)
+            assert manager.workers == {"gpu/1": 2, "gpu/2": 2}
+            slots = [line.split()[8] for line in on_sge.jobs()]
+            assert slots == ["2", "2"]  # one job each, whatever there is to send
+            big = os.urandom(4 << 20)
+            assert manager.process(lambda data: data[::-1], [big] * 4) == [big[::-1]] * 4
+
+    def test_queued_is_not_failing(self, on_sge, tmp_path):
+        script = tmp_path / "block"
+        script.write_text("#!/bin/sh\nexec sleep 600\n")
+        options = "-terse", "-pe", "smp", "4", "-o", "/dev/null", "-j", "y"
+        block = on_sge.run("qsub", *options, str(script)).strip()
+        wait_until(lambda: any(" r " in line for line in on_sge.jobs()), PATIENCE, "it runs")
+        with manage(sge_jobs(2)) as manager:
+            status = manager.executor.hosts[0]
+            wait_until(lambda: "full" in status.reason, PATIENCE, "the reason")
+            assert status.state == "queued"
+            on_sge.run("qdel", block)
+            assert manager.process(abs, [-1]) == [1]
+            assert (status.state, status.lost) == ("up", 0)
+
+    @pytest.mark.parametrize(
+        ("options", "words"),
+        {"-q nowhere": "unknown queue", "-pe no 2": "no", "-l mem_free=900T": "suitable"}.items(),
+    )
+    def test_what_can_never_start_fails(self, on_sge, options, words):
+        with manage(sge_jobs(2, options=options)) as manager:
+            assert not manager.wait_for_hosts(5)
+            error = manager.executor.hosts[0].error
+            assert (error.step, words in str(error)) == ("submit", True)
+        with pytest.raises(JobRefused, match=words):
+            sge_jobs(2, options=options).check()
+
+    def test_a_job_that_is_deleted_is_replaced(self, on_sge):
+        with manage(sge_jobs(4)) as manager:
+            assert manager.wait_for_hosts(PATIENCE)
+            first = on_sge.jobs()[0].split()[0]
+            total = 0
+            for number, (value, _, _) in enumerate(manager.iexecute(where, range(200))):
+                total += value
+                if number == 10:
+                    on_sge.run("qdel", first)
+            assert total == SQUARES
+
+    def test_signals_to_the_group_end_no_task(self, on_sge):
+        """With -notify SGE sends USR2 to all of the group before it ends a job."""
+        with manage(sge_jobs(2)) as manager:
+            assert manager.wait_for_hosts(PATIENCE)
+            status = manager.executor.hosts[0]
+            running = manager.executor.submit(os.system, "sleep 2")
+            wait_until(running.running, PATIENCE, "it runs")
+            on_sge.run("qdel", on_sge.jobs()[0].split()[0])
+            wait_until(lambda: "SIGUSR2" in status.reason, PATIENCE, "it is told")
+            assert running.result(PATIENCE) == 0
+            assert status.lost == 0
+
+    @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+    def test_nothing_is_left(self, on_sge, tmp_path, number):
+        (tmp_path / "client.py").write_text(CLIENT)
+        argv = [sys.executable, tmp_path / "client.py"]
+        environ = {**os.environ, "PYTHONPATH": str(PACKAGE_PARENT)}
+        with subprocess.Popen(argv, env=environ, stderr=subprocess.DEVNULL) as client:
+            try:
+                wait_until(lambda: sum(" r " in x for x in on_sge.jobs()) == 2, PATIENCE, "up")
+            finally:
+                client.send_signal(number)
+            client.wait(PATIENCE)
+        wait_until(lambda: not on_sge.jobs(), PATIENCE, "the jobs have gone")
+
+    def test_a_manager_in_a_job(self, on_sge, tmp_path):
+        (tmp_path / "program.py").write_text(PROGRAM)
+        script = f"export PYTHONPATH={PACKAGE_PARENT}\n{sys.executable} {tmp_path}/program.py\n"
+        (tmp_path / "job").write_text(f"#!/bin/bash\n{script}echo over\n")
+        output = tmp_path / "output"
+        options = "-pe", "smp", "2", "-j", "y", "-o", str(output), "-S", "/bin/bash", "-V"
+        on_sge.run("qsub", *options, str(tmp_path / "job"))
+        wait_until(lambda: output.exists() and "over" in output.read_text(), PATIENCE, "it")
+        assert "[1, 2] ['None']" in output.read_text()
+
+
+@pytest.fixture
+def login(slurm, make_hosts):
+    """A host from which a SLURM is reached that is not to be reached from here."""
+    hosts = make_hosts(1, env={"SLURM_CONF": "/srv/home/slurm.conf"})
+    (host,) = hosts
+    text = Path(slurm.environ["SLURM_CONF"]).read_text()
+    (host.home / "slurm.conf").write_text(text)
+    yield {"login": host.name, "ssh_config": hosts.ssh_config}
+    wait_until(lambda: not slurm.jobs(), PATIENCE, "no job is left")
+
+
+def jobs(workers, **given):
+    return Slurm(workers, cpus=2, walltime="10m", python=sys.executable, name="gpu", **given)
+
+
+class TestThroughALoginHost:
+    def test_jobs_are_hosts(self, slurm, login):
+        assert "to start at" in jobs(2, **login).check()
+        with manage(jobs(4, memory="900M", **login)) as manager:
+            assert sum(v for v, _, _ in manager.process(where, range(200))) == SQUARES
+            assert manager.wait_for_hosts(PATIENCE)
+            assert manager.workers == {"gpu/1": 2, "gpu/2": 2}
+            assert len(slurm.jobs()) == 2
+            big = os.urandom(32 << 20)
+            assert manager.process(lambda data: data[::-1], [big]) == [big[::-1]]
+
+    def test_refusals(self, slurm, login):
+        with manage(jobs(2, options="--partition=nowhere", **login)) as manager:
+            assert not manager.wait_for_hosts(PATIENCE)
+            assert "invalid partition" in str(manager.executor.hosts[0].error)
+        elsewhere = {**login, "login": "nowhere"}
+        with manage(jobs(2, **elsewhere)) as manager:
+            assert not manager.wait_for_hosts(PATIENCE)
+            assert manager.executor.hosts[0].error.step == "login"
+        with pytest.raises(HostError, match="nowhere"):
+            jobs(2, **elsewhere).check()
+        with pytest.raises(ConfigError, match="wanted"):
+            jobs(2, login="h*2")
+
+    def test_a_connection_that_breaks(self, slurm, login):
+        with manage(jobs(4, **login), patience=PATIENCE) as manager:
+            assert manager.wait_for_hosts(PATIENCE)
+            total = 0
+            for number, (value, _, _) in enumerate(manager.iexecute(where, range(200))):
+                total += value
+                if number == 10:
+                    (pid,) = ssh_to(login["login"])
+                    os.kill(pid, signal.SIGKILL)
+            assert total == SQUARES
+
+
+def ssh_to(name):
+    """Return the processes of ours that lead to a host."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (entry / "cmdline").read_bytes().split(b"\0")
+            environ = (entry / "environ").read_bytes()
+            mine = f"TMPDIR={os.environ['TMPDIR']}\0".encode() in environ
+            if words[0] == b"ssh" and name.encode() in words and mine:
+                found.append(int(entry.name))
+    return found
