@@ -20,7 +20,7 @@ from ostap_parallel.machine.endpoint import Endpoint
 from ostap_parallel.machine.jobs import Job, Queue, deferring_interrupts
 from ostap_parallel.machine.loop import Loop
 from ostap_parallel.machine.output import OutputReader
-from ostap_parallel.supply.supervisor import EventHandler
+from ostap_parallel.supply.supervisor import EventHandler, Supervisor
 from ostap_parallel.worker.shared import Store
 
 LOCAL = "local"
@@ -170,6 +170,12 @@ class Core:
                 if link.label == label:
                     self.queue.machines.remove(link)
                     link.close(f"{label} was given up")
+
+    def answer_to(self, supervisor: Supervisor) -> None:
+        """Have a supervisor look after what becomes of hosts."""
+        self.on_lost = supervisor.connection_lost
+        self.on_useless = supervisor.give_up
+        self.explanation = supervisor.explanation
 
     def retire(self, label: str, until: float, reason: str, blame: bool = False) -> None:
         """Give a host no more jobs, and let it go once it has done those that it has.

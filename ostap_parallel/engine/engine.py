@@ -134,9 +134,7 @@ class Engine(Backend):
             self.set_constant(*item)
         sources = sources_of(hosts, self._secret, tasks_per_worker)
         self._supervisor = Supervisor(self._core, sources, timeout, on_event, self._call_back())
-        self._core.on_lost = self._supervisor.connection_lost
-        self._core.on_useless = self._supervisor.give_up
-        self._core.explanation = self._supervisor.explanation
+        self._core.answer_to(self._supervisor)
         self.hosts: list[HostStatus] = self._supervisor.statuses
         self._finalizer = weakref.finalize(self, _close, os.getpid(), self._core, self._supervisor)
         self._supervisor.start()
