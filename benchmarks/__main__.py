@@ -27,6 +27,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "one": local.ONE_AT_A_TIME,
     "uneven": local.UNEVEN_TASKS,
     "uneven-hosts": remote.UNEVEN_HOSTS,
+    "stalling": remote.STALLING,
     "far": remote.FAR_HOST,
     "start": remote.START,
     "shared": remote.SHARED,

@@ -19,7 +19,7 @@ from sshd import HostOptions, descendants, stat_of, wait_for
 from benchmarks.harness import Benchmark, Case, Figures, Results
 from benchmarks.local import IN_TURN, uneven_in_turn, uneven_loops
 from benchmarks.plots import plot_start
-from benchmarks.tasks import burn_unevenly, look_up, make_bytes, nap, square, who_and_where
+from benchmarks.tasks import burn_unevenly, look_up, make_bytes, nap, square, stall, who_and_where
 
 SITE = "export PYTHONPATH=~/site"
 
@@ -65,6 +65,38 @@ UNEVEN_HOSTS = Benchmark(
     lambda results: f"{results.median('ostap_parallel', 'of the bound'):.3f}",
     rounds=5,
     hosts=[HostOptions()] * 2,
+)
+
+
+def stalling(ssh_config: str, seed: int, speculate: bool) -> Figures:
+    """Return how long tasks take on two hosts, one of which stalls on the way."""
+    times = [0.02 + 0.06 * ((7919 * (n + seed)) % 100) / 100 for n in range(200)]
+    with open_manager(["h1", "h2"], ssh_config, workers=2) as manager:
+        manager.wait_for_hosts()
+        list(manager.iexecute(nap, [0.01] * 20))
+        begin = time.time()
+        after = sum(times) / 4 / 2  # in the middle of what they would take together
+        items = [(one, begin + after) for one in times]
+        assert sorted(manager.process(stall, items, speculate=speculate)) == sorted(times)
+        seconds = time.time() - begin
+    bound = after + (sum(times) - 4 * after) / 2
+    return {"seconds": seconds, "of the bound": seconds / bound}
+
+
+STALLING = Benchmark(
+    "A host that stalls",
+    "200 tasks of 20 to 80 ms on two hosts with two workers each, one of which stalls for 15 s in "
+    "the middle. The bound is what the other one needs for what is left then.",
+    [
+        Case("speculate=True", stalling, {"speculate": True}),
+        Case("without", stalling, {"speculate": False}),
+    ],
+    "1.15 of the bound, where without it is 3 or more",
+    lambda results: (
+        f"{results.median('speculate=True', 'of the bound'):.2f} of the bound, "
+        f"{results.median('without', 'of the bound'):.1f} without"
+    ),
+    hosts=[HostOptions(env={"STALLS": "1"}), HostOptions()],
 )
 
 

@@ -104,3 +104,17 @@ def kept_size(_: int) -> tuple[int, int]:
 
 def first_row(array: Any, number: int) -> int:
     return number + int(array[0])
+
+
+def stall(item: tuple[float, float]) -> float:
+    """Sleep; on a host that stalls, from some time on, far longer. Return the time wanted."""
+    import os
+    import time
+
+    seconds, begin = item
+    time.sleep(STALL if "STALLS" in os.environ and time.time() > begin else seconds)
+    return seconds
+
+
+# Seconds for which a host that stalls does.
+STALL = 15.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import os
 import pickle
@@ -13,7 +14,7 @@ import time
 
 import functions
 import pytest
-from helpers import open_manager, wait_until, workers_of
+from helpers import kill, open_manager, wait_until, workers_of
 
 from ostap_parallel import WorkManager
 from ostap_parallel.errors import last_words
@@ -150,6 +151,10 @@ def test_a_warning_of_an_item_that_takes_far_longer_than_others(tmp_path, go, ca
         run.thread.join(PATIENCE)
     (record,) = caplog.records
     assert record.getMessage().startswith("still running: item 10 (10) on local (pid ")
+    (straggler,) = wm.report.stragglers
+    assert (straggler.index, straggler.host) == (10, "local")
+    assert f"took far longer: {straggler}" in str(wm.report)
+    assert wm.report.facts().stragglers == [str(straggler)]
 
 
 def test_the_report_tells_of_times_and_can_be_saved(tmp_path):
@@ -224,3 +229,42 @@ def test_standard_error_carries_host_and_item(hosts, capfd):
     with WorkManager(1, silent=True) as wm:
         wm.process(tell, range(2), chunk_size=1)
     assert sorted(capfd.readouterr().err.splitlines()) == ["item 0: err 0", "item 1: err 1"]
+
+
+def test_what_stalls_runs_a_second_time_elsewhere(hosts):
+    """A worker of a host stops in the middle of an item: the run ends all the same."""
+
+    def nap(item):
+        time.sleep(0.02)
+        return item
+
+    with open_manager(hosts) as wm:
+        assert wm.wait_for_hosts(PATIENCE)
+        stopped = workers_of(wm, "h1")
+        merged = []
+        try:
+            results = wm.iexecute(nap, range(60), chunk_size=1, speculate=True)
+            for number, item in enumerate(results):
+                merged.append(item)
+                if number == 10:
+                    kill(stopped, signal.SIGSTOP)
+        finally:
+            kill(stopped, signal.SIGCONT)
+        assert sorted(merged) == list(range(60))
+        report = wm.report
+        assert 1 <= report.copies <= 2
+        assert (report.submitted, report.merged, report.failed) == (60, 60, 0)
+        assert f"{report.copies} begun a second time" in report.summary
+        assert wm.process(abs, range(10)) == list(range(10))  # the host is of use again
+
+
+def test_without_stragglers_nothing_runs_twice(tmp_path):
+    with WorkManager(2, silent=True) as wm:
+        run = functools.partial(functions.note, tmp_path)
+        assert wm.process(run, range(50), speculate=True) == [1] * 50
+        assert wm.report.copies == 0
+
+
+def test_a_copy_needs_items_that_may_run_anywhere():
+    with WorkManager(1, silent=True) as wm, pytest.raises(TypeError, match="where="):
+        wm.process(abs, [1], where=lambda item: None, speculate=True)

@@ -34,6 +34,7 @@ from ostap_parallel.runs.report import Report, relay
 from ostap_parallel.runs.run import Run
 from ostap_parallel.runs.shapes import as_merger, as_task
 from ostap_parallel.runs.snapshot import Snapshots
+from ostap_parallel.runs.speculation import SpeculatingRun
 from ostap_parallel.runs.stream import Results, in_thread
 from ostap_parallel.runs.tails import Tails
 from ostap_parallel.runs.task import Collector, FuncTask, GenericTask, Merger, Task, TaskMerger
@@ -289,6 +290,7 @@ class WorkManager(Shown):
         dump_freq: int | None = None,
         where: Callable[[Any], str | None] | None = None,
         strict: bool = True,
+        speculate: bool = False,
     ) -> Any:
         """Run a function or a task on all items and return what its results are merged to.
 
@@ -326,11 +328,12 @@ class WorkManager(Shown):
         limits = _limits(chunk_size, window, ordered, retries, lost_retries, checkpoint)
         limits |= self._run_settings | {"collects": on_error == "collect"}
         call = replace(call, combine=combine)
-        run = (
-            Run(self.backend, call, items, **limits)
-            if where is None
-            else PlacedRun(self.backend, call, items, **limits, where=where, strict=strict)
-        )
+        if where is not None:
+            if speculate:
+                raise TypeError("speculate=True needs items that may run anywhere: not where=")
+            limits |= {"where": where, "strict": strict}
+        kind = SpeculatingRun if speculate else Run if where is None else PlacedRun
+        run = kind(self.backend, call, items, **limits)
         with self._record(run, progress, description or title_of(task)) as recorder:
             recorder.merge(merging, on_error, dump)
         return recorder.report.result
@@ -358,6 +361,7 @@ class WorkManager(Shown):
         seed: int | str | None = None,
         description: str | None = None,
         checkpoint: Checkpoint | str | os.PathLike[str] | None = None,
+        speculate: bool = False,
     ) -> Results:
         """Iterate over the results as they come; the first failure is raised.
 
@@ -391,6 +395,10 @@ class WorkManager(Shown):
         checkpoint
             A file that keeps the results: a run that is stopped, however that comes, goes on
             from it when it is started again. See `Checkpoint`.
+        speculate
+            Near the end workers with nothing to do run a second copy of what takes long on
+            another host. The first result counts, the other copy is interrupted: for functions
+            that may run twice at the same time.
 
         Raises
         ------
@@ -400,7 +408,8 @@ class WorkManager(Shown):
         """
         call = _call(func, jobid, shared, seed, timeout)
         limits = _limits(chunk_size, window, ordered, retries, lost_retries, checkpoint)
-        run = ReadingRun(self.backend, call, items, **limits, **self._run_settings)
+        kind = SpeculatingRun if speculate else ReadingRun
+        run = kind(self.backend, call, items, **limits, **self._run_settings)
         return Results(self._arrivals(run, progress, description or title_of(func)), run.cancel)
 
     def _arrivals(

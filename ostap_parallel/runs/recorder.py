@@ -108,7 +108,7 @@ class Recorder:
                     yield arrival
             finally:
                 report.submitted = self._run.submitted
-                report.retried = self._run.retried
+                report.retried, report.copies = self._run.retried, self._run.copies
                 report.wall = time.monotonic() - self._start
 
     @contextmanager
@@ -118,6 +118,7 @@ class Recorder:
             yield
         finally:
             self.report.ran, self.report.look = self._run.running(), None
+            self.report.stragglers = self._run.stragglers
 
     def _count(self, outcome: Outcome, on_error: OnError) -> None:
         __tracebackhide__ = True

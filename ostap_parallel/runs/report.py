@@ -277,6 +277,11 @@ class Report(Shown):
         The items that have no result.
     retried
         How often an item was run again.
+    copies
+        With ``speculate=True``: how many chunks were begun a second time elsewhere.
+    stragglers
+        What took five times as long as most items, and five seconds at least, when that was
+        noticed.
     resumed
         Number of items whose result came from a checkpoint.
     stats
@@ -304,6 +309,8 @@ class Report(Shown):
     failures: list[Failure] = field(default_factory=list)
     retried: int = 0
     resumed: int = 0
+    copies: int = 0
+    stragglers: list[Running] = field(default_factory=list)
     stats: StatMerger = field(default_factory=StatMerger)
     hosts: list[HostStatus] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
@@ -401,6 +408,7 @@ class Report(Shown):
         lines = [self.summary, *(str(group) for group in self.groups[:_MAX_FAILURES])]
         if self.stats:
             lines += [self.table(), *self._times()]
+        lines += [f"took far longer: {one}" for one in self.stragglers[:_MAX_FAILURES]]
         lines += [f"running: {one}" for one in self.running[:_MAX_FAILURES]]
         for host in self.hosts:
             if host.error is not None:
@@ -455,6 +463,7 @@ class Report(Shown):
             failures=[failure.as_dict() for failure in self.failures],
             slowest=list(map(str, self.slowest)),
             running=list(map(str, self.running)),
+            stragglers=list(map(str, self.stragglers)),
             picture=None if timeline is None else timeline.picture(BARS, self.wall),
         )
 
@@ -484,6 +493,7 @@ class Report(Shown):
             "groups": [asdict(group) for group in self.groups],
             "failures": [failure.as_dict() for failure in self.failures],
             "slowest": [asdict(slow) for slow in self.slowest],
+            "stragglers": [asdict(one) for one in self.stragglers],
             "running": [asdict(one) for one in self.running],
         }
 
@@ -511,6 +521,8 @@ class Report(Shown):
         text += f", {self.wall:.1f} s, gain {self.gain:.2f}"
         if self.retried:
             text += f", {self.retried} retried"
+        if self.copies:
+            text += f", {self.copies} begun a second time"
         if self.resumed:
             text += f", {self.resumed} from the checkpoint"
         return text if self.complete else f"{text}, not complete"

@@ -107,6 +107,8 @@ class Run:
     retries: int = 0
     lost_retries: int = LOST_RETRIES
     retried: int = 0  # how often an item was run again
+    copies: int = 0  # how many chunks were begun a second time elsewhere
+    stragglers: list[Running] = field(default_factory=list)  # what took far longer than others
     checkpoint: Checkpoint | None = None
     host_rules: HostRules = DEFAULT_RULES
     collects: bool = False
@@ -142,7 +144,7 @@ class Run:
             check_number("window", self.window, 1)
         check_timeout(self.call.timeout, self.backend)
         self._limits = Limits(failed=self.retries, lost=self.lost_retries)
-        self._watch = Watch(self.backend, self._running)
+        self._watch = Watch(self.backend, self._running, self.stragglers)
         self._ordering = Ordering(self.held_bytes)
         self.trust = Trust(self.backend, self.host_rules, self.collects)
 
@@ -226,7 +228,8 @@ class Run:
                 self._free_stranded()
             else:
                 self._pinned.pop(done, None)
-                yield from self._arrivals_of(done, self._running.pop(done))
+                if (chunk := self._running.pop(done, None)) is not None:  # else it was dropped
+                    yield from self._arrivals_of(done, chunk)
 
     def _patience(self) -> float | None:
         """Return after how many seconds without news there is something to look at, if ever."""

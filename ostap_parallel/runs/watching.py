@@ -17,9 +17,9 @@ from ostap_parallel.views.words import duration
 
 logger = logger_of(__name__)
 
-# An item is warned of that takes so many times the median of at least so many others, and so many
-# seconds at least.
-FACTOR = 10
+# An item is a straggler, and warned of, when it takes so many times the median of at least so many
+# others, and so many seconds at least.
+FACTOR = 5
 FEWEST = 10
 LEAST = 5.0
 
@@ -37,10 +37,15 @@ class Watch:
     ----------
     running
         The chunks that are under way; others may change it meanwhile.
+    stragglers
+        Gets what is warned of.
     """
 
-    def __init__(self, backend: Backend, running: Mapping[Future[Any], Chunk]) -> None:
+    def __init__(
+        self, backend: Backend, running: Mapping[Future[Any], Chunk], stragglers: list[Running]
+    ) -> None:
         self.times = Times()
+        self._stragglers = stragglers
         self._backend, self._running = backend, running
         self._due = 0.0
         self._told: set[int] = set()
@@ -85,6 +90,7 @@ class Watch:
                 del chunks[future]
         for one, chunk in self._see(chunks, ANSWER) if chunks else ():
             self._told.update(chunk.indices)
+            self._stragglers.append(one)
             text = "still running: %s; most items take %s%s"
             logger.warning(text, one, duration(median), see("long"))
 

@@ -55,7 +55,7 @@ class Facts:
         A row for each, with the columns of `Report.save` to CSV and ``start``.
     failures
         As `Failure.as_dict`.
-    slowest, running, notes
+    slowest, running, stragglers, notes
         Lines.
     picture
         The timeline, if there is one.
@@ -67,6 +67,7 @@ class Facts:
     failures: Sequence[Mapping[str, Any]] = ()
     slowest: Sequence[str] = ()
     running: Sequence[str] = ()
+    stragglers: Sequence[str] = ()
     notes: Sequence[str] = ()
     groups: Sequence[Group] = field(default_factory=list)
     picture: Picture | None = None
@@ -110,7 +111,11 @@ def _body(facts: Facts, plots: Plots | None) -> Iterator[str]:
     yield from _failures(facts)
     yield from _drawn(facts, plots)
     yield from _hosts(facts)
-    for title, lines in (("Slowest items", facts.slowest), ("Running", facts.running)):
+    for title, lines in (
+        ("Took far longer than others", facts.stragglers),
+        ("Slowest items", facts.slowest),
+        ("Running", facts.running),
+    ):
         if lines:
             rows = "".join(f"<li>{_text(line)}</li>" for line in lines)
             yield f"<section><h2>{title}</h2><ul>{rows}</ul></section>"
