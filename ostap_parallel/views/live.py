@@ -1,8 +1,11 @@
-"""Runs of this user that are going on, told of through sockets in private directories.
+"""Runs of this user that are going on, told of through sockets.
 
-A run that takes longer than a moment is told of by its process: a directory that only its user can
-enter holds a socket, and who connects gets what there is to tell, as JSON, and no more. One thread
-of the process waits for that, and keeps nothing alive; with the last run the directory goes.
+A run that takes longer than a moment is told of by its process: it has a socket, and who connects
+as the same user gets what there is to tell, as JSON, and no more. One thread of the process waits
+for that, and keeps nothing alive.
+
+The sockets have names that are no files, see unix(7): they go with the process, however it ends.
+Who may connect is told by the system from the process at the other end, and both ends look.
 """
 
 from __future__ import annotations
@@ -11,24 +14,22 @@ import atexit
 import contextlib
 import json
 import os
+import secrets
 import socket
-import stat
 import struct
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ostap_parallel.supply.private import control_directory
-
-# Seconds after which a run is told of: shorter ones are not worth a directory.
+# Seconds after which a run is told of: shorter ones are not worth a socket.
 DELAY = 1.0
 
 # Seconds that one side waits for the other.
 PATIENCE = 3.0
 
-_NAME = "run"  # of the socket in its directory
+_PREFIX = "ostap-parallel-run-"  # of sockets' names; the user's number and the process's follow
+_LISTED = Path("/proc/net/unix")
 _CREDENTIALS = struct.Struct("=3i")  # pid, uid, gid
 
 Look = Callable[[], dict[str, Any]]
@@ -87,9 +88,10 @@ class Teller:
 
     def _open(self) -> socket.socket:
         with contextlib.ExitStack() as stack:
-            directory = stack.enter_context(control_directory())
             server = stack.enter_context(socket.socket(socket.AF_UNIX))
-            server.bind(str(directory / _NAME))
+            # nobody else can have taken a name that cannot be guessed
+            name = f"{_PREFIX}{os.getuid()}-{os.getpid()}-{secrets.token_hex(8)}"
+            server.bind(f"\0{name}")
             server.listen()
             stack.callback(_wake, server)
             self._opened = stack.pop_all()
@@ -136,29 +138,25 @@ def uid_of(connection: socket.socket) -> int:
 def runs() -> list[dict[str, Any]]:
     """Return what the runs of this user on this machine tell, the oldest first."""
     found: list[dict[str, Any]] = []
-    for path in sorted(_sockets()):
-        with contextlib.suppress(
-            OSError, ValueError
-        ):  # one that is just ending, or has been killed
-            found += _ask(path)
+    for name in sorted(_names()):
+        with contextlib.suppress(OSError, ValueError):  # one that is just ending
+            found += _ask(name)
     return sorted(found, key=lambda run: run.get("started", 0.0))
 
 
-def _sockets() -> Iterator[Path]:
-    """Yield sockets in directories that nobody else can enter."""
-    for parent in {tempfile.gettempdir(), "/tmp"}:
-        for path in Path(parent).glob(f"ostap-parallel-*-*/{_NAME}"):
-            with contextlib.suppress(OSError):
-                directory = path.parent.lstat()
-                is_private = stat.S_IMODE(directory.st_mode) & 0o077 == 0
-                if directory.st_uid == os.getuid() and is_private:
-                    yield path
+def _names() -> Iterator[str]:
+    """Yield the names of sockets that tell of runs of this user's."""
+    with contextlib.suppress(OSError):
+        for line in _LISTED.read_text(errors="replace").splitlines():
+            name = line.rpartition(" ")[2]
+            if name.startswith(f"@{_PREFIX}{os.getuid()}-"):
+                yield name.removeprefix("@")
 
 
-def _ask(path: Path) -> list[dict[str, Any]]:
+def _ask(name: str) -> list[dict[str, Any]]:
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(PATIENCE)
-        client.connect(str(path))
+        client.connect(f"\0{name}")
         if uid_of(client) != os.getuid():
             return []
         with client.makefile("rb") as file:
