@@ -10,6 +10,7 @@ import pickle
 import time
 import weakref
 from concurrent.futures import ALL_COMPLETED, BrokenExecutor, CancelledError, as_completed, wait
+from multiprocessing import get_context
 
 import functions
 import pytest
@@ -123,6 +124,19 @@ def test_what_cannot_be_sent_is_the_error_of_its_future(executor):
     future = executor.submit(len, (x for x in ()))
     with pytest.raises(SerializeError, match=r"the call of len .*generator"):
         future.result(30)
+
+
+def test_the_arguments_that_the_standard_library_has():
+    with Executor(max_workers=1, max_tasks_per_child=1) as executor:
+        assert executor._max_workers == 1
+        first, second = (executor.submit(os.getpid).result(PATIENCE) for _ in range(2))
+        assert first != second
+    with pytest.warns(UserWarning, match="mp_context= has no effect"):
+        Executor(max_workers=1, mp_context=get_context("spawn")).shutdown()
+    with pytest.raises(ValueError, match="must be greater than 0"):
+        Executor(max_workers=0)
+    with pytest.raises(TypeError, match="give one of them"):
+        Executor(2, max_workers=1)
 
 
 def test_the_number_of_workers_as_programs_ask_for_it():

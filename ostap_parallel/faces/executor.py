@@ -8,6 +8,7 @@ import logging
 import multiprocessing
 import threading
 import time
+import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -53,6 +54,12 @@ class Settings(HostArguments, total=False):
     tasks_per_worker: int | None
 
 
+class _Arguments(HostArguments, total=False):
+    max_workers: int | None
+    max_tasks_per_child: int | None
+    mp_context: Any
+
+
 class Executor(concurrent.futures.Executor):
     """Local workers and hosts reached by ssh, made from arguments and configuration.
 
@@ -62,6 +69,9 @@ class Executor(concurrent.futures.Executor):
         Local workers and hosts, as of `WorkManager`, and so are the other settings.
     initializer, initargs
         ``initializer(*initargs)`` is called in each worker process before its first task.
+    max_workers, max_tasks_per_child, mp_context
+        As of `ProcessPoolExecutor`: other names of `ncpus` and `tasks_per_worker`; the last has
+        no effect, and a warning says so.
     on_event
         Receives what workers print and log, see `report.relay`, in place of that.
 
@@ -91,10 +101,9 @@ class Executor(concurrent.futures.Executor):
         sync: Sync | Iterable[Sync] | None = None,
         tasks_per_worker: int | None = None,
         on_event: EventHandler = relay,
-        **settings: Unpack[HostArguments],
+        **settings: Unpack[_Arguments],
     ) -> None:
-        if unknown := sorted(settings.keys() - HostArguments.__annotations__.keys()):
-            raise TypeError(f"there is no setting {', '.join(unknown)}")
+        ncpus, tasks_per_worker = _take_standard(settings, ncpus, tasks_per_worker)
         idle_timeout = _idle_timeout(idle_timeout, timeout)
         _check(ncpus, idle_timeout, patience)
         launched = launch.for_program(ncpus, servers)
@@ -410,6 +419,29 @@ def _next(stream: Stream, end: float | None, take: Callable[[], None]) -> Any:
     value = stream.next(None if end is None else max(0.0, end - time.monotonic()))
     take()
     return value
+
+
+def _take_standard(
+    settings: Any, ncpus: int | str, tasks_per_worker: int | None
+) -> tuple[int | str, int | None]:
+    """Take what `ProcessPoolExecutor` calls otherwise out of settings; return what it means.
+
+    Raises TypeError for what is no setting.
+    """
+    if settings.pop("mp_context", None) is not None:
+        text = "mp_context= has no effect: the workers are our own, see start= for how they start"
+        warnings.warn(text, stacklevel=3)
+    workers = settings.pop("max_workers", None)
+    if workers is not None:
+        if ncpus not in ("autodetect", workers):
+            raise TypeError("max_workers and ncpus are the same: give one of them")
+        if isinstance(workers, int) and workers <= 0:
+            raise ValueError("max_workers must be greater than 0")
+        ncpus = workers
+    tasks = settings.pop("max_tasks_per_child", None)
+    if unknown := sorted(settings.keys() - HostArguments.__annotations__.keys()):
+        raise TypeError(f"there is no setting {', '.join(unknown)}")
+    return ncpus, tasks_per_worker if tasks is None else tasks
 
 
 def _check_sizes(chunksize: int, buffersize: int | None) -> None:
