@@ -88,7 +88,17 @@ DOORS = {
         ),
     },
     "arrays": {"backend", "layout", "run", "settings", "summary"},
-    "views": {"groups", "live", "page", "picture", "screen", "timeline", "trace", "words"},
+    "views": {
+        "groups",
+        "inline",
+        "live",
+        "page",
+        "picture",
+        "screen",
+        "timeline",
+        "trace",
+        "words",
+    },
     "engine": {"backend", "core", "engine", "foreign", "future", "names", "retries"},
     "schedulers": {"quantities", "scheduler", "sge", "slurm"},
     "supply": {

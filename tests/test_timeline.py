@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import sys
 import time
 from array import array
 
@@ -288,3 +289,31 @@ def test_the_trace_of_a_run_on_hosts(hosts, tmp_path):
         by_thread[thread] = event["ts"] + event["dur"]
     states = [event["name"] for event in events if event["ph"] == "i"]
     assert {"h1: up", "h2: up"} <= set(states)
+
+
+def test_a_plot(tmp_path):
+    with WorkManager(2, silent=True) as wm:
+        wm.process(lambda item: 1 / item, range(40), on_error="collect", description="f $x")
+        axes = wm.report.plot()
+        assert wm.report.plot(axes) is axes
+        axes.figure.savefig(tmp_path / "run.svg")
+        shown = wm.report._repr_html_()
+        widths = [patch.get_width() for bars in axes.containers for patch in bars]
+    assert len(widths) >= 2 * 40  # twice on the same axes
+    labels = {text.get_text() for text in axes.get_legend().get_texts()}
+    assert {r"f \$x", "failed"} <= labels
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["local"]
+    assert "<svg" in (tmp_path / "run.svg").read_text()
+    assert shown.startswith("<pre>")
+    assert 'src="data:image/svg+xml;base64,' in shown
+
+
+def test_without_matplotlib_there_is_no_plot(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with WorkManager(1, silent=True) as wm:
+        with pytest.raises(ValueError, match="no run yet"):
+            wm.report.plot()
+        wm.process(abs, range(10))
+        with pytest.raises(ImportError, match=r"ostap_parallel\[plots\]"):
+            wm.report.plot()
+        assert "<img" not in wm.report._repr_html_()

@@ -37,7 +37,7 @@ class ProgressReporter:
         self.total, self.description = total, description
         self.done = self.failed = 0
         self.ended = False
-        self._workers, self._clock = workers, clock
+        self.workers, self._clock = workers, clock
         self._start = clock()
         self._due = self.period
         self._samples = deque([(0.0, 0)], maxlen=_RATE_SAMPLES)  # elapsed seconds, items done
@@ -76,7 +76,7 @@ class ProgressReporter:
                 parts.append(f"{duration(max(1, round((self.total - self.done) / rate)))} left")
         if self.failed:
             parts.append(f"{self.failed} failed")
-        if workers := render_workers(self._workers()):
+        if workers := render_workers(self.workers()):
             parts.append(workers)
         return ", ".join(parts)
 
@@ -106,11 +106,12 @@ class _NotebookReporter(ProgressReporter):
     _handle: Any = None
 
     def show(self) -> None:
+        shown = _with_workers(self)
         if self._handle is None:
             display = importlib.import_module("IPython.display").display
-            self._handle = display(_row(self), display_id=True)
+            self._handle = display(shown, display_id=True)
         else:
-            self._handle.update(_row(self))
+            self._handle.update(shown)
 
 
 @contextmanager
@@ -191,6 +192,19 @@ def _live(reporter: ProgressReporter, console: Console) -> Live:
         # Standard output that goes to a file does not disturb the bar, and must get there.
         redirect_stdout=sys.stdout is not None and sys.stdout.isatty(),
     )
+
+
+def _with_workers(reporter: ProgressReporter) -> Table:
+    """Return the row, and below it the number of workers of each host where there are several."""
+    from rich.table import Table
+    from rich.text import Text
+
+    workers = reporter.workers()
+    rows = Table.grid(expand=True)
+    rows.add_row(_row(reporter))
+    if len(workers) > 1:
+        rows.add_row(Text("  ".join(f"{host}:{count}" for host, count in workers.items()), "dim"))
+    return rows
 
 
 def _row(reporter: ProgressReporter) -> Table:

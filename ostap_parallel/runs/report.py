@@ -24,6 +24,7 @@ from ostap_parallel.runs.outcome import Batch, Outcome
 from ostap_parallel.runs.profiles import received
 from ostap_parallel.runs.tails import Tail
 from ostap_parallel.runs.timing import Slow, Slowest, Times
+from ostap_parallel.views import inline
 from ostap_parallel.views.groups import Group, groups_of
 from ostap_parallel.views.page import BARS, Facts, page_of
 from ostap_parallel.views.timeline import Timeline
@@ -40,6 +41,7 @@ _COLUMNS = (
     *("shortest", "median", "longest", "lost", "error", "start"),
 )
 _MAX_REPR = 200
+_NO_TIMELINE = "there is no timeline: no run yet, or one with timeline=False"
 _MAX_FAILURES = 10  # shown by a report; all of them are in its list
 
 
@@ -467,6 +469,22 @@ class Report(Shown):
             picture=None if timeline is None else timeline.picture(BARS, self.wall),
         )
 
+    def plot(self, axes: Any = None) -> Any:
+        """Draw the timeline by matplotlib; return the axes, those of a new figure unless given.
+
+        ``report.plot().figure.savefig("run.svg")`` writes it. Raises ValueError where there is
+        no timeline, and ImportError without matplotlib, which the extra ``plots`` brings.
+        """
+        if self.timeline is None:
+            raise ValueError(_NO_TIMELINE)
+        return inline.draw(self.timeline.picture(inline.BARS, self.wall), axes)
+
+    def _repr_html_(self) -> str:
+        text = super()._repr_html_()
+        if self.timeline is None or not len(self.timeline):
+            return text
+        return text + inline.image_of(self.timeline.picture(inline.BARS, self.wall))
+
     def trace(self, file: str | os.PathLike[str]) -> None:
         """Write when each item ran, and where, as Chrome trace events in JSON.
 
@@ -480,7 +498,7 @@ class Report(Shown):
             The file cannot be written.
         """
         if self.timeline is None:
-            raise ValueError("there is no timeline: no run yet, or one with timeline=False")
+            raise ValueError(_NO_TIMELINE)
         text = json.dumps(trace_of(self.timeline.picture()))
         Path(file).expanduser().write_text(text, encoding="ascii")
 

@@ -63,7 +63,7 @@ def plots_of(picture: Picture) -> Plots | None:
 def _timeline(picture: Picture, range_: Any) -> Any:
     from bokeh.models import BoxAnnotation, FixedTicker, Range1d
 
-    heights, bands = _heights(picture)
+    heights, bands = heights_of(picture)
     lanes = max(len(heights), 1)
     pixels = max(_LEAST, min(_MOST, _LANE * lanes + 40))
     plot = _figure(range_, pixels + 90, "", tools="xwheel_zoom,xpan,xbox_zoom,reset,save")
@@ -88,7 +88,7 @@ def _timeline(picture: Picture, range_: Any) -> Any:
     return plot
 
 
-def _heights(picture: Picture) -> tuple[dict[int, float], dict[str, tuple[float, float]]]:
+def heights_of(picture: Picture) -> tuple[dict[int, float], dict[str, tuple[float, float]]]:
     """Return where each lane is drawn, and from where to where each host is."""
     heights: dict[int, float] = {}
     bands: dict[str, tuple[float, float]] = {}
