@@ -690,9 +690,16 @@ class TestNextManager:
             with open_(1) as wm:
                 found = wm.process(look, [1])
             left = [p for p in os.listdir("/proc") if p.isdigit() and parent_of(p) == pid]
-            tell(found=found, cwd=os.getcwd(), left=left)
+            pid = os.fork()  # it has none of it
+            if not pid:
+                with open_(1) as wm:
+                    wm.process(abs, [1])
+                os._exit(0)
+            forked = os.waitpid(pid, 0)[1]
+            tell(found=found, cwd=os.getcwd(), left=left, forked=forked)
         """)
-        assert told == {"found": [[None, told["cwd"], "y", 2]], "cwd": told["cwd"], "left": []}
+        cwd = told["cwd"]
+        assert told == {"found": [[None, cwd, "y", 2]], "cwd": cwd, "left": [], "forked": 0}
 
 
 class TestOstap:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import socket
@@ -87,6 +88,8 @@ def start(preload: Collection[str], sessions: Mapping[str, Any], fresh: bool) ->
 
 
 _waiting: list[Template] = []
+_of_parent: list[Template] = []
+_is_over = False  # the program ends
 _lock = threading.Lock()
 
 
@@ -98,6 +101,8 @@ def park(template: Template) -> None:
         others, _waiting[:] = list(_waiting), [template]
         with contextlib.suppress(OSError):
             control.send(template.control, {"park": IDLE})
+        if _is_over:
+            others, _waiting[:] = [*others, template], []
     for other in others:
         _discard(other)
 
@@ -130,7 +135,25 @@ def _discard(template: Template) -> None:
         os.close(descriptor)
 
 
-os.register_at_fork(after_in_child=_waiting.clear)
+def _end() -> None:
+    global _is_over
+    with _lock:
+        _is_over, others = True, list(_waiting)
+        _waiting.clear()
+    for other in others:
+        _discard(other)
+
+
+def _forget() -> None:
+    """Leave to the parent, in a fork, what waits there."""
+    global _lock
+    _lock = threading.Lock()
+    _of_parent.extend(_waiting)  # to forget them would be to complain of them
+    _waiting.clear()
+
+
+atexit.register(_end)
+os.register_at_fork(after_in_child=_forget)
 
 
 def module_path() -> list[str]:
