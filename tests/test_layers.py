@@ -83,6 +83,7 @@ DOORS = {
             "speculation",
             "stream",
             "tails",
+            "tally",
             "task",
             "trust",
         ),

@@ -12,7 +12,7 @@ import pytest
 
 from ostap_parallel import Executor
 from ostap_parallel import profile as pr
-from ostap_parallel.pools import ParallelPool
+from ostap_parallel.pools import ParallelPool, stats
 
 
 @pytest.fixture(autouse=True)
@@ -109,7 +109,7 @@ def test_a_program_for_pathos(tmp_path):
     program = tmp_path / "program.py"
     program.write_text("""
 from ostap_parallel.profile import *
-from ostap_parallel.pools import ParallelPool
+from ostap_parallel.pools import ParallelPool, stats
 import time
 
 if __name__ == "__main__":
@@ -137,3 +137,26 @@ if __name__ == "__main__":
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("(-30, 0.001)\n(-29, 0.001)\n")
     assert "import_abc" in done.stdout
+
+
+def test_statistics_of_pools(own_hosts):
+    """In the form of `pathos.parallel.stats`."""
+    pool = ParallelPool(
+        0, servers="h1*1", ssh_config=own_hosts.ssh_config, config=(), id="statistics"
+    )
+    try:
+        assert pool.map(abs, range(10)) == list(range(10))
+        assert sorted(pool.uimap(abs, range(5))) == list(range(5))
+        assert pool.pipe(abs, 3) == 3
+        with pytest.raises(TypeError):
+            pool.pipe(abs, "x")
+        head, columns, row, elapsed, active, *_ = stats(pool).splitlines()
+        assert head == "Job execution statistics:"
+        assert columns.split(" | ")[0] == " job count"
+        assert [cell.strip() for cell in row.split("|")][::4] == ["17", "h1"]
+        assert float(elapsed.rpartition(" ")[2]) > 0
+        assert active == "0 active tasks, 1 cores"
+        assert row in stats()
+    finally:
+        pool.clear()
+    assert len(stats(pool).splitlines()) == 5

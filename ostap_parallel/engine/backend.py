@@ -233,9 +233,13 @@ def result_of(done: AnyFuture, name: str) -> Result:
 
 
 def settle(future: AnyFuture, result: Result, again: Callable[[], object] | None) -> None:
-    """Give a future what became of its call, or have that run `again` if it is still worth it."""
+    """Give a future what became of its call, or have that run `again` if it is still worth it.
+
+    It has `host` and `seconds` then.
+    """
     try:
         if isinstance(result, ChunkOutcome):
+            vars(future).update(host=result.host, seconds=sum(result.seconds))
             value, error = unpack_call(result)
             if error is None:
                 future.set_result(value)

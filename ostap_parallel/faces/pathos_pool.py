@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import multiprocessing.pool
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, cast
 
@@ -14,6 +15,8 @@ from pathos.parallel import ParallelPool as PathosParallelPool
 from ostap_parallel.engine.engine import Engine
 from ostap_parallel.faces.executor import Executor
 from ostap_parallel.faces.pool import AsyncResult, Pool
+from ostap_parallel.runs.report import StatMerger
+from ostap_parallel.runs.tally import Tally
 from ostap_parallel.worker import standin
 from ostap_parallel.worker.calls import spread
 
@@ -206,6 +209,7 @@ class ParallelPool(PathosParallelPool):  # type: ignore[misc]
                 pool = Pool(self._nodes, **options)
             else:
                 pool = Pool(executor=self._executor)
+            pool.tally = Tally()
             service = _Service(pool, options)
             self._services[self._id] = service
         engine = cast(Engine, service.pool.backend)
@@ -215,6 +219,32 @@ class ParallelPool(PathosParallelPool):  # type: ignore[misc]
 
 
 standin.register(ParallelPool)
+
+
+def stats(pool: ParallelPool | None = None) -> str:
+    """Return how much each host has done for a pool, or for all, as `pathos.parallel.stats`."""
+    services = list(ParallelPool.__state__.values())
+    if pool is not None:
+        service = pool._services.get(pool._id)
+        services = [service] if service is not None else []
+    tallies = [one.pool.tally for one in services if one.pool.tally is not None]
+    merged = StatMerger()
+    for tally in tallies:
+        merged += tally.stats
+    lines = [
+        "Job execution statistics:",
+        " job count | % of all jobs | job time sum | time per job | job server",
+    ]
+    for host, stat in sorted(merged):
+        share, each = 100 * stat.njobs / merged.njobs, stat.time / stat.njobs
+        lines.append(
+            f"{stat.njobs:10} | {share:13.2f} | {stat.time:12.4f} | {each:12.6f} | {host}"
+        )
+    elapsed = max((time.monotonic() - tally.begun for tally in tallies), default=0.0)
+    active = sum(len(one.pool._under_way) for one in services)
+    cores = sum(sum(one.pool.backend.workers.values()) for one in services)
+    lines += [f"Time elapsed since server creation {elapsed}"]
+    return "\n".join([*lines, f"{active} active tasks, {cores} cores", "", ""])
 
 
 def _number(nodes: Nodes) -> int | None:

@@ -27,6 +27,7 @@ from ostap_parallel.logs import logger_of
 from ostap_parallel.runs.outcome import Batch, Outcome
 from ostap_parallel.runs.run import PAUSE, Run
 from ostap_parallel.runs.stream import AHEAD, Stream
+from ostap_parallel.runs.tally import Tally
 from ostap_parallel.worker import calls, standin
 from ostap_parallel.worker.execute import Call
 
@@ -155,6 +156,7 @@ class Pool(multiprocessing.pool.Pool):
         A number or a setting is wrong; no host has been contacted.
     """
 
+    tally: Tally | None = None
     _state = INIT  # `__del__` looks at it, also if `__init__` has raised
 
     def __init__(
@@ -232,6 +234,8 @@ class Pool(multiprocessing.pool.Pool):
         """Call a function on a worker; return at once."""
         self._check_running()
         future = _submit(self.backend, func, args, kwds)
+        if self.tally is not None:
+            future.add_done_callback(self.tally.hear)
         stop = functools.partial(self.backend.give_up, [future])
         return self._result(future, stop, callback, error_callback)
 
@@ -318,7 +322,10 @@ class Pool(multiprocessing.pool.Pool):
     ) -> Run:
         self._check_running()
         call = Call(func, log_level=logging.getLogger().level)
-        return Run(self.backend, call, items, chunksize, order)
+        run = Run(self.backend, call, items, chunksize, order)
+        if self.tally is not None:
+            run.heard = self.tally.hear
+        return run
 
     def _stream(
         self, func: Function, iterable: Iterable[Any], chunksize: int | None, ordered: bool
