@@ -18,7 +18,7 @@ import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from benchmarks import commands, engine, harness, local, remote, views
+from benchmarks import batch, commands, engine, harness, local, remote, views
 from benchmarks.harness import Benchmark
 from benchmarks.peers import PEERS
 
@@ -35,6 +35,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "far-results": remote.FAR_RESULTS,
     "commands": commands.COMMANDS,
     "commands-hosts": commands.COMMANDS_ON_HOSTS,
+    "batch": batch.BATCH,
     "memory": local.MEMORY,
     "idle": local.IDLE,
     "timeline": views.TIMELINE,

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ostap_parallel import futures as futures
+    from ostap_parallel.batch.pool import SgePool as SgePool
+    from ostap_parallel.batch.pool import SlurmPool as SlurmPool
     from ostap_parallel.errors import CheckpointError as CheckpointError
     from ostap_parallel.errors import ConfigError as ConfigError
     from ostap_parallel.errors import HostError as HostError
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from ostap_parallel.worker.generators import rng as rng
 
 _MODULES = {
+    "batch.pool": "SgePool SlurmPool",
     "runs.checkpoint": "Checkpoint",
     "errors": "CheckpointError ConfigError HostError InitializerError OstapParallelError "
     "RemoteError SerializeError ServersUnavailable StartError TaskTimeout WorkerLost",

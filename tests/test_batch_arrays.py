@@ -266,6 +266,14 @@ class TestAttaching:
             result.get(PATIENCE)
         wait_until(lambda: not cluster.jobs(), PATIENCE, "they are gone")
 
+    def test_not_of_others(self, pool):
+        run = pool.submit(square, [1])
+        assert run.results() == [1]
+        run.directory.chmod(0o770)
+        with pytest.raises(PermissionError, match="not yours alone"):
+            Run(run.directory)
+        run.remove()
+
     def test_no_run(self, tmp_path):
         with pytest.raises(FileNotFoundError, match="there is no run"):
             Run(tmp_path)

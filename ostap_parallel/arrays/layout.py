@@ -83,6 +83,13 @@ class Layout:
         """Return whether there is a run here."""
         return (self.root / "settings").exists()
 
+    def check(self) -> None:
+        """Raise PermissionError if others may have written here: what is read is run."""
+        about = self.root.stat()
+        if about.st_uid != os.geteuid() or about.st_mode & 0o022:
+            text = "others may write there, and what is read from a run is run"
+            raise PermissionError(f"{self.root} is not yours alone: {text}")
+
     def remove(self) -> None:
         """Remove all; what another host still writes at the same time is removed, too."""
         for _ in range(3):

@@ -56,12 +56,15 @@ class Run:
     ------
     FileNotFoundError
         There is no run in the directory, or more than one.
+    PermissionError
+        It is somebody else's, or others may write there.
     """
 
     def __init__(
         self, directory: Path | str, *, polling: float = POLLING, grace: float = GRACE
     ) -> None:
         self._layout = Layout(_only_run(Path(directory)))
+        self._layout.check()
         self.settings = Settings(**self._layout.read_json("settings"))
         self._polling, self._grace = polling, grace
         self._submitter = Submitter(self._layout, self.settings)
