@@ -132,6 +132,14 @@ class TestAsMultiprocessing:
         assert "SIGKILL" in errors[5].reason
         run.remove()
 
+    def test_brief_items_fail_alone(self, pool):
+        """They are run together, until one of them ends its worker."""
+        run = pool.submit(die, [*map(str, range(300)), "exit", *map(str, range(300))])
+        values = run.results(return_exceptions=True)
+        assert values[:300] + values[301:] == [*map(str, range(300))] * 2
+        assert "exit status 3" in run.errors()[300].reason
+        run.remove()
+
 
 class TestRecords:
     def test_each_item_has_its_own(self, pool):

@@ -23,12 +23,16 @@ from ostap_parallel.engine.core import Core
 from ostap_parallel.machine.jobs import Job
 from ostap_parallel.worker.chunk import Lost, pack_chunk, unpack_result
 
+# Items that take less than so many seconds, and print nothing, are run together, up to so many.
+BRIEF = 0.001
+MOST = 64
+
 # Sent before the end of a job; and at its end, some seconds before it is killed.
 WARNINGS = (signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Items:
-    """Runs items one by one, and writes down what becomes of each.
+    """Runs items one by one, brief ones together, and writes down what becomes of each.
 
     Parameters
     ----------
@@ -48,7 +52,8 @@ class Items:
     ) -> None:
         self._call, self._header, self._writer = call, header, writer
         self._waiting = deque(items)
-        self._running: dict[int, tuple[Job, float, Any]] = {}
+        self._running: dict[int, tuple[float, list[tuple[int, Any]]]] = {}  # by the first
+        self._together = 1
         self._losses: dict[int, int] = {}
         self._lost_retries: int = settings["lost_retries"]
         self._run = os.urandom(16)
@@ -69,7 +74,8 @@ class Items:
         try:
             while self._running or (self._waiting and not reason):
                 while self._waiting and not reason and len(self._running) < count:
-                    self._begin(core, *self._waiting.popleft())
+                    size = min(self._together, len(self._waiting))
+                    self._begin(core, [self._waiting.popleft() for _ in range(size)])
                 news = self._news.get()
                 if isinstance(news, str):
                     reason = reason or news
@@ -89,54 +95,78 @@ class Items:
             kind, text = "stderr", _text_of(event["record"])
         self._printed.setdefault(event["pid"], {}).setdefault(kind, []).append(text)
 
-    def _begin(self, core: Core, index: int, packed: Any) -> None:
-        self._writer.add("began", index)
-        chunk = pack_chunk([index], [packed], b"", self._run)
+    def _begin(self, core: Core, items: list[tuple[int, Any]]) -> None:
+        indices = [index for index, _ in items]
+        self._writer.add("began", indices)
+        chunk = pack_chunk(indices, [packed for _, packed in items], b"", self._run)
+        first = indices[0]
         job = Job(
             self._call,
             chunk,
-            lambda message: core.loop.deliver(partial(self._news.put, (index, message))),
+            lambda message: core.loop.deliver(partial(self._news.put, (first, message))),
             ask=core.nesting.ask,
         )
-        self._running[index] = job, time.time(), packed
+        self._running[first] = time.time(), items
         core.add(job)
 
-    def _end(self, index: int, message: bytes) -> None:
+    def _end(self, first: int, message: bytes) -> None:
+        """Write down what became of items that were begun together."""
         result = unpack_result(message)
-        _, start, packed = self._running.pop(index)
+        start, items = self._running.pop(first)
         printed = self._printed.pop(result.pid, {})
-        record = Record(
+        if isinstance(result, Lost):
+            self._lose(result, start, items, printed)
+            return
+        used = memory.peak(result.pid)
+        memory.forget_peak(result.pid)
+        records = []
+        for position, (index, _) in enumerate(items):
+            record = self._record(index, result.pid, start, printed if position == 0 else {})
+            record.memory = used
+            if position < len(result.answers):
+                record.ok = position not in result.failed
+                record.answer, record.seconds = result.answers[position], result.seconds[position]
+                start += record.seconds
+            else:
+                record.lost = "it was interrupted"
+            records.append(record)
+        self._writer.add("records", records)
+        is_brief = sum(result.seconds) < BRIEF * len(items) and not printed
+        self._together = min(2 * self._together, MOST) if is_brief else 1
+
+    def _lose(
+        self, lost: Lost, start: float, items: list[tuple[int, Any]], printed: dict[str, list[str]]
+    ) -> None:
+        """Take in that a worker has ended; of several items each is begun again, alone."""
+        self._together = 1
+        kills = memory.count_kills()
+        is_short, self._kills = kills > self._kills, kills
+        if len(items) > 1:
+            self._waiting.extendleft(reversed(items))
+            return
+        ((index, _),) = items
+        record = self._record(index, lost.pid, start, printed)
+        record.seconds, record.lost = time.time() - start, lost.reason
+        record.out_of_memory = is_short
+        if is_short:
+            record.lost += ", as there was no memory left"
+        else:
+            self._losses[index] = self._losses.get(index, 0) + 1
+            if self._losses[index] <= self._lost_retries:
+                self._waiting.extendleft(items)
+                return
+        self._writer.add("records", [record])
+
+    def _record(self, index: int, pid: int, start: float, printed: dict[str, list[str]]) -> Record:
+        return Record(
             index,
             host=socket.gethostname(),
-            pid=result.pid,
+            pid=pid,
             start=start,
-            seconds=time.time() - start,
-            memory=memory.peak(result.pid),
             attempt=self._header.attempt + self._losses.get(index, 0),
             stdout=_joined(printed.get("stdout", [])),
             stderr=_joined(printed.get("stderr", [])),
         )
-        if isinstance(result, Lost):
-            if self._is_to_be_tried_again(record, result):
-                self._waiting.appendleft((index, packed))
-                return
-        elif not result.answers:
-            record.lost = "it was interrupted"
-        else:
-            memory.forget_peak(result.pid)
-            record.ok = not result.failed
-            (record.answer,), (record.seconds,) = result.answers, result.seconds
-        self._writer.add("record", record)
-
-    def _is_to_be_tried_again(self, record: Record, lost: Lost) -> bool:
-        kills = memory.count_kills()
-        record.lost, record.out_of_memory = lost.reason, kills > self._kills
-        self._kills = kills
-        if record.out_of_memory:
-            record.lost += ", as there was no memory left"
-            return False
-        self._losses[record.index] = self._losses.get(record.index, 0) + 1
-        return self._losses[record.index] <= self._lost_retries
 
 
 def _joined(lines: list[str]) -> str:
@@ -201,8 +231,7 @@ def work(layout: Layout, array: int, element: int) -> None:
     run = f"{os.environ.get('SLURM_RESTART_COUNT') or os.environ.get('RESTARTED') or 0}"
     part = final.with_name(f"{number}.{job}_{element}.{run}.part")
     writer = Writer(part, final, f"{job}_{element}", socket.gethostname())
-    for record in before.records.values():
-        writer.add("record", record)
+    writer.add("records", list(before.records.values()))
     if isinstance(items, bytes):
         end = run_whole(settings, call, items, writer)
     else:

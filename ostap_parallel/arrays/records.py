@@ -97,10 +97,10 @@ class Told:
             self.job, self.host = value
             self.has_begun = True
         elif kind == "began":
-            self.running.add(value)
-        elif kind == "record":
-            self.running.discard(value.index)
-            self.records[value.index] = value
+            self.running.update(value)
+        elif kind == "records":
+            self.records.update((record.index, record) for record in value)
+            self.running.difference_update(record.index for record in value)
         elif kind == "whole":
             self.whole = value
         elif kind == "end":
@@ -160,8 +160,8 @@ def write_verdict(told: Told, write: Callable[[bytes], object]) -> None:
     entries: list[tuple[str, Any]] = []
     if told.has_begun:
         entries.append(("job", (told.job, told.host)))
-    entries += [("record", record) for record in told.records.values()]
-    entries += [("began", index) for index in told.running]
+    entries.append(("records", list(told.records.values())))
+    entries.append(("began", sorted(told.running)))
     if told.whole is not None:
         entries.append(("whole", told.whole))
     entries.append(("end", (told.end, told.words)))
