@@ -59,6 +59,40 @@ class TestWhileARunGoesOn:
             wm.add_hosts(["h1*1"])  # again
             assert wm.process(slow, range(3)) == [0, 1, 2]
 
+    def test_fewer_workers_of_a_host(self, hosts):
+        def most_at_once(spans):
+            points = sorted([(start, 1) for start, _ in spans] + [(end, -1) for _, end in spans])
+            now = most = 0
+            for _, step in points:
+                now += step
+                most = max(most, now)
+            return most
+
+        def work(_):
+            start = time.monotonic()
+            time.sleep(0.05)
+            return start, time.monotonic()
+
+        with open_manager(hosts, "h1*3") as wm:
+            wm.limit_host("h1", 1)  # also before it is up
+            wm.wait_for_hosts(PATIENCE)
+            assert wm.workers == {"h1": 1}
+            assert most_at_once(wm.process(work, range(8), chunk_size=1)) == 1
+            wm.limit_host("h1", 2)
+            assert most_at_once(wm.process(work, range(12), chunk_size=1)) == 2
+            results = wm.iexecute(work, range(60), chunk_size=1)
+            found = [next(results)]
+            wm.limit_host("h1", None)  # while a run goes on
+            assert wm.workers == {"h1": 3}
+            found += results
+            assert most_at_once(found) == 3
+            for wrong in (("h9", 1), ("h1", 0), ("h1", 1.5)):
+                with pytest.raises(ValueError, match=r"no host|from 1 on"):
+                    wm.limit_host(*wrong)
+        with WorkManager(3, silent=True) as wm:
+            wm.limit_host("local", 1)
+            assert most_at_once(wm.process(work, range(6), chunk_size=1)) == 1
+
     def test_mistakes(self, hosts):
         with open_manager(hosts, "h1*1") as wm:
             with pytest.raises(ConfigError, match="h1 is among the hosts already"):

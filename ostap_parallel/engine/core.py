@@ -88,6 +88,7 @@ class Core:
         self._pid = os.getpid()
         self._last_work = time.monotonic()
         self._is_empty = self.is_closed = False
+        self._limits: dict[str, int] = {}  # jobs at once, by label
         with starting(), contextlib.ExitStack() as undoing:
             self.store = Store()
             self.loop = Loop("engine")
@@ -159,9 +160,25 @@ class Core:
                 on_useless=lambda error: self.on_useless(error),
                 explanation=lambda: self.explanation(label),
             )
+            link.limit = self._limits.get(label)
             self.queue.machines.append(link)
             self.queue.dispatch()
             return link.count()
+
+    def limited(self, workers: dict[str, int]) -> dict[str, int]:
+        """Return how many workers of each machine are used, of so many."""
+        return {label: min(n, self._limits.get(label, n)) for label, n in workers.items()}
+
+    def limit(self, label: str, count: int | None) -> None:
+        """Have a machine do so many jobs at once at most; ``None``: one for each worker."""
+        with deferring_interrupts(), self.loop.lock:
+            self._limits.pop(label, None)
+            if count is not None:
+                self._limits[label] = count
+            for machine in self.queue.machines:
+                if machine.label == label:
+                    machine.limit = count
+            self.queue.dispatch()
 
     def detach(self, label: str) -> None:
         """Close the connection to a host; the jobs that it had end as `Lost`."""

@@ -160,7 +160,8 @@ class Engine(Backend):
         up = {host.name: host.workers for host in self.hosts if host.state == "up"}
         # a server may have had to go on with fewer
         counts = {link.label: link.count() for link in self._core.links()} if up else {}
-        return local | {name: counts.get(name, count) for name, count in up.items()}
+        found = local | {name: counts.get(name, count) for name, count in up.items()}
+        return self._core.limited(found)
 
     @property
     def ncpus(self) -> int:
@@ -214,13 +215,14 @@ class Engine(Backend):
     def drop_host(self, name: str) -> None:
         """End the server on a host and do without it: what it was doing is done by others.
 
-        Raises ValueError if there is no such host.
+        Raises KeyError if there is no such host.
         """
-        try:
-            self._supervisor.remove(name)
-        except KeyError:
-            known = ", ".join(host.name for host in self.hosts) or "none"
-            raise ValueError(f"there is no host {name!r}: known are {known}") from None
+        self._supervisor.remove(name)
+
+    def limit_host(self, name: str, count: int | None) -> None:
+        """Have a host, or ``"local"``, do so many jobs at once at most."""
+        self._core.limit(name, count)
+        self._changed()
 
     def check(self) -> None:
         """Raise `ServersUnavailable` if nothing can run and no host is about to come (back).

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from ostap_parallel.config import Settings as HostSettings
 from ostap_parallel.config import find_secret, load_settings, local_settings
 from ostap_parallel.config.load import HostArguments
+from ostap_parallel.engine.core import LOCAL
 from ostap_parallel.engine.engine import PATIENCE, Engine
 from ostap_parallel.engine.foreign import backend_of
 from ostap_parallel.engine.future import Future
@@ -179,7 +180,29 @@ class Executor(concurrent.futures.Executor):
         ValueError
             There is no such host.
         """
+        self._check_host(name)
         self.backend.drop_host(name)
+
+    def _check_host(self, name: str) -> None:
+        known = [host.name for host in self.hosts]
+        if name not in known:
+            raise ValueError(f"there is no host {name!r}: known are {', '.join(known) or 'none'}")
+
+    def limit_host(self, name: str, count: int | None) -> None:
+        """Use so many workers of a host, or of ``"local"``, at most from now on.
+
+        What runs there is not ended. ``None``: all of them again.
+
+        Raises
+        ------
+        ValueError
+            There is no such host, or `count` is no number from 1 on.
+        """
+        if count is not None and (not isinstance(count, Integral) or count < 1):
+            raise ValueError(f"count must be a number from 1 on, or None, not {count!r}")
+        if name != LOCAL:
+            self._check_host(name)
+        self.backend.limit_host(name, None if count is None else int(count))
 
     def wait_for_hosts(self, timeout: float | None = None) -> bool:
         """Wait until every host is up or has failed; return whether all are up."""

@@ -254,6 +254,20 @@ class WorkManager(Shown):
         """
         self._own().drop_host(name)
 
+    def limit_host(self, name: str, count: int | None) -> None:
+        """Use so many workers of a host, or of ``"local"``, at most, also while a run goes on.
+
+        What runs there is not ended. ``None``: all of them again.
+
+        Raises
+        ------
+        ValueError
+            There is no such host, or `count` is no number from 1 on.
+        TypeError
+            The manager has an executor of your own.
+        """
+        self._own().limit_host(name, count)
+
     def _own(self) -> Executor:
         if self._owned is None:
             raise TypeError("an executor of your own has no hosts of ours")
