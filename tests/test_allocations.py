@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -214,6 +215,29 @@ class TestOnTheLoginNode:
             assert future.result(PATIENCE) == 1
             assert (status.state, status.reason, status.lost) == ("up", "", 0)
 
+    def test_the_command_line_shows_it(self, on_slurm, tmp_path):
+        config = tmp_path / "rc"
+        shared = f"batch = slurm\npython = {sys.executable}\n"
+        config.write_text(
+            f"[Parallel:gpu]\n{shared}[Parallel:bad]\n{shared}options = -p nowhere\n"
+        )
+        config.chmod(0o600)
+        argv = [sys.executable, "-m", "ostap_parallel", "hosts", "--config", config]
+        environ = {**os.environ, "PYTHONPATH": str(PACKAGE_PARENT)}
+        with blocked(on_slurm):
+            done = subprocess.run(
+                [*argv, "gpu", "bad"], env=environ, capture_output=True, text=True
+            )
+        _, *rows = done.stdout.splitlines()
+        assert [row.split()[:3] for row in rows[:2]] == [
+            ["gpu/1", "queued", "Resources,"],
+            ["bad/1", "no", "submit:"],
+        ]
+        assert "invalid partition" in done.stdout
+        assert done.returncode == 1
+        done = subprocess.run([*argv, "gpu"], env=environ, capture_output=True, text=True)
+        assert (done.stdout.splitlines()[1].split()[:2], done.returncode) == (["gpu/1", "yes"], 0)
+
     def test_what_is_refused_fails_with_the_words_of_the_scheduler(self, on_slurm):
         with manage(jobs(4, options="--partition=nowhere")) as manager:
             assert not manager.wait_for_hosts(5)
@@ -311,6 +335,42 @@ class TestEnds:
         assert "op_nap=8 " in script  # seconds: four of these without anybody are its end
         on_slurm.run("sbatch", data=script.replace("op_nap=8 ", "op_nap=0.3 "))
         wait_until(lambda: not on_slurm.jobs(), 20, "it has ended")
+
+
+class TestChaos:
+    def test_sums_are_exact(self, on_slurm, killed, monkeypatch):
+        monkeypatch.setattr(allocations, "UNKNOWN", 2.0)
+        seed = random.randrange(1000)
+        rng = random.Random(seed)
+
+        def cancel():
+            if found := on_slurm.try_("squeue", "-h", "-r", "-o", "%i").split():
+                on_slurm.try_("scancel", rng.choice(found))
+
+        def kill(word):
+            pids = [pid for pid, words in steps_of(on_slurm) if word in words]
+            for pid in rng.sample(pids, min(1, len(pids))):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+        def restart():
+            on_slurm.stop("slurmctld")
+            on_slurm.start("slurmctld")
+
+        harms = [
+            *(cancel, cancel, restart, lambda: kill(b"slurm_script"), lambda: kill(b"ppserver")),
+            lambda: kill(b"ostap-parallel-job"),
+        ]
+        rng.shuffle(harms)
+        with manage(jobs(4)) as manager:
+            assert manager.wait_for_hosts(PATIENCE)
+            values = []
+            for number, (value, _, _) in enumerate(manager.iexecute(where, range(1200))):
+                values.append(value)
+                if number % 180 == 90 and harms:
+                    harms.pop()()
+            assert sorted(values) == [n * n for n in range(1200)], seed
+            assert not harms
 
 
 class TestEntries:

@@ -38,6 +38,9 @@ from ostap_parallel.supply.private import control_directory
 from ostap_parallel.supply.source import HostStatus
 from ostap_parallel.supply.ways import write_files
 
+# Seconds after which jobs are shown as queued.
+QUEUED = 10.0
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; return the exit status.
@@ -74,9 +77,11 @@ def hosts(args: argparse.Namespace) -> int:
     logging.getLogger("ostap_parallel.supply").setLevel(logging.ERROR)
     each = [host if host.server_port else replace(host, ncpus=1) for host in _load_hosts(args)]
     with Engine(0, each, secret=find_secret(each)) as engine:
-        engine.wait_for_hosts()
+        engine.wait_for_hosts(QUEUED if any(host.batch for host in each) else None)
+        while any(host.state == "starting" for host in engine.hosts):
+            engine.wait_for_hosts(1.0)
         _print_table(engine.hosts)
-        return int(any(host.state != "up" for host in engine.hosts))
+        return int(any(host.state not in ("up", "queued") for host in engine.hosts))
 
 
 def config(args: argparse.Namespace) -> int:
@@ -181,9 +186,10 @@ def _print_table(states: Sequence[HostStatus]) -> None:
         about, error = host.about or {}, host.error
         # a server that was there already tells the number of its workers only
         cpus = about.get("cpus", host.workers or "")
-        reachable = "yes" if host.state == "up" else "no"
+        reachable = {"up": "yes", "queued": "queued"}.get(host.state, "no")
         seconds = "" if host.seconds is None else f"{host.seconds:.2f}"
         wrong = f"{error.step}: {error.reason}".strip().replace("\n", "\n    ") if error else ""
+        wrong = host.reason if host.state == "queued" else wrong
         print(row(host.name, reachable, about.get("python", ""), cpus, seconds, wrong).rstrip())
 
 
