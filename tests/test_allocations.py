@@ -22,7 +22,7 @@ from ostap_parallel import ConfigError, ServersUnavailable, Slurm, WorkerLost, W
 from ostap_parallel.engine import retries
 from ostap_parallel.errors import JobRefused
 from ostap_parallel.supply import allocated as allocated_
-from ostap_parallel.supply import allocations
+from ostap_parallel.supply import allocations, supervisor
 
 PATIENCE = 60  # seconds; only a hang takes that long
 
@@ -302,6 +302,24 @@ if __name__ == "__main__":
 """
 
 
+class TestAdapting:
+    def test_jobs_come_and_go_with_the_work(self, on_slurm, monkeypatch):
+        monkeypatch.setattr(supervisor, "PACE", 0.5)
+        monkeypatch.setattr(supervisor, "SPARE_REST", 1.0)
+        with manage(jobs(None, adapt=(0, 4), keepalive=3)) as manager:
+            hosts = manager.executor.hosts
+            assert [host.state for host in hosts] == ["resting", "resting"]
+            assert not on_slurm.jobs()
+            assert manager.process(abs, [-1]) == [1]
+            assert [host.state for host in hosts] == ["up", "resting"]  # one is enough for that
+            assert len(set(manager.process(slow, [0.3] * 60))) == 60
+            assert [host.state for host in hosts] == ["up", "up"]
+            wait_until(lambda: not on_slurm.jobs(), PATIENCE, "they have gone")
+            assert [host.state for host in hosts] == ["resting", "resting"]
+            assert manager.process(abs, [-2]) == [2]
+            assert {host.lost for host in hosts} == {0}
+
+
 class TestEnds:
     @pytest.mark.parametrize("moment", ["pending", "in a script", "running"])
     @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
@@ -399,6 +417,8 @@ class TestEntries:
             ({"options": "--comment='a"}, "Slurm options: No closing quotation"),
             ({"login": "a b"}, "Slurm login: server 'a b' is none of"),
             ({"login": "h*3"}, r"Slurm login: \[user@\]host\[:port\] is wanted"),
+            ({"adapt": (4, 2)}, "the least and the most workers are wanted"),
+            ({"adapt": "many"}, "the least and the most workers are wanted"),
             ({"name": "a/b"}, "not a host name"),
             ({"user": "me"}, "there is no setting 'user'"),
         ],
@@ -424,6 +444,8 @@ class TestEntries:
             WorkManager(0, servers, config=config)
 
     def test_too_many_jobs(self):
+        with pytest.raises(ConfigError, match="adapt says how many workers there are"):
+            WorkManager(0, [Slurm(9, adapt=(0, 4))], config=())
         with pytest.raises(ConfigError, match="takes 3 jobs, but jobs = 2"):
             WorkManager(0, [Slurm(9, cpus=4, jobs=2)], config=())
 

@@ -33,7 +33,7 @@ pytestmark = pytest.mark.slow
 class Pilot(Server):
     """A source, and its only server, that waits in a queue until it is called."""
 
-    keepalive, may_rest = None, True
+    keepalive, may_rest, is_spare = None, True, False
 
     def __init__(self, label="pilot"):
         self.label = label

@@ -28,6 +28,8 @@ class BatchConfig:
         Directives of ours to leave out.
     jobs
         How many there may be at the same time; ``None``: as many as the workers need.
+    adapt
+        How many workers there are at least, and at most as work waits; ``None``: always the same.
     """
 
     batch: Literal["slurm", "sge"]
@@ -38,9 +40,14 @@ class BatchConfig:
     options: str = ""
     skip: tuple[str, ...] = ()
     jobs: int | None = None
+    adapt: tuple[int, int] | None = None
 
     def shares(self, name: str, workers: int | None) -> list[int]:
         """Return how many workers each job has; raises ConfigError if that takes too many."""
+        if self.adapt is not None:
+            if workers is not None:
+                raise ConfigError(f"{name}*{workers}: adapt says how many workers there are")
+            workers = self.adapt[1]
         if workers is None:
             return [self.cpus] * (self.jobs or 1)
         full, rest = divmod(workers, self.cpus)
@@ -51,6 +58,10 @@ class BatchConfig:
                 f"{self.jobs} is the most that there may be"
             )
         return [self.cpus] * full + [rest] * bool(rest)
+
+    def least(self) -> int | None:
+        """Return how many jobs are always there; ``None``: all."""
+        return None if self.adapt is None else -(-self.adapt[0] // self.cpus)
 
 
 BATCH_KEYS = frozenset(field.name for field in fields(BatchConfig))

@@ -23,6 +23,8 @@ def convert_batch(key: str, value: Any, where: str) -> Any:
                 return _check_login(value, where)
             case "cpus" | "jobs":
                 return check_number(value, None, where)
+            case "adapt":
+                return _check_range(value, where)
             case "walltime":
                 parse_walltime(value)
             case "memory":
@@ -47,6 +49,17 @@ def _check_login(value: Any, where: str) -> str:
     if entry.keys() & {"ncpus", "server_port"}:
         raise ConfigError(f"{where}: [user@]host[:port] is wanted, not {value!r}")
     return value.strip()
+
+
+def _check_range(value: Any, where: str) -> tuple[int, int]:
+    words = value.replace(",", " ").split() if isinstance(value, str) else value
+    try:
+        least, most = (int(word) for word in words)
+    except (TypeError, ValueError):
+        least, most = -1, 0
+    if not 0 <= least <= most or most < 1:
+        raise ConfigError(f"{where}: the least and the most workers are wanted, not {value!r}")
+    return least, most
 
 
 def _words(value: str | Iterable[str], where: str) -> tuple[str, ...]:

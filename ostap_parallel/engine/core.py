@@ -222,6 +222,14 @@ class Core:
             running = [now - job.begun for link in links for job in link.running.values()]
             return max([*(link.longest for link in links), *running], default=0.0)
 
+    def idle(self, label: str) -> float:
+        """Return for how long a host has had nothing to do."""
+        with self.loop.lock:
+            links = [link for link in self.links() if link.label == label]
+            if not links or any(link.running for link in links):
+                return 0.0
+            return time.monotonic() - max(link.worked for link in links)
+
     def is_short(self) -> bool:
         """Return whether jobs wait for workers."""
         with self.loop.lock:

@@ -86,8 +86,8 @@ class Link(Machine):
     ----------
     longest
         Seconds that the longest job has taken.
-    since
-        When it was connected to, by `time.monotonic`.
+    since, worked
+        When it was connected to, and when a job has ended last, by `time.monotonic`.
     """
 
     def __init__(
@@ -108,7 +108,8 @@ class Link(Machine):
         self._limit = limit
         self._queue, self._loop, self._is_shared = queue, loop, is_shared
         self._on_lost, self._on_useless, self._explanation = on_lost, on_useless, explanation
-        self.longest, self.since = 0.0, time.monotonic()
+        self.longest = 0.0
+        self.since = self.worked = time.monotonic()
         self._deliveries: dict[str, _Delivery] = {}
         self._asked: dict[int, Callable[[int, int], object]] = {}  # by the number of the job
         self.channel = Channel(loop, connection, self._take, self._end, self._send_pieces)
@@ -185,7 +186,8 @@ class Link(Machine):
                 return
             if kind == wire.RESULT:
                 self._asked.pop(number, None)
-                self.longest = max(self.longest, time.monotonic() - job.begun)
+                self.worked = time.monotonic()
+                self.longest = max(self.longest, self.worked - job.begun)
                 self._queue.end(self, job, content)
             elif kind == wire.BUSY:
                 self._queue.end(self, job, wire.BUSY)

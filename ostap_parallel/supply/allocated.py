@@ -40,9 +40,11 @@ class AllocationSource(HostSource):
         allocations: Allocations,
         *,
         tasks_per_worker: int | None = None,
+        is_spare: bool = False,
     ) -> None:
         super().__init__(host, secret, tasks_per_worker=tasks_per_worker)
         self.allocations = allocations
+        self.is_spare = is_spare
 
     def server(self, watch: Watch) -> JobServer:
         """Return a server that is about to be started, in a job that is still to be had."""

@@ -12,6 +12,7 @@ class ExistingSource:
 
     keepalive: float | None = None
     may_rest = False
+    is_spare = False
 
     def __init__(self, label: str, endpoint: Endpoint, limit: int | None = None) -> None:
         self.label = label

@@ -73,6 +73,7 @@ class HostSource:
     """
 
     may_rest = True
+    is_spare = False
 
     def __init__(
         self,

@@ -186,11 +186,14 @@ class Source(Protocol):
         Seconds of silence after which it counts as lost; ``None`` if it need not be asked.
     may_rest
         Whether its servers end while there is nothing to do.
+    is_spare
+        Whether it is only to be started while work waits for workers.
     """
 
     label: str
     keepalive: float | None
     may_rest: bool
+    is_spare: bool
 
     def server(self, watch: Watch) -> Server:
         """Return a server that is about to be started."""
@@ -219,6 +222,9 @@ class Consumer(Protocol):
 
     def is_short(self) -> bool:
         """Return whether jobs wait for workers."""
+
+    def idle(self, label: str) -> float:
+        """Return for how long a server has had nothing to do."""
 
     def seconds_idle(self) -> float:
         """Return for how long there has been nothing to do."""

@@ -38,9 +38,16 @@ def _jobs_of(host: HostConfig, secret: str, tasks_per_worker: int | None) -> Ite
     site = site_of(host)
     scheduler = scheduler_of(host.batch.batch, site.run)
     allocations = Allocations(host.name, host.batch, site, scheduler, holder())
+    least = host.batch.least()
     for number, share in enumerate(host.batch.shares(host.name, host.ncpus), start=1):
         job = replace(host, name=f"{host.name}/{number}", ncpus=share, batch=None)
-        yield AllocationSource(job, secret, allocations, tasks_per_worker=tasks_per_worker)
+        yield AllocationSource(
+            job,
+            secret,
+            allocations,
+            tasks_per_worker=tasks_per_worker,
+            is_spare=least is not None and number > least,
+        )
 
 
 def site_of(host: HostConfig) -> Site:

@@ -43,6 +43,10 @@ PATIENCE = 5.0
 BEATS = 3
 LOOKS = 15.0
 
+# Seconds until more spare sources are started, if work still waits; and until one that has none
+# ends.
+PACE, SPARE_REST = 2.0, 60.0
+
 # Receives the name of a host and what one of its workers printed or logged, see `output.Sink`.
 EventHandler = Callable[[str, dict[str, Any]], None]
 
@@ -164,20 +168,23 @@ class Supervisor:
         self._slots = Slots(MAX_STARTS, LEASE)
         self._closed = threading.Event()
         self._is_watched = False
+        self._asked = 0.0  # when spare sources were started last
         for source in sources:
             self._enter(source)
 
     def start(self) -> None:
         """Start all sources, without waiting."""
         for status in list(self.statuses):
-            self._start_soon(status)
+            if status.state == "starting":
+                self._start_soon(status)
         if self.statuses:
             self._see_to_it()
 
     def add(self, source: Source) -> HostStatus:
         """Start one more source, without waiting; raises ConfigError if there is one like it."""
         status = self._enter(source)
-        self._start_soon(status)
+        if status.state == "starting":
+            self._start_soon(status)
         self._see_to_it()
         return status
 
@@ -213,10 +220,39 @@ class Supervisor:
             self._changed.wait_for(lambda: not self.has("starting", "queued"), timeout)
 
     def wake(self) -> None:
-        """Start the hosts that are resting."""
-        for status in list(self.statuses) if self.has("resting") else ():
+        """Start the hosts that are resting; of the spare ones as many as seem to be needed."""
+        if not self.has("resting"):
+            return
+        resting = [status for status in list(self.statuses) if status.state == "resting"]
+        spare = [status for status in resting if self._is_spare(status)]
+        more = spare[: self._count_needed()] if spare else []
+        for status in [*(status for status in resting if status not in spare), *more]:
             if self._set_state(status, "starting", of="resting", reason=""):
                 self._start_soon(status)
+
+    def _is_spare(self, status: HostStatus) -> bool:
+        source = self._sources.get(status.name)
+        return source is not None and source.is_spare
+
+    def _count_needed(self) -> int:
+        """Return how many spare sources to start: as many as there are, while work waits."""
+        now = time.monotonic()
+        with self._changed:
+            there = sum(one.state not in ("resting", "failed", "closed") for one in self.statuses)
+            if there and (now - self._asked < PACE or not self._consumer.is_short()):
+                return 0
+            self._asked = now
+        return max(1, there)
+
+    def _rest_spares(self) -> None:
+        """End the spare servers that have had nothing to do for a while."""
+        for status in list(self.statuses):
+            idle = self._is_spare(status) and self._consumer.idle(status.name)
+            server = self._servers.get(status.name)
+            if server is None or not idle or idle < min(SPARE_REST, self._rest):
+                continue
+            if self._set_state(status, "resting", of="up", reason="nothing waits for it"):
+                self._drop(status, server)
 
     def ping(self) -> None:
         """Wait, not for long, until all that the servers have said so far has arrived."""
@@ -335,6 +371,8 @@ class Supervisor:
                 raise ConfigError(f"there is a source named {source.label} already")
             self._sources[source.label] = source
             self.statuses.append(status := HostStatus(source.label))
+            if source.is_spare:
+                status.state, status.reason = "resting", "nothing waits for it"
         return status
 
     def _status_of(self, label: str) -> HostStatus | None:
@@ -486,6 +524,7 @@ class Supervisor:
                 server.beat(period)
             if self._consumer.seconds_idle() > self._rest:
                 self._rest_all()
+            self._rest_spares()
 
     def _rest_all(self) -> None:
         """End the servers until there is work again."""
