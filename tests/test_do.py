@@ -69,6 +69,10 @@ class TestValues:
     def test_commands_as_values(self):
         assert do("-k", ":::", "echo a; echo b", "exit 3") == (1, b"a\nb\n", b"")
 
+    def test_nothing_to_do(self):
+        assert do("-k", ":::", "", "echo b") == (0, b"b\n", b"")
+        assert do("-k", "echo [{}]", ":::", "", "a") == (0, b"[]\n[a]\n", b"")
+
     def test_a_dry_run_runs_nothing(self, tmp_path):
         status, out, _ = do("--dry-run", "touch {} {host}", ":::", f"{tmp_path}/it's")
         assert (status, out) == (0, f"touch '{tmp_path}/it'\"'\"'s' {{host}}\n".encode())
@@ -84,6 +88,15 @@ class TestOutput:
         for text in (out, err):
             assert sorted(text.split(b"\n")[:-1:3]) == [b"a", b"b", b"c"]
             assert all(len(set(text.split()[n : n + 3])) == 1 for n in (0, 3, 6))
+
+    def test_nobody_reads_to_the_end(self):
+        words = [*DO, "-k", "seq {} 100000", ":::", *map(str, range(100))]
+        pipe = subprocess.PIPE
+        with subprocess.Popen(words, stdout=pipe, stderr=pipe) as process:
+            assert process.stdout.readline() == b"0\n"
+            process.stdout.close()
+            assert process.wait(PATIENCE) == 128 + signal.SIGPIPE
+            assert process.stderr.read() == b""
 
     def test_tags(self):
         assert do("-k", "--tag", "echo", ":::", "a", "b")[1] == b"a\ta\nb\tb\n"

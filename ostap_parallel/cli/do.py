@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import signal
 import sys
 import tempfile
@@ -35,6 +36,9 @@ def do(args: argparse.Namespace) -> int:
                 print(command)
             return 0
         return _run(plan, args)
+    except BrokenPipeError:  # nobody reads any more, as behind `head`: all has ended
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what is still to be flushed
+        return 128 + signal.SIGPIPE
     except (ConfigError, ValueError) as exc:
         print(f"ostap-parallel do: {exc}", file=sys.stderr)
         return WRONG

@@ -180,7 +180,7 @@ class Plan:
         for number, group in enumerate(self._groups_of_all, 1):
             values = [value for row in group for value in row]
             command = Command(
-                self._fill(group, number),
+                self._fill(group, number) or " ",  # nothing is to be done, and that is done well
                 host=self.pinned[number - 1] if self.pinned else None,
                 directory=self._directory(number),
                 timeout=args.timeout[0],
