@@ -52,7 +52,7 @@ _BLOCK = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 _HEADING = re.compile(r"^#+ ([^\n]+)$|^```.*?^```$", re.MULTILINE | re.DOTALL)
-_LINK = re.compile(r"\]\(([^)\s]+)\)")
+_LINK = re.compile(r"\]\(([^)\s]+)(?: \"[^\"]*\")?\)")
 _EXPORT = re.compile(r"export (\w+)=(.*)")
 
 
