@@ -282,6 +282,34 @@ ZONES = """
     assert wm.process(lambda x: time.localtime(0).tm_hour, [0]) == [here[0]]
 """
 
+FLAGS = """
+    import warnings
+    def flags(x):
+        try: warnings.warn("no", UserWarning)
+        except UserWarning: warned = True
+        return sys.flags.optimize, sys.flags.utf8_mode, __debug__, warned
+    # run
+    assert wm.process(flags, [1]) == [flags(1)] == [(1, 1, False, True)], wm.process(flags, [1])
+"""
+
+TOLD = """
+    import ctypes, logging
+    class Keeps(logging.Handler):
+        def emit(self, record): found.append(record.getMessage())
+    found = []
+    def log(size): logging.getLogger("mine").warning("x" * size)
+    def fork(x):
+        if (pid := os.fork()) == 0:
+            logging.getLogger("mine").warning("of a child"); os._exit(0)
+        os.waitpid(pid, 0)
+    def tell(x): ctypes.CDLL(None).printf(b"chi2 = %d", x)
+    # run
+    logging.getLogger().addHandler(Keeps())
+    wm.process(log, [10, 3 << 20]); wm.process(fork, [1])
+    assert sorted(map(len, found)) == [10, 10, 3 << 20] and "of a child" in found, found
+    wm.process(tell, [7])
+"""
+
 BLAME = """
     import contextvars, sqlite3, threading
     from ostap_parallel import SerializeError
@@ -417,6 +445,49 @@ def test_a_program(tmp_path, request, name, place):
     assert run_python("script.py", "seven", cwd=tmp_path).endswith("ok\n")
 
 
+RELATIVE = """
+from ostap_parallel import WorkManager
+def use(x):
+    from .other import K
+    from . import other
+    return x + K + other.K
+if __name__ == "__main__":
+    with MANAGER as wm:
+        assert wm.process(use, [1]) == wm.process(lambda x: use(x), [1]) == [11]
+"""
+
+
+def manager_at(place, request):
+    if place == "local":
+        return "WorkManager(1, silent=True)"
+    config = str(request.getfixturevalue("ssh_config"))
+    return f"WorkManager(0, 'h1*1', ssh_config={config!r}, config=(), silent=True, MORE)"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["local", "host"])
+class TestOnBoth:
+    def test_flags_of_the_interpreter(self, tmp_path, request, place):
+        manager = manager_at(place, request).replace(", MORE", "")
+        (tmp_path / "script.py").write_text(program(FLAGS, manager))
+        options = "-O", "-X", "utf8", "-W", "error::UserWarning"
+        assert run_python(*options, "script.py", cwd=tmp_path).endswith("ok\n")
+
+    def test_large_records_children_s_and_text_without_an_end(self, tmp_path, request, place):
+        manager = manager_at(place, request).replace(", MORE", "")
+        (tmp_path / "script.py").write_text(program(TOLD, manager))
+        assert "chi2 = 7" in run_python("script.py", cwd=tmp_path)
+
+    def test_a_module_that_is_run_imports_relatively(self, tmp_path, request, place):
+        package = tmp_path / "pack"
+        package.mkdir()
+        (package / "__init__.py").touch()
+        (package / "other.py").write_text("K = 5\n")
+        manager = manager_at(place, request).replace("MORE", "sync=['pack']")
+        (package / "tool.py").write_text(RELATIVE.replace("MANAGER", manager))
+        run_python("-m", "pack.tool", cwd=tmp_path)
+
+
 @pytest.mark.slow
 def test_proxies_of_managers(tmp_path):
     (tmp_path / "script.py").write_text(program(MANAGERS))
@@ -440,27 +511,6 @@ GOES_ON = """
 def test_reading_results_changes_no_class_for_a_checkpoint(tmp_path):
     (tmp_path / "script.py").write_text(program(GOES_ON))
     run_python("script.py", cwd=tmp_path)
-
-
-RELATIVE = """
-from ostap_parallel import WorkManager
-def use(x):
-    from .other import K
-    from . import other
-    return x + K + other.K
-if __name__ == "__main__":
-    with WorkManager(1, silent=True) as wm:
-        assert wm.process(use, [1]) == wm.process(lambda x: use(x), [1]) == [11]
-"""
-
-
-def test_a_module_that_is_run_imports_relatively(tmp_path):
-    package = tmp_path / "pack"
-    package.mkdir()
-    (package / "__init__.py").touch()
-    (package / "other.py").write_text("K = 5\n")
-    (package / "tool.py").write_text(RELATIVE)
-    run_python("-m", "pack.tool", cwd=tmp_path)
 
 
 def definitions_of(text, expression):

@@ -165,6 +165,8 @@ class Executing:
         When the time of the item is over. An alarm before is one that the task itself has set.
     watch
         What holds while a chunk is run.
+    flush
+        Prints what C code has held back.
     """
 
     position: MutableSequence[int] | memoryview
@@ -176,6 +178,7 @@ class Executing:
     due: float = math.inf
     watch: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
     noted: int = 0
+    flush: Callable[[], object] = lambda: None
 
 
 executing = Executing([-1, 0, -1], NoBaseline())
@@ -484,6 +487,7 @@ def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):  # a task may have closed or replaced it
             stream.flush()
+    executing.flush()
 
 
 @contextlib.contextmanager

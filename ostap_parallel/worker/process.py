@@ -13,6 +13,7 @@ import contextlib
 import ctypes
 import decimal  # noqa: F401 - once for all workers: each looks at it, see `objects.settings`
 import fcntl
+import functools
 import io
 import json
 import locale  # noqa: F401
@@ -131,8 +132,10 @@ def _die_with(lifeline: int) -> None:
 
 
 def _buffer_c_output_by_line() -> None:
-    # C and C++ hold back what they print to a pipe until some KiB have come together.
+    # C and C++ hold back what they print to a pipe until some KiB have come together; and of a
+    # line, what its end has not come for.
     with contextlib.suppress(AttributeError, OSError, ValueError):
         libc = ctypes.CDLL(None)
         stdout = ctypes.c_void_p.in_dll(libc, "stdout")
         libc.setvbuf(stdout, None, 1, 0)  # 1 is _IOLBF
+        executing.flush = functools.partial(libc.fflush, stdout)
