@@ -627,6 +627,11 @@ SHARED_GLOBALS = """
     def goes(x): actions[0](); return ant.n, table["ant"] is ant, table["self"] is table
     def knows(x): return Base.reg is REG, X.reg is Y.reg, sorted(REG), REG["X"] is X
     def friend(x): ant.friends.append(x); return len(A)
+    class Tree:
+        known = {}
+        def __init__(self, n, parent=None): self.n, self.parent = n, parent; Tree.known[n] = self
+    root = Tree("r"); kid = Tree("k", root)
+    def held(x): return kid.parent is root, Tree.known["k"] is kid, Tree.known["r"] is root
     alone, other = [1], {"x": [1]}
     def apart(x): alone.append(x); return other["x"]
     # run
@@ -635,6 +640,7 @@ SHARED_GLOBALS = """
         assert wm.process(goes, [1, 1], chunk_size=2) == [(n, True, True) for n in (1, 2)]
         assert wm.process(knows, [1]) == [(True, True, ["X", "Y"], True)]
         assert wm.process(by_default, [1]) == wm.process(decorated, [1]) == [True]
+        assert wm.process(held, [1]) == [(True, True, True)]
         assert wm.process(friend, [1, 1], chunk_size=2) == [1, 2]
         assert wm.process(apart, [1, 1], chunk_size=2) == [[1], [1]]
     assert wm.executor.submit(goes, 1).result() == (1, True, True)

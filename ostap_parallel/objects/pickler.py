@@ -161,17 +161,21 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         """Return what something holds, global variables by their names."""
         if self.back or not any(map(_is_value, held.values())):
             return held
-        names = self._named or {
-            id(value): (program.token_of(main), program.key_of(main), name)
-            for main in [sys.modules["__main__"]]
-            for name, value in vars(main).items()
-            if _is_value(value) and not name.startswith("__")
-        }
-        self._named = names
+        names = self.named()
         return {
             name: sharing.Named(names[id(value)]) if id(value) in names else value
             for name, value in held.items()
         }
+
+    def named(self) -> dict[int, Place]:
+        """Return where the values are that are global variables, by their ids."""
+        main = sys.modules["__main__"]
+        self._named = self._named or {
+            id(value): (program.token_of(main), program.key_of(main), name)
+            for name, value in vars(main).items()
+            if _is_value(value) and not name.startswith("__")
+        }
+        return self._named
 
     def function_by_value(self, function: FunctionType, place: Place | None) -> Any:
         """Reduce a function to its content."""
@@ -233,6 +237,14 @@ class _Inner(_Pickler):
     def __init__(self, file: io.BytesIO, back: bool, entry: Place | None, depth: int) -> None:
         super().__init__(file, back, depth=depth)
         self._entry = entry
+        self.is_code = False
+
+    def reducer_override(self, obj: Any) -> Any:
+        reduced = super().reducer_override(obj)
+        is_name = reduced is not NotImplemented and reduced[0] in (program.find, getattr)
+        if is_name or not (self.is_code and _is_value(obj) and id(obj) in self.named()):
+            return reduced
+        return self.by_name(self._named[id(obj)])
 
     def is_entry(self, place: Place) -> bool:
         return (
@@ -425,6 +437,7 @@ def _dump(obj: object, back: bool, entry: Place | None, depth: int = 0) -> tuple
     """Pickle a part that goes by value; return its bytes and the names that it uses."""
     buffer = io.BytesIO()
     pickler = _Inner(buffer, back, entry, depth)
+    pickler.is_code = isinstance(obj, type | FunctionType) and not back
     pickler.dump(obj)
     return buffer.getvalue(), pickler.needs
 
