@@ -369,6 +369,32 @@ class TestTemplate:
             assert is_batch
             assert (private < 10) is expected
 
+    def test_a_session_that_imports_it_later(self, local):
+        told, _ = local.run("""
+            def look(item):
+                return "cppyy" in sys.modules, os.getppid(), os.getpid()
+
+            with open_() as wm:
+                before = wm.process(look, range(2))
+                import ROOT
+                ROOT.gROOT.GetName()
+                after = wm.process(look, range(2))
+                again = wm.process(look, range(2))
+            found = before, after, again
+            tell(
+                loaded=[sorted({one[0] for one in run}) for run in found],
+                parents=len({one[1] for run in found for one in run}),
+                replaced={one[2] for one in before}.isdisjoint(one[2] for one in after),
+                kept=len({one[2] for one in after + again}) <= 2,
+            )
+        """)
+        assert told == {
+            "loaded": [[False], [True], [True]],
+            "parents": 1,
+            "replaced": True,
+            "kept": True,
+        }
+
     def test_a_host_without_it_does_not_matter(self, hosts, tmp_path):
         settings = {"servers": "h1*1", "ssh_config": str(hosts.ssh_config), "config": []}
         root = Root(settings, tmp_path)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
+from ostap_parallel import libraries
 from ostap_parallel.engine.link import Link, connect
 from ostap_parallel.engine.nesting import Nesting
 from ostap_parallel.errors import HostError, StartError
@@ -89,6 +90,7 @@ class Core:
         self._last_work = time.monotonic()
         self._is_empty = self.is_closed = False
         self._limits: dict[str, int] = {}  # jobs at once, by label
+        self._libraries = libraries.present().keys()  # when workers started
         with starting(), contextlib.ExitStack() as undoing:
             self.store = Store()
             self.loop = Loop("engine")
@@ -130,6 +132,12 @@ class Core:
         with starting():
             self._crew.resize(wanted)
         self._is_empty = False
+
+    def look(self) -> None:
+        """Have local workers know what libraries this process has imported since they started."""
+        if self._libraries != (now := libraries.present().keys()):
+            self._libraries = now
+            self._crew.look()
 
     def pids(self) -> list[int]:
         """Return the process ids of the local workers."""

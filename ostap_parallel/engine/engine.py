@@ -255,6 +255,7 @@ class Engine(Backend):
         call = replace(call, initializer=self._initializer)
         function, blob = pack_laden(call, blob, self._core.store)
         modules = self.modules.look()
+        self._core.look()
 
         def submit(
             chunk: bytes, *, is_short: bool = False, hosts: frozenset[str] | None = None

@@ -151,6 +151,17 @@ class Crew(Machine):
         )
         return worker
 
+    def look(self) -> None:
+        """Have workers that are free replaced if this process has imported libraries since.
+
+        The new ones share them with what starts workers, in place of importing them each.
+        """
+        with self._loop.lock:
+            if self._spawner.look():
+                for worker in list(self._free):
+                    self._dismiss(worker)
+                    self._restart(worker)
+
     def _dismiss(self, worker: Worker) -> None:
         """Have a worker end when it has done its job."""
         worker.is_leaving = True

@@ -84,6 +84,22 @@ class Spawner:
             self._output.add(descriptor, kind, self._template.process.pid)
         self._loop.watch(self._template.control.fileno(), self._hear)
 
+    def look(self) -> bool:
+        """Have the template import what libraries this process has imported since; tell if any."""
+        new = libraries.present().keys() - self._sessions.keys()
+        if not new or self._fresh:
+            return False
+        self._sessions |= {name: one for name, one in libraries.sessions().items() if name in new}
+        template = self._template
+        if template is None:
+            return False
+        template.sessions = dict(self._sessions)
+        with contextlib.suppress(OSError):  # it has just ended: the next one imports it
+            control.send(template.control, {"prepare": template.sessions})
+            self._is_ready = False
+            self._may_wait = not self._host and templates.may_wait(self._preload, self._sessions)
+        return not self._is_ready
+
     def _ask(self) -> None:
         """Ask the template for workers, a few at a time."""
         while self._queue and self._is_ready and len(self._starting) < STARTING:
