@@ -22,6 +22,9 @@ from helpers import open_manager, wait_until
 
 from ostap_parallel import WorkManager
 from ostap_parallel.cli import main
+from ostap_parallel.runs.progress import open_progress
+from ostap_parallel.runs.snapshot import Coming
+from ostap_parallel.supply.source import HostStatus
 from ostap_parallel.views import live
 from ostap_parallel.views.screen import text_of
 
@@ -44,6 +47,11 @@ def going_on(wm, function, items, **options):
     finally:
         taking.join(PATIENCE)
         assert not taking.is_alive()
+
+
+def all_run(run):
+    """Return whether three items run, and their processes are known."""
+    return len(run["running"]) == 3 and all(one["pid"] for one in run["running"])
 
 
 def here():
@@ -196,7 +204,7 @@ def test_top_refreshes_in_a_terminal(tmp_path):
         try:
             wait_until(here, PATIENCE, "it tells")
             argv = [sys.executable, "-m", "ostap_parallel", "top", "-s", "0.05"]
-            environ = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100", "LINES": "30"}
+            environ = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100", "LINES": "200"}
             environ["TERM"] = "xterm"
             with subprocess.Popen(argv, stdout=terminal, stderr=terminal, env=environ) as shown:
                 text = ""
@@ -206,7 +214,11 @@ def test_top_refreshes_in_a_terminal(tmp_path):
                     if select.select([main_fd], [], [], 0.5)[0]:
                         text += os.read(main_fd, 1 << 16).decode()
                 shown.send_signal(signal.SIGINT)
-                assert shown.wait(PATIENCE) == 0
+                while shown.poll() is None:  # it does not end while nobody reads
+                    assert time.monotonic() < deadline
+                    if select.select([main_fd], [], [], 0.05)[0]:
+                        os.read(main_fd, 1 << 16)
+                assert shown.returncode == 0
         finally:
             go.touch()
             os.close(terminal)
@@ -246,3 +258,30 @@ def test_texts_do_not_steer_a_terminal():
     assert "?[2J: queued for 90 s, lost 1 x: a?" in text
     assert "1 items in 2 s, 0:01:40/item" in text
     assert "... and 5 more" in text
+
+
+class Hosts:
+    """A backend whose hosts are what a test says."""
+
+    def __init__(self, *hosts):
+        self.hosts = list(hosts)
+
+
+def test_what_is_waited_for_is_told(monkeypatch):
+    now = 1000.0
+    monkeypatch.setattr(time, "time", lambda: now)
+    backend = Hosts(HostStatus("h1"), HostStatus("h2", "up", 2), HostStatus("h3", "queued"))
+    coming = Coming(backend)
+    assert str(coming) == "h1 starting for 1 s, h3 queued for 1 s"
+    now += 90
+    assert str(coming) == "h1 starting for 90 s, h3 queued for 90 s"
+    backend.hosts[0].state = "up"
+    backend.hosts[1].state = "lost"
+    assert str(coming) == "h2 lost for 1 s, h3 queued for 90 s"
+    backend.hosts += [HostStatus("h4"), HostStatus("h5", "failed")]
+    now += 30
+    assert str(coming) == "3 hosts are not up, for 0:02:00"
+    with open_progress(False, 5, "f", dict, coming=coming) as progress:
+        assert progress.status() == "0/5 items, 3 hosts are not up, for 0:02:00"
+        backend.hosts = []
+        assert progress.status() == "0/5 items"

@@ -33,7 +33,7 @@ from ostap_parallel.runs.recorder import ListTask, OnError, Recorder
 from ostap_parallel.runs.report import Report, relay
 from ostap_parallel.runs.run import Run
 from ostap_parallel.runs.shapes import as_merger, as_task
-from ostap_parallel.runs.snapshot import Snapshots
+from ostap_parallel.runs.snapshot import Coming, Snapshots
 from ostap_parallel.runs.speculation import SpeculatingRun
 from ostap_parallel.runs.stream import Results, in_thread
 from ostap_parallel.runs.tails import Tails
@@ -440,14 +440,16 @@ class WorkManager(Shown):
     def _record(self, run: Run, progress: bool | None, title: str) -> Iterator[Recorder]:
         """Keep `report` up to date during a run, however it ends, and show its progress."""
         show = self._progress if progress is None else progress
-        with open_progress(show, run.total, title, lambda: self.workers) as reporter:
+        coming = Coming(self.backend)
+        opened = open_progress(show, run.total, title, lambda: self.workers, coming=coming)
+        with opened as reporter:
             timeline = Timeline(title) if self._keeps_timeline else None
             recorder = Recorder(run, reporter, timeline, self._tails)
             self.report = recorder.report
             hosts = [] if self._owned is None else self._owned.hosts
             lost = {host.name: host.lost for host in hosts}
             try:
-                with telling(Snapshots(run, reporter, title).look):
+                with telling(Snapshots(run, reporter, title, coming).look):
                     yield recorder
             except KeyboardInterrupt as exc:
                 show_as(exc, f"interrupted: {self.report.summary}")

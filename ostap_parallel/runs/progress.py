@@ -32,12 +32,18 @@ class ProgressReporter:
     period = float("inf")  # seconds between two calls of `show` by `advance`
 
     def __init__(
-        self, total: int | None, description: str, workers: Workers, clock: Callable[[], float]
+        self,
+        total: int | None,
+        description: str,
+        workers: Workers,
+        clock: Callable[[], float],
+        coming: object = "",
     ) -> None:
         self.total, self.description = total, description
         self.done = self.failed = 0
         self.ended = False
         self.workers, self._clock = workers, clock
+        self._coming = coming
         self._start = clock()
         self._due = self.period
         self._samples = deque([(0.0, 0)], maxlen=_RATE_SAMPLES)  # elapsed seconds, items done
@@ -78,6 +84,8 @@ class ProgressReporter:
             parts.append(f"{self.failed} failed")
         if workers := render_workers(self.workers()):
             parts.append(workers)
+        if not self.ended and (coming := str(self._coming)):
+            parts.append(coming)
         return ", ".join(parts)
 
     def rate(self) -> float:
@@ -122,6 +130,7 @@ def open_progress(
     workers: Workers,
     *,
     clock: Callable[[], float] = time.monotonic,
+    coming: object = "",
 ) -> Iterator[ProgressReporter]:
     """Show progress while the block runs, in the way that suits where standard error goes.
 
@@ -136,6 +145,8 @@ def open_progress(
         Returns the number of workers by host. A thread may call it, ten times a second.
     clock
         Returns seconds from any origin.
+    coming
+        Its text tells what is waited for.
     """
     kind: type[ProgressReporter] = ProgressReporter
     terminal: Console | None = None
@@ -147,7 +158,7 @@ def open_progress(
         else:
             is_notebook = console is not None and console.is_jupyter
             kind = _NotebookReporter if is_notebook else _LineReporter
-    reporter = kind(total, description, workers, clock)
+    reporter = kind(total, description, workers, clock, coming)
     with _live(reporter, terminal) if terminal else nullcontext():
         try:
             yield reporter

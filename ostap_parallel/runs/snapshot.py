@@ -9,21 +9,57 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ostap_parallel.engine.backend import Backend
 from ostap_parallel.engine.core import LOCAL
 from ostap_parallel.runs.progress import ProgressReporter
 from ostap_parallel.runs.run import Run
+from ostap_parallel.supply.source import HostStatus
+from ostap_parallel.views.words import duration
 
 # Items that are told of as running, the longest first.
 MOST = 200
+
+# Hosts that are waited for, and named one by one.
+FEW = 2
+
+
+class Coming:
+    """The hosts that are not up, and for how long."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._since: dict[str, tuple[str, float]] = {}  # states, and when they were first seen
+
+    def seconds(self, host: HostStatus) -> float:
+        """Return for how long a host has been in its state, since somebody has looked."""
+        before = self._since.get(host.name)
+        if before is None or before[0] != host.state:
+            before = self._since[host.name] = (host.state, time.time())
+        return time.time() - before[1]
+
+    def __str__(self) -> str:
+        """Return in a few words what is waited for; empty if nothing is."""
+        waits = [
+            (host, self.seconds(host))
+            for host in list(self._backend.hosts)
+            if host.state in ("starting", "queued", "lost")
+        ]
+        if len(waits) > FEW:
+            longest = max(seconds for _, seconds in waits)
+            return f"{len(waits)} hosts are not up, for {duration(max(1, round(longest)))}"
+        return ", ".join(
+            f"{host.name} {host.state} for {duration(max(1, round(seconds)))}"
+            for host, seconds in waits
+        )
 
 
 class Snapshots:
     """Looks at a run, for who asks from outside."""
 
-    def __init__(self, run: Run, reporter: ProgressReporter, title: str) -> None:
+    def __init__(self, run: Run, reporter: ProgressReporter, title: str, coming: Coming) -> None:
         self._run, self._reporter, self._title = run, reporter, title
         self._started = time.time()
-        self._since: dict[str, tuple[str, float]] = {}  # states of hosts, and when first seen
+        self._coming = coming
 
     def look(self) -> dict[str, Any]:
         """Return what there is to tell; hosts are asked, which takes half a second at most."""
@@ -52,12 +88,9 @@ class Snapshots:
         workers = dict(self._run.backend.workers)
         rows = []
         for host in self._run.backend.hosts:
-            before = self._since.get(host.name)
-            if before is None or before[0] != host.state:
-                before = self._since[host.name] = (host.state, time.time())
             reason = host.reason or (str(host.error) if host.error else "")
             row: dict[str, Any] = {"host": host.name, "state": host.state, "lost": host.lost}
-            row["for"] = time.time() - before[1]
+            row["for"] = self._coming.seconds(host)
             row["workers"] = workers.pop(host.name, 0)
             row["reason"] = "" if host.state == "up" else reason
             rows.append(row)

@@ -19,6 +19,7 @@ import socket
 import struct
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ DELAY = 1.0
 
 # Seconds that one side waits for the other.
 PATIENCE = 3.0
+ASKED_AT_ONCE = 8
 
 _PREFIX = "ostap-parallel-run-"  # of sockets' names; the user's number and the process's follow
 _LISTED = Path("/proc/net/unix")
@@ -137,10 +139,9 @@ def uid_of(connection: socket.socket) -> int:
 
 def runs() -> list[dict[str, Any]]:
     """Return what the runs of this user on this machine tell, the oldest first."""
-    found: list[dict[str, Any]] = []
-    for name in sorted(_names()):
-        with contextlib.suppress(OSError, ValueError):  # one that is just ending
-            found += _ask(name)
+    with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:  # one that does not answer holds up no other
+        # a connection that is open is listed with the name, too
+        found = [run for told in pool.map(_ask, sorted(set(_names()))) for run in told]
     return sorted(found, key=lambda run: run.get("started", 0.0))
 
 
@@ -154,11 +155,12 @@ def _names() -> Iterator[str]:
 
 
 def _ask(name: str) -> list[dict[str, Any]]:
-    with socket.socket(socket.AF_UNIX) as client:
+    """Return what a process tells; nothing if it is just ending, was killed, or is stopped."""
+    told: Any = []
+    with contextlib.suppress(OSError, ValueError), socket.socket(socket.AF_UNIX) as client:
         client.settimeout(PATIENCE)
         client.connect(f"\0{name}")
-        if uid_of(client) != os.getuid():
-            return []
-        with client.makefile("rb") as file:
-            told = json.load(file)
+        if uid_of(client) == os.getuid():
+            with client.makefile("rb") as file:
+                told = json.load(file)
     return [run for run in told if isinstance(run, dict)]
