@@ -18,7 +18,7 @@ from helpers import kill, open_manager, wait_until, workers_of
 
 from ostap_parallel import WorkManager
 from ostap_parallel.errors import last_words
-from ostap_parallel.runs import watching
+from ostap_parallel.runs import checkpoint, watching
 from ostap_parallel.runs.report import Running
 from ostap_parallel.runs.timing import Slow, Slowest, Times
 
@@ -268,3 +268,24 @@ def test_without_stragglers_nothing_runs_twice(tmp_path):
 def test_a_copy_needs_items_that_may_run_anywhere():
     with WorkManager(1, silent=True) as wm, pytest.raises(TypeError, match="where="):
         wm.process(abs, [1], where=lambda item: None, speculate=True)
+
+
+def test_what_runs_is_in_a_checkpoint_while_it_does(tmp_path, go, monkeypatch):
+    monkeypatch.setattr(checkpoint, "NOTE_SECONDS", 0.1)
+    with WorkManager(2, silent=True) as wm:
+        path = tmp_path / "run.db"
+        options = {"chunk_size": 1, "checkpoint": path}
+        run = InThread(wm, lambda item: until(tmp_path, item), range(12), **options)
+        wait_until((tmp_path / "11").exists, PATIENCE, "it runs")
+
+        def noted():
+            lines = [line for _, line in checkpoint.read_summary(path).running]
+            return {line.partition(" on local (pid ")[0] for line in lines}
+
+        both = {"item 10 (10)", "item 11 (11)"}
+        wait_until(lambda: noted() == both, PATIENCE, "a note of both")
+        assert ": item 10 (10) on local (pid " in str(checkpoint.read_summary(path))
+        go.touch()
+        run.thread.join(PATIENCE)
+        assert run.result == list(range(12))
+    assert checkpoint.read_summary(path).running == []

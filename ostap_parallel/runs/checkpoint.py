@@ -16,7 +16,7 @@ import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal, get_args
@@ -26,6 +26,7 @@ from ostap_parallel.errors import CheckpointError, SerializeError, see
 from ostap_parallel.logs import logger_of
 from ostap_parallel.objects import serialize
 from ostap_parallel.runs.database import (
+    RUNNING,
     TIMELINE,
     check_kind,
     damaged,
@@ -55,6 +56,9 @@ _VALUES = "argument", "attribute", "global", "object", "shared", "variable"
 
 COMMIT_SECONDS = 0.5
 COMMIT_BYTES = 1 << 24  # that wait to be written; with more, the run waits for the disk
+# Seconds between notes of what runs, of so many items at most.
+NOTE_SECONDS = 2.0
+NOTED = 20
 MAX_BYTES = 999_000_000  # of a result: sqlite's limit for a row is a little higher
 
 
@@ -141,12 +145,15 @@ class Journal:
         self._writer = threading.Thread(target=self._write, name="checkpoint", daemon=True)
         self._failure: CheckpointError | None = None
         self.timeline: Timeline | None = None
+        self.look: Callable[[], Sequence[object]] = tuple
+        self._noted, self._has_noted = time.monotonic(), False
 
     def begin(self, call: Call, total: int | None) -> None:
         """Check that stored results are those of `call`, and note that a run begins."""
         self._start = time.monotonic()
         with transaction(self._database) as execute:
             execute(TIMELINE)
+            execute(RUNNING)
             identity = identity_of(call)
             self._check_identity(execute, identity)
             about = name_of(call.function), total
@@ -253,6 +260,8 @@ class Journal:
             while not self._closing.wait(COMMIT_SECONDS):
                 if self._waiting:
                     self._commit()
+                if time.monotonic() - self._noted > NOTE_SECONDS:
+                    self._note([str(one) for one in self.look()])
         except CheckpointError as exc:
             self._failure = exc  # the run learns of it with the next outcome
 
@@ -270,6 +279,15 @@ class Journal:
                 self._waiting.popleft()
             self._bytes = 0
 
+    def _note(self, running: list[str]) -> None:
+        """Note what runs now, for who asks how far the run is."""
+        now = time.time()
+        with self._using, refusing(self._path), transaction(self._database) as execute:
+            execute("DELETE FROM running")
+            for line in running[:NOTED]:
+                execute("INSERT INTO running VALUES (?, ?)", (now, line))
+        self._noted, self._has_noted = time.monotonic(), bool(running)
+
     def finish(self) -> None:
         """Write what waits, at the end of a run that was not stopped."""
         self._stop_writer()
@@ -285,6 +303,8 @@ class Journal:
         try:
             if self._waiting:
                 self._commit()
+            if self._has_noted:
+                self._note([])
         except CheckpointError as exc:  # what has stopped the run must not be hidden
             logger.warning("%s", exc)
         with contextlib.suppress(sqlite3.Error):  # somebody may be reading it
@@ -320,6 +340,8 @@ class Summary:
         Jobs and times by host.
     failures
         For each item that has failed, a line about it and its traceback.
+    running
+        For each item that ran when that was noted last, the time of that, and a line about it.
     """
 
     name: str
@@ -330,6 +352,7 @@ class Summary:
     total: int | None
     stats: StatMerger = field(default_factory=StatMerger)
     failures: list[tuple[str, str]] = field(default_factory=list)
+    running: list[tuple[float, str]] = field(default_factory=list)
 
     @property
     def complete(self) -> bool:
@@ -346,6 +369,7 @@ class Summary:
         lines = [first, self._counts()]
         if self.stats:
             lines.append(self.stats.table())
+        lines += [f"running at {_local(noted)[-8:]}: {line}" for noted, line in self.running]
         for line, traceback in self.failures:
             lines += [line, *(f"    {text}" for text in traceback.rstrip().splitlines()[-4:])]
         if more := self.failed - len(self.failures):
@@ -418,7 +442,16 @@ def _summary(path: Path, execute: Any, failures: int) -> Summary:
     ):
         raise damaged(path, "what it tells of its runs is not as it was written")
     submitted = max(submitted, done + failed)
-    return Summary(name, sessions, submitted, done, failed, total, stats, listed)
+    running = _running(execute)
+    return Summary(name, sessions, submitted, done, failed, total, stats, listed, running)
+
+
+def _running(execute: Any) -> list[tuple[float, str]]:
+    """Return what ran when that was noted last; nothing of a file without such notes."""
+    if not execute("SELECT count(*) FROM sqlite_master WHERE name = 'running'").fetchone()[0]:
+        return []
+    notes = execute("SELECT noted, line FROM running ORDER BY rowid").fetchall()
+    return [(noted, line) for noted, line in notes if _is_real(noted) and isinstance(line, str)]
 
 
 def _is_real(value: object) -> bool:

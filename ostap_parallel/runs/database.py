@@ -33,6 +33,8 @@ _SCHEMA = (
 )
 # When each item ran, in parts as they came. Files that have been begun before do not have it.
 TIMELINE = "CREATE TABLE IF NOT EXISTS timeline (session INTEGER, data BLOB, seal BLOB)"
+# What ran when it was written last, a line for each item. The same holds for that.
+RUNNING = "CREATE TABLE IF NOT EXISTS running (noted REAL, line TEXT)"
 _INSERT = "INSERT OR REPLACE INTO outcome VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 _COLUMNS = "item, digest, value, error, traceback, host, seconds, seal"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -87,9 +87,12 @@ class Journal(Protocol):
     ----------
     timeline
         It is kept, too, if there is one.
+    look
+        Returns what runs now, of which a note is kept.
     """
 
     timeline: Timeline | None
+    look: Callable[[], Sequence[object]]
 
     def find(self, index: int, item: Any) -> Outcome | None:
         """Return the outcome of an item if an earlier run has got it."""

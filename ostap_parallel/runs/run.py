@@ -194,6 +194,7 @@ class Run:
             if self.checkpoint is not None:
                 opened = self.checkpoint.open(self.call, self.total)
                 self.journal = leaving.enter_context(opened)
+                self.journal.look = self.running
                 arriving = keep(self.journal, arriving)
             try:
                 yield from self._ordering.in_order(arriving) if self.ordered else arriving
@@ -270,11 +271,10 @@ class Run:
 
     def _free_stranded(self) -> None:
         """Take back what waits for hosts that have gone; it runs elsewhere then."""
-        stranded = self.trust.stranded(self._pinned) if self._pinned else []
-        if stranded:
+        if self._pinned and (stranded := self.trust.stranded(self._pinned)):
             self.backend.give_up(stranded)
-        for future in stranded:
-            del self._pinned[future]
+            for future in stranded:
+                del self._pinned[future]
 
     def _read_chunk(self, workers: int) -> tuple[Chunk, bytes] | None:
         """Read and pack some items; ``None`` if there are none to be sent now."""
