@@ -16,6 +16,7 @@ from helpers import wait_until
 import ostap_parallel
 from ostap_parallel import ConfigError, HostError, Sge, Slurm, WorkManager
 from ostap_parallel.errors import JobRefused
+from ostap_parallel.supply.steps import way_within
 
 PATIENCE = 60  # seconds; only a hang takes that long
 
@@ -137,6 +138,13 @@ class TestSge:
                 client.send_signal(number)
             client.wait(PATIENCE)
         wait_until(lambda: not on_sge.jobs(), PATIENCE, "the jobs have gone")
+
+    def test_which_way_leads_to_the_nodes_of_a_job(self, on_sge):
+        within = {"PE": "smp", "PE_HOSTFILE": "/nowhere", "JOB_ID": "1"}
+        assert way_within(within) == "qrsh"  # its control_slaves is TRUE
+        assert way_within({**within, "PE": "none"}) == "ssh"
+        assert way_within({"SLURM_JOB_ID": "1"}) == "srun"
+        assert way_within({}) == "ssh"
 
     def test_a_manager_in_a_job(self, on_sge, tmp_path):
         (tmp_path / "program.py").write_text(PROGRAM)
