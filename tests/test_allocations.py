@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from allocated import seen, slow, where
 from helpers import wait_until
+from sshd import descendants
 
 import ostap_parallel
 from ostap_parallel import ConfigError, ServersUnavailable, Slurm, WorkerLost, WorkManager
@@ -136,6 +137,11 @@ def steps_of(slurm):
             if needle in text and b"SLURM_JOB_ID=" in text:
                 found.append((int(entry.name), (entry / "cmdline").read_bytes()))
     return found
+
+
+def processes():
+    """Return the descendants of this process, with their command lines."""
+    return [(pid, Path(f"/proc/{pid}/cmdline").read_bytes()) for pid in descendants(os.getpid())]
 
 
 def jobs(workers=4, **given):
@@ -300,6 +306,37 @@ if __name__ == "__main__":
         (folder / "made").touch()
         manager.process(time.sleep, [600] * 4)
 """
+
+
+class TestMishaps:
+    def test_a_submission_that_is_answered_late_is_not_repeated(
+        self, on_slurm, tmp_path, monkeypatch
+    ):
+        real = shutil.which("sbatch", path=on_slurm.environ["PATH"])
+        late = tmp_path / "bin" / "sbatch"
+        late.parent.mkdir()
+        late.write_text(f'#!/bin/sh\n{real} "$@"\nexec sleep 600\n')  # whose answer is lost
+        late.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{late.parent}:{os.environ['PATH']}")
+        monkeypatch.setattr(allocations, "SUBMISSION", 2.0)
+        with manage(jobs(4)) as manager:
+            wait_until(lambda: manager.workers == {"gpu/1": 2, "gpu/2": 2}, PATIENCE, "both")
+            assert sum(v for v, _, _ in manager.process(where, range(200))) == SQUARES
+            arrays = on_slurm.run("squeue", "-h", "-r", "-o", "%F").split()
+            assert (len(arrays), len(set(arrays))) == (2, 1)
+
+    def test_a_session_that_is_silent_is_lost_and_leaves_nothing(self, on_slurm):
+        with manage(jobs(2, keepalive=3)) as manager:
+            assert manager.wait_for_hosts(PATIENCE)
+            status = state_of(manager)
+            sruns = [pid for pid, words in processes() if words.startswith(b"srun\0")]
+            before = {pid for pid, words in steps_of(on_slurm) if b"ppserver" in words}
+            assert before
+            for pid in sruns:  # nothing goes either way then, and nobody is told
+                os.kill(pid, signal.SIGSTOP)
+            wait_until(lambda: status.lost == 1, PATIENCE, "it is lost")
+            wait_until(lambda: not before & {p for p, _ in steps_of(on_slurm)}, PATIENCE, "gone")
+            assert manager.process(abs, [-1]) == [1]
 
 
 class TestAdapting:

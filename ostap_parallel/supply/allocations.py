@@ -27,6 +27,9 @@ FIRST_LOOK, LAST_LOOK, PATIENCE = 0.05, 5.0, 60.0
 # a submission is looked for whose answer was lost.
 UNKNOWN = 10.0
 
+# Seconds that a submission may take: a full queue has sbatch wait for some minutes.
+SUBMISSION = 60.0
+
 # Jobs in a row that end before they are of use, until that is an error.
 FAILURES = 3
 
@@ -299,7 +302,7 @@ class Allocations:
         spec = self.spec(count)
         self._guard_over(spec.name)
         try:
-            array = self._scheduler.submit(self._scheduler.script(spec))
+            array = self._scheduler.submit(self._scheduler.script(spec), SUBMISSION)
         except JobRefused as exc:
             self._fail_all(HostError(self.name, "submit", exc.reason))
         except QueueFull as exc:
