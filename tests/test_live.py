@@ -224,6 +224,7 @@ def test_top_refreshes_in_a_terminal(tmp_path):
             os.close(terminal)
             os.close(main_fd)
     assert re.search(r"local\s+\S*up", text)
+    assert re.search(r"host\S*\s+\S*state", re.sub(r"\x1b\[[0-9;]*m", "", text))
     assert "item 0 (" in text
 
 

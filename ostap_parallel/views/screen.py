@@ -50,9 +50,14 @@ def state_of(host: Mapping[str, Any]) -> str:
     if host["state"] == "up":
         text = f"{host['busy']} of {host['workers']} workers busy"
     else:
-        text = f"{host['state']} for {duration(host['for'])}"
+        text = _since(host)
     text += f", lost {host['lost']} x" if host["lost"] else ""
     return f"{text}: {host['reason']}" if host["reason"] else text
+
+
+def _since(host: Mapping[str, Any]) -> str:
+    """Return a host's state, and for how long it has been in it, in whole seconds."""
+    return f"{host['state']} for {duration(max(1, round(host['for'])))}"
 
 
 def item_of(one: Mapping[str, Any]) -> str:
@@ -66,6 +71,7 @@ def screen_of(runs: Sequence[Run]) -> Group:
     """Return all of it for rich."""
     from rich.console import Group
     from rich.progress_bar import ProgressBar
+    from rich.table import Table
     from rich.text import Text
 
     parts: list[Any] = []
@@ -74,7 +80,9 @@ def screen_of(runs: Sequence[Run]) -> Group:
         title = Text(_printable(run["title"]), "bold")
         parts += [title + Text(where, "dim"), Text(summary_of(run))]
         if run.get("total"):
-            parts.append(ProgressBar(run["total"], run["done"]))
+            bar = Table.grid(expand=True)  # by itself it does not end its line
+            bar.add_row(ProgressBar(run["total"], run["done"]))
+            parts.append(bar)
         if run.get("hosts"):
             parts.append(_hosts(run["hosts"]))
         if run.get("running"):
@@ -89,7 +97,7 @@ def _hosts(hosts: Sequence[Mapping[str, Any]]) -> Table:
     table = _table("host", "state", ">workers", ">busy", ">lost", "")
     for host in hosts:
         is_up = host["state"] == "up"
-        state = Text("up", "green") if is_up else Text(f"{host['state']} {duration(host['for'])}")
+        state = Text("up", "green") if is_up else Text(_since(host))
         state.stylize("yellow" if host["state"] in ("starting", "queued", "resting") else "")
         state.stylize("red" if host["state"] in ("lost", "failed") else "")
         counts = (str(host[name]) for name in ("workers", "busy", "lost"))
