@@ -38,15 +38,9 @@ def connect(args: argparse.Namespace) -> int:
     settings: dict[str, Any] = {name: getattr(args, name) for name in names}
     with Host(args.server, ncpus_per_host=1, **settings) as host:
         host.executor.backend.listen(lambda: news.put("host"))
-        if args.reverse:
-            there = host.reverse_tunnel(args.port)
-            print(f"localhost:{there} of {host.name} leads to localhost:{args.port}", flush=True)
-        else:
-            port = args.port or host.python(listening.free_port)
-            here = host.tunnel(port)
-            print(f"localhost:{here} leads to localhost:{port} of {host.name}", flush=True)
-        threading.Thread(target=_wait_for_enter, args=[news], daemon=True).start()
         try:
+            print(_opened(host, args), flush=True)
+            threading.Thread(target=_wait_for_enter, args=[news], daemon=True).start()
             while host.is_up and news.get() != "enter":
                 pass
         except KeyboardInterrupt:
@@ -55,6 +49,15 @@ def connect(args: argparse.Namespace) -> int:
         if not host.is_up:
             print(f"ostap-parallel: {host.name} is lost", file=sys.stderr)
         return int(not host.is_up)
+
+
+def _opened(host: Host, args: argparse.Namespace) -> str:
+    """Open the tunnel; return what leads where."""
+    if args.reverse:
+        there = host.reverse_tunnel(args.port)
+        return f"localhost:{there} of {host.name} leads to localhost:{args.port}"
+    port = args.port or host.python(listening.free_port)
+    return f"localhost:{host.tunnel(port)} leads to localhost:{port} of {host.name}"
 
 
 def _wait_for_enter(news: queue.SimpleQueue[str]) -> None:
