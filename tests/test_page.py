@@ -316,3 +316,15 @@ def test_a_page_that_cannot_be_written(tmp_path, capsys):
     file.write_text(LOG.splitlines()[0] + "\n")
     assert main(["report", str(file), "--html"]) == 2
     assert "no command has ended yet" in capsys.readouterr().err
+
+
+def test_a_notebook_shows_the_hosts_of_a_manager(hosts):
+    with open_manager(hosts) as wm:
+        assert wm.wait_for_hosts(PATIENCE)
+        wm.executor.hosts[1].reason = "<b>"
+        shown = wm._repr_html_()
+    assert shown.startswith("<pre>&lt;WorkManager h1: 1, h2: 1&gt;</pre>")
+    assert "<td>h1</td><td>up</td><td class='n'>1</td>" in shown
+    assert "&lt;b&gt;" in shown
+    with WorkManager(1, silent=True) as wm:
+        assert "<table>" not in wm._repr_html_()

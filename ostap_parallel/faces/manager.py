@@ -41,6 +41,7 @@ from ostap_parallel.runs.task import Collector, FuncTask, GenericTask, Merger, T
 from ostap_parallel.runs.trust import DEFAULT_RULES, HostRules
 from ostap_parallel.supply.source import HostStatus
 from ostap_parallel.views.live import runs, telling
+from ostap_parallel.views.page import hosts_table
 from ostap_parallel.views.screen import NOTHING, text_of
 from ostap_parallel.views.timeline import Timeline
 from ostap_parallel.worker import standin
@@ -193,6 +194,9 @@ class WorkManager(Shown):
     def __repr__(self) -> str:
         workers = ", ".join(f"{host}: {count}" for host, count in self.workers.items())
         return f"<WorkManager {workers or 'without workers'}>"
+
+    def _repr_html_(self) -> str:
+        return super()._repr_html_() + hosts_table(self._owned.hosts if self._owned else ())
 
     @property
     def workers(self) -> dict[str, int]:

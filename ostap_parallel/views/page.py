@@ -201,6 +201,18 @@ def _hosts(facts: Facts) -> Iterator[str]:
         yield "</section>"
 
 
+def hosts_table(hosts: Sequence[Any]) -> str:
+    """Return a table for a notebook of hosts and their states; empty if there are none."""
+    if not hosts:
+        return ""
+    rows = []
+    for host in hosts:
+        start = "" if host.seconds is None else duration(host.seconds)
+        reason = host.reason or (str(host.error) if host.error and host.state != "up" else "")
+        rows.append((host.name, host.state, host.workers, start, host.lost, reason))
+    return _table(["host", "state", "workers", "start", "lost", "reason"], rows, {2, 3, 4})
+
+
 def _table(titles: Sequence[str], rows: Sequence[Sequence[Any]], numeric: set[int]) -> str:
     def line(tag: str, cells: Sequence[Any]) -> str:
         kinds = [" class='n'" if n in numeric else "" for n in range(len(cells))]
