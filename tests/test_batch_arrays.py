@@ -265,7 +265,7 @@ class TestAttaching:
         assert results == [[0, 1, 4, 9]] * 3
         run.remove()
 
-    def test_ctrl_c_cancels_the_jobs_of_a_map(self, cluster, pool_of, tmp_path):
+    def test_terminate_cancels_the_jobs_of_a_map(self, cluster, pool_of, tmp_path):
         pool = pool_of(chunks=2)
         result = pool.map_async(time.sleep, [300, 300])
         wait_until(lambda: len(cluster.jobs()) >= 1, PATIENCE, "they are there")
@@ -273,6 +273,26 @@ class TestAttaching:
         with pytest.raises(CancelledError):
             result.get(PATIENCE)
         wait_until(lambda: not cluster.jobs(), PATIENCE, "they are gone")
+
+    def test_ctrl_c_cancels_the_jobs_of_a_map(self, cluster, tmp_path):
+        script = tmp_path / "script.py"
+        script.write_text(
+            "import sys, time\nfrom ostap_parallel.batch import SgePool, SlurmPool\n"
+            "pools = {'slurm': SlurmPool, 'sge': SgePool}\n"
+            "with pools[sys.argv[1]](chunks=1) as pool:\n    pool.map(time.sleep, [300])\n"
+        )
+        environ = script_environ(**cluster.environ)
+        argv = [sys.executable, str(script), cluster.name]
+        with subprocess.Popen(
+            argv, cwd=tmp_path, env=environ, stderr=subprocess.PIPE, text=True
+        ) as driver:
+            wait_until(
+                lambda: list(tmp_path.glob(".ostap*/*/jobs/*.id")), PATIENCE, "it is submitted"
+            )
+            driver.send_signal(signal.SIGINT)
+            assert "KeyboardInterrupt" in driver.communicate(timeout=PATIENCE)[1]
+        wait_until(lambda: not cluster.jobs(), PATIENCE, "they are gone")
+        assert list(tmp_path.iterdir()) == [script]
 
     def test_not_of_others(self, pool):
         run = pool.submit(square, [1])
