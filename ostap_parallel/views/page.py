@@ -22,7 +22,7 @@ NO_PLOTS = "The plots need Bokeh: pip install 'ostap_parallel[plots]'"
 NO_TIMES = "There is no timeline: when each item ran was not kept."
 
 # Bars of the timeline, about.
-BARS = 12_000
+BARS = 8_000
 
 _COLUMNS: Mapping[str, tuple[str, Callable[[Any], str]]] = {
     "host": ("host", str),
