@@ -530,7 +530,7 @@ def test_other_sections_may_hold_anything(load):
     [
         ("[Parallel]\nprofil = x\n", "[Parallel] profil: unknown key, did you mean 'profile'?"),
         ("[Pathos:a.b]\nscirpt = x\n", "[Pathos:a.b] scirpt: unknown key, did you mean 'script'?"),
-        ("[Parallel]\nzzz = x\n", "[Parallel] zzz: unknown key; known are batch, "),
+        ("[Parallel]\nzzz = x\n", "[Parallel] zzz: unknown key; known are adapt, "),
         ("[Parallel]\nncpus = x\n", "[Parallel] ncpus: not a number of at least 1: 'x'"),
         ("[Parallel]\nncpus = 0\n", "[Parallel] ncpus: "),
         ("[Parallel]\nport = 0\n", "[Parallel] port: not a number from 1 to 65535: '0'"),

@@ -35,21 +35,24 @@ class History:
         self._outputs: dict[int, Tail] = {}
         self._states: dict[str, tuple[str, int]] = {}
         self._lock = threading.Lock()
-        run.heard = self._hear
 
     @contextmanager
     def noting(self) -> Iterator[None]:
-        """Note during the block what becomes of hosts."""
-        if self._timeline is None:
-            yield
-            return
-        self._look()
-        undo = self._backend.listen(self._look)
+        """Note during the block what becomes of chunks and hosts."""
+        unheard, self._run.heard = self._run.heard, self._hear
         try:
-            yield
-        finally:
-            undo()
+            if self._timeline is None:
+                yield
+                return
             self._look()
+            undo = self._backend.listen(self._look)
+            try:
+                yield
+            finally:
+                undo()
+                self._look()
+        finally:
+            self._run.heard = unheard  # not to keep one another until the garbage is collected
 
     def output(self, index: int) -> Tail | None:
         """Return the last lines of an item that has failed, once."""
