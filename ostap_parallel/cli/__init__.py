@@ -203,9 +203,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     new_parser: Any = _new_parser
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=new_parser)
-    text = (
-        "run a program that uses ostap_parallel.futures, with its tasks on local cores and hosts"
-    )
+    text = "run a program with its tasks on local cores and hosts"
     usage = "%(prog)s [OPTION ...] [-m MODULE | PROGRAM] [ARGUMENT ...]"
     command = commands.add_parser("run", help=text, description=text, usage=usage)
     command.set_defaults(run=run)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import concurrent.futures
 import copy
 import functools
@@ -189,6 +188,8 @@ class WorkManager(Shown):
         return self
 
     async def __aexit__(self, *error: object) -> None:
+        import asyncio  # whoever is here has it; others need not load it
+
         await asyncio.to_thread(self.close)
 
     def __repr__(self) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import concurrent.futures
 import functools
 import logging
@@ -98,6 +97,8 @@ class AsyncResult:
         return self._settled.result()
 
     def __await__(self) -> Generator[Any, None, Any]:
+        import asyncio  # whoever awaits has it; others need not load it
+
         told: Future[None] = Future()  # not the outcome: nobody takes that who is cancelled
         self._settled.add_done_callback(functools.partial(_tell, told))
         try:
@@ -211,6 +212,8 @@ class Pool(multiprocessing.pool.Pool):
         return self.__enter__()
 
     async def __aexit__(self, *error: object) -> None:
+        import asyncio
+
         await asyncio.to_thread(self.terminate)
 
     @property

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import atexit
 import functools
 import multiprocessing
@@ -192,6 +191,8 @@ class Stream(Iterator[Any]):
 
     async def _wait(self) -> bool:
         """Wait in an event loop; return whether there is a result."""
+        import asyncio
+
         await asyncio.sleep(0)  # the loop's other tasks have their turn
         buffer = self._buffer
         while True:  # others may take what has come
@@ -239,6 +240,8 @@ async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs)
     def call() -> T:
         on_run.set(begin)  # in a context of the thread's own
         return function(*args, **kwargs)
+
+    import asyncio
 
     called = asyncio.ensure_future(asyncio.to_thread(call))
     try:
