@@ -258,6 +258,26 @@ def test_what_stalls_runs_a_second_time_elsewhere(hosts):
         assert wm.process(abs, range(10)) == list(range(10))  # the host is of use again
 
 
+def test_an_item_that_ends_each_of_its_workers_late_is_given_up(hosts):
+    """A copy of it always runs when another one is lost: these losses count all the same."""
+
+    def end_late(item):
+        if item == 25:
+            time.sleep(1.0)
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(0.01)
+        return item
+
+    with open_manager(hosts) as wm:
+        assert wm.wait_for_hosts(PATIENCE)
+        options = {"chunk_size": 1, "speculate": True, "on_error": "collect", "lost_retries": 0}
+        run = InThread(wm, end_late, range(26), **options)
+        run.thread.join(PATIENCE)
+        assert run.result[:25] == list(range(25))
+        (failure,) = wm.report.failures
+        assert (failure.index, wm.report.merged) == (25, 25)
+
+
 def test_without_stragglers_nothing_runs_twice(tmp_path):
     with WorkManager(2, silent=True) as wm:
         run = functools.partial(functions.note, tmp_path)

@@ -30,6 +30,7 @@ class SpeculatingRun(ReadingRun):
 
     _messages: dict[Future[Any], bytes] = field(default_factory=dict)
     _twins: dict[Future[Any], Future[Any]] = field(default_factory=dict)
+    _last: set[Future[Any]] = field(default_factory=set)  # whose other copies were lost
     _look_again: float | None = None  # seconds
 
     def _send(self, chunk: Chunk, message: bytes, places: frozenset[str] | None) -> None:
@@ -58,7 +59,7 @@ class SpeculatingRun(ReadingRun):
         late, soon = [], [LEAST] if waiting else []
         for future, place in under_way.items():
             elsewhere = idle.keys() - {place.host}
-            if future in self._twins or not elsewhere:
+            if future in self._twins or future in self._last or not elsewhere:
                 continue
             usual = self._watch.times.median * len(self._running[future].indices)
             left = max(LEAST, FACTOR * usual) - place.seconds
@@ -82,11 +83,15 @@ class SpeculatingRun(ReadingRun):
 
     def _arrivals_of(self, done: Future[Any], chunk: Chunk) -> Iterator[Batch | Outcome]:
         self._messages.pop(done, None)
+        self._last.discard(done)
         if (twin := self._twins.pop(done, None)) is not None:
             del self._twins[twin]
             result = result_of(done, self.backend.name)
             if not isinstance(result, ChunkOutcome) or len(result.answers) < len(chunk.items):
-                return  # the other one may do better
+                # The other one may do better. With more copies, an item that ends each of its
+                # workers would always have one under way, and never be given up.
+                self._last.add(twin)
+                return
             del self._running[twin], self._messages[twin]
             self._pinned.pop(twin, None)
             self.backend.give_up([twin])
