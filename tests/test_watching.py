@@ -11,14 +11,17 @@ import signal
 import subprocess
 import threading
 import time
+from concurrent.futures import Future
 
 import functions
 import pytest
 from helpers import kill, open_manager, wait_until, workers_of
 
 from ostap_parallel import WorkManager
+from ostap_parallel.engine.backend import Place
 from ostap_parallel.errors import last_words
 from ostap_parallel.runs import checkpoint, watching
+from ostap_parallel.runs.chunking import Chunk
 from ostap_parallel.runs.report import Running
 from ostap_parallel.runs.timing import Slow, Slowest, Times
 
@@ -155,6 +158,23 @@ def test_a_warning_of_an_item_that_takes_far_longer_than_others(tmp_path, go, ca
     assert (straggler.index, straggler.host) == (10, "local")
     assert f"took far longer: {straggler}" in str(wm.report)
     assert wm.report.facts().stragglers == [str(straggler)]
+
+
+def test_what_begins_while_it_is_looked_for_stragglers_is_none():
+    """Of two chunks one waits for a worker, and gets it while the hosts tell of the other."""
+
+    class Backend:
+        def places(self, futures, wait=0.0):
+            known = list(futures) if wait else list(futures)[:1]
+            return {one: Place("h1", 100.0 if one is late else 0.0) for one in known}
+
+    late, fresh = Future(), Future()
+    chunks = {late: Chunk([0], ["slow"], None), fresh: Chunk([1], ["new"], None)}
+    found = []
+    watch = watching.Watch(Backend(), chunks, found)
+    watch.times.add([1.0] * 10)
+    watch.warn()
+    assert [one.index for one in found] == [0]
 
 
 def test_the_report_tells_of_times_and_can_be_saved(tmp_path):

@@ -82,13 +82,13 @@ class Watch:
         """Warn, once each, of items that take too long."""
         limit, median = self._limit(), self.times.median
         self._due = time.monotonic() + limit
-        chunks = dict(self._running)
+        chunks, late = dict(self._running), {}
         for future, place in self._backend.places(chunks).items():
             indices = chunks[future].indices
             in_time = place.seconds - median * (len(indices) - 1) < limit
-            if in_time or not self._told.isdisjoint(indices):
-                del chunks[future]
-        for one, chunk in self._see(chunks, ANSWER) if chunks else ():
+            if not in_time and self._told.isdisjoint(indices):
+                late[future] = chunks[future]
+        for one, chunk in self._see(late, ANSWER) if late else ():
             self._told.update(chunk.indices)
             self._stragglers.append(one)
             text = "still running: %s; most items take %s%s"
