@@ -25,6 +25,7 @@ from ostap_parallel.commands import (
     CommandFailed,
     Done,
     Template,
+    Transfer,
     commands_of,
     run,
     run_as_completed,
@@ -469,3 +470,23 @@ class TestTemplates:
         values = ["a'b", "$(touch x)", "`id`", "\n", "-n", '"', "*", "{}", "\\", "ü€"]
         done = run(list(commands_of("printf %s {}", values)), executor=pair)
         assert [one.text for one in done] == values
+
+
+@pytest.mark.parametrize("path", [".", "x/..", ".."])
+def test_cleaning_up_leaves_the_directory(pair, own_hosts, tmp_path, monkeypatch, path):
+    """With no directory that is the user's home, where more is than what was sent."""
+    here = tmp_path / "x" / "y"
+    here.mkdir(parents=True)
+    (here / "sent").touch()
+    monkeypatch.chdir(tmp_path if path == "x/.." else here)
+    for host in own_hosts:
+        (host.home / "work" / "deep").mkdir(parents=True, exist_ok=True)
+        (host.home / "work" / "kept").touch()
+        (host.home / "work" / "deep" / "kept").touch()
+    transfer = Transfer(send=(path,), cleanup=True)
+    command = Command(["true"], directory="work/deep", transfer=transfer)
+    for done in run([command] * 2, executor=pair):
+        done.check()
+    for host in own_hosts:
+        assert (host.home / "work" / "kept").exists()
+        assert (host.home / "work" / "deep" / "kept").exists()

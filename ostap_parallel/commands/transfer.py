@@ -89,9 +89,9 @@ def fetch(transfer: Transfer, home: Path) -> Steps:
 
 
 def clean(transfer: Transfer, home: Path) -> Steps:
-    """Remove what is to be."""
+    """Remove what is to be; never the directory of the command with all else that is in it."""
     paths = (*transfer.send, *transfer.fetch) if transfer.cleanup else ()
-    targets = [_there(path, home) for path in paths]
+    targets = [target for path in paths if not _holds(target := _there(path, home), home)]
     if transfer.is_temporary:
         targets.append(home)
     if targets:
@@ -103,6 +103,12 @@ def _there(path: str, home: Path) -> Path:
     """Return a path on the host."""
     marked = path.partition("/./")[2]
     return home / os.path.normpath(marked or path)
+
+
+def _holds(path: Path, home: Path) -> bool:
+    """Return whether a directory is another one, or above it: ``.`` may be the user's home."""
+    outer, inner = Path(os.path.normpath(path)), Path(os.path.normpath(home))
+    return outer == inner or outer in inner.parents
 
 
 @contextmanager
