@@ -69,6 +69,11 @@ class Teller:
         """Remove what others could connect to."""
         self._opened.close()
 
+    def leave(self) -> None:
+        """Leave in a fork what is open, and who waits for it, to the other process."""
+        self._changed = threading.Condition()
+        self.close()
+
     def _serve(self) -> None:
         while True:
             with self._changed:
@@ -95,7 +100,7 @@ class Teller:
             name = f"{_PREFIX}{os.getuid()}-{os.getpid()}-{secrets.token_hex(8)}"
             server.bind(f"\0{name}")
             server.listen()
-            stack.callback(_wake, server)
+            stack.callback(_wake, server, os.getpid())
             self._opened = stack.pop_all()
         return server
 
@@ -114,6 +119,7 @@ atexit.register(teller.close)
 def _forget() -> None:
     """In a fork: the thread and the runs are those of the other process."""
     global teller
+    teller.leave()
     teller = Teller()
 
 
@@ -125,10 +131,11 @@ def telling(look: Look) -> contextlib.AbstractContextManager[None]:
     return teller.telling(look)
 
 
-def _wake(server: socket.socket) -> None:
-    """Wake who waits for connections: closing alone does not."""
+def _wake(server: socket.socket, pid: int) -> None:
+    """Wake who waits for connections in this process: closing alone does not."""
     with contextlib.suppress(OSError):
-        server.shutdown(socket.SHUT_RDWR)
+        if os.getpid() == pid:  # in a fork it would end that of the other process
+            server.shutdown(socket.SHUT_RDWR)
 
 
 def uid_of(connection: socket.socket) -> int:
