@@ -66,6 +66,7 @@ DOORS = {
             "checkpoint",
             "display",
             "dump",
+            "identity",
             "ordering",
             "outcome",
             "past",

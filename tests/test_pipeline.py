@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import platform
 import re
 import shutil
@@ -32,6 +33,7 @@ from ostap_parallel.pipeline import (
     store_data_map,
     validate_data_maps,
 )
+from ostap_parallel.pipeline.state import MAGIC, State
 
 PATIENCE = 60
 EXAMPLE = Path(__file__).parents[1] / "examples" / "pipeline"
@@ -386,6 +388,42 @@ class other(BaseRecipe):
             file.write(b"\0\0\0\x20half")
         status, marks, _, err = start(kill=kill)
         assert (status, marks) == (0, ["1", "2", "task"]), err
+
+    def test_a_task_whose_inputs_have_changed_runs_again(self, start, tmp_path):
+        (tmp_path / "good").touch()
+        assert start()[1][-1] == "task"
+        (tmp_path / "marks").touch()
+        assert start()[1] == []
+        (tmp_path / "tasks.cfg").write_text("[other]\nrecipe = other\nsize = 4\n")
+        status, marks, out, err = start()
+        assert (status, marks) == (0, ["task"]), err
+        assert out == "Results:\nfound = {'inputs': [7, ['x'], '4']}\n"
+
+    def test_equal_arguments_have_equal_keys_in_any_process(self):
+        program = (
+            "from ostap_parallel.pipeline.state import key_of\n"
+            "text = ''.join(['a', 'b'])\n"
+            "for one in [{*'abcdef'}, 1], ['ab', 'ab'], ['ab', text], [text, text], ['ab', 'b']:\n"
+            "    print(key_of('job', *one).hex())\n"
+        )
+        told = set()
+        for seed in "1", "2":
+            environment = {**os.environ, "PYTHONHASHSEED": seed}
+            argv = [sys.executable, "-c", program]
+            out = subprocess.run(argv, env=environment, capture_output=True, check=True).stdout
+            told.add(tuple(out.split()))
+        ((_, one, *same, other),) = told
+        assert {*same} == {one}
+        assert other != one
+
+    def test_one_that_was_killed_as_it_began_its_state(self, tmp_path):
+        path = tmp_path / "x.state"
+        for size in 0, 5, len(MAGIC):
+            path.write_bytes(MAGIC[:size])
+            assert len(State(path)) == 0
+            State(path).put(b"key", {"a": 1})
+            assert State(path).get(b"key") == {"a": 1}
+            assert path.read_bytes().count(MAGIC) == 1
 
     def test_what_is_no_state(self, start, tmp_path):
         (tmp_path / "x.state").write_text("something")

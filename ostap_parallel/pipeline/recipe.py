@@ -24,7 +24,7 @@ from ostap_parallel.commands.running import open_executor, run_as_completed
 from ostap_parallel.engine.names import HERE
 from ostap_parallel.errors import ConfigError, OstapParallelError
 from ostap_parallel.objects import serialize
-from ostap_parallel.pipeline.state import State
+from ostap_parallel.pipeline.state import State, key_of
 from ostap_parallel.worker.node import NO_PORT
 from ostap_parallel.worker.reaper import PYTHON
 
@@ -218,7 +218,7 @@ class RemoteCommandRecipeMixIn:
     def _is_finished(self, job: ComputeJob, turn: int) -> bool:
         """Return whether a job was finished another time; if so, it has its results."""
         state = getattr(self, "state", None)
-        found = state and state.get("job", turn, *job.identity)
+        found = state and state.get(key_of("job", turn, *job.identity))
         if found:
             job.results.update(found)
             self.logger.debug("Job %d on %s is finished already", job.id, job.host)
@@ -261,7 +261,7 @@ class RemoteCommandRecipeMixIn:
         job.take(done)
         state = getattr(self, "state", None)
         if done.succeeded and state is not None:
-            state.put(("job", turn, *job.identity), job.results)
+            state.put(key_of("job", turn, *job.identity), job.results)
         if not done.succeeded:
             text = "Remote process %s %s failed on %s: %s"
             self.logger.error(text, job.command, job.arguments, job.host, done.reason())

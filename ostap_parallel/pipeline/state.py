@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from ostap_parallel.errors import ConfigError
 from ostap_parallel.objects import serialize
+from ostap_parallel.runs.identity import Digester
 
 MAGIC = b"ostap-parallel recipe 1\n"
 
@@ -40,9 +40,9 @@ class State:
             return
         except OSError as exc:
             raise ConfigError(f"{path}: {exc.strerror}") from exc
-        if data and not data.startswith(MAGIC):
+        if not data.startswith(MAGIC) and not MAGIC.startswith(data):
             raise ConfigError(f"{path} is no state of a recipe")
-        end = self._read(data)
+        end = self._read(data) if len(data) > len(MAGIC) else 0
         if end < len(data):  # whoever wrote the last one was killed
             with path.open("rb+") as file:
                 file.truncate(end)
@@ -58,19 +58,19 @@ class State:
             key = data[begin : begin + sizes[0]]
             position = begin + sum(sizes)
             self._entries[key] = data[position - sizes[1] : position]
-        return min(position, len(data))
+        return position
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def get(self, *parts: Any) -> Any:
-        """Return what was finished by these; ``None`` if it was not."""
-        found = self._entries.get(_key(parts))
+    def get(self, key: bytes) -> Any:
+        """Return what came of the thing with a key; ``None`` if it was not finished."""
+        found = self._entries.get(key)
         return None if found is None else serialize.loads(found)
 
-    def put(self, parts: tuple[Any, ...], value: Mapping[str, Any]) -> None:
+    def put(self, key: bytes, value: Mapping[str, Any]) -> None:
         """Note that something was finished."""
-        key, packed = _key(parts), serialize.pack(dict(value), "the results")
+        packed = serialize.pack(dict(value), "the results")
         self._entries[key] = packed
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("ab") as file:
@@ -78,5 +78,6 @@ class State:
             file.write(entry if file.tell() else MAGIC + entry)
 
 
-def _key(parts: tuple[Any, ...]) -> bytes:
-    return hashlib.sha256(serialize.pack(parts, "the arguments")).digest()
+def key_of(*parts: Any) -> bytes:
+    """Return what is the same for equal parts, in any process."""
+    return Digester().digest(parts)

@@ -12,7 +12,7 @@ from typing import Any
 
 from ostap_parallel.errors import ConfigError
 from ostap_parallel.pipeline.recipe import BaseRecipe, PipelineException
-from ostap_parallel.pipeline.state import State
+from ostap_parallel.pipeline.state import State, key_of
 
 
 class PipelineRecipeFailed(PipelineException):
@@ -46,14 +46,17 @@ class TaskMixIn(BaseRecipe):
         PipelineRecipeFailed
             Its exit status was not 0.
         """
-        inputs: dict[str, Any] = {}
-        name = configblock
+        name, inputs = self._task(configblock)
+        return self.cook_recipe(name, {**inputs, **kwargs, "args": list(datafiles)})
+
+    def _task(self, configblock: str) -> tuple[str, dict[str, Any]]:
+        """Return the name of the recipe of a task, and the inputs that its section gives."""
         tasks = configparser.ConfigParser(interpolation=None)
         tasks.read(_list(self.config, "task_files"), "utf-8")
-        if tasks.has_section(configblock):
-            inputs = dict(tasks.items(configblock))
-            name = inputs.pop("recipe", configblock)
-        return self.cook_recipe(name, {**inputs, **kwargs, "args": list(datafiles)})
+        if not tasks.has_section(configblock):
+            return configblock, {}
+        inputs: dict[str, Any] = dict(tasks.items(configblock))
+        return inputs.pop("recipe", configblock), inputs
 
     def cook_recipe(self, name: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Run the recipe of a name with some inputs; return its outputs.
@@ -116,8 +119,11 @@ class StatefulRecipe(TaskMixIn):
         state = self.state
         if state is None:
             raise PipelineException("go of StatefulRecipe is to be called first")
-        key = ("task", self.next_turn("task"), configblock, list(datafiles), kwargs)
-        found = state.get(*key)
+        name, inputs = self._task(configblock)
+        # now: the recipe may change what it is given
+        turn = self.next_turn("task")
+        key = key_of("task", turn, name, list(datafiles), {**inputs, **kwargs})
+        found = state.get(key)
         if found is not None:
             self.logger.info("Task %s is finished already: it is not run again", configblock)
             return dict(found)
