@@ -290,15 +290,14 @@ def test_what_is_waited_for_is_told(monkeypatch):
 
 def test_a_fork_that_ends_leaves_the_socket_of_its_parent(tmp_path):
     go = tmp_path / "go"
-    with WorkManager(1, silent=True) as wm:
-        with going_on(wm, lambda item: functions.wait_for(go, PATIENCE), [1]):
-            try:
-                wait_until(here, PATIENCE, "it is told of")
-                (name,), teller = names_of(os.getpid()), live.teller
-                if not (pid := os.fork()):
-                    teller.close()  # as at its exit
-                    os._exit(0)
-                assert os.waitpid(pid, 0)[1] == 0
-                assert live._ask(name)
-            finally:
-                go.touch()
+    with WorkManager(1, silent=True) as wm, going_on(wm, functions.wait_for, [go]):
+        try:
+            wait_until(here, PATIENCE, "it is told of")
+            (name,), teller = names_of(os.getpid()), live.teller
+            if not (pid := os.fork()):
+                teller.close()  # as at its exit
+                os._exit(0)
+            assert os.waitpid(pid, 0)[1] == 0
+            assert live._ask(name)
+        finally:
+            go.touch()

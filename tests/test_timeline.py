@@ -13,7 +13,7 @@ from helpers import kill, open_manager, server_of
 
 from ostap_parallel import WorkManager
 from ostap_parallel.runs.tails import Tails
-from ostap_parallel.views.picture import Bar, Fate, together
+from ostap_parallel.views.picture import Bar, Fate, Picture, together
 from ostap_parallel.views.timeline import Timeline
 from ostap_parallel.worker.chunk import ChunkOutcome, Lost
 
@@ -46,6 +46,18 @@ class TestTimeline:
         assert [round(bar.end - bar.begin, 6) for bar in bars] == [0.5, 0.25]
         assert bars[0].end == bars[1].begin
         assert (picture.items, picture.lanes[0], picture.functions) == (2, ("h1", 7), ["f"])
+
+    def test_a_worker_that_comes_while_it_is_looked_at(self, monkeypatch):
+        timeline = Timeline()
+        timeline.add(outcome("h1", 7, [0.5]), [0], timeline.start)
+
+        def make(*args):
+            timeline.add(outcome("h2", 8, [0.5]), [1], timeline.start)
+            return Picture(*args)
+
+        monkeypatch.setattr("ostap_parallel.views.timeline.Picture", make)
+        picture = timeline.picture()
+        assert ([lane.host for lane in picture.lanes], picture.items) == (["h1"], 1)
 
     def test_a_clock_that_is_ahead_is_set_right(self):
         timeline = Timeline()
@@ -216,6 +228,15 @@ class TestTails:
         assert (tail.text, tail.closed, len(heard)) == ("", False, 5)
         tails.close()
         assert tail.text == "late\nWARNING fit: no way"
+
+    def test_what_ends_one_does_not_end_the_next(self):
+        tails = Tails(lambda host, event: None)
+        first, second = tails.about("h1", 7, 1.0), tails.about("h1", 7, 1.0)
+        first.end = time.time() - 1e-6
+        tails.hear("h1", {"kind": "stdout", "pid": 7, "text": "of the second"})
+        assert (first.closed, second.closed) == (True, False)
+        tails.close()
+        assert (first.text, second.text) == ("", "of the second")
 
     def test_what_comes_later_does_not_push_lines_out(self):
         tails = Tails(lambda host, event: None)

@@ -80,8 +80,10 @@ class Tails:
                 self._lines.clear()
             lines = self._lines.setdefault(worker, deque(maxlen=LINES))
             if (tails := self._open.get(worker)) and tails[0].end < now:
-                for tail in self._open.pop(worker):
-                    tail.close(lines)
+                for tail in tails:
+                    if tail.end < now:
+                        tail.close(lines)
+                self._open[worker] = [tail for tail in tails if not tail.closed]
             lines.append((now, text[:LENGTH]))
 
     def about(self, host: str, pid: int, seconds: float) -> Tail:

@@ -206,18 +206,18 @@ class Timeline:
         end
             Seconds since the start until the run ended.
         """
-        lanes = [Lane(host, pid) for host, pid in list(self._workers)]
+        with self._lock:  # a run may be going on: its next chunk may be of a new worker
+            lanes = [Lane(host, pid) for host, pid in self._workers]
+            data = bytes(self._chunks)
         picture = Picture(self.name, self.start, lanes, [self.name], list(self.events))
         least = sum(self._seconds) / most if most and len(self._seconds) > most else 0.0
-        picture.fill(self._bars(lanes), least)
+        picture.fill(self._bars(lanes, data), least)
         picture.beyond = self.beyond
         picture.end = max(picture.end, end or 0.0)
         return picture
 
-    def _bars(self, lanes: Sequence[Lane]) -> Iterator[Bar]:
+    def _bars(self, lanes: Sequence[Lane], data: bytes) -> Iterator[Bar]:
         """Yield a bar for each item, or for each chunk that was lost, and for waiting."""
-        with self._lock:
-            data = bytes(self._chunks)
         chunks = list(map(_Chunk._make, _CHUNK.iter_unpack(data)))
         failed = self._fates(chunks)
         ends = [0.0] * len(lanes)  # of what each worker has done so far
