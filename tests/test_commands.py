@@ -490,3 +490,16 @@ def test_cleaning_up_leaves_the_directory(pair, own_hosts, tmp_path, monkeypatch
     for host in own_hosts:
         assert (host.home / "work" / "kept").exists()
         assert (host.home / "work" / "deep" / "kept").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"delay": -1.0}, "delay must be a number of seconds from 0 on, not -1.0"),
+        ({"delay": float("nan")}, "delay must be .* not nan"),
+        ({"delay": 2.0, "percent": 0}, "percent must be a positive number, not 0"),
+    ],
+)
+def test_a_pace_that_cannot_be(settings, told):
+    with pytest.raises(ConfigError, match=told):
+        run([["true"]], **settings)

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from helpers import wait_until
 from sshd import describe
 
 from ostap_parallel import core
+from ostap_parallel.commands import pipes
 from ostap_parallel.core import Copier, Pipe, Tunnel, copy, execute
 from ostap_parallel.errors import ConfigError, HostError
 
@@ -273,6 +275,35 @@ class TestServe:
     def test_one_that_ends(self, where):
         with pytest.raises(OSError, match="no-such"):
             core.serve("no-such-server", **where)
+
+
+def test_a_host_that_is_slow_to_come_holds_up_no_other(monkeypatch):
+    asked, come, there = threading.Event(), threading.Event(), []
+
+    class Slow:
+        is_up = True
+
+        def __init__(self, name, **settings):
+            if name == "slow":
+                asked.set()
+                come.wait(PATIENCE)
+            there.append(name)
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(pipes, "Host", Slow)
+    places = pipes._Places()
+    waiting = threading.Thread(target=places.host, args=["slow", {}])
+    waiting.start()
+    try:
+        assert asked.wait(PATIENCE)
+        assert places.host("quick", {}) is places.host("quick", {})
+        assert there == ["quick"]
+    finally:
+        come.set()
+        waiting.join(PATIENCE)
+    places.close()
 
 
 class TestPrograms:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import threading
 import time
 from collections.abc import Iterable
 
@@ -29,8 +30,10 @@ class Pace:
     """
 
     def __init__(self, delay: float = 0.0, percent: float | None = None) -> None:
-        if delay < 0 or (percent is not None and not percent > 0):
-            raise ConfigError(f"a positive number is wanted, not {delay or percent!r}")
+        if not 0 <= delay <= threading.TIMEOUT_MAX:
+            raise ConfigError(f"delay must be a number of seconds from 0 on, not {delay!r}")
+        if percent is not None and not percent > 0:
+            raise ConfigError(f"percent must be a positive number, not {percent!r}")
         self._delay, self._percent = delay, percent
         self._next = self._last = 0.0
         self._times: list[float] = []

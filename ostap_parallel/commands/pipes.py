@@ -48,6 +48,7 @@ class _Places:
         self._lock = threading.Lock()
         self._executors: dict[str, Executor] = {}
         self._hosts: dict[str, Host] = {}
+        self._opening: dict[str, threading.Lock] = {}  # who waits for one host holds up no other
         self._waiting: dict[str, Future[int]] = {}
 
     def executor(self, host: str | None, settings: Mapping[str, Any]) -> Executor:
@@ -63,6 +64,8 @@ class _Places:
         """Return a host; raises HostError if it cannot be had."""
         key = f"{name} {sorted(settings.items())}"
         with self._lock:
+            opening = self._opening.setdefault(key, threading.Lock())
+        with opening:
             found = self._hosts.get(key)
             if found is not None and not found.is_up:
                 self._hosts.pop(key).close()
