@@ -304,6 +304,21 @@ def test_the_page_of_a_job_log(tmp_path, browser, capsys):
     assert {bar.lane for bar in picture.bars if bar.first in (1, 4)} == {1}
 
 
+def test_a_report_steers_no_terminal(tmp_path, capsys):
+    def fail(item):
+        raise ValueError("\x1b[2J\tw\udc80")
+
+    with WorkManager(1, silent=True) as wm:
+        wm.process(fail, [1], on_error="collect", checkpoint=tmp_path / "run.db")
+    log = tmp_path / "jobs.log"
+    log.write_bytes(LOG.encode().replace(b"h1", b"\x1b]0;h\x07\xff"))
+    for file, told in (tmp_path / "run.db", "?[2J\tw"), (log, "?]0;h??"):
+        assert main(["report", str(file)]) == 1
+        out = capsys.readouterr().out
+        assert all(char.isprintable() or char in "\n\t" for char in out)
+        assert told in out
+
+
 def test_a_page_that_cannot_be_written(tmp_path, capsys):
     file = tmp_path / "jobs.log"
     file.write_text(LOG)

@@ -11,6 +11,7 @@ from ostap_parallel.errors import ConfigError
 from ostap_parallel.runs import past
 from ostap_parallel.runs.checkpoint import read_summary
 from ostap_parallel.views.page import page_of
+from ostap_parallel.views.words import printable
 
 
 def report(args: argparse.Namespace) -> int:
@@ -31,10 +32,10 @@ def report(args: argparse.Namespace) -> int:
         return int(unfinished > 0 or facts.number_of_failures > 0)
     if is_log:
         text, failed = logfacts.text_of(path)
-        print(text)
+        print(printable(text))
         return int(failed > 0)
     summary = read_summary(path)
-    print(summary)
+    print(printable(str(summary)))
     return int(not summary.complete or summary.failed > 0)
 
 

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ostap_parallel.views.words import printable
+
 _FRAME = re.compile(r'^\s+File "(.+)", line (\d+)', re.MULTILINE)
 
 # Files of these are not the user's own: the place is where these were called.
@@ -64,8 +66,7 @@ def groups_of(failures: Iterable[Mapping[str, Any]]) -> list[Group]:
     groups = []
     for (name, _), members in found.items():
         first = min(members, key=lambda failure: int(failure["index"]))
-        reason = first["error"].partition(": ")[2].split("\n")[0]
-        reason = "".join(char if char.isprintable() else "?" for char in reason)
+        reason = printable(first["error"].partition(": ")[2].split("\n")[0])
         if len(reason) > _MAX_REASON:
             reason = f"{reason[: _MAX_REASON - 3]}..."
         place = place_of(first["traceback"])

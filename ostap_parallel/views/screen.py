@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ostap_parallel.views.words import duration
+from ostap_parallel.views.words import duration, printable
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -28,7 +28,7 @@ def text_of(run: Run) -> str:
         lines.append(f"  running: {item_of(one)} on {one['host']} for {duration(one['seconds'])}")
     if len(running) > MOST:
         lines.append(f"  ... and {len(running) - MOST} more")
-    return _printable("\n".join(lines))
+    return printable("\n".join(lines))
 
 
 def summary_of(run: Run) -> str:
@@ -77,7 +77,7 @@ def screen_of(runs: Sequence[Run]) -> Group:
     parts: list[Any] = []
     for run in runs:
         where = f"  process {run['process']}" if "process" in run else ""
-        title = Text(_printable(run["title"]), "bold")
+        title = Text(printable(run["title"]), "bold")
         parts += [title + Text(where, "dim"), Text(summary_of(run))]
         if run.get("total"):
             bar = Table.grid(expand=True)  # by itself it does not end its line
@@ -101,7 +101,7 @@ def _hosts(hosts: Sequence[Mapping[str, Any]]) -> Table:
         state.stylize("yellow" if host["state"] in ("starting", "queued", "resting") else "")
         state.stylize("red" if host["state"] in ("lost", "failed") else "")
         counts = (str(host[name]) for name in ("workers", "busy", "lost"))
-        texts = (Text(_printable(host[name])) for name in ("host", "reason"))
+        texts = (Text(printable(host[name])) for name in ("host", "reason"))
         name, reason = texts
         table.add_row(name, state, *counts, reason)
     return table
@@ -114,7 +114,7 @@ def _running(running: Sequence[Mapping[str, Any]]) -> Table:
     for one in running[:MOST]:
         memory = f"{one['memory'] / 1e6:.0f} MB" if one.get("memory") else ""
         pid = str(one["pid"] or "")
-        texts = Text(_printable(one["host"])), Text(pid), Text(_printable(item_of(one)))
+        texts = Text(printable(one["host"])), Text(pid), Text(printable(item_of(one)))
         table.add_row(*texts, duration(one["seconds"]), memory)
     if len(running) > MOST:
         table.add_row("", "", f"... and {len(running) - MOST} more", "", "")
@@ -129,8 +129,3 @@ def _table(*titles: str) -> Table:
         justify: Any = "right" if title.startswith(">") else "left"
         table.add_column(title.removeprefix(">"), justify=justify, no_wrap=bool(title))
     return table
-
-
-def _printable(text: str) -> str:
-    """Return a text without what would steer a terminal."""
-    return "".join(char if char.isprintable() or char == "\n" else "?" for char in text)

@@ -12,3 +12,8 @@ def duration(seconds: float) -> str:
     if seconds < 99.95:
         return f"{seconds:.3g} s"
     return str(timedelta(seconds=round(seconds)))
+
+
+def printable(text: str) -> str:
+    """Return a text without what would steer a terminal; line ends and tabs stay."""
+    return "".join(char if char.isprintable() or char in "\n\t" else "?" for char in text)
