@@ -399,6 +399,41 @@ class other(BaseRecipe):
         assert (status, marks) == (0, ["task"]), err
         assert out == "Results:\nfound = {'inputs': [7, ['x'], '4']}\n"
 
+    def test_a_recipe_that_runs_twice_does_its_jobs_twice(self, tmp_path):
+        (tmp_path / "again.py").write_text("""
+from ostap_parallel.pipeline import ComputeJob, RemoteCommandRecipeMixIn, StatefulRecipe
+
+class again(StatefulRecipe, RemoteCommandRecipeMixIn):
+    def go(self):
+        super().go()
+        self._schedule_jobs([ComputeJob("localhost", "echo job >> marks; true")])
+        self._schedule_jobs([ComputeJob("localhost", "test -e good #")])
+        return int(self.error.is_set())
+""")
+        (tmp_path / "top.py").write_text("""
+import sys
+from ostap_parallel.pipeline import StatefulRecipe
+
+class top(StatefulRecipe):
+    def go(self):
+        super().go()
+        for n in range(2):
+            self.run_task("again", ["x"])
+        return 0
+
+sys.exit(top().main())
+""")
+
+        def start():
+            argv = [sys.executable, "top.py", "-j", "x"]
+            done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True)
+            return done.returncode, (tmp_path / "marks").read_text().split()
+
+        assert start() == (1, ["job"])
+        (tmp_path / "good").touch()
+        assert start() == (0, ["job"] * 2)
+        assert start() == (0, ["job"] * 2)
+
     def test_equal_arguments_have_equal_keys_in_any_process(self):
         program = (
             "from ostap_parallel.pipeline.state import key_of\n"

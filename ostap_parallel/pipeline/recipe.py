@@ -161,6 +161,7 @@ class RemoteCommandRecipeMixIn:
     config: configparser.ConfigParser
     outputs: dict[str, Any]
     state: State | None
+    scope: tuple[Any, ...]
     next_turn: Callable[[str], int]
     servers: Sequence[str] = ()
     settings: Mapping[str, Any] = {}
@@ -218,7 +219,7 @@ class RemoteCommandRecipeMixIn:
     def _is_finished(self, job: ComputeJob, turn: int) -> bool:
         """Return whether a job was finished another time; if so, it has its results."""
         state = getattr(self, "state", None)
-        found = state and state.get(key_of("job", turn, *job.identity))
+        found = state and state.get(key_of("job", self.scope, turn, *job.identity))
         if found:
             job.results.update(found)
             self.logger.debug("Job %d on %s is finished already", job.id, job.host)
@@ -261,7 +262,7 @@ class RemoteCommandRecipeMixIn:
         job.take(done)
         state = getattr(self, "state", None)
         if done.succeeded and state is not None:
-            state.put(key_of("job", turn, *job.identity), job.results)
+            state.put(key_of("job", self.scope, turn, *job.identity), job.results)
         if not done.succeeded:
             text = "Remote process %s %s failed on %s: %s"
             self.logger.error(text, job.command, job.arguments, job.host, done.reason())
@@ -297,6 +298,8 @@ class BaseRecipe:
         What is printed at the end.
     config
         What ``pipeline.cfg`` says.
+    scope
+        As which recipe of which other one it runs: what is finished there is so in no other.
     """
 
     def __init__(self) -> None:
@@ -307,6 +310,7 @@ class BaseRecipe:
         self.outputs: dict[str, Any] = {}
         self.config = configparser.ConfigParser()
         self.state: State | None = None
+        self.scope: tuple[Any, ...] = ()
         self._turns: Counter[str] = Counter()
         module = sys.modules.get(type(self).__module__)
         file = getattr(module, "__file__", None)

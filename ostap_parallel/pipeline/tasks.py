@@ -67,6 +67,7 @@ class TaskMixIn(BaseRecipe):
         recipe = self._find(name)()
         recipe.inputs.update({"job_name": self.inputs.get("job_name"), **inputs})
         recipe.config, recipe.logger = self.config, self.logger.getChild(name)
+        recipe.scope = (*self.scope, self.next_turn("recipe"), name)
         for setting in ("servers", "settings"):
             if not getattr(recipe, setting, None) and hasattr(self, setting):
                 setattr(recipe, setting, getattr(self, setting))
@@ -122,10 +123,11 @@ class StatefulRecipe(TaskMixIn):
         name, inputs = self._task(configblock)
         # now: the recipe may change what it is given
         turn = self.next_turn("task")
-        key = key_of("task", turn, name, list(datafiles), {**inputs, **kwargs})
+        key = key_of("task", self.scope, turn, name, list(datafiles), {**inputs, **kwargs})
         found = state.get(key)
         if found is not None:
             self.logger.info("Task %s is finished already: it is not run again", configblock)
+            self.next_turn("recipe")  # those behind it have the same scope as the other time
             return dict(found)
         outputs = super().run_task(configblock, datafiles, **kwargs)
         state.put(key, outputs)
