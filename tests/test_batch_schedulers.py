@@ -136,9 +136,17 @@ class TestOnBoth:
 
 
 class TestSlurm:
+    @pytest.mark.parametrize("name", ["it's #1", 'a "b" %c', "a # b"])
+    def test_names_of_files(self, on_slurm, tmp_path, name):
+        place = tmp_path / name
+        place.mkdir()
+        job = submit(on_slurm, "pwd", output=str(place / "out"), directory=str(place))
+        assert until(on_slurm, job, Phase.ENDED).end is End.DONE
+        assert (place / "out").read_text() == f"{place}\n"
+
     def test_refusals(self, on_slurm):
-        for options in ("--partition=nowhere", "--mem=100T"):
-            with pytest.raises(JobRefused, match=r"Invalid partition|Memory|configuration"):
+        for options in ("--partition=nowhere", "--mem=100T", "--nonsense=1", "--time=abc", "a"):
+            with pytest.raises(JobRefused, match=r"nvalid|Memory|configuration|unrecognized"):
                 submit(on_slurm, "true", options=options)
         with pytest.raises(JobRefused, match="Invalid partition"):
             on_slurm.check(on_slurm.script(JobSpec(name="a", body="", options="-p nowhere")))
@@ -278,6 +286,15 @@ class TestSge:
         with pytest.raises(SchedulerUnavailable, match="qsub"):
             submit(Sge(away), "true")
 
+    def test_one_that_runs_while_it_is_held_runs(self):
+        job = "<a><job_list><JB_job_number>7</JB_job_number><state>{}</state></job_list></a>"
+
+        def phase(state):
+            return Sge(lambda *_: Done(0, job.format(state), "")).states(["7"])["7"].phase
+
+        assert phase("hr") is Phase.RUNNING
+        assert {phase("hqw"), phase("Eqw")} == {Phase.STUCK}
+
 
 class TestWithoutAny:
     def test_quantities(self):
@@ -298,7 +315,10 @@ class TestWithoutAny:
 
     @pytest.mark.parametrize(
         "given",
-        [{"name": "a b"}, {"cpus": 0}, {"options": "a\nb"}, {"memory": "4"}, {"walltime": "x"}],
+        [
+            *({"name": "a b"}, {"cpus": 0}, {"memory": "4"}, {"walltime": "x"}),
+            *({"options": "a\nb"}, {"directory": "/a\nb"}, {"output": "/a\nb"}),
+        ],
     )
     def test_bad_specifications(self, given):
         with pytest.raises(ValueError, match=r"must be|has letters"):

@@ -7,6 +7,9 @@ from collections.abc import Iterable, Sequence
 from ostap_parallel.errors import JobRefused, QueueFull, SchedulerUnavailable
 from ostap_parallel.schedulers.scheduler import Done, Runner
 
+# How the words begin of commands that do not understand what they are given.
+_OWN = ("sbatch:", "qsub:")
+
 
 def ask(run: Runner, argv: Sequence[str], known: Iterable[str] = (), data: str = "") -> Done:
     """Run a command that only asks, and raise `SchedulerUnavailable` if it fails.
@@ -33,6 +36,8 @@ def refuse(command: str, done: Done, full: Iterable[str] = (), unsure: Iterable[
         return
     if any(text in done.words for text in full):
         raise QueueFull(command, done.words)
-    if any(text in done.words for text in unsure) or done.status in (126, 127, 255):
+    # 255 is also of ssh, by which a command of the site's may lead to that of the scheduler
+    is_away = done.status == 255 and not done.words.startswith(_OWN)
+    if any(text in done.words for text in unsure) or done.status in (126, 127) or is_away:
         raise SchedulerUnavailable(command, done.words)
     raise JobRefused(command, done.words)

@@ -145,8 +145,9 @@ class JobSpec:
             raise ValueError(f"a job's name has letters, digits, - and _, not {self.name!r}")
         if self.cpus < 1:
             raise ValueError(f"cpus must be at least 1, not {self.cpus!r}")
-        if "\n" in self.options:
-            raise ValueError(f"options must be one line, not {self.options!r}")
+        for what in ("options", "directory", "output"):
+            if "\n" in (text := getattr(self, what)):  # the next line would be the script's
+                raise ValueError(f"{what} must be one line, not {text!r}")
         parse_memory(self.memory)
         parse_walltime(self.walltime)
 

@@ -132,7 +132,7 @@ class Sge:
         state = _text(job, "state")
         queue, _, host = _text(job, "queue_name").partition("@")
         words = f"{state} ({queue})" if queue else state
-        if self.error in state or "h" in state:
+        if self.error in state or ("h" in state and "q" in state):  # one that runs goes on, held
             return JobState(Phase.STUCK, words)
         if any(letter in state for letter in "rtsSTd"):
             return JobState(Phase.RUNNING, words, None, "", host)

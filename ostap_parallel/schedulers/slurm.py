@@ -175,8 +175,11 @@ def _directives(spec: JobSpec) -> Iterator[Directive]:
 
 
 def _quoted(text: str) -> str:
-    """Return a path as sbatch reads it in a directive: it splits at blanks, as a shell does."""
-    return f'"{text}"' if re.search(r"\s", text) else text
+    """Return a path as sbatch reads it in a directive, where blanks, quotes and # mean more."""
+    if not re.search(r"[\s'\"#\\]", text):
+        return text
+    escaped = re.sub(r'(["\\])', r"\\\1", text)
+    return f'"{escaped}"'
 
 
 def _state(word: str, reason: str, host: str, start: str) -> JobState:
