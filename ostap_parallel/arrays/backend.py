@@ -91,6 +91,8 @@ class ArrayBackend(Backend):
             with self._changed:
                 if self._is_closed:
                     raise RuntimeError("the pool was closed")
+                if self._refusal is not None:
+                    self.window()  # which raises: nobody would settle it
                 one = next(self._numbers)
                 self._futures[one] = future
                 self._new[one] = Header(number, ()), chunk
@@ -133,11 +135,12 @@ class ArrayBackend(Backend):
                     new, self._new = self._new, {}
                     unwanted, self._unwanted = self._unwanted, set()
                 self._submit(submitter, watcher, new)
-                self._cancel(watcher, unwanted)
+                self._cancel(submitter, watcher, unwanted)
                 for number, told in watcher.news(1.0).items():
                     self._settle(number, result_of(told))
         except BaseException as exc:  # nobody waits for this thread: who waits must hear of it
-            self._refusal = JobRefused(self.name, f"{type(exc).__name__}: {exc}")
+            with self._changed:
+                self._refusal = JobRefused(self.name, f"{type(exc).__name__}: {exc}")
             raise
         finally:
             watcher.close()
@@ -155,19 +158,28 @@ class ArrayBackend(Backend):
             else:
                 self._futures.pop(number)
         chunks = [(number, 1) for number in new if number in self._futures]
+        tried, made = [*submitter.waiting, *chunks], list[int]()
+        error: JobRefused | SchedulerUnavailable | None = None
         try:
-            made = submitter.submit_waiting() + (submitter.submit(chunks) if chunks else [])
+            submitter.submit_waiting(made)
+            if chunks:
+                submitter.submit(chunks, made)
         except (JobRefused, SchedulerUnavailable) as exc:
-            if isinstance(exc, JobRefused):
-                self._refusal = exc
-            for number, _ in chunks:
-                self._settle(number, Lost(self.name, 0, str(exc)))
-            return
+            error = exc
         for array in made:
             watcher.add(array)
+        if error is not None:
+            if isinstance(error, JobRefused):
+                self._refusal = error
+            submitter.waiting.clear()
+            there = {number for array in made for number in self._layout.elements(array)}
+            for number in {number for number, _ in tried} - there:
+                self._settle(number, Lost(self.name, 0, str(error)))
 
-    def _cancel(self, watcher: Watcher, unwanted: set[int]) -> None:
+    def _cancel(self, submitter: Submitter, watcher: Watcher, unwanted: set[int]) -> None:
         """End the jobs of chunks that nobody waits for."""
+        if unwanted:
+            submitter.drop(unwanted)
         watcher.cancel(unwanted & self._futures.keys())
         for number in unwanted:
             self._settle(number, Lost(self.name, 0, "it was interrupted"))
@@ -184,7 +196,7 @@ class ArrayBackend(Backend):
         super().give_up(given)
         with self._changed:
             wanted = None if given is None else set(map(id, chunks_of(given)))
-            for number, future in self._futures.items():
+            for number, future in list(self._futures.items()):
                 if (wanted is None or id(future) in wanted) and not future.cancel():
                     self._unwanted.add(number)
         if self._watcher is not None:

@@ -227,9 +227,10 @@ def work(layout: Layout, array: int, element: int) -> None:
     settings = layout.read_json("settings")
     header, items = layout.read_chunk(number)
     call = layout.read(f"calls/{header.call}")
-    before = read(*layout.parts(number))  # of this job, before it was begun anew
+    parts = layout.parts(number)  # of this job, before it was begun anew, maybe more than once
+    before = read(*parts)
     run = f"{os.environ.get('SLURM_RESTART_COUNT') or os.environ.get('RESTARTED') or 0}"
-    part = final.with_name(f"{number}.{job}_{element}.{run}.part")
+    part = final.with_name(f"{number}.{job}_{element}.{run}-{len(parts)}.part")
     writer = Writer(part, final, f"{job}_{element}", socket.gethostname())
     writer.add("records", list(before.records.values()))
     if isinstance(items, bytes):

@@ -30,6 +30,9 @@ from typing import Any
 
 SHARD = 1000  # entries of a directory
 
+# Where runs are kept, below the working directory, if nobody tells; it goes with the last of them.
+DIRECTORY = ".ostap_parallel_jobs"
+
 _ROOMS = ("calls", "items", "results", "jobs", "logs")
 
 
@@ -73,9 +76,9 @@ class Layout:
     def create(self) -> None:
         """Make the directory, for its owner only; raises FileExistsError if there is a run."""
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.root.chmod(0o700)
         if any(self.root.iterdir()):
             raise FileExistsError(f"{self.root}: there is something in this directory already")
+        self.root.chmod(0o700)
         for room in _ROOMS:
             (self.root / room).mkdir()
 

@@ -127,7 +127,6 @@ class Writer:
     def __init__(self, part: Path, final: Path, job: str, host: str) -> None:
         self._part, self._final = part, final
         self._file = part.open("ab")
-        self._lock = threading.Lock()
         self._is_over = threading.Event()
         self.add("job", (job, host))
         self._keeping = threading.Thread(target=self._keep, name="records", daemon=True)
@@ -135,13 +134,12 @@ class Writer:
 
     def add(self, kind: str, value: Any) -> None:
         """Write an entry."""
-        with self._lock:
-            self._file.write(pickle.dumps((kind, value)))
-            self._file.flush()
+        self._file.write(pickle.dumps((kind, value)))
+        self._file.flush()
 
     def _keep(self) -> None:
         while not self._is_over.wait(SYNC):
-            with contextlib.suppress(OSError), self._lock:
+            with contextlib.suppress(OSError):
                 os.fsync(self._file.fileno())
                 os.utime(self._part)
 

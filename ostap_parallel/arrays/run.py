@@ -12,14 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ostap_parallel.arrays.layout import Header, Layout
+from ostap_parallel.arrays.layout import DIRECTORY, Header, Layout
 from ostap_parallel.arrays.records import Record, Told, read
 from ostap_parallel.arrays.settings import Settings, start_file
 from ostap_parallel.arrays.submitting import Submitter
 from ostap_parallel.arrays.verdict import Verdict, failure_of, judge, outcome_of
 from ostap_parallel.arrays.watching import Watcher
 from ostap_parallel.engine.backend import pack_function
-from ostap_parallel.errors import JobRefused, SchedulerUnavailable
+from ostap_parallel.errors import JobRefused, OstapParallelError, SchedulerUnavailable
 from ostap_parallel.runs.ordering import Ordering
 from ostap_parallel.runs.outcome import Batch, Outcome
 from ostap_parallel.worker.chunk import Writer
@@ -220,7 +220,7 @@ class Run:
 
     def _lead(self, stack: contextlib.ExitStack) -> bool:
         """Become who looks after the run, unless somebody does."""
-        file = stack.enter_context((self._layout.root / "lock").open("ab"))
+        file = (self._layout.root / "lock").open("ab")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -228,19 +228,25 @@ class Run:
             return False
         except OSError as exc:  # a file system without locks: to be trusted with one process
             logger.warning("%s cannot be locked (%s): wait in one process only", file.name, exc)
+        stack.enter_context(file)
         return True
 
     def _recover(self, watcher: Watcher) -> None:
         """Go on where another process has stopped."""
         if self.is_cancelled:
             return
+        self._submitter.waiting.clear()  # what has not been submitted is found here
         submitted: set[int] = set()
         for array in self._submitter.recover():
             submitted.update(self._layout.elements(array))
             watcher.add(array, self._verdicts)
-        waiting = [number for number in sorted(self._headers) if number not in submitted]
+        waiting = [n for n in sorted(self._headers) if n not in submitted and self._is_wanted(n)]
         self._submit(watcher, [(n, self._headers[n].attempt) for n in waiting])
         self._submit(watcher, self._missing_again())
+
+    def _is_wanted(self, number: int) -> bool:
+        """Return whether not all items of a chunk are in later ones, too."""
+        return any(self._chunk_of(index) == number for index in self._headers[number].indices)
 
     def _submit(self, watcher: Watcher, chunks: list[tuple[int, int]]) -> None:
         if chunks:
@@ -347,16 +353,35 @@ class Run:
         return len(self._outcomes)
 
     def cancel(self) -> None:
-        """Cancel all jobs; what is done stays, and `resubmit` goes on with the rest."""
+        """Cancel all jobs; what is done stays, and `resubmit` goes on with the rest.
+
+        Raises
+        ------
+        SchedulerUnavailable
+            Jobs may still be there: they end, when they begin, without doing anything.
+        """
         self._layout.write("cancelled", b"")
         self.stop()
         unsure = [array for array in self._layout.arrays() if not self._layout.job_id(array)]
-        jobs = [*self.jobs(), *map(self._submitter.find, unsure)]
+        jobs = [*self.jobs(), *(self._submitter.find(array, patience=0.0) for array in unsure)]
         with contextlib.suppress(JobRefused):
             self.settings.scheduler().cancel([job for job in jobs if job])
 
     def resubmit(self) -> int:
-        """Submit the items again that have failed, or that were cancelled; return their number."""
+        """Submit the items again that have failed, or that were cancelled; return their number.
+
+        Raises
+        ------
+        OstapParallelError
+            Another one waits for the run, and submits again what is lost.
+        """
+        with contextlib.ExitStack() as stack:
+            if not self._lead(stack):  # both would give their chunks the same numbers
+                what = "is waited for by another, which looks after it"
+                raise OstapParallelError(f"{self.directory} {what}: stop that one first")
+            return self._resubmit()
+
+    def _resubmit(self) -> int:
         self._refresh()
         was_cancelled = self.is_cancelled
         (self._layout.root / "cancelled").unlink(missing_ok=True)
@@ -376,11 +401,14 @@ class Run:
     def remove(self) -> None:
         """Remove the directory; what is not done is cancelled."""
         if not self.is_done:
-            with contextlib.suppress(SchedulerUnavailable):
+            try:
                 self.cancel()
+            except SchedulerUnavailable as exc:
+                logger.warning("jobs of %s may be left, and will do nothing: %s", self, exc)
         self._layout.remove()
-        with contextlib.suppress(OSError):  # others may be in there
-            self._layout.root.parent.rmdir()
+        if self._layout.root.parent.name == DIRECTORY:
+            with contextlib.suppress(OSError):  # others may be in there
+                self._layout.root.parent.rmdir()
 
 
 def _only_run(directory: Path) -> Path:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 from ostap_parallel.arrays.layout import Layout
 from ostap_parallel.arrays.settings import Settings
-from ostap_parallel.errors import QueueFull, SchedulerUnavailable
+from ostap_parallel.errors import JobRefused, QueueFull, SchedulerUnavailable
 
 logger = logging.getLogger(__name__)
 
@@ -19,6 +19,9 @@ FIRST_LOOK = 0.2
 
 # Seconds during which it is tried to submit what the scheduler does not answer to.
 PATIENCE = 600.0
+
+# Seconds until the next try where there is no room, at first and at most.
+FIRST_REST, LAST_REST = 2.0, 30.0
 
 # What sbatch says, and waits, where there is no room.
 _NO_ROOM = "temporarily unable to accept job"
@@ -38,9 +41,17 @@ class Submitter:
         self._scheduler = settings.scheduler()
         self._largest = 0
         self.waiting: list[tuple[int, int]] = []
+        self._rest, self._not_before = 0.0, 0.0
 
-    def submit(self, chunks: Sequence[tuple[int, int]]) -> list[int]:
+    def submit(
+        self, chunks: Sequence[tuple[int, int]], made: list[int] | None = None
+    ) -> list[int]:
         """Submit chunks, each with its attempt; return the numbers of the arrays.
+
+        Parameters
+        ----------
+        made
+            Gets these, too, one by one: some may have been submitted where this raises.
 
         Raises
         ------
@@ -50,21 +61,26 @@ class Submitter:
             It has not answered for `PATIENCE` seconds.
         """
         self._largest = self._largest or self._scheduler.largest_array()
-        made = []
+        made = [] if made is None else made
         by_attempt: dict[int, list[int]] = {}
         for number, attempt in chunks:
             by_attempt.setdefault(attempt, []).append(number)
         for attempt, numbers in sorted(by_attempt.items()):
-            made += self._submit_alike(numbers, attempt)
+            self._submit_alike(numbers, attempt, made)
         return made
 
-    def submit_waiting(self) -> list[int]:
-        """Submit what there was no room for, as far as there is now."""
+    def submit_waiting(self, made: list[int] | None = None) -> list[int]:
+        """Submit what there was no room for, as far as there is now; see `submit`."""
+        if not self.waiting or time.monotonic() < self._not_before:
+            return []
         waiting, self.waiting = self.waiting, []
-        return self.submit(waiting) if waiting else []
+        return self.submit(waiting, made)
 
-    def _submit_alike(self, numbers: list[int], attempt: int) -> list[int]:
-        made: list[int] = []
+    def drop(self, numbers: Container[int]) -> None:
+        """Submit these no more, of those that wait."""
+        self.waiting = [one for one in self.waiting if one[0] not in numbers]
+
+    def _submit_alike(self, numbers: list[int], attempt: int, made: list[int]) -> None:
         count = -(-len(numbers) // self._largest)  # arrays, of about the same size
         limit = max(1, self._settings.limit // count) if self._settings.limit else 0
         size = -(-len(numbers) // count)
@@ -76,18 +92,25 @@ class Submitter:
             except QueueFull as exc:
                 self._forget(array)
                 if size == 1:
-                    self.waiting += [(number, attempt) for number in numbers]
-                    text = "%d jobs are to be submitted later, as the queue is full: %s"
-                    logger.warning(text, len(numbers), exc.reason)
-                    return made
+                    self._wait_with([(number, attempt) for number in numbers], exc)
+                    return
                 size = -(-size // 2)
-            except BaseException:
+            except (JobRefused, SchedulerUnavailable):
                 self._forget(array)
                 raise
-            else:
+            else:  # if anything else cuts it off, it may be there: it is looked for by its name
                 made.append(array)
                 numbers = rest
-        return made
+                self._rest = 0.0
+
+    def _wait_with(self, chunks: list[tuple[int, int]], exc: QueueFull) -> None:
+        """Keep chunks for later, and wait longer each time: each try is a few commands."""
+        self.waiting += chunks
+        level = logging.DEBUG if self._rest else logging.WARNING
+        text = "%d jobs are to be submitted later, as the queue is full: %s"
+        logger.log(level, text, len(chunks), exc.reason)
+        self._rest = min(2 * self._rest or FIRST_REST, LAST_REST)
+        self._not_before = time.monotonic() + self._rest
 
     def _prepare(self, numbers: list[int], attempt: int, limit: int) -> int:
         """Write what an array is; return its number."""
@@ -127,10 +150,11 @@ class Submitter:
                 self._layout.write(f"jobs/{array}.id", job.encode())
                 return job
 
-    def find(self, array: int, seconds: float = 0.0) -> str:
+    def find(self, array: int, seconds: float = 0.0, patience: float = PATIENCE) -> str:
         """Return the id of an array that may have been submitted; look for so many seconds.
 
-        Of several, which there should not be, the first is it; the others do nothing.
+        Where the scheduler does not answer, `patience` is for how long more. Of several, which
+        there should not be, the first is it; the others do nothing.
         """
         pause, end = FIRST_LOOK, time.monotonic() + seconds
         while True:
@@ -139,7 +163,7 @@ class Submitter:
                     return min(found, key=int)
                 is_sure = time.monotonic() > end
             except SchedulerUnavailable:
-                is_sure = time.monotonic() > end + PATIENCE
+                is_sure = time.monotonic() > end + patience
             if is_sure:
                 return ""
             time.sleep(pause)

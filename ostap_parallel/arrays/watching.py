@@ -58,7 +58,9 @@ class Hint:
 
     def wait(self, seconds: float) -> bool:
         """Wait for a hint; return whether there was one."""
-        if not select.select([self._socket], [], [], seconds)[0]:
+        poll = select.poll()  # select() knows no descriptors above 1023
+        poll.register(self._socket, select.POLLIN)
+        if not poll.poll(1000 * seconds):
             return False
         is_ours = False
         with contextlib.suppress(OSError):

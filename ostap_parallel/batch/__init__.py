@@ -4,10 +4,10 @@
 again. `slurm` and `sun_grid_engine` have the pools of pypoolparty, by its names.
 """
 
+from ostap_parallel.arrays.layout import DIRECTORY as DIRECTORY
 from ostap_parallel.arrays.run import Run
 from ostap_parallel.batch import slurm as slurm
 from ostap_parallel.batch import sun_grid_engine as sun_grid_engine
-from ostap_parallel.batch.pool import DIRECTORY as DIRECTORY
 from ostap_parallel.batch.pool import SgePool, SlurmPool
 from ostap_parallel.errors import JobRefused, SchedulerUnavailable
 

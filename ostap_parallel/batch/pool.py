@@ -18,17 +18,15 @@ from typing import Any, ClassVar
 from ostap_parallel.arrays import run as runs
 from ostap_parallel.arrays import settings as arrays
 from ostap_parallel.arrays.backend import ArrayBackend
+from ostap_parallel.arrays.layout import DIRECTORY
 from ostap_parallel.arrays.run import GRACE, POLLING, Run
 from ostap_parallel.arrays.settings import RETRIES, Amount
-from ostap_parallel.errors import add_note
+from ostap_parallel.errors import SchedulerUnavailable, add_note
 from ostap_parallel.faces.pool import AsyncResult, Callback, Pool
 from ostap_parallel.runs.outcome import Batch, Outcome
 from ostap_parallel.runs.stream import Stream
 
 logger = logging.getLogger(__name__)
-
-# Where runs are kept, below the working directory, if nobody tells.
-DIRECTORY = ".ostap_parallel_jobs"
 
 Function = Callable[..., Any]
 
@@ -151,8 +149,9 @@ class ArrayPool(Pool):
         backend = self.backend
         assert isinstance(backend, ArrayBackend)
         backend.close()
-        with contextlib.suppress(OSError):
-            self.directory.rmdir()
+        if self.directory.name == DIRECTORY:
+            with contextlib.suppress(OSError):  # others may be in there
+                self.directory.rmdir()
 
 
 class SlurmPool(ArrayPool):
@@ -295,7 +294,10 @@ class Doing:
     def _finish(self, run: Run, is_over: bool, failures: int) -> None:
         keep = self.pool._keep
         if not is_over:
-            run.cancel()
+            try:
+                run.cancel()
+            except SchedulerUnavailable as exc:  # what has stopped us is more important
+                logger.warning("jobs of %s may be left, and will do nothing: %s", run, exc)
             if keep is not False and run.ended:
                 text = "stopped: what is done is in %s, and Run(...).resubmit() goes on"
                 logger.warning(text, run.directory)

@@ -68,15 +68,15 @@ def _resubmit(one: Run) -> int:
 
 
 def _wait(one: Run) -> int:
-    one.wait()
-    return show(one)
+    is_done = one.wait()
+    return max(show(one), 0 if is_done else 1)
 
 
 def _results(one: Run) -> int:
     values = one.results(return_exceptions=True)
     for value in values:
         print(repr(value))
-    return 1 if one.errors() else 0
+    return 1 if one.errors() or not one.is_done else 0
 
 
 def _output(one: Run) -> int:

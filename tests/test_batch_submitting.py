@@ -1,0 +1,228 @@
+"""What is submitted when, beside a scheduler whose answers the tests choose."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import io
+import os
+import threading
+
+import pytest
+from functions import PATIENCE
+from helpers import wait_until
+
+from ostap_parallel.arrays import settings, submitting
+from ostap_parallel.arrays.backend import ArrayBackend
+from ostap_parallel.arrays.layout import Layout
+from ostap_parallel.arrays.run import Run, create
+from ostap_parallel.arrays.watching import Hint
+from ostap_parallel.cli import main
+from ostap_parallel.errors import (
+    JobRefused,
+    OstapParallelError,
+    QueueFull,
+    SchedulerUnavailable,
+    ServersUnavailable,
+)
+from ostap_parallel.schedulers.scheduler import JobState, Phase
+from ostap_parallel.schedulers.slurm import Slurm
+from ostap_parallel.worker.execute import Call
+
+QUICK = {"polling": 0.1, "grace": 0.1}
+
+
+class Answers(Slurm):
+    """A scheduler that says what it is told to say, and takes all else."""
+
+    def __init__(self):
+        super().__init__(lambda *_: pytest.fail("no command is run"))
+        self.errors: list[BaseException] = []
+        self.names: list[str] = []
+        self.cancelled: list[str] = []
+        self.is_away = False
+
+    def submit(self, script, timeout=60.0):
+        error = self.errors.pop(0) if self.errors else None
+        if error is None or not isinstance(error, OstapParallelError):
+            self.names.append(script.partition("--job-name=")[2].split()[0])
+        if error is not None:
+            raise error
+        return str(len(self.names))
+
+    def find(self, name):
+        self._answer()
+        return [str(n) for n, known in enumerate(self.names, 1) if known == name]
+
+    def states(self, ids):
+        self._answer()
+        return {job: JobState(Phase.QUEUED) for job in ids}
+
+    def cancel(self, ids):
+        self._answer()
+        self.cancelled += ids
+
+    def largest_array(self):
+        return 1000
+
+    def _answer(self):
+        if self.is_away:
+            raise SchedulerUnavailable("squeue", "no answer")
+
+
+@pytest.fixture
+def answers(monkeypatch):
+    made = Answers()
+    monkeypatch.setitem(settings.SCHEDULERS, "slurm", lambda run: made)
+    monkeypatch.setattr(submitting, "FIRST_REST", 0.0)
+    return made
+
+
+def full(count=1):
+    return [QueueFull("sbatch", "temporarily unavailable") for _ in range(count)]
+
+
+def make(tmp_path, count=1):
+    return create(tmp_path / "run", settings.make("slurm"), abs, range(count))
+
+
+def chunks_of(run):
+    """Return the chunks of all elements of arrays."""
+    layout = Layout(run.directory)
+    return [number for array in layout.arrays() for number in layout.elements(array)]
+
+
+class TestRuns:
+    def test_what_there_was_no_room_for_is_submitted_once(self, answers, tmp_path):
+        answers.errors = full(2)
+        run = make(tmp_path)
+        assert not run.wait(0.3)  # there is no room
+        assert not run.wait(0.3)  # now there is
+        assert not run.wait(3 * submitting.FIRST_REST + 2.5)
+        assert chunks_of(run) == [0]
+        assert len(answers.names) == 1
+
+    def test_each_try_comes_later_than_the_one_before(self, answers, tmp_path, monkeypatch):
+        monkeypatch.setattr(submitting, "FIRST_REST", 1000.0)
+        answers.errors = full()
+        submitter = make(tmp_path)._submitter
+        assert submitter.submit_waiting() == []
+        assert submitter.waiting == [(0, 1)]
+
+    def test_items_that_a_later_chunk_has_are_not_begun_twice(self, answers, tmp_path):
+        answers.errors = full()
+        run = make(tmp_path)
+        run.cancel()
+        assert run.resubmit() == 1
+        assert not run.wait(0.3)
+        assert chunks_of(run) == [1]
+
+    def test_nobody_submits_again_beside_who_looks_after_a_run(self, answers, tmp_path):
+        run = make(tmp_path)
+        with contextlib.ExitStack() as stack:
+            assert run._lead(stack)
+            with pytest.raises(OstapParallelError, match="is waited for by another"):
+                Run(run.directory).resubmit()
+            assert main(["jobs", str(run.directory), "--resubmit"]) == 1
+        assert run.resubmit() == 0
+
+    def test_who_waits_beside_another_keeps_no_files(self, answers, tmp_path):
+        run = make(tmp_path)
+        with contextlib.ExitStack() as stack, contextlib.ExitStack() as others:
+            assert run._lead(stack)
+            assert not Run(run.directory)._lead(others)
+            kept = [one for one in gc.get_objects() if isinstance(one, io.BufferedWriter)]
+            assert [one.name for one in kept].count(str(run.directory / "lock")) == 1
+
+    def test_a_submission_that_is_interrupted_is_cancelled(self, answers, tmp_path):
+        answers.errors = [KeyboardInterrupt()]
+        with pytest.raises(KeyboardInterrupt):
+            make(tmp_path)
+        assert answers.cancelled == ["1"]
+        assert not (tmp_path / "run").exists()
+
+    def test_cancelling_does_not_wait_for_a_scheduler_that_is_away(self, answers, tmp_path):
+        run = make(tmp_path)
+        (run.directory / "jobs/0.id").unlink()
+        answers.is_away = True
+        thread = threading.Thread(target=run.remove)
+        thread.start()
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+        assert not run.directory.exists()
+
+    def test_a_cancelled_run_is_no_success(self, answers, tmp_path, capsys):
+        run = make(tmp_path)
+        run.cancel()
+        assert main(["jobs", str(run.directory), "--wait"]) == 1
+        assert main(["jobs", str(run.directory), "--results"]) == 1
+
+    def test_directories_of_others_stay_as_they_are(self, answers, tmp_path):
+        home = tmp_path / "mine"
+        home.mkdir(mode=0o755)
+        run = create(home / "run", settings.make("slurm"), abs, [1])
+        run.remove()
+        assert list(home.iterdir()) == []
+        (home / "file").touch()
+        with pytest.raises(FileExistsError):
+            create(home, settings.make("slurm"), abs, [1])
+        assert home.stat().st_mode & 0o777 == 0o755
+
+
+class TestBackends:
+    @pytest.fixture
+    def array(self, answers, tmp_path):
+        made = ArrayBackend(lambda: tmp_path / "run", settings.make("slurm"), 0.1, 0.1)
+        yield made
+        made.close()
+
+    @pytest.fixture
+    def begin(self, array):
+        return array.open(Call(abs))
+
+    def test_what_waited_hears_of_a_refusal(self, answers, begin):
+        answers.errors = full()
+        first = begin(b"")
+        wait_until(lambda: not answers.errors, PATIENCE, "there is no room")
+        answers.errors = [JobRefused("sbatch", "never")]
+        assert "never" in first.result(PATIENCE).reason
+        with pytest.raises(ServersUnavailable):
+            begin(b"")
+
+    def test_what_nobody_wants_is_not_submitted_later(self, answers, begin, array):
+        answers.errors = full(1000)
+        future = begin(b"")
+        wait_until(lambda: len(answers.errors) < 1000, PATIENCE, "there is no room")
+        array.give_up([future])
+        assert "interrupted" in future.result(PATIENCE).reason
+        answers.errors.clear()
+        other = begin(b"")
+        wait_until(lambda: answers.names, PATIENCE, "the other is there")
+        layout = array._layout
+        assert [layout.elements(one) for one in layout.arrays()] == [[1]]
+        assert not other.done()
+
+
+def test_a_program_with_many_files_hears_of_ends(tmp_path):
+    layout = Layout(tmp_path / "run")
+    layout.create()
+    with contextlib.ExitStack() as stack:
+        first = os.open("/dev/null", os.O_RDONLY)
+        stack.callback(os.close, first)
+        try:
+            os.dup2(first, 1100)
+        except OSError:
+            pytest.skip("not so many files are allowed")
+        stack.callback(os.close, 1100)
+        hint = Hint(layout)
+        stack.callback(hint.close)
+        hint._socket = _moved(hint._socket, 1101)
+        hint.wake()
+        assert hint.wait(PATIENCE)
+
+
+def _moved(one, number):
+    """Return a socket by another descriptor."""
+    os.dup2(one.fileno(), number)
+    one.close()
+    return type(one)(fileno=number)
