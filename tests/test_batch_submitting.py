@@ -181,10 +181,8 @@ class TestBackends:
         return array.open(Call(abs))
 
     def test_what_waited_hears_of_a_refusal(self, answers, begin):
-        answers.errors = full()
+        answers.errors = [*full(), JobRefused("sbatch", "never")]
         first = begin(b"")
-        wait_until(lambda: not answers.errors, PATIENCE, "there is no room")
-        answers.errors = [JobRefused("sbatch", "never")]
         assert "never" in first.result(PATIENCE).reason
         with pytest.raises(ServersUnavailable):
             begin(b"")
