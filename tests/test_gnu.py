@@ -239,6 +239,13 @@ def test_commas(run):
     assert run(DO, words, b'"a b",c\n"d,e",f\n')[:2] == (0, b"a b+c\nd,e+f\n")
 
 
+def test_what_is_no_csv(run):
+    status, _, err = run(DO, ["--csv", "echo {1}"], b'"' + 200_000 * b"x" + b'"\n')
+    assert status == 255
+    assert b"what is read is no CSV: field larger than" in err
+    assert b"Traceback" not in err
+
+
 def test_commands_are_told(run):
     assert run(DO, ["-t", "echo", ":::", "a b"], b"") == (0, b"a b\n", b"echo 'a b'\n")
 

@@ -123,7 +123,8 @@ class Dispatcher:
             job.begin(course_of(job, self._outputs, self._levels))
             try:
                 yield from self._go_on(job, None)
-            except ConnectionError:  # the host has just gone
+            except ConnectionError:  # the host has just gone, and nothing has begun there
+                job.tries -= 1
                 self._free(job)
                 self._queues.put(job)
                 return

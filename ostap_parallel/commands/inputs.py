@@ -115,8 +115,7 @@ class Reading:
             values = itertools.takewhile(lambda value: value != self.stop, values)
         rows: Iterable[Sequence[str]] = ((value,) for value in values)
         if self.is_csv:
-            lines = (f"{value}\n" for value in values)
-            rows = csv.reader(lines, delimiter=self.columns or ",")
+            rows = _of_csv(values, self.columns or ",")
         elif self.columns:
             pattern = re.compile(self.columns)
             rows = (pattern.split(value) for value in values)
@@ -134,6 +133,13 @@ class Reading:
         if self.has_header:
             names += next(rows, ())
         return rows
+
+
+def _of_csv(values: Iterable[str], delimiter: str) -> Iterator[list[str]]:
+    try:
+        yield from csv.reader((f"{value}\n" for value in values), delimiter=delimiter)
+    except csv.Error as exc:  # a field longer than 128 KiB, for example
+        raise ConfigError(f"what is read is no CSV: {exc}") from exc
 
 
 def _flat(rows: Iterable[Row]) -> Row:

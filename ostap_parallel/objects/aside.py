@@ -45,9 +45,10 @@ _there: ContextVar[Sequence[Any]] = ContextVar("there", default=())
 @contextlib.contextmanager
 def take() -> Iterator[Aside]:
     """Have arrays taken out of what is pickled in the block."""
-    token = taking.set(Aside())
+    taken = Aside()
+    token = taking.set(taken)
     try:
-        yield taking.get() or Aside()
+        yield taken
     finally:
         taking.reset(token)
 
