@@ -149,7 +149,8 @@ class Timeline:
 
     def note(self, host: str, state: str, reason: str = "") -> None:
         """Note what becomes of a host now, from any thread."""
-        self.events.append(Event(time.time() - self.start, host, state, reason))
+        with self._lock:  # or `news` might give it twice
+            self.events.append(Event(time.time() - self.start, host, state, reason))
 
     def news(self) -> bytes:
         """Return what has come since the last call, for `take` of another one; empty: nothing."""
