@@ -20,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sshd import describe
 
+from ostap_parallel.errors import ConfigError
 from ostap_parallel.pipeline import (
     BaseRecipe,
     ComputeJob,
@@ -459,6 +460,18 @@ sys.exit(top().main())
             State(path).put(b"key", {"a": 1})
             assert State(path).get(b"key") == {"a": 1}
             assert path.read_bytes().count(MAGIC) == 1
+
+    def test_a_state_that_others_can_write(self, tmp_path):
+        path = tmp_path / "x.state"
+        before = os.umask(0)
+        try:
+            State(path).put(b"key", {"a": 1})
+        finally:
+            os.umask(before)
+        assert State(path).get(b"key") == {"a": 1}
+        path.chmod(0o666)
+        with pytest.raises(ConfigError, match="could run code: everybody can write it"):
+            State(path)
 
     def test_what_is_no_state(self, start, tmp_path):
         (tmp_path / "x.state").write_text("something")

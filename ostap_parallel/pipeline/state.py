@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ostap_parallel.config.files import find_danger
 from ostap_parallel.errors import ConfigError
 from ostap_parallel.objects import serialize
 from ostap_parallel.runs.identity import Digester
@@ -28,18 +30,22 @@ class State:
     Raises
     ------
     ConfigError
-        It is another file.
+        It is another file, or one that others can write.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._entries: dict[bytes, bytes] = {}
         try:
-            data = path.read_bytes()
+            with path.open("rb") as file:
+                danger = find_danger(os.fstat(file.fileno()))
+                data = b"" if danger else file.read()
         except FileNotFoundError:
             return
         except OSError as exc:
             raise ConfigError(f"{path}: {exc.strerror}") from exc
+        if danger:  # it is read as pickle does it
+            raise ConfigError(f"{path} is not read, for it could run code: {danger}")
         if not data.startswith(MAGIC) and not MAGIC.startswith(data):
             raise ConfigError(f"{path} is no state of a recipe")
         end = self._read(data) if len(data) > len(MAGIC) else 0
@@ -73,9 +79,13 @@ class State:
         packed = serialize.pack(dict(value), "the results")
         self._entries[key] = packed
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("ab") as file:
+        with open(self.path, "ab", opener=_open) as file:
             entry = HEAD.pack(len(key), len(packed)) + key + packed
             file.write(entry if file.tell() else MAGIC + entry)
+
+
+def _open(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o644)
 
 
 def key_of(*parts: Any) -> bytes:
