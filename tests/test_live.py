@@ -80,7 +80,11 @@ def test_a_run_tells_what_it_does(hosts, tmp_path, capsys):
             try:
                 (run,) = wait_until(
                     lambda: [
-                        run for run in here() if run["done"] == 4 and len(run["running"]) == 3
+                        run
+                        for run in here()
+                        if run["done"] == 4
+                        and len(run["running"]) == 3
+                        and all(one["index"] >= 4 and one["pid"] for one in run["running"])
                     ],
                     PATIENCE,
                     "three items run",

@@ -9,6 +9,7 @@ import os
 import queue
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, wait
@@ -192,8 +193,7 @@ class Run:
             leaving.callback(self.backend.listen(self.wake))
             arriving = self._as_they_come()
             if self.checkpoint is not None:
-                opened = self.checkpoint.open(self.call, self.total)
-                self.journal = leaving.enter_context(opened)
+                self.journal = leaving.enter_context(self.checkpoint.open(self.call, self.total))
                 self.journal.look = self.running
                 arriving = keep(self.journal, arriving)
             try:
@@ -248,8 +248,7 @@ class Run:
             found = self._take_again(workers) if self._again else self._read_chunk(workers)
             if found is None:
                 return
-            chunk, message = found
-            self._send(chunk, message, self._places_for(chunk.history or ()))
+            self._send(*found, self._places_for(found[0].history or ()))
 
     def _send(self, chunk: Chunk, message: bytes, places: frozenset[str] | None) -> None:
         is_short = chunk.history is None and self._size.is_short(len(chunk.items))
@@ -257,13 +256,8 @@ class Run:
         self._running[future] = chunk
         if places is not None:
             self._pinned[future] = places
-        future.add_done_callback(partial(self._arrived, chunk))
-
-    def _arrived(self, chunk: Chunk, done: Future[Any]) -> None:
-        try:
-            self.heard(done, chunk)
-        finally:
-            self._news.put(done)
+        # who holds the future is not to hold the run, which holds what travels with it
+        future.add_done_callback(partial(_tell, weakref.ref(self), chunk))
 
     def _places_for(self, again: Sequence[Item]) -> frozenset[str] | None:
         tried = frozenset[str]().union(*(item.tried for item in again))
@@ -517,3 +511,11 @@ class Run:
             self._stopped = self._watch.look(STOP_ANSWER)
         self._is_over = True
         self.backend.give_up(running)
+
+
+def _tell(waiting: weakref.ref[Run], chunk: Chunk, done: Future[Any]) -> None:
+    if run := waiting():
+        try:
+            run.heard(done, chunk)
+        finally:
+            run._news.put(done)
