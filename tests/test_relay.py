@@ -20,6 +20,7 @@ from ostap_parallel.config import HostConfig
 from ostap_parallel.supply.host import HostSource
 from ostap_parallel.supply.relay import open_relay
 from ostap_parallel.supply.session import Session
+from ostap_parallel.worker.mux import Mux
 
 PATIENCE = 30  # seconds; only a hang takes that long
 
@@ -298,6 +299,28 @@ class TestEnds:
             pid = wait_until(lambda: (tmp_path / "pid").read_text(), PATIENCE, "its pid")
             ends.session.hang_up()
             wait_until(lambda: not is_there(int(pid)), PATIENCE, "it has ended")
+
+
+def test_what_came_for_one_descriptor_is_not_taken_for_the_next_that_has_its_number():
+    with contextlib.ExitStack() as stack:
+        pairs = [socket.socketpair() for _ in range(3)]
+        for pair in pairs:
+            for end in pair:
+                stack.enter_context(end)
+        (reader, _), (first, one), (second, two) = pairs
+        mux = Mux(reader.fileno(), reader.fileno(), 0)
+        called = []
+
+        def close_the_other():
+            called.append("first")
+            mux.watched[second.fileno()] = lambda: called.append("new")
+
+        mux.watched[first.fileno()] = close_the_other
+        mux.watched[second.fileno()] = lambda: called.append("old")
+        one.send(b"a")
+        two.send(b"a")
+        mux.step(1)
+        assert called == ["first"]
 
 
 def test_a_real_server_through_it(tmp_path):

@@ -139,7 +139,6 @@ class Far:
 
 
 if __name__ == "__main__":
-    if sys.argv[2:]:  # a name for it, in a job that was started elsewhere
-        with contextlib.suppress(OSError):
-            os.chdir(os.path.expanduser("~"))  # noqa: PTH111
+    with contextlib.suppress(OSError):  # as ssh does; a job may have been started elsewhere
+        os.chdir(os.path.expanduser("~"))  # noqa: PTH111
     os._exit(Far(float(sys.argv[1])).run())

@@ -147,6 +147,7 @@ class Mux:
                 if stream.waiting[kind]:
                     wanted[descriptor] = wanted.get(descriptor, 0) | select.POLLOUT
                     writers[descriptor] = stream, kind
+        watched = dict(self.watched)
         for descriptor, events in wanted.items():
             poll.register(descriptor, events)
         for descriptor, events in poll.poll(timeout * 1000):
@@ -158,8 +159,9 @@ class Mux:
             if events & (select.POLLIN | select.POLLHUP) or broken:
                 if descriptor == self._reader:
                     self._read()
-                elif descriptor in self.watched:
-                    self.watched[descriptor]()
+                elif descriptor in watched:
+                    if self.watched.get(descriptor) is watched[descriptor]:  # else it is another's
+                        watched[descriptor]()
                 elif descriptor in readers:
                     self._pass_on(descriptor, *readers[descriptor])
         for stream in list(self.streams.values()):
