@@ -8,6 +8,7 @@ import secrets
 import shlex
 import threading
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -33,8 +34,8 @@ SUBMISSION = 60.0
 # Jobs in a row that end before they are of use, until that is an error.
 FAILURES = 3
 
-# Directives that a session has no use for, or that qrsh does not know.
-_NOT_OF_SESSIONS = ("-S", "-o", "-j", "-t", "-tc", "-cwd", "-wd", "-r")
+# Directives that a session has no use for, or that qrsh does not know, and their words behind.
+_NOT_OF_SESSIONS = {"-S": 1, "-o": 1, "-j": 1, "-t": 1, "-tc": 1, "-cwd": 0, "-wd": 1, "-r": 1}
 
 # Seconds that more claims are waited for, which are submitted together.
 GATHERING = 0.03
@@ -117,6 +118,7 @@ class Allocations:
         self._failures = 0
         self._not_before = 0.0
         self._checking, self._is_checked = threading.Lock(), False
+        self._guarding = threading.Lock()  # never asked for by who has `_changed`
         self._guard: Guard | None = None
         self._thread: threading.Thread | None = None
         self._changed = threading.Condition()
@@ -128,8 +130,9 @@ class Allocations:
     def claim(self, claim: Claim) -> Held:
         """Wait for a job that runs; raises HostError, `TryLater` if there may be one later."""
         with self._changed:
-            self._claims.append(claim)
-            if self._thread is None:
+            if not claim.settled.is_set():  # it may have been abandoned before
+                self._claims.append(claim)
+            if self._claims and self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="allocations", daemon=True)
                 self._thread.start()
             self._changed.notify_all()
@@ -140,10 +143,11 @@ class Allocations:
         return claim.held
 
     def abandon(self, claim: Claim) -> None:
-        """Have a claim fail that waits."""
+        """Have a claim fail that waits, or will."""
         with self._changed:
-            if claim in self._claims:
-                self._claims.remove(claim)
+            if not claim.settled.is_set():
+                with contextlib.suppress(ValueError):
+                    self._claims.remove(claim)
                 claim.settle(HostError(claim.label, "start", "closed while it was starting"))
             self._changed.notify_all()
 
@@ -172,12 +176,22 @@ class Allocations:
             self._is_checked = True
 
     def enter(self) -> Held:
-        """Take notice of a session that is about to be submitted, by `session_argv`."""
+        """Take notice of a session that is about to be submitted, by `session_argv`.
+
+        Raises HostError, `TryLater` if it may be one later.
+        """
         with self._changed:
             self._count += 1
             held = Held(f"{self.name}-{self._token}-{self._count}", "", "", None)
             self._held.add(held)
+        try:
             self._guard_over(held.id)
+        except SchedulerUnavailable as exc:
+            self.release(held)
+            raise TryLater(self.name, "submit", str(exc)) from exc
+        except BaseException:
+            self.release(held)
+            raise
         return held
 
     def number_of(self, held: Held) -> str:
@@ -196,10 +210,8 @@ class Allocations:
     def session_argv(self, held: Held) -> list[str]:
         """Return what submits a session of SGE, and is its standard input and output."""
         lines = self._scheduler.script(self._session_spec(held.id)).splitlines()
-        words: list[str] = []
-        for line in lines:
-            if line.startswith("#$ ") and line.split()[1] not in _NOT_OF_SESSIONS:
-                words += shlex.split(line.removeprefix("#$ "))
+        found = [line.removeprefix("#$ ") for line in lines if line.startswith("#$ ")]
+        words = _of_sessions(shlex.split(" ".join(found)))
         return self.site.program(["qrsh", "-now", "n", *words, "bash", "-s"])
 
     def _session_spec(self, name: str) -> JobSpec:
@@ -262,9 +274,11 @@ class Allocations:
                 pause = self._look(pause)
             except HostError as exc:  # of the login host
                 self._fail_all(HostError(self.name, exc.step, exc.reason))
+                pause = LAST_LOOK
             except Exception as exc:  # the claims must not wait for ever
                 logger.exception("%s: its jobs cannot be looked after", self.name)
                 self._fail_all(HostError(self.name, "submit", str(exc)))
+                pause = LAST_LOOK
             with self._changed:
                 if not self._claims and not self._waiting and not self._doubtful:
                     self._thread = None
@@ -316,9 +330,10 @@ class Allocations:
 
     def _guard_over(self, name: str) -> None:
         """Have jobs of this name cancelled when we are gone."""
-        if self._guard is None or not self._guard.is_there():
-            self._guard = self.site.guard(self._scheduler.name)
-        self._guard.add(name)
+        with self._guarding:
+            if self._guard is None or not self._guard.is_there():
+                self._guard = self.site.guard(self._scheduler.name)
+            self._guard.add(name)
 
     def _adopt(self, array: str, count: int) -> None:
         first = self._scheduler.first
@@ -391,13 +406,22 @@ class Allocations:
 
     def _dismiss(self) -> None:
         """Have the guard cancel what there may still be."""
-        with self._changed:
+        with self._guarding, self._changed:
             if self._held or self._claims or self._waiting:
                 return
             guard, self._guard = self._guard, None
         if guard is not None:
             guard.dismiss()
         self.site.close()
+
+
+def _of_sessions(words: Iterable[str]) -> Iterator[str]:
+    left = iter(words)
+    for word in left:
+        if word not in _NOT_OF_SESSIONS:
+            yield word
+        elif _NOT_OF_SESSIONS[word]:
+            next(left, None)
 
 
 def is_completing(state: JobState) -> bool:

@@ -15,9 +15,10 @@ from ostap_parallel.supply.processes import close_apart, start_apart
 
 _QDEL = "qdel \"$1\" 2>&1 | grep -q 'does not exist\\|registered\\|deleted\\|deletion'"
 
-# How jobs of a name are cancelled, see guard.bash. That there are none is no failure.
+# How jobs of a name are cancelled, see guard.bash. That there are none is no failure. Nobody else
+# has such names; and who we are at a login host, we do not know.
 _CANCEL = {
-    "slurm": ["scancel", "--quiet", f"--user={os.getuid()}", "--name=@NAME@"],
+    "slurm": ["scancel", "--quiet", "--name=@NAME@"],
     "sge": ["sh", "-c", _QDEL, "sh", "@NAME@"],
 }
 
