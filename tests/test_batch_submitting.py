@@ -224,3 +224,25 @@ def _moved(one, number):
     os.dup2(one.fileno(), number)
     one.close()
     return type(one)(fileno=number)
+
+
+def test_who_sends_hints_without_end_holds_nobody_up(tmp_path):
+    class Endless:
+        def recv(self, size):
+            return b"nothing of ours"
+
+        def fileno(self):
+            return reader
+
+    layout = Layout(tmp_path / "run")
+    layout.create()
+    hint = Hint(layout)
+    reader, writer = os.pipe()
+    try:
+        os.write(writer, b"a")
+        real, hint._socket = hint._socket, Endless()
+        assert not hint.wait(PATIENCE)
+    finally:
+        real.close()
+        os.close(reader)
+        os.close(writer)

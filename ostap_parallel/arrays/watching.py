@@ -33,6 +33,8 @@ BADLY = 0.1
 TOLD_TO_END = "ended"
 CERTAIN = 15.0  # seconds after which the scheduler need not have said more
 
+MOST_HINTS = 1000  # that are taken together
+
 STUCK = "stuck"
 LOST = "lost"
 
@@ -64,7 +66,7 @@ class Hint:
             return False
         is_ours = False
         with contextlib.suppress(OSError):
-            while True:
+            for _ in range(MOST_HINTS):  # who sends them without end holds nobody up
                 data = self._socket.recv(256)
                 is_ours = is_ours or data.decode(errors="replace").startswith(self._token)
         return is_ours
