@@ -234,7 +234,8 @@ class TestOnSge:
 
         def work(item):
             note(tmp_path, item)
-            deadline = time.monotonic() + (6 if item == 1 else 0.1)
+            first = attempts(tmp_path, item) == 1  # SGE may look late at how long it runs
+            deadline = time.monotonic() + ((50 if first else 6) if item == 1 else 0.1)
             while time.monotonic() < deadline:
                 time.sleep(0.05)
             return item
