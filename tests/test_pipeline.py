@@ -92,6 +92,11 @@ class TestTheExample:
         )
         return done.returncode, done.stdout, done.stderr.splitlines()
 
+    def test_a_report_without_a_place_is_refused_at_once(self, tmp_path):
+        status, out, lines = self.start("-j", "foo", "--report", str(tmp_path / "none" / "x"))
+        assert (status, out) == (2, "")
+        assert f"{tmp_path}/none/x is a directory, or in none that is there" in lines[-1]
+
     def test_here(self):
         status, out, lines = self.start("-j", "foo", "-d")
         assert (status, out) == (0, "Results:\n"), lines

@@ -15,6 +15,7 @@ import nbclient
 import nbformat
 import pytest
 
+from ostap_parallel import WorkManager
 from ostap_parallel.errors import HostError, WorkerLost
 from ostap_parallel.runs.progress import open_progress, render_workers
 from ostap_parallel.runs.report import Failure, Report, Statistics, StatMerger, describe
@@ -422,3 +423,16 @@ def test_advancing_is_cheap():
             progress.advance(1)
         assert time.perf_counter() - start < 0.5
     assert progress.done == 100_000
+
+
+def test_the_name_of_an_exception_steers_no_terminal():
+    odd = type("\x1b[2J", (Exception,), {})
+
+    def fail(item):
+        raise odd("\x1b]0;")
+
+    with WorkManager(1, silent=True) as wm:
+        wm.process(fail, range(3), on_error="collect")
+        report = wm.report
+    assert report.failed == 3
+    assert "\x1b" not in report.failed_in_groups() + str(report)

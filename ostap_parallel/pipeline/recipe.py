@@ -350,9 +350,12 @@ class BaseRecipe:
             self.logger.error("recipe %s failed: %s", self.name, exc, exc_info=not is_ours)
             return 1
         finally:
-            if options.report:
-                text = self.outputs.get("return_json", "[]")
-                Path(options.report).write_text(f"{text}\n", "utf-8")
+            if options.report is not None:
+                try:
+                    text = self.outputs.get("return_json", "[]")
+                    options.report.write_text(f"{text}\n", "utf-8")
+                except OSError as exc:  # what was computed is not to be lost for this
+                    self.logger.error("the report cannot be written: %s", exc)
         if status:
             self.logger.error("recipe %s failed with status %s", self.name, status)
             return int(status)
@@ -401,9 +404,16 @@ def _parser(name: str) -> argparse.ArgumentParser:
     parser.add_argument("-v", "--verbose", action="store_true", help="tell what is done")
     parser.add_argument("-c", "--config", metavar="FILE", help="in place of pipeline.cfg")
     text = "a file for what became of the jobs, and what they used, as JSON"
-    parser.add_argument("--report", metavar="FILE", help=text)
+    parser.add_argument("--report", metavar="FILE", type=_file_to_be, help=text)
     parser.add_argument("args", nargs="*", metavar="ARGUMENT", help="for the recipe")
     return parser
+
+
+def _file_to_be(text: str) -> Path:
+    path = Path(text)
+    if path.is_dir() or not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is a directory, or in none that is there")
+    return path
 
 
 def _report(job: ComputeJob) -> dict[str, Any]:

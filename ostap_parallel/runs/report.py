@@ -29,7 +29,7 @@ from ostap_parallel.views.groups import Group, groups_of
 from ostap_parallel.views.page import BARS, Facts, page_of
 from ostap_parallel.views.timeline import Timeline
 from ostap_parallel.views.trace import trace_of
-from ostap_parallel.views.words import duration
+from ostap_parallel.views.words import duration, printable
 from ostap_parallel.worker.profiling import PROFILED
 
 if TYPE_CHECKING:
@@ -404,7 +404,8 @@ class Report(Shown):
             return ""
         first = min(self.failures, key=lambda failure: failure.index)
         counts = f"{self.failed} of {self.submitted} items FAILED"
-        return f"{counts}; first: item {first.index} on {first.host}: {first.reason}"
+        text = f"{counts}; first: item {first.index} on {first.host}: {first.reason}"
+        return printable(text)  # the name of an exception may be anything
 
     def __str__(self) -> str:
         lines = [self.summary, *(str(group) for group in self.groups[:_MAX_FAILURES])]
@@ -422,7 +423,7 @@ class Report(Shown):
         lines += map(str, self.failures[:_MAX_FAILURES])
         if self.failed > _MAX_FAILURES:
             lines.append(f"... and {self.failed - _MAX_FAILURES} more failures")
-        return "\n".join(lines)
+        return printable("\n".join(lines))
 
     def save(self, file: str | os.PathLike[str]) -> None:
         """Write it to a file: HTML, JSON or CSV by its ending, text otherwise.

@@ -47,7 +47,7 @@ class Group:
     def __str__(self) -> str:
         text = f"{self.count} x {self.name}{self.place and f' in {self.place}'}"
         text += f", first item {self.index} on {self.host}"
-        return f"{text}: {self.reason}" if self.reason else text
+        return printable(f"{text}: {self.reason}" if self.reason else text)
 
 
 def groups_of(failures: Iterable[Mapping[str, Any]]) -> list[Group]:
@@ -66,7 +66,7 @@ def groups_of(failures: Iterable[Mapping[str, Any]]) -> list[Group]:
     groups = []
     for (name, _), members in found.items():
         first = min(members, key=lambda failure: int(failure["index"]))
-        reason = printable(first["error"].partition(": ")[2].split("\n")[0])
+        reason = first["error"].partition(": ")[2].split("\n")[0]
         if len(reason) > _MAX_REASON:
             reason = f"{reason[: _MAX_REASON - 3]}..."
         place = place_of(first["traceback"])
