@@ -102,6 +102,13 @@ class TestRuns:
         assert chunks_of(run) == [0]
         assert len(answers.names) == 1
 
+    @pytest.mark.parametrize("text", ['{"kind": "slurm", "of_tomorrow": 1}', '{"kind": "sl'])
+    def test_one_that_cannot_be_read_says_so(self, answers, tmp_path, text):
+        run = make(tmp_path)
+        (run.directory / "settings").write_text(text)
+        with pytest.raises(OstapParallelError, match=f"{run.directory}: was not made by this"):
+            Run(run.directory)
+
     def test_each_try_comes_later_than_the_one_before(self, answers, tmp_path, monkeypatch):
         monkeypatch.setattr(submitting, "FIRST_REST", 1000.0)
         answers.errors = full()

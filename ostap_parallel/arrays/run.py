@@ -58,6 +58,8 @@ class Run:
         There is no run in the directory, or more than one.
     PermissionError
         It is somebody else's, or others may write there.
+    OstapParallelError
+        It cannot be read by this version.
     """
 
     def __init__(
@@ -65,7 +67,11 @@ class Run:
     ) -> None:
         self._layout = Layout(_only_run(Path(directory)))
         self._layout.check()
-        self.settings = Settings(**self._layout.read_json("settings"))
+        try:
+            self.settings = Settings(**self._layout.read_json("settings"))
+        except (TypeError, ValueError) as exc:
+            text = "was not made by this version of ostap_parallel, or is damaged: read it with"
+            raise OstapParallelError(f"{directory}: {text} the version that made it") from exc
         self._polling, self._grace = polling, grace
         self._submitter = Submitter(self._layout, self.settings)
         self._headers: dict[int, Header] = {}
