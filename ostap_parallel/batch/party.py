@@ -12,6 +12,15 @@ from ostap_parallel.batch.pool import SgePool, SlurmPool
 UNLIMITED = 1_000_000
 
 
+def _common(python: str | None, polling: float, keep: bool) -> dict[str, Any]:
+    """Return what all of them have, as parameters of our pools."""
+    return {
+        "python": python or sys.executable,
+        "polling": float(polling),
+        "keep": True if keep else None,
+    }
+
+
 class SlurmArrayPool(SlurmPool):
     """pypoolparty's ``slurm.array.Pool``; `settings` are those of `SlurmPool`.
 
@@ -51,9 +60,7 @@ class SlurmArrayPool(SlurmPool):
         super().__init__(
             work_dir,
             limit=num_simultaneously_running_tasks,
-            python=python_path or sys.executable,
-            polling=float(polling_interval),
-            keep=True if keep_work_dir else None,
+            **_common(python_path, polling_interval, keep_work_dir),
             verbose=verbose,
             submit_timeout=float(slurm_call_timeout) or 60.0,
             retries=UNLIMITED if max_num_resubmissions is None else max_num_resubmissions,
@@ -94,9 +101,7 @@ class SlurmChunkPool(SlurmPool):
         super().__init__(
             work_dir,
             chunks=num_chunks,
-            python=python_path or sys.executable,
-            polling=float(polling_interval),
-            keep=True if keep_work_dir else None,
+            **_common(python_path, polling_interval, keep_work_dir),
             retries=max_num_resubmissions,
             verbose=verbose,
             sbatch=sbatch_path,
@@ -141,9 +146,7 @@ class SunGridEnginePool(SgePool):
         super().__init__(
             work_dir,
             chunks=num_chunks,
-            python=python_path or sys.executable,
-            polling=float(polling_interval),
-            keep=True if keep_work_dir else None,
+            **_common(python_path, polling_interval, keep_work_dir),
             retries=max_num_resubmissions,
             verbose=verbose,
             qsub=qsub_path,

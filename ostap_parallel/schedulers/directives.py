@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
+
+from ostap_parallel.schedulers.scheduler import JobSpec
 
 # A directive of ours: the names by which it, or what excludes it, may be given; and its text.
 Directive = tuple[tuple[str, ...], str]
 
 
-def merge(
-    ours: Iterable[Directive], options: str, skip: Collection[str], *, glued: bool
-) -> list[str]:
-    """Return the texts of our directives without those that are left out or given as options."""
-    given = names_in(options, glued=glued) | set(skip)
-    return [text for names, text in ours if given.isdisjoint(names)]
+def script_of(mark: str, ours: Iterable[Directive], spec: JobSpec, *, glued: bool) -> str:
+    """Return a script of bash whose directives stand behind a mark: ours, and the user's options.
+
+    Ours are those that are neither left out nor given as options; for `glued` see `names_in`.
+    """
+    given = names_in(spec.options, glued=glued) | set(spec.skip)
+    lines = [text for names, text in ours if given.isdisjoint(names)]
+    lines += [spec.options] * bool(spec.options.strip())
+    directives = "".join(f"{mark} {line}\n" for line in lines)
+    return f"#!/bin/bash\n{directives}\n{spec.body}"
 
 
 def names_in(options: str, *, glued: bool) -> set[str]:

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 from ostap_parallel.errors import SchedulerUnavailable
 from ostap_parallel.schedulers.answers import ask, refuse
-from ostap_parallel.schedulers.directives import Directive, merge
+from ostap_parallel.schedulers.directives import Directive, script_of
 from ostap_parallel.schedulers.quantities import clock, parse_memory, parse_walltime
 from ostap_parallel.schedulers.scheduler import Done, End, JobSpec, JobState, Phase, Runner
 
@@ -62,10 +62,7 @@ class Sge:
 
     def script(self, spec: JobSpec) -> str:
         """Return what would be submitted."""
-        lines = merge(self._directives(spec), spec.options, spec.skip, glued=False)
-        lines += [spec.options] * bool(spec.options.strip())
-        directives = "".join(f"#$ {line}\n" for line in lines)
-        return f"#!/bin/bash\n{directives}\n{spec.body}"
+        return script_of("#$", self._directives(spec), spec, glued=False)
 
     def _directives(self, spec: JobSpec) -> Iterator[Directive]:
         yield ("-N",), f"-N {spec.name}"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from ostap_parallel.errors import SchedulerUnavailable
 from ostap_parallel.schedulers.answers import ask, refuse
-from ostap_parallel.schedulers.directives import Directive, merge
+from ostap_parallel.schedulers.directives import Directive, script_of
 from ostap_parallel.schedulers.quantities import clock, parse_memory, parse_walltime
 from ostap_parallel.schedulers.scheduler import End, JobSpec, JobState, Phase, Runner
 
@@ -71,10 +71,7 @@ class Slurm:
 
     def script(self, spec: JobSpec) -> str:
         """Return what would be submitted."""
-        lines = merge(_directives(spec), spec.options, spec.skip, glued=True)
-        lines += [spec.options] * bool(spec.options.strip())
-        directives = "".join(f"#SBATCH {line}\n" for line in lines)
-        return f"#!/bin/bash\n{directives}\n{spec.body}"
+        return script_of("#SBATCH", _directives(spec), spec, glued=True)
 
     def submit(self, script: str, timeout: float = 60.0) -> str:
         """Submit a script; return the id."""
