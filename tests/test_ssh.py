@@ -20,8 +20,10 @@ from pathos.connection import PipeException
 from ostap_parallel import WorkManager
 from ostap_parallel.config import HostConfig
 from ostap_parallel.errors import ConfigError, HostError
+from ostap_parallel.supply.here import run_here
+from ostap_parallel.supply.relay import open_relay
 from ostap_parallel.supply.session import Session
-from ostap_parallel.supply.ssh import Copier, Ssh, Tunnel, control_directory
+from ostap_parallel.supply.ssh import Copier, Ssh, Tunnel, control_directory, ssh_version
 from ostap_parallel.supply.ways import write_files
 
 NASTY = ["a b", "quote'quote", 'double"double', "$HOME", "`id`", "$(id)", "*", "-rf", "new\nline"]
@@ -343,3 +345,43 @@ class TestTunnel:
             assert lines.get(timeout=20) == "up"
             port = Tunnel(session.way).connect("127.0.0.1", listener)
             assert greeting(port) in (b"", "ConnectionResetError")
+
+
+CHATTY = r"printf 'no:\r\n\n there\rand not here \r\r\n' >&2; exit 255"
+
+
+def words_of(way):
+    """Return what a session is told by a program that fails."""
+    lines, ended = [], threading.Event()
+
+    def take(line):
+        if line is None:
+            ended.set()
+
+    session = Session("h1", way.argv(), take, lines.append)
+    session.open()
+    try:
+        assert ended.wait(60)
+    finally:
+        session.close()
+    assert session.last_words == "\n".join(lines)
+    return session.last_words
+
+
+def test_lines_of_reasons_end_in_one_way(tmp_path, monkeypatch):
+    """ssh ends some of its lines by CR and LF, which no report can show."""
+    ssh_version()  # which is kept, of the real one
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "ssh").write_text(f"#!/bin/sh\n{CHATTY}\n")
+    (tmp_path / "bin" / "ssh").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin{os.pathsep}{os.environ['PATH']}")
+    way = Ssh(HostConfig(name="h1"), tmp_path / "control")
+    reasons = [words_of(way), run_here(["ssh"]).words]
+    with open_relay("h1", ["ssh"], keepalive=20, python="python3", judge=str) as relay:
+        reasons.append(words_of(relay).removesuffix("\nssh has ended: exit status 255"))
+    calls = [lambda: way.copy({}, "/tmp", 60), lambda: way.forward(1), lambda: way.backward(1)]
+    for call in calls:
+        with pytest.raises(HostError) as caught:
+            call()
+        reasons.append(caught.value.reason)
+    assert reasons == ["no:\n there\nand not here"] * 6

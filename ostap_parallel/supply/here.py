@@ -29,8 +29,7 @@ def run_here(argv: Sequence[str], data: str = "", timeout: float = 60.0) -> Done
         raise SchedulerUnavailable(argv[0], f"no answer in {timeout:g} s") from None
     except OSError as exc:
         raise SchedulerUnavailable(argv[0], f"{exc.strerror}: is it on PATH?") from None
-    texts = (text.decode(errors="replace") for text in (done.output, done.errors))
-    return Done(done.status or 0, *texts)
+    return Done(done.status or 0, done.output.decode(errors="replace"), done.words)
 
 
 def clean(environ: Mapping[str, str]) -> dict[str, str]:

@@ -48,8 +48,7 @@ class Login:
             raise SchedulerUnavailable(argv[0], f"no answer in {timeout:g} s") from None
         if self._ended.is_set():
             raise SchedulerUnavailable(argv[0], self._words())
-        texts = (text.decode(errors="replace") for text in (done.output, done.errors))
-        return Done(done.status or 0, *texts)
+        return Done(done.status or 0, done.output.decode(errors="replace"), done.words)
 
     def program(self, argv: Sequence[str]) -> list[str]:
         """Return what runs a command there with our standard input and output."""

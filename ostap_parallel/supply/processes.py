@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import re
 import shutil
 import signal
 import subprocess
@@ -28,6 +29,17 @@ class Done:
     status: int | None
     output: bytes
     errors: bytes
+
+    @property
+    def words(self) -> str:
+        """What it wrote to standard error, as text."""
+        return "\n".join(lines_of(self.errors))
+
+
+def lines_of(raw: bytes) -> list[str]:
+    """Return the lines that a program wrote for people; ssh ends some of its own by CR and LF."""
+    lines = re.split(r"[\r\n]+", raw.decode("utf-8", "backslashreplace"))
+    return [line.rstrip() for line in lines if line.strip()]
 
 
 def start_apart(

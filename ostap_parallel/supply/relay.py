@@ -119,7 +119,7 @@ class Relay:
             done = self.run(["bash", "-s"], data, timeout)
         except subprocess.TimeoutExpired as exc:
             raise HostError(self.label, "copy", f"not done after {timeout:.0f} s") from exc
-        words = done.errors.decode("utf-8", "backslashreplace").strip()
+        words = done.words
         if done.status or (done.status is None and words):
             reason = words or f"copying ended with exit status {done.status}"
             raise HostError(self.label, "copy", reason)

@@ -13,7 +13,7 @@ from typing import IO
 
 from ostap_parallel.errors import HostError
 from ostap_parallel.logs import logger_of
-from ostap_parallel.supply.processes import close_apart, exit_status, start_apart
+from ostap_parallel.supply.processes import close_apart, exit_status, lines_of, start_apart
 
 logger = logger_of(__name__)
 
@@ -165,7 +165,7 @@ class Session:
     def _read_errors(self, stream: IO[bytes]) -> None:
         try:
             for raw in stream:
-                if line := raw.decode("utf-8", "backslashreplace").rstrip():
+                for line in lines_of(raw):
                     self._last_words.append(line)
                     with self._guarded():
                         self._on_words(line)

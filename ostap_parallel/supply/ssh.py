@@ -145,7 +145,7 @@ class Ssh:
         """Return a port of loopback there that leads to a port here."""
         forward = f"127.0.0.1:0:127.0.0.1:{port}"
         done = run_apart(self.command("-O", "forward", "-R", forward), timeout=30)
-        words = done.errors.decode("utf-8", "backslashreplace").strip()
+        words = done.words
         if not (number := re.search(rb"\d+", done.output)):
             raise TunnelError(self.label, "tunnel", words or "ssh -O forward -R failed")
         return int(number[0])
@@ -244,7 +244,7 @@ class Copier(PathosCopier):  # type: ignore[misc]
         except subprocess.TimeoutExpired as exc:
             raise CopyError(label, "copy", f"not done after {self.timeout:.0f} s") from exc
         self._response, self._stdout = done.output, io.BytesIO(done.output)
-        words = done.errors.decode("utf-8", "backslashreplace").strip()
+        words = done.words
         if done.status or (done.status is None and words):
             reason = words or f"copying ended with exit status {done.status}"
             raise CopyError(label, "copy", reason)
@@ -344,7 +344,7 @@ class Tunnel(PathosTunnel):  # type: ignore[misc]
 
     def _control(self, what: str) -> None:
         done = run_apart(self._way.command("-O", what, "-L", self._forwarded()), timeout=30)
-        words = done.errors.decode("utf-8", "backslashreplace").strip()
+        words = done.words
         if done.status or (done.status is None and words):
             raise TunnelError(self._way.label, "tunnel", words or f"ssh -O {what} failed")
 
