@@ -19,6 +19,7 @@ from benchmarks.harness import Benchmark, Case, Figures, Results
 from benchmarks.peers import OURS
 from benchmarks.remote import open_manager
 from benchmarks.tasks import burn_for, first_row, keep, kept_size, kill_once, square, who_and_where
+from ostap_parallel import Pool
 
 THEIRS = "multiprocessing.Pool"
 FORKSERVER = "multiprocessing.Pool, forkserver"
@@ -28,8 +29,6 @@ FORKSERVER = "multiprocessing.Pool, forkserver"
 def open_pool(name: str, workers: int, *init: Any) -> Iterator[TheirPool]:
     """Open a pool of ours or of the standard library's."""
     if name == OURS:
-        from ostap_parallel import Pool
-
         pool: TheirPool = Pool(workers, *init)
     else:
         method = "forkserver" if name == FORKSERVER else "fork"

@@ -143,6 +143,7 @@ def measure(case: Case, given: Mapping[str, Any], folder: Path) -> Figures:
     argv = [sys.executable, *case.launcher, name, json.dumps(arguments), str(answer)]
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     environ = {**os.environ, "PYTHONPATH": path, "FAULTS_CASE": str(folder)}
+    environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else each process compiles all it imports
     with printed.open("wb") as out:
         process = subprocess.Popen(
             argv,
