@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import py_compile
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import MAGIC_NUMBER, cache_from_source
 from pathlib import Path
+from types import ModuleType
 
 import dill
 import ppft
@@ -118,6 +120,25 @@ def test_packages_come_from_the_bundle(archive):
 def test_modules_are_compiled_for_this_version(archive):
     code = Path(cache_from_source(archive / "ostap_parallel/machine/serve.py")).read_bytes()
     assert code[:4] == MAGIC_NUMBER
+
+
+def test_what_is_compiled_already_is_not_compiled_again(tmp_path, monkeypatch):
+    package = ModuleType("package")
+    package.__path__ = [str(tmp_path / "package")]
+    source = tmp_path / "package/__init__.py"
+    source.parent.mkdir()
+    source.write_text("VALUE = 1\n")
+    when = source.stat().st_mtime_ns
+    py_compile.compile(str(source))
+    source.write_text("VALUE = 2\n")
+    os.utime(source, ns=(when, when))  # it looks as it did, so what was compiled is good
+    monkeypatch.setattr("ostap_parallel.supply.bundle._PACKAGES", [package])
+    there = tmp_path / "there"
+    there.mkdir()
+    folder = unpack(bundle((3, 97)), there)
+    code = f"import sys; sys.path.insert(0, {str(folder)!r}); import package; print(package.VALUE)"
+    done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("1\n", "")
 
 
 def test_a_python_of_another_minor_version_refuses(tmp_path):

@@ -8,11 +8,12 @@ import them from a zip file would take each worker half as long again.
 from __future__ import annotations
 
 import functools
-import importlib.util
 import io
 import marshal
 import tarfile
 import threading
+from importlib.machinery import SourceFileLoader
+from importlib.util import MAGIC_NUMBER, cache_from_source, source_hash
 from pathlib import Path
 
 import cloudpickle
@@ -112,8 +113,9 @@ def _make(version: tuple[int, int]) -> bytes:
                 if "tests" in path.relative_to(root).parts:
                     continue
                 name = f"{package.__name__}/{path.relative_to(root).as_posix()}"
-                _add(archive, name, path.read_bytes())
-                _add(archive, importlib.util.cache_from_source(name), _compiled(path))
+                source = path.read_bytes()
+                _add(archive, name, source)
+                _add(archive, cache_from_source(name), _compiled(name, path, source))
     return buffer.getvalue()
 
 
@@ -123,10 +125,12 @@ def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
     archive.addfile(entry, io.BytesIO(content))
 
 
-def _compiled(path: Path) -> bytes:
-    """Return the module as a .pyc that is never checked against its source (PEP 552)."""
-    source = path.read_bytes()
-    code = compile(source, path.name, "exec", dont_inherit=True)
+def _compiled(name: str, path: Path, source: bytes) -> bytes:
+    """Return the module as a .pyc that is never checked against its source (PEP 552).
+
+    What is compiled here already is taken: to compile all would take longer than the start of a
+    host. The path in it is of no importance, as whoever imports it puts in that of its own.
+    """
+    code = SourceFileLoader(name, str(path)).get_code(name)
     unchecked = (1).to_bytes(4, "little")
-    digest = importlib.util.source_hash(source)
-    return importlib.util.MAGIC_NUMBER + unchecked + digest + marshal.dumps(code)
+    return MAGIC_NUMBER + unchecked + source_hash(source) + marshal.dumps(code)
