@@ -95,6 +95,26 @@ class Cluster:
         lines = self.try_(*argv).splitlines()
         return lines if self.name == "slurm" else lines[2:]
 
+    def unfit(self) -> list[str]:
+        """Return the nodes or queues that take no jobs now, with their states and the reasons."""
+        if self.name == "slurm":
+            lines = self.try_("sinfo", "-h", "-N", "-p", "main", "-o", "%N %T %E").splitlines()
+            is_fit = [words[1:2] == ["idle"] for words in map(str.split, lines)]
+        else:
+            lines = [line for line in self.try_("qstat", "-f").splitlines() if "@" in line]
+            is_fit = [len(line.split()) == 5 for line in lines]  # the sixth word is its state
+        if not lines:
+            return ["nobody answers"]
+        return [line for line, fit in zip(lines, is_fit, strict=True) if not fit]
+
+    def resume(self) -> None:
+        """Have nodes or queues take jobs again that were taken out, as who looks after them."""
+        if self.name == "sge":
+            self.try_("qmod", "-c", "*")
+            return
+        for line in self.unfit():
+            self.try_("scontrol", "update", f"nodename={line.split()[0]}", "state=resume")
+
     def cancel_all(self) -> None:
         """Cancel all jobs, and wait until they are gone."""
         deadline = time.monotonic() + READY

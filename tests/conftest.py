@@ -45,6 +45,7 @@ from sshd import (
 )
 
 LEAK_PATIENCE = 5.0  # seconds until a host must be as it was before a test
+CLUSTER_PATIENCE = 60.0  # the same of a batch system, whose daemons take their time
 
 # Helpers of Python's and of MPI's, which these keep until the interpreter exits.
 KEPT_TO_THE_END = (
@@ -188,11 +189,27 @@ def cluster(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     for name, value in found.environ.items():
         monkeypatch.setenv(name, value)
     yield found
-    deadline = time.monotonic() + LEAK_PATIENCE
-    while left := found.jobs():
+    check_cluster(found)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_in_batch_systems(request: pytest.FixtureRequest) -> Iterator[None]:
+    """After each test `slurm` and `sge` have no job, and all their nodes take jobs."""
+    names = [name for name in ("slurm", "sge") if name in request.fixturenames]
+    clusters = [request.getfixturevalue(name) for name in names]
+    yield
+    for cluster in clusters:
+        check_cluster(cluster)
+
+
+def check_cluster(cluster: Cluster) -> None:
+    """Fail, listing what there is, unless a batch system gets to be as new in time."""
+    deadline = time.monotonic() + CLUSTER_PATIENCE
+    while left := [*cluster.jobs(), *cluster.unfit()]:
         if time.monotonic() > deadline:
-            found.cancel_all()  # so that the next test does not find it
-            pytest.fail("left in the queue:\n  " + "\n  ".join(left))
+            cluster.cancel_all()  # so that the next test does not find it
+            cluster.resume()
+            pytest.fail("left in the batch system:\n  " + "\n  ".join(left))
         time.sleep(0.05)
 
 

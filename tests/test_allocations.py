@@ -120,11 +120,25 @@ def on_slurm(slurm, monkeypatch, tmp_path):
 
 @pytest.fixture
 def killed(on_slurm, tmp_path):
-    """Removes what those leave that are killed without a warning, as no node does."""
+    """Removes what those leave that are killed without a warning, as no node does.
+
+    A controller that was killed takes nodes out where jobs had only begun to start.
+    """
     yield
+    wait_until(lambda: not (on_slurm.jobs() or steps_of(on_slurm)), PATIENCE, "they have ended")
+    on_slurm.resume()
     for folder in (tmp_path / "there").iterdir():
-        wait_until(lambda: not steps_of(on_slurm), PATIENCE, "they have ended")
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_a_node_that_takes_no_jobs_is_told(on_slurm):
+    node = on_slurm.nodes[0]
+    on_slurm.run("scontrol", "update", f"nodename={node}", "state=drain", "reason=by hand")
+    try:
+        wait_until(lambda: on_slurm.unfit() == [f"{node} drained by hand"], PATIENCE, "it is told")
+    finally:
+        on_slurm.resume()
+    wait_until(lambda: not on_slurm.unfit(), PATIENCE, "it takes jobs again")
 
 
 def steps_of(slurm):
