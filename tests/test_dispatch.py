@@ -20,6 +20,7 @@ from foreign import FOREIGN, open_foreign, processes
 from ostap_parallel import Executor as OurExecutor
 from ostap_parallel import SerializeError, TaskMerger, WorkerLost, WorkManager
 from ostap_parallel.engine.foreign import backend_of
+from ostap_parallel.runs.chunking import ChunkSize
 from ostap_parallel.runs.outcome import Batch
 from ostap_parallel.runs.run import Run
 from ostap_parallel.worker.execute import Call
@@ -193,6 +194,22 @@ class TestForeignExecutors:
         with ThreadPoolExecutor(1) as pool, WorkManager(executor=pool, silent=True) as wm:
             assert wm.process(lambda one: one.method(), [Local()]) == [1]
         assert Local.method is method
+
+
+@pytest.mark.parametrize("seconds", [0.0002, 0.0005, 0.001])
+def test_the_last_chunks_are_shared_evenly(seconds):
+    """No worker has a whole chunk to do when the others have nothing any more."""
+    size = ChunkSize()
+    for _ in range(40):
+        size.adapt(seconds * 8, 8, 1e-4)
+    sent, loads = 0, [0, 0]
+    while sent < 32:
+        loads.sort()  # the one that is done first gets the next chunk
+        left = 32 - sent + (0 if all(loads) else sum(loads))
+        count = min(size.choose(2, 32, left, 1e-4), 32 - sent)
+        loads[0] += count
+        sent += count
+    assert max(loads) <= 17
 
 
 class Manual(Executor):

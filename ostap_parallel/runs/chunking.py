@@ -180,7 +180,8 @@ class ChunkSize:
     ) -> int:
         """Return the size of the next chunk when `left` of `total` items, if known, are left.
 
-        One that `is_heavy` costs much by itself, by what its items share, and there should be few.
+        These include what other workers have, while there are some that have nothing. One that
+        `is_heavy` costs much by itself, by what its items share, and there should be few.
         """
         if total is None:
             return self._size
@@ -191,6 +192,8 @@ class ChunkSize:
         # these may take far longer than those of earlier runs
         share = math.ceil(max(1, total) / workers)
         size = min(self._size, share, max(min(least, self._count // MANY), guided))
+        # not more for one worker than for the others, unless that is hardly anything
+        size = min(size, max(1, math.ceil(left / workers), least // 4))
         if not is_heavy or not self._seconds:
             return size
         fitting = int(LONGEST_CHUNK / self._seconds)  # what it does not begin by then comes back

@@ -221,10 +221,9 @@ class Run:
                 self._free_stranded()
             if self._watch.is_due():
                 self._watch.warn()
-            try:
+            done = None
+            with contextlib.suppress(queue.Empty):
                 done = self._news.get(timeout=self._patience())
-            except queue.Empty:
-                done = None
             if done is None:
                 self._free_stranded()
             else:
@@ -276,8 +275,7 @@ class Run:
         if self.ordered:  # what is held back for one slow item must not grow without limit
             size = min(size, 8 * size * workers + 64 - (self._next - self._ordering.first))
             under_way = sum(len(chunk.items) for chunk in self._running.values())
-            size = int(min(size, self._ordering.room(under_way)))
-        size = max(0, size)
+            size = max(0, int(min(size, self._ordering.room(under_way))))
         if not isinstance(self.items, (range, list, tuple)):
             return self._pack(itertools.islice(self._input, size), size)
         values = self.items[self._next : self._next + size]
@@ -332,6 +330,8 @@ class Run:
         if self.chunk_size is not None:
             return self.chunk_size
         left = (self.total or 0) - self._next + given_back
+        if len(self._running) < workers:  # what the others have is no less than this one's share
+            left += sum(len(chunk.items) for chunk in self._running.values())
         known = workers, self.total, left, self.backend.round_trip, self._is_heavy
         return self._size.choose(*known)
 
