@@ -44,8 +44,8 @@ def missing(reason: str) -> None:
 
 
 @contextlib.contextmanager
-def opened(browser: Any, file: Path, has_plots: bool = True) -> Iterator[Any]:
-    """Open a page; fail if it asks for anything but itself, or has an error."""
+def opened(browser: Any, file: Path, has_plots: bool = True, script: str = "") -> Iterator[Any]:
+    """Open a page, after a script; fail if it asks for anything but itself, or has an error."""
     page = browser.new_page(viewport={"width": 1400, "height": 1000})
     wrong: list[str] = []
     page.on("pageerror", lambda error: wrong.append(str(error)))
@@ -56,6 +56,7 @@ def opened(browser: Any, file: Path, has_plots: bool = True) -> Iterator[Any]:
             None if asked.url.startswith(("file:", "data:", "blob:")) else wrong.append(asked.url)
         ),
     )
+    page.add_init_script(script)
     try:
         page.goto(file.as_uri())
         if has_plots:

@@ -568,12 +568,12 @@ def describe(obj: object) -> str:
 
 def _one_line(obj: Any, to_text: Any) -> str:
     try:
-        text = re.sub(r"\s*\n\s*", " ", to_text(obj).strip())
+        text = re.sub(r"\s*[\n\t]\s*", " ", to_text(obj).strip())
     except KeyboardInterrupt:
         raise
     except BaseException as exc:  # user code
         text = f"<{type(obj).__name__} whose text raises {type(exc).__name__}>"
-    text = "".join(char if char.isprintable() else "?" for char in text)
+    text = printable(text)
     return text if len(text) <= _MAX_REPR else f"{text[: _MAX_REPR - 3]}..."
 
 

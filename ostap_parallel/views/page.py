@@ -89,7 +89,7 @@ def page_of(facts: Facts) -> str:
         plots.head if plots else "",
         "</head><body>",
         *_body(facts, plots),
-        plots.script if plots else "",
+        *((plots.script, f"<script>{_HIDING}</script>") if plots else ()),
         "</body></html>",
     ]
     return "\n".join(filter(None, parts)) + "\n"
@@ -165,11 +165,23 @@ def _drawn(facts: Facts, plots: Plots | None) -> Iterator[str]:
     if plots is None:
         yield f"<p class='note'>{_text(NO_PLOTS)}</p></section>"
         return
-    yield "<p>A lane for each worker. Wheel: zoom; drag: move; a name in the legend: hide."
+    yield "<p>A lane for each worker. Wheel: zoom; drag: move; a name: hide what has its colour."
     yield f"{_text(_sampled(picture))}</p>"
-    yield f"{plots.places['timeline']}<h3>Throughput</h3>{plots.places['throughput']}</section>"
+    yield f"{_keys(plots, 'timeline')}{plots.places['timeline']}"
+    yield f"<h3>Throughput</h3>{plots.places['throughput']}</section>"
     if "times" in plots.places:
-        yield f"<section id='times'><h2>Times of items</h2>{plots.places['times']}</section>"
+        drawn = f"{_keys(plots, 'times')}{plots.places['times']}"
+        yield f"<section id='times'><h2>Times of items</h2>{drawn}</section>"
+
+
+def _keys(plots: Plots, name: str) -> str:
+    """Return the legend of a plot."""
+    buttons = (
+        f"<button data-name='{_text(key.name)}'><i style='background: {key.colour}'></i>"
+        f"{_text(key.label)}</button>"
+        for key in plots.keys[name]
+    )
+    return f"<div class='keys'>{''.join(buttons)}</div>"
 
 
 def _sampled(picture: Picture) -> str:
@@ -258,6 +270,20 @@ td { overflow-wrap: break-word; max-width: 60em; }
 pre { background: #f4f6f8; padding: 10px; overflow-x: auto; font-size: 13px; margin: 6px 0; }
 details { margin: 6px 0; } summary { cursor: pointer; overflow-wrap: anywhere; }
 .note { background: #fff7e0; border: 1px solid #f0dfa8; border-radius: 6px; padding: 6px 12px; }
+.keys { display: flex; flex-wrap: wrap; gap: 2px 18px; margin: 4px 0; }
+.keys button { font: inherit; border: 0; padding: 0; background: none; cursor: pointer;
+  text-align: left; overflow-wrap: anywhere; }
+.keys i { display: inline-block; width: 12px; height: 12px; margin-right: 6px; }
+.keys .off { opacity: 0.35; text-decoration: line-through; }
 .inner { padding-left: 16px; }
 ul { margin: 4px 0; padding-left: 20px; overflow-wrap: anywhere; }
+"""
+
+# What is named in a legend is hidden and shown by a click on it.
+_HIDING = """
+for (const key of document.querySelectorAll(".keys button")) key.onclick = () => {
+  const glyph = Bokeh.documents[0].get_model_by_name(key.dataset.name)
+  glyph.visible = !glyph.visible
+  key.classList.toggle("off", !glyph.visible)
+}
 """

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from ostap_parallel.views.picture import CLASSES, Bar, Fate, Picture
-from ostap_parallel.views.words import duration
 
 # Colours of functions, and of hosts where these are compared; those that are left share the last.
 PALETTE = (
@@ -31,12 +31,50 @@ _GAP = 0.6  # lanes between two hosts
 _LONG = 600  # seconds, from which on times are written as hours, minutes and seconds
 
 
+# How a browser puts in words what is pointed at; times as `duration` does.
+CLOCK = """
+const all = Math.round(Math.abs(tick)), two = (n) => String(n).padStart(2, "0")
+const sign = tick < 0 ? "-" : ""
+return `${sign}${Math.floor(all / 3600)}:${two(Math.floor(all / 60) % 60)}:${two(all % 60)}`
+"""
+NAMES = "return names[value]"
+ITEMS = """
+const items = source.data.items[special_vars.index]
+return items == 1 ? `${value}` : `${items} items from ${value} on`
+"""
+SECONDS = (
+    """
+const seconds = source.data.right[special_vars.index] - value
+const short = (number) => Number(number.toPrecision(3))
+if (seconds < 1e-3) return `${Math.round(seconds * 1e6)} us`
+if (seconds < 0.9995) return `${short(seconds * 1e3)} ms`
+if (seconds < 99.95) return `${short(seconds)} s`
+const tick = seconds"""
+    + CLOCK
+)
+
+
+class Key(NamedTuple):
+    """What a colour stands for, and the name of the glyphs that have it.
+
+    Bokeh's own legend is laid out after all is drawn, and then all is drawn once more.
+    """
+
+    colour: str
+    label: str
+    name: str
+
+
 class Plots(NamedTuple):
-    """What goes into a page: a script for its head, one for its end, and the places of plots."""
+    """What goes into a page: a script for its head, one for its end, and the places of plots.
+
+    `keys` has the legend of each plot that has one.
+    """
 
     head: str
     script: str
     places: dict[str, str]
+    keys: dict[str, list[Key]]
 
 
 def plots_of(picture: Picture) -> Plots | None:
@@ -50,17 +88,18 @@ def plots_of(picture: Picture) -> Plots | None:
     margin = 0.01 * picture.end or 0.01
     bounds: Any = (-10 * margin, picture.end * 1.1 + 1)
     range_ = Range1d(-margin, picture.end + margin, bounds=bounds)
-    plots: Any = {
-        "timeline": _timeline(picture, range_),
-        "throughput": _throughput(picture, range_),
-    }
+    plots: dict[str, Any] = {}
+    keys: dict[str, list[Key]] = {}
+    plots["timeline"], keys["timeline"] = _timeline(picture, range_)
+    plots["throughput"] = _throughput(picture, range_)
     if any(picture.times.values()):
-        plots["times"] = _times(picture)
+        plots["times"], keys["times"] = _times(picture)
     script, places = components(plots)
-    return Plots(Resources(mode="inline", components=["bokeh"]).render(), script, places)
+    head = Resources(mode="inline", components=["bokeh"]).render()
+    return Plots(head, script, places, keys)
 
 
-def _timeline(picture: Picture, range_: Any) -> Any:
+def _timeline(picture: Picture, range_: Any) -> tuple[Any, list[Key]]:
     from bokeh.models import BoxAnnotation, FixedTicker, Range1d
 
     heights, bands = heights_of(picture)
@@ -81,11 +120,14 @@ def _timeline(picture: Picture, range_: Any) -> Any:
         is_ok = bar.fate is Fate.OK
         kind = min(bar.function, len(PALETTE) - 1) if is_ok else 0
         groups.setdefault((bar.fate, kind), []).append(bar)
-    for fate, kind in sorted(groups, key=lambda key: (ORDER.index(key[0]), key[1])):
-        _draw(plot, picture, groups[fate, kind], heights)
-    _draw_events(plot, picture, bands)
-    _finish_legend(plot)
-    return plot
+    keys = {
+        (fate, kind): _draw(plot, picture, groups[fate, kind], heights)
+        for fate, kind in sorted(groups, key=lambda key: (ORDER.index(key[0]), key[1]))
+    }
+    told = [
+        keys[fate, kind] for fate in Fate for kind in range(len(PALETTE)) if (fate, kind) in keys
+    ]
+    return plot, [*told, *_draw_events(plot, picture, bands)]
 
 
 def heights_of(picture: Picture) -> tuple[dict[int, float], dict[str, tuple[float, float]]]:
@@ -107,10 +149,10 @@ def heights_of(picture: Picture) -> tuple[dict[int, float], dict[str, tuple[floa
     return heights, bands
 
 
-def _draw(plot: Any, picture: Picture, bars: list[Bar], heights: dict[int, float]) -> None:
-    """Draw bars of one colour."""
+def _draw(plot: Any, picture: Picture, bars: list[Bar], heights: dict[int, float]) -> Key:
+    """Draw bars of one colour; return what it stands for."""
     import numpy as np
-    from bokeh.models import ColumnDataSource, HoverTool
+    from bokeh.models import ColumnDataSource
 
     fate, function = bars[0].fate, min(bars[0].function, len(PALETTE) - 1)
     colour = COLOURS.get(fate, PALETTE[function])
@@ -118,24 +160,15 @@ def _draw(plot: Any, picture: Picture, bars: list[Bar], heights: dict[int, float
     if fate is Fate.OK:
         others = len(picture.functions) > len(PALETTE) and function == len(PALETTE) - 1
         label = "others" if others else (picture.functions[function] or "item")
-    lanes = [picture.lanes[bar.lane] for bar in bars]
-    columns: dict[str, Any] = {
+    columns = {
         "y": np.array([heights[bar.lane] for bar in bars], "f4"),
         "left": np.array([bar.begin for bar in bars], "f8"),
         "right": np.array([bar.end for bar in bars], "f8"),
-        "worker": [f"{lane.host}, {lane.pid_text}" for lane in lanes],
-        "seconds": [duration(bar.end - bar.begin) for bar in bars],
+        "lane": np.array([bar.lane for bar in bars], "i4"),
+        "first": np.array([bar.first for bar in bars], "f8"),
+        "items": np.array([bar.items for bar in bars], "i4"),
+        "function": np.array([bar.function for bar in bars], "i4"),
     }
-    tooltips = [("", label), ("seconds", "@seconds"), ("worker", "@worker")]
-    if fate is not Fate.WAITING:
-        columns["item"] = [_items(bar) for bar in bars]
-        columns["name"] = [picture.functions[bar.function] for bar in bars]
-        tooltips = [
-            ("item", "@item"),
-            ("function", "@name"),
-            ("outcome", fate.value),
-            *tooltips[1:],
-        ]
     glyph = plot.hbar(
         y="y",
         left="left",
@@ -146,19 +179,43 @@ def _draw(plot: Any, picture: Picture, bars: list[Bar], heights: dict[int, float
         fill_alpha=0.75,
         line_color=colour,  # so that what is narrower than a pixel is seen
         line_width=1,
-        legend_label=label,
+        name=f"{fate.name} {function}",
     )
-    plot.add_tools(HoverTool(renderers=[glyph], tooltips=tooltips, visible=False))
+    plot.add_tools(_hover(picture, glyph, fate))
+    return Key(colour, label, glyph.name)
 
 
-def _items(bar: Bar) -> str:
-    if bar.items == 1:
-        return str(bar.first)
-    return f"{bar.items} items from {bar.first} on"
+def _hover(picture: Picture, glyph: Any, fate: Fate) -> Any:
+    """Return what tells of a bar.
+
+    That is put in words when it is pointed at: texts for each of thousands take a browser longer
+    than to draw them.
+    """
+    from bokeh.models import CustomJSHover, HoverTool
+
+    tooltips = [("seconds", "@left{custom}"), ("worker", "@lane{custom}")]
+    if fate is Fate.WAITING:
+        tooltips = [("", fate.value), *tooltips]
+    else:
+        item = ("item", "@first{custom}"), ("function", "@function{custom}")
+        tooltips = [*item, ("outcome", fate.value), *tooltips]
+    words = {"lane": NAMES, "left": SECONDS, "first": ITEMS, "function": NAMES}
+    names = {
+        "lane": [f"{lane.host}, {lane.pid_text}" for lane in picture.lanes],
+        "function": picture.functions,
+    }
+    source = glyph.data_source
+    formatters = {
+        f"@{name}": CustomJSHover(args={"source": source, "names": names.get(name)}, code=code)
+        for name, code in words.items()
+    }
+    return HoverTool(renderers=[glyph], tooltips=tooltips, formatters=formatters, visible=False)
 
 
-def _draw_events(plot: Any, picture: Picture, bands: dict[str, tuple[float, float]]) -> None:
-    """Mark when hosts came, were lost, and failed."""
+def _draw_events(
+    plot: Any, picture: Picture, bands: dict[str, tuple[float, float]]
+) -> Iterator[Key]:
+    """Mark when hosts came, were lost, and failed; yield what the marks stand for."""
     from bokeh.models import ColumnDataSource, HoverTool
 
     kinds = {"up": ("triangle", "#2ca02c", "host up"), "lost": ("x", "#d62728", "host lost")}
@@ -179,14 +236,16 @@ def _draw_events(plot: Any, picture: Picture, bands: dict[str, tuple[float, floa
             "size": 11,
             "line_color": colour,
             "line_width": 3,
+            "name": label,
         }
         glyph = plot.scatter("x", "y", source=source, fill_color=colour, **style)
         tooltips = [("host", "@host"), ("", label), ("reason", "@reason")]
         plot.add_tools(HoverTool(renderers=[glyph], tooltips=tooltips, visible=False))
+        yield Key(colour, label, glyph.name)
 
 
 def _throughput(picture: Picture, range_: Any) -> Any:
-    plot = _figure(range_, 170, "items per second", tools="xwheel_zoom,xpan,reset,save")
+    plot = _figure(range_, 170, "items per second", tools="xwheel_zoom,xpan")
     parts = max(10, min(PARTS, picture.items // 10))
     rates = picture.rates(parts)
     edges = [picture.end / parts * part for part in range(parts + 1)]
@@ -204,8 +263,8 @@ def _throughput(picture: Picture, range_: Any) -> Any:
     return plot
 
 
-def _times(picture: Picture) -> Any:
-    """Draw how long items took, for each host."""
+def _times(picture: Picture) -> tuple[Any, list[Key]]:
+    """Draw how long items took, for each host; return what the colours stand for, too."""
     from bokeh.plotting import figure
 
     plot: Any = figure(
@@ -214,8 +273,8 @@ def _times(picture: Picture) -> Any:
         x_axis_type="log",
         x_axis_label="seconds of an item",
         y_axis_label="items",
-        tools="xwheel_zoom,xpan,reset,save",
-        toolbar_location="above",
+        tools="",
+        toolbar_location=None,
     )
     _style(plot)
     largest = sorted(picture.times, key=lambda host: -picture.times[host].total())
@@ -227,6 +286,7 @@ def _times(picture: Picture) -> Any:
     counts[f"{len(largest) - len(shown)} others"] = others
     classes = [one for found in counts.values() for one in found]
     step = 1 + (max(classes) - min(classes)) // STEPS
+    keys: list[Key] = []
     for (host, found), colour in zip(counts.items(), PALETTE, strict=False):
         if not found:
             continue
@@ -246,10 +306,10 @@ def _times(picture: Picture) -> Any:
             "fill_alpha": 0.15,
             "line_width": 2,
         }
-        plot.patch([*xs, edges[-1]], [*ys, 0.0], legend_label=host, **style)
+        keys.append(Key(colour, host, f"times {len(keys)}"))
+        plot.patch([*xs, edges[-1]], [*ys, 0.0], name=keys[-1].name, **style)
     plot.y_range.start = 0
-    _finish_legend(plot)
-    return plot
+    return plot, keys
 
 
 def _figure(range_: Any, height: int, label: str, tools: str) -> Any:
@@ -265,22 +325,15 @@ def _figure(range_: Any, height: int, label: str, tools: str) -> Any:
         tools=tools,
         active_scroll="xwheel_zoom",
         active_drag="xpan",
-        toolbar_location="above",
+        toolbar_location="above" if "save" in tools else None,
         output_backend="canvas",
         min_border_left=90,
     )
     if range_.end > _LONG:
         plot.xaxis.axis_label = "hours:minutes:seconds since the run began"
-        plot.xaxis.formatter = CustomJSTickFormatter(code=_CLOCK)
+        plot.xaxis.formatter = CustomJSTickFormatter(code=CLOCK)
     _style(plot)
     return plot
-
-
-_CLOCK = """
-const all = Math.round(Math.abs(tick)), two = (n) => String(n).padStart(2, "0")
-const sign = tick < 0 ? "-" : ""
-return `${sign}${Math.floor(all / 3600)}:${two(Math.floor(all / 60) % 60)}:${two(all % 60)}`
-"""
 
 
 def _style(plot: Any) -> None:
@@ -288,14 +341,3 @@ def _style(plot: Any) -> None:
     plot.outline_line_color = None
     plot.axis.axis_label_text_font_style = "normal"
     plot.grid.grid_line_color = "#e5e8eb"
-
-
-def _finish_legend(plot: Any) -> None:
-    if plot.legend:
-        legend = plot.legend[0]
-        legend.click_policy = "hide"
-        legend.orientation = "horizontal"
-        legend.border_line_color = None
-        legend.ncols = 5
-        legend.padding = legend.margin = 2
-        plot.add_layout(legend, "below")

@@ -7,7 +7,7 @@ from datetime import timedelta
 
 def duration(seconds: float) -> str:
     """Return a time in few characters, e.g. ``1.5 ms``, ``43.1 s``, ``2:05:00``."""
-    if seconds < 1:
+    if seconds < 0.9995:  # 999.5 ms would be written as 1e+03
         return f"{seconds * 1e3:.3g} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.0f} us"
     if seconds < 99.95:
         return f"{seconds:.3g} s"
