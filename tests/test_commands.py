@@ -127,6 +127,29 @@ class TestHere:
         assert (done.stdout, done.status) == (wanted.stdout, wanted.returncode)
         assert printed in (None, done.text)
 
+    def test_the_first_begins_before_the_second_is_there(self, here, tmp_path):
+        mark, seen = tmp_path / "mark", threading.Event()
+
+        def slowly():
+            yield f"touch {mark}"
+            wait_until(mark.exists, PATIENCE, "the first has run")
+            assert seen.wait(PATIENCE)  # and its end is told
+            yield "exit 3"
+
+        statuses = []
+        for done in run_as_completed(slowly(), executor=here):
+            seen.set()
+            statuses.append(done.status)
+        assert statuses == [0, 3]
+
+    def test_what_reading_raises_is_raised(self, here):
+        def wrong():
+            yield "true"
+            raise LookupError("no more")
+
+        with pytest.raises(LookupError, match="no more"):
+            run(wrong(), executor=here)
+
     def test_many_that_cannot_begin(self, here, tmp_path):
         commands = [Command("cat", stdin=tmp_path / "none")] * 30
         assert len(run(commands, executor=here)) == 30
@@ -340,6 +363,23 @@ class TestOnHosts:
         assert len(found) == 20
         assert max(found) <= 2
 
+    @pytest.mark.parametrize(("host", "most"), [("h1", 1100), (None, 20)])
+    def test_an_endless_source_is_read_as_far_as_there_is_use(self, pair, host, most):
+        read = 0
+
+        def endless():
+            nonlocal read
+            while read < 5000:
+                read += 1
+                yield Command("true", host=host)
+
+        results = run_as_completed(endless(), executor=pair)
+        assert [next(results).host for _ in range(5)].count("h1") in (
+            range(6) if host is None else [5]
+        )
+        results.close()
+        assert read <= most
+
     def test_a_lost_connection_ends_what_runs(self, make_hosts):
         (host,) = made = make_hosts(1)
         settings = {"ssh_config": made.ssh_config, "config": (), "patience": 0}
@@ -371,6 +411,25 @@ class TestOnHosts:
         assert all(one.succeeded for one in done)
         assert len(done) == 12
         assert stays.name in {one.host for one in done}
+
+    @pytest.mark.parametrize("retries", [0, 1])
+    def test_a_loss_is_no_failure_of_the_command(self, make_hosts, retries):
+        lost, stays = made = make_hosts(2)
+        text = "true {}; [ {host} = h2 ] || sleep 83001; echo x >>~/ran; exit 3"
+        commands = list(commands_of(text, [""], hosts=["h1", "h2"], retries=retries))
+        found: list[Done] = []
+        with Executor(0, "h1*2 h2*1", ssh_config=made.ssh_config, config=()) as executor:
+            assert executor.wait_for_hosts(PATIENCE)
+            running = threading.Thread(
+                target=lambda: found.extend(run(commands, executor=executor))
+            )
+            running.start()
+            wait_until(lambda: named("sleep 83001"), PATIENCE, "it runs")
+            crash(lost)
+            running.join(60)
+        (done,) = found
+        assert (done.host, done.status) == ("h2", 3)
+        assert (stays.home / "ran").read_text() == "x\n" * (1 + retries)
 
     def test_a_lost_host_is_waited_for_with_patience(self, make_hosts):
         _, lost = made = make_hosts(2)

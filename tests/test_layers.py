@@ -48,7 +48,6 @@ DOORS = {
         *(
             "command",
             "core",
-            "feed",
             "halting",
             "host",
             "inputs",

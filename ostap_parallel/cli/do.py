@@ -12,7 +12,6 @@ import tempfile
 from ostap_parallel.cli.do_options import WRONG
 from ostap_parallel.cli.plan import Plan
 from ostap_parallel.cli.printing import ERR, OUT, Printer
-from ostap_parallel.commands.feed import Feed
 from ostap_parallel.commands.halting import Halt
 from ostap_parallel.commands.running import open_executor, run_as_completed
 from ostap_parallel.errors import ConfigError
@@ -69,7 +68,7 @@ def _run(plan: Plan, args: argparse.Namespace) -> int:
         progress = stack.enter_context(shown)
         commands = printer.remember(plan.commands())
         results = run_as_completed(
-            commands if plan.total is not None else Feed(commands),
+            commands,
             executor=executor,
             max_per_node=plan.slots,
             results=args.results,

@@ -26,6 +26,9 @@ from ostap_parallel.worker.execute import Call
 # Seconds that commands get to end when a run is stopped.
 STOP_PATIENCE = 4.0
 
+# So many wait at most for hosts that are busy while others are idle, where more are to be read.
+AHEAD = 1000
+
 
 class Dispatcher:
     """Runs commands on a backend: as many as its hosts have slots for."""
@@ -46,15 +49,22 @@ class Dispatcher:
         self._news: queue.SimpleQueue[tuple[Job, AnyFuture] | None] = queue.SimpleQueue()
         self._source: Iterator[Job | Done | None] = iter(())
         self._is_read = self._is_paused = False
+        self._ahead: float = AHEAD
         self._seats: list[int] = []
         self._last_seat = itertools.count(1)
         self._submits: dict[Callable[[Any], Any], Submit] = {}
         self._stop_listening = backend.listen(self.wake)
         self._queues.load.listeners.add(self.wake)
 
-    def run(self, source: Iterator[Job | Done | None]) -> Iterator[Done]:
-        """Run what comes from a source; yield what becomes of it, and what has already."""
-        self._source = source
+    def run(self, source: Iterator[Job | Done | None], ahead: float = AHEAD) -> Iterator[Done]:
+        """Run what comes from a source; yield what becomes of it, and what has already.
+
+        Parameters
+        ----------
+        ahead
+            How many may be read at most for which no host is free.
+        """
+        self._source, self._ahead = source, ahead
         while True:
             yield from self._read()
             for job, reason in self._queues.hopeless():
@@ -90,10 +100,9 @@ class Dispatcher:
             self._free(job)
 
     def _read(self) -> Iterator[Done]:
-        """Take from the source what can be begun soon."""
-        enough = 2 * sum(self._queues.capacities().values()) + 1
+        """Take from the source what can be begun soon; begin it as it comes."""
         self._is_paused = False
-        while not self._is_read and self._queues.unpinned < enough:
+        while not self._is_read and self._may_read():
             try:
                 job = next(self._source)
             except StopIteration:
@@ -108,6 +117,17 @@ class Dispatcher:
                 names = job.command.pinned
                 job.labels = self._queues.labels(names) if names else None
                 self._queues.put(job)
+                if self._ahead < float("inf"):  # else the next one is there already
+                    yield from self._begin_all()
+
+    def _may_read(self) -> bool:
+        """Return whether there is use for more than what waits."""
+        queues, capacities = self._queues, self._queues.capacities()
+        enough = 2 * sum(capacities.values()) + 1
+        if queues.waiting < enough or self._ahead == float("inf"):
+            return queues.unpinned < enough
+        are_idle = any(queues.load.free(label, count) > 0 for label, count in capacities.items())
+        return are_idle and queues.unpinned < enough and queues.waiting < self._ahead
 
     def _begin_all(self) -> Iterator[Done]:
         if self._queues.waiting and not self._running:
@@ -154,7 +174,7 @@ class Dispatcher:
     def _free(self, job: Job) -> None:
         if job in self._running:
             del self._running[job]
-            self._queues.load.give(job.label, job.slots)
+            self._queues.load.give(job.label, job.slots, self.wake)
             heapq.heappush(self._seats, job.seat)
         job.stop()
 
@@ -174,6 +194,18 @@ class Dispatcher:
             return
         if news is not None:
             yield from self._hear(*news)
+        else:
+            self._take_back()
+
+    def _take_back(self) -> None:
+        """Take from hosts that are up no more what has not begun there: it would wait for them."""
+        up = self._queues.capacities().keys()
+        gone = {job.future: job for job in self._running if job.future and job.label not in up}
+        if gone:
+            begun = self._backend.places(gone)
+            for future in gone.keys() - begun.keys():
+                gone[future].is_taken_back = True
+                self._backend.give_up([future])
 
     def _hear(self, job: Job, future: AnyFuture) -> Iterator[Done]:
         value = self._value(job, future)
@@ -191,6 +223,10 @@ class Dispatcher:
             yield from self._end(job)
             return
         job.attempts.count(value)
+        if job.is_taken_back:
+            job.tries -= 1
+        else:
+            job.lost += 1
         if job.attempts.may_go_on(Limits()):
             job.done = Done(job.command, job.number)
             self._queues.put(job)
@@ -210,11 +246,13 @@ class Dispatcher:
     def _end(self, job: Job) -> Iterator[Done]:
         """Yield what has become of a command, unless it is to run again."""
         self._pace.note(job.done)
-        if job.done.succeeded or not 0 < job.tries <= job.command.retries:
+        failures = job.tries - job.lost  # with this one
+        if job.done.succeeded or not 0 < failures <= job.command.retries:
             yield job.done
             return
         job.failed_on.add(job.label)
-        allowed = self._queues.labels(job.command.pinned) or self._queues.capacities().keys()
-        job.labels = frozenset(allowed - job.failed_on) or frozenset(allowed) or None
+        pinned, up = self._queues.labels(job.command.pinned), self._queues.capacities().keys()
+        elsewhere = (pinned & up if pinned else up) - job.failed_on
+        job.labels = frozenset(elsewhere) or pinned or None
         job.done = Done(job.command, job.number)
         self._queues.put(job)

@@ -11,15 +11,14 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ostap_parallel.commands import joblog as joblogs
 from ostap_parallel.commands.command import Command, Done
 from ostap_parallel.commands.course import Levels
-from ostap_parallel.commands.dispatcher import Dispatcher
-from ostap_parallel.commands.feed import Feed
+from ostap_parallel.commands.dispatcher import AHEAD, Dispatcher
 from ostap_parallel.commands.halting import Halt
 from ostap_parallel.commands.outputs import Outputs
 from ostap_parallel.commands.pace import Pace
@@ -30,6 +29,7 @@ from ostap_parallel.engine.foreign import backend_of
 from ostap_parallel.engine.names import HERE, bare_name
 from ostap_parallel.errors import CommandFailed, ConfigError
 from ostap_parallel.faces.executor import Executor, Settings
+from ostap_parallel.runs.reading import Reader
 from ostap_parallel.runs.run import PAUSE
 from ostap_parallel.runs.stream import ending_at_exit
 
@@ -116,8 +116,7 @@ def run_as_completed(
     """
     if max_per_node is not None and max_per_node < 1:
         raise ConfigError(f"max_per_node must be at least 1, not {max_per_node!r}")
-    listed = _listed(commands)
-    given = listed if isinstance(commands, Sequence) else commands
+    listed: Any = _listed(commands)
     halt = halt if isinstance(halt, Halt) else Halt(halt)
     pace = Pace(delay, percent)
     log = Path(joblog) if joblog is not None else None
@@ -134,10 +133,11 @@ def run_as_completed(
         outputs = Outputs(keep, results, overflow)
         dispatcher = Dispatcher(backend, max_per_node, outputs, levels, pace)
         stack.callback(dispatcher.close)
-        if isinstance(commands, Feed):
-            commands.wake = dispatcher.wake
+        given, ahead = listed, float("inf")
+        if not isinstance(commands, Sequence):
+            given, ahead = stack.enter_context(_reading(commands, dispatcher.wake)), AHEAD
         file = stack.enter_context(joblogs.writer(log, bool(resume))) if log is not None else None
-        for done in dispatcher.run(_unless_past(given, past, resume)):
+        for done in dispatcher.run(_unless_past(given, past, resume), ahead):
             if file is not None and not done.is_skipped:
                 print(done.entry().line(), end="", file=file, flush=True)
             yield done
@@ -152,6 +152,21 @@ def _listed(commands: Iterable[Command | Sequence[str] | str]) -> list[Command]:
     if isinstance(commands, str | Command):
         raise TypeError("a list of commands is wanted, not one")
     return list(map(as_command, commands)) if isinstance(commands, Sequence) else []
+
+
+@contextlib.contextmanager
+def _reading(commands: Iterable[Any], wake: Callable[[], object]) -> Iterator[Iterator[Any]]:
+    """Have a thread read commands; what comes is them, and `PAUSE` where nothing is there now."""
+    reader = Reader(commands, wake)
+
+    def read() -> Iterator[Any]:
+        while found := list(reader.take(1)):
+            yield from found
+
+    try:
+        yield read()
+    finally:
+        reader.close()
 
 
 def as_command(command: Command | Filled | Sequence[str] | str) -> Command:

@@ -26,12 +26,16 @@ class Job:
         The hosts that may run it, as the backend calls them; ``None``: any.
     slots
         How many slots of its host it holds.
+    tries, lost
+        How often it has begun, and how often of these it was lost.
     seat
         The lowest number, from 1 on, that no other command has that runs.
     begun
         When, by the clock that only goes forward.
     is_overdue
         It has taken too long, and is being ended.
+    is_taken_back
+        It has not begun on its host, which is lost.
     """
 
     command: Command
@@ -41,12 +45,14 @@ class Job:
     done: Done = field(init=False)
     attempts: Attempts = field(default_factory=Attempts)
     tries: int = 0
+    lost: int = 0
     failed_on: set[str] = field(default_factory=set)
     label: str = ""
     slots: int = 0
     seat: int = 0
     begun: float = 0.0
     is_overdue: bool = False
+    is_taken_back: bool = False
     future: AnyFuture | None = None
     _course: Generator[Any, Any, None] | None = None
 
@@ -66,7 +72,8 @@ class Job:
 
     def begin(self, course: Generator[Any, Any, None]) -> None:
         """Begin with the steps that it takes."""
-        self._course, self.begun, self.is_overdue = course, time.monotonic(), False
+        self._course, self.begun = course, time.monotonic()
+        self.is_overdue = self.is_taken_back = False
 
     def step(self, value: Any) -> Any:
         """Return the next step, after what came of the last one; StopIteration at the end."""
@@ -98,11 +105,11 @@ class Load:
             self._used[label] += slots
             return True
 
-    def give(self, label: str, slots: int) -> None:
-        """Give slots back."""
+    def give(self, label: str, slots: int, giver: Callable[[], object]) -> None:
+        """Give slots back, and tell all that listen but the one who does."""
         with self._lock:
             self._used[label] -= slots
-        for listener in list(self.listeners):
+        for listener in self.listeners - {giver}:
             listener()
 
     def free(self, label: str, capacity: int) -> int:
