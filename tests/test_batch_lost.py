@@ -10,6 +10,7 @@ import sys
 import textwrap
 import threading
 import time
+from concurrent.futures import CancelledError
 from pathlib import Path
 
 import pytest
@@ -135,6 +136,30 @@ class TestOnSlurm:
         assert run.results() == [0, 1]
         assert attempts(tmp_path, 0) == 1  # what was done is kept
         run.remove()
+
+    @pytest.mark.parametrize("verb", ["requeue", "requeuehold"])
+    def test_what_is_begun_anew_after_its_end_goes_with_the_run(self, on_slurm, cluster, verb):
+        run = on_slurm().submit(abs, [-1, -2])
+        assert run.results() == [1, 2]
+        wait_until(lambda: not cluster.jobs(), PATIENCE, "they have ended")
+        cluster.run("scontrol", verb, *run.jobs())
+        wait_until(lambda: "PD" in "".join(cluster.jobs()), PATIENCE, "they are there again")
+        run.remove()
+        wait_until(lambda: not cluster.jobs(), PATIENCE, "they are gone")
+
+    def test_suspended_ones_end_with_the_pool(self, on_slurm, cluster, tmp_path):
+        pool = on_slurm()
+        result = pool.map_async(wait_for, [tmp_path / "never"])
+        found = wait_until(lambda: list(tmp_path.glob("runs/*/jobs/*.id")), PATIENCE, "submitted")
+        job = found[0].read_text()
+        wait_until(lambda: " R " in "".join(cluster.jobs()), PATIENCE, "it runs")
+        cluster.run("scontrol", "suspend", job)
+        (state,) = pool._settings.scheduler().states([job]).values()
+        assert state.is_suspended
+        pool.terminate()
+        wait_until(lambda: not cluster.jobs(), PATIENCE, "it is gone")
+        with pytest.raises(CancelledError):
+            result.get(PATIENCE)
 
     def test_cancelled_by_hand(self, on_slurm, cluster):
         pool = on_slurm()

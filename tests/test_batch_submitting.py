@@ -54,7 +54,7 @@ class Answers(Slurm):
         self._answer()
         return [str(n) for n, known in enumerate(self.names, 1) if known == name]
 
-    def states(self, ids):
+    def states(self, ids, *, ended=True):
         self._answer()
         return {job: JobState(Phase.QUEUED) for job in ids}
 

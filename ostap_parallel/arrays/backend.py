@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import itertools
 import threading
-import weakref
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from pathlib import Path
-from typing import Any
 
 from ostap_parallel.arrays.layout import Header, Layout
 from ostap_parallel.arrays.records import Told
@@ -34,6 +34,9 @@ JOBS = 16
 # Seconds that a chunk waits for others to be submitted with.
 TOGETHER = 0.05
 
+# Seconds that the scheduler has to cancel jobs at the end.
+END = 60.0
+
 # Ends of a job for which its chunk may be to blame.
 _BLAMED = {End.MEMORY.value, End.WALLTIME.value}
 
@@ -58,8 +61,10 @@ class ArrayBackend(Backend):
         self._futures: dict[int, Future[Result]] = {}
         self._unwanted: set[int] = set()
         self._refusal: JobRefused | None = None
+        self._submitter: Submitter | None = None
         self._watcher: Watcher | None = None
-        self._is_closed = False
+        self._is_served = self._is_closed = False
+        self._ended = threading.Event()
 
     @property
     def name(self) -> str:
@@ -88,20 +93,27 @@ class ArrayBackend(Backend):
             chunk: bytes, *, is_short: bool = False, hosts: frozenset[str] | None = None
         ) -> Future[Result]:
             future: Future[Result] = Future()
-            with self._changed:
-                if self._is_closed:
-                    raise RuntimeError("the pool was closed")
-                if self._refusal is not None:
-                    self.window()  # which raises: nobody would settle it
-                one = next(self._numbers)
-                self._futures[one] = future
-                self._new[one] = Header(number, ()), chunk
-                self._changed.notify_all()
-            if self._watcher is not None:
-                self._watcher.wake()
-            return future
+            try:
+                self._add(future, Header(number, ()), chunk)
+                return future
+            except BaseException:  # whoever was interrupted does not have it
+                self.give_up([future])
+                raise
 
         return submit
+
+    def _add(self, future: Future[Result], header: Header, chunk: bytes) -> None:
+        with self._changed:
+            if self._is_closed:
+                raise RuntimeError("the pool was closed")
+            if self._refusal is not None:
+                self.window()  # which raises: nobody would settle it
+            number = next(self._numbers)
+            self._futures[number] = future
+            self._new[number] = header, chunk
+            self._changed.notify_all()
+        if self._watcher is not None:
+            self._watcher.wake()
 
     def _begun(self) -> Layout:
         """Return the directory, which is made when it is first needed."""
@@ -109,21 +121,34 @@ class ArrayBackend(Backend):
             if self._is_closed:
                 raise RuntimeError("the pool was closed")
             if self._layout is None:
-                layout = Layout(self._directory())
-                layout.create()
-                layout.write("start.py", start_file().encode())
-                layout.write_json("settings", self._settings.to_json())
-                self._layout = layout
-                self._end = weakref.finalize(self, _end, layout, self._settings)
-                self._thread = threading.Thread(target=self._serve, name="arrays", daemon=True)
-                self._thread.start()
+                self._layout = self._new_layout()
+            if not self._is_served:
+                atexit.register(self.close)
+                serving = threading.Thread(
+                    target=self._serve, args=[self._layout], name="arrays", daemon=True
+                )
+                serving.start()
             return self._layout
 
-    def _serve(self) -> None:
+    def _new_layout(self) -> Layout:
+        layout = Layout(self._directory())
+        try:
+            layout.create()
+            layout.write("start.py", start_file().encode())
+            layout.write_json("settings", self._settings.to_json())
+        except BaseException:
+            layout.remove()
+            raise
+        return layout
+
+    def _serve(self, layout: Layout) -> None:
         """Submit what is new, and settle what has ended, until there is nothing more."""
-        assert self._layout is not None
-        submitter = Submitter(self._layout, self._settings)
-        watcher = Watcher(self._layout, self._settings.scheduler(), *self._timing)
+        with self._changed:
+            if self._is_served:  # by a thread whose start was interrupted
+                return
+            self._is_served = True
+            self._submitter = submitter = Submitter(layout, self._settings)
+        watcher = Watcher(layout, self._settings.scheduler(), *self._timing)
         self._watcher = watcher
         try:
             while not self._is_closed:
@@ -147,6 +172,8 @@ class ArrayBackend(Backend):
             for number in list(self._futures):
                 reason = str(self._refusal or "the pool was closed")
                 self._settle(number, Lost(self.name, 0, reason))
+            _end(layout, submitter)
+            self._ended.set()
 
     def _submit(
         self, submitter: Submitter, watcher: Watcher, new: dict[int, tuple[Header, bytes]]
@@ -159,12 +186,12 @@ class ArrayBackend(Backend):
                 self._futures.pop(number)
         chunks = [(number, 1) for number in new if number in self._futures]
         tried, made = [*submitter.waiting, *chunks], list[int]()
-        error: JobRefused | SchedulerUnavailable | None = None
+        error: Exception | None = None
         try:
             submitter.submit_waiting(made)
             if chunks:
                 submitter.submit(chunks, made)
-        except (JobRefused, SchedulerUnavailable) as exc:
+        except (JobRefused, SchedulerUnavailable, CancelledError) as exc:
             error = exc
         for array in made:
             watcher.add(array)
@@ -204,14 +231,19 @@ class ArrayBackend(Backend):
 
     def close(self) -> None:
         """Cancel all jobs, and remove the directory."""
+        atexit.unregister(self.close)
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
+            if self._submitter is not None:
+                self._submitter.stopping.set()
         if self._watcher is not None:
             self._watcher.wake()
-        if self._layout is not None:
-            self._thread.join(2 * self._settings.submit_timeout)  # it may just be submitting
-            self._end()
+        if self._layout is None:
+            return
+        # the thread ends what there is: it may just be submitting
+        if not self._is_served or not self._ended.wait(2 * self._settings.submit_timeout + END):
+            _end(self._layout, Submitter(self._layout, self._settings))
 
 
 def result_of(told: Told) -> Result:
@@ -222,12 +254,10 @@ def result_of(told: Told) -> Result:
     return Lost(told.host, 0, reason, by_worker=told.end in _BLAMED)
 
 
-def _end(layout: Layout, settings: Settings) -> None:
-    """End the jobs of a backend; a function, so that a forgotten one can be collected."""
-    jobs: list[Any] = [layout.job_id(array) for array in layout.arrays()]
-    try:
-        layout.write("cancelled", b"")
-        settings.scheduler().cancel([job for job in jobs if job])
-    except (OSError, SchedulerUnavailable, JobRefused):
-        pass  # they find that there is nothing to do
+def _end(layout: Layout, submitter: Submitter) -> None:
+    """End the jobs of a backend."""
+    if not layout.exists():
+        return
+    with contextlib.suppress(OSError, SchedulerUnavailable, JobRefused):
+        submitter.cancel()  # those that are left find that there is nothing to do
     layout.remove()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import logging
+import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError
@@ -79,7 +80,7 @@ class Run:
         self._latest: dict[int, int] = {}  # by item: the last chunk it is in, unless the first
         self._outcomes: dict[int, tuple[int, Outcome]] = {}  # with the chunk
         self._fresh: list[int] = []  # items of which somebody is to be told
-        self._is_stopping = False
+        self._stopping = self._submitter.stopping
         self._watcher: Watcher | None = None
         self._refresh()
 
@@ -211,7 +212,7 @@ class Run:
                         yield self._outcomes[index][1]
                 if len(given) == self.total:
                     return
-                if self._is_stopping or self.is_cancelled:
+                if self._stopping.is_set() or self.is_cancelled:
                     raise CancelledError("the run was cancelled")
                 left = LOOKING if end is None else min(LOOKING, end - time.monotonic())
                 if left <= 0:
@@ -349,7 +350,7 @@ class Run:
 
     def stop(self) -> None:
         """Have who waits for arrivals wait no longer, from any thread."""
-        self._is_stopping = True
+        self._stopping.set()
         if self._watcher is not None:
             self._watcher.wake()
 
@@ -366,12 +367,9 @@ class Run:
         SchedulerUnavailable
             Jobs may still be there: they end, when they begin, without doing anything.
         """
-        self._layout.write("cancelled", b"")
         self.stop()
-        unsure = [array for array in self._layout.arrays() if not self._layout.job_id(array)]
-        jobs = [*self.jobs(), *(self._submitter.find(array, patience=0.0) for array in unsure)]
         with contextlib.suppress(JobRefused):
-            self.settings.scheduler().cancel([job for job in jobs if job])
+            self._submitter.cancel()
 
     def resubmit(self) -> int:
         """Submit the items again that have failed, or that were cancelled; return their number.
@@ -391,7 +389,7 @@ class Run:
         self._refresh()
         was_cancelled = self.is_cancelled
         (self._layout.root / "cancelled").unlink(missing_ok=True)
-        self._is_stopping = False
+        self._stopping.clear()
         failed = [i for i, (_, outcome) in self._outcomes.items() if outcome.error is not None]
         if was_cancelled:
             failed += [index for index in range(self.total) if index not in self._outcomes]
@@ -405,12 +403,16 @@ class Run:
         return len(failed)
 
     def remove(self) -> None:
-        """Remove the directory; what is not done is cancelled."""
-        if not self.is_done:
-            try:
+        """Remove the directory; what is not done is cancelled, and what else is in the queue."""
+        try:
+            if self._layout.exists():
+                self._refresh()  # another may have submitted some again
+            if self.is_done:
+                self._submitter.clear()
+            else:
                 self.cancel()
-            except SchedulerUnavailable as exc:
-                logger.warning("jobs of %s may be left, and will do nothing: %s", self, exc)
+        except (SchedulerUnavailable, JobRefused) as exc:
+            logger.warning("jobs of %s may be left, and will do nothing: %s", self, exc)
         self._layout.remove()
         if self._layout.root.parent.name == DIRECTORY:
             with contextlib.suppress(OSError):  # others may be in there
@@ -436,6 +438,8 @@ def create(
     items: Iterable[Any],
     chunk_size: int | None = None,
     chunks: int | None = None,
+    stopping: threading.Event | None = None,
+    **timing: float,
 ) -> Run:
     """Write a run into a new directory, and submit it.
 
@@ -444,6 +448,10 @@ def create(
     chunk_size, chunks
         Items that a job does, or the number of jobs; by default as many jobs as there are items,
         but not more than `MOST`, or with a limit `PER_SLOT` for each that may run at a time.
+    stopping
+        Is set, by another thread, when the run is not wanted any more; see `Run.stop`.
+    timing
+        As of `Run`.
 
     Raises
     ------
@@ -453,7 +461,10 @@ def create(
         There is something in the directory.
     JobRefused
         Jobs can never run so, with the scheduler's words; nothing is left.
+    concurrent.futures.CancelledError
+        It is not wanted any more; nothing is left.
     """
+    stopping = stopping or threading.Event()
     items = items if isinstance(items, Sequence) else list(items)
     size = chunk_size or _size(len(items), settings, chunks)
     settings = replace(settings, total=len(items), size=size)
@@ -464,13 +475,16 @@ def create(
         layout.write("calls/0", pack_function(call))
         layout.write("start.py", start_file().encode())
         for number in range(settings.chunks):
+            if stopping.is_set():
+                raise CancelledError("the run was cancelled")
             first = number * size
             indices = range(first, min(first + size, len(items)))
             writer = Writer(together=False)
             packed = [(i, writer.add(items[i], f"item {i}")) for i in indices]
             layout.write_chunk(number, Header(0, indices), packed)
         layout.write_json("settings", settings.to_json())
-        run = Run(layout.root)
+        run = Run(layout.root, **timing)
+        run._stopping = run._submitter.stopping = stopping
         run._submitter.submit([(number, 1) for number in range(settings.chunks)])
     except BaseException:
         with contextlib.suppress(Exception):

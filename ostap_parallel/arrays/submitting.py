@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Container, Sequence
+from concurrent.futures import CancelledError
 
 from ostap_parallel.arrays.layout import Layout
 from ostap_parallel.arrays.settings import Settings
 from ostap_parallel.errors import JobRefused, QueueFull, SchedulerUnavailable
+from ostap_parallel.schedulers.scheduler import Phase
 
 logger = logging.getLogger(__name__)
 
@@ -34,10 +37,13 @@ class Submitter:
     ----------
     waiting
         Chunks that there was no room for, with what attempt it is for them.
+    stopping
+        Is set when nothing more is to be submitted.
     """
 
     def __init__(self, layout: Layout, settings: Settings) -> None:
         self._layout, self._settings = layout, settings
+        self.stopping = threading.Event()
         self._scheduler = settings.scheduler()
         self._largest = 0
         self.waiting: list[tuple[int, int]] = []
@@ -59,6 +65,8 @@ class Submitter:
             They can never run so; those of arrays before have been submitted.
         SchedulerUnavailable
             It has not answered for `PATIENCE` seconds.
+        concurrent.futures.CancelledError
+            It was told to stop meanwhile.
         """
         self._largest = self._largest or self._scheduler.largest_array()
         made = [] if made is None else made
@@ -85,6 +93,8 @@ class Submitter:
         limit = max(1, self._settings.limit // count) if self._settings.limit else 0
         size = -(-len(numbers) // count)
         while numbers:
+            if self.stopping.is_set():
+                raise CancelledError("the run was cancelled")
             taken, rest = numbers[:size], numbers[size:]
             array = self._prepare(taken, attempt, min(limit, len(taken)))
             try:
@@ -142,7 +152,7 @@ class Submitter:
                 job = self.find(array, SETTLING)
                 if not job and _NO_ROOM in exc.reason:
                     raise QueueFull(exc.command, exc.reason) from None
-                if not job and time.monotonic() > end:
+                if not job and (self.stopping.is_set() or time.monotonic() > end):
                     raise
                 if not job:
                     logger.warning("trying again to submit: %s", exc)
@@ -168,6 +178,39 @@ class Submitter:
                 return ""
             time.sleep(pause)
             pause = min(2 * pause, 3.0)
+
+    def cancel(self) -> None:
+        """Cancel all arrays, also those of which it is not known whether they were submitted.
+
+        Raises
+        ------
+        SchedulerUnavailable
+            Jobs may still be there: they end, when they begin, without doing anything.
+        """
+        self._layout.write("cancelled", b"")
+        ids = [
+            self._layout.job_id(array) or self.find(array, patience=0.0)
+            for array in self._layout.arrays()
+        ]
+        self._scheduler.cancel([job for job in ids if job])
+
+    def clear(self) -> None:
+        """Cancel what is left in the queue of arrays whose chunks have all ended.
+
+        The scheduler may have begun jobs anew, and held or suspended others. What runs is just
+        about to end.
+
+        Raises
+        ------
+        SchedulerUnavailable
+            As for `cancel`.
+        """
+        ids = [job for job in map(self._layout.job_id, self._layout.arrays()) if job]
+        states = self._scheduler.states(ids, ended=False)
+        waits = Phase.QUEUED, Phase.STUCK
+        self._scheduler.cancel(
+            [job for job, state in states.items() if state.phase in waits or state.is_suspended]
+        )
 
     def recover(self) -> list[int]:
         """Find the ids of arrays whose submission was cut off; submit those that are not there.

@@ -8,7 +8,7 @@ import secrets
 import select
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from ostap_parallel.arrays.layout import Layout
 from ostap_parallel.arrays.records import Told, is_alive, read, write_verdict
@@ -223,9 +223,22 @@ class Watcher:
                 told = self._end_of(number, state, now)
             if told is not None:
                 found[number] = told
+        self._cancel_left(found, states)
         for number, told in found.items():
             self._give_up(number, told)
         return found
+
+    def _cancel_left(self, numbers: Iterable[int], states: Mapping[str, JobState]) -> None:
+        """Cancel jobs that nobody waits for any more, and that the scheduler may still begin."""
+        over = Phase.ENDED, Phase.UNKNOWN
+        left = [
+            element
+            for element in map(self._jobs.__getitem__, numbers)
+            if element in states and states[element].phase not in over
+        ]
+        if left:
+            with contextlib.suppress(SchedulerUnavailable, JobRefused):
+                self._scheduler.cancel(left)
 
     def _end_of_told(self, number: int, state: JobState, now: float) -> Told | None:
         """Return what a job has told that was told to end, once it is known why."""
@@ -260,11 +273,8 @@ class Watcher:
         return told
 
     def _give_up(self, number: int, told: Told) -> None:
-        """Write down how a job has ended that could not do so itself, and cancel it if need be."""
+        """Write down how a job has ended that could not do so itself."""
         element = self._jobs[number]
-        if told.end == STUCK:
-            with contextlib.suppress(SchedulerUnavailable, JobRefused):
-                self._scheduler.cancel([element])
         if not told.has_begun:
             array = self._arrays[element.partition("_")[0]]
             told.words = "\n".join(filter(None, [told.words, self._layout.said(array)]))

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import logging
 import secrets
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Generator, Iterable, Mapping
-from concurrent.futures import CancelledError, Future
-from dataclasses import dataclass, field
+import weakref
+from collections.abc import Callable, Collection, Iterable, Mapping
+from concurrent.futures import CancelledError
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from ostap_parallel.arrays import run as runs
 from ostap_parallel.arrays import settings as arrays
@@ -21,14 +20,17 @@ from ostap_parallel.arrays.backend import ArrayBackend
 from ostap_parallel.arrays.layout import DIRECTORY
 from ostap_parallel.arrays.run import GRACE, POLLING, Run
 from ostap_parallel.arrays.settings import RETRIES, Amount
-from ostap_parallel.errors import SchedulerUnavailable, add_note
-from ostap_parallel.faces.pool import AsyncResult, Callback, Pool
-from ostap_parallel.runs.outcome import Batch, Outcome
+from ostap_parallel.batch.calls import Calls, Doing
+from ostap_parallel.faces.pool import TERMINATED, AsyncResult, Callback, Pool
+from ostap_parallel.runs.outcome import Outcome
 from ostap_parallel.runs.stream import Stream
 
-logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 Function = Callable[..., Any]
+
+# Seconds that the end of a pool waits for the scheduler to cancel its jobs.
+PATIENCE = 60.0
 
 
 class ArrayPool(Pool):
@@ -83,16 +85,16 @@ class ArrayPool(Pool):
         self.directory = Path(directory or DIRECTORY).absolute()
         self._keep, self._chunks, self._timing = keep, chunks, (polling, grace)
         self._verbose = verbose
-        backend = ArrayBackend(self._new_directory, self._settings, polling, grace)
-        super().__init__(executor=backend)
-
-    def _new_directory(self) -> Path:
-        return self.directory / f"{time.strftime('%Y%m%dT%H%M%S')}-{secrets.token_hex(3)}"
+        self._calls = Calls(2 * submit_timeout + PATIENCE)
+        weakref.finalize(self, self._calls.end)  # at the latest at exit
+        new = functools.partial(_new_directory, self.directory)
+        super().__init__(executor=ArrayBackend(new, self._settings, polling, grace))
 
     def submit(self, func: Function, items: Iterable[Any], chunksize: int | None = None) -> Run:
         """Submit ``func(item)`` for all items, and return without waiting.
 
-        The run goes on when this process has ended; it is kept until it is removed.
+        The run goes on when this process has ended; it is kept until it is removed. Where this is
+        interrupted, nothing is left.
 
         Raises
         ------
@@ -103,16 +105,11 @@ class ArrayPool(Pool):
         SchedulerUnavailable
             The scheduler does not answer.
         """
-        self._check_running()
-        return self._create(func, items, chunksize)
+        return self._run(func, items, chunksize).submit()
 
-    def _create(self, func: Function, items: Iterable[Any], chunksize: int | None) -> Run:
-        root = self._new_directory()
-        # each run has jobs by a name of its own
-        settings = arrays.renamed(self._settings)
-        runs.create(root, settings, func, items, chunksize, self._chunks)
-        polling, grace = self._timing
-        return Run(root, polling=polling, grace=grace)
+    def apply(self, func: Function, args: Iterable[Any] = (), kwds: Mapping[str, Any] = {}) -> Any:
+        """Call a function in a job of its own; return what it returns."""
+        return self._map_here(_call, [functools.partial(func, *args, **kwds)], 1)[0]
 
     def apply_async(  # type: ignore[override]
         self,
@@ -123,10 +120,36 @@ class ArrayPool(Pool):
         error_callback: Callback = None,
     ) -> AsyncResult:
         """Call a function in a job of its own; return at once."""
+        return self._or_cancelled(
+            lambda: self._apply_async(func, args, kwds, callback, error_callback)
+        )
+
+    def _apply_async(
+        self,
+        func: Function,
+        args: Iterable[Any],
+        kwds: Mapping[str, Any],
+        callback: Callback,
+        error_callback: Callback,
+    ) -> AsyncResult:
         doing = self._run(_call, [functools.partial(func, *args, **kwds)], 1)
-        future: Future[Any] = Future()
-        threading.Thread(target=_fill, args=[future, doing], name="pool", daemon=True).start()
-        return self._result(future, doing.cancel, callback, error_callback)
+        return self._result(doing.begin(_only), doing.cancel, callback, error_callback)
+
+    def _map_async(self, *args: Any, **kwargs: Any) -> AsyncResult:
+        return self._or_cancelled(lambda: super(ArrayPool, self)._map_async(*args, **kwargs))
+
+    def _map_here(
+        self, func: Function, iterable: Iterable[Any], chunksize: int | None
+    ) -> list[Any]:
+        doing = self._run(func, iterable, chunksize)
+        try:
+            self._track(doing.ended, doing.cancel)
+            return doing.apart(_all)
+        except CancelledError:
+            raise CancelledError(TERMINATED) from None
+        except BaseException:
+            doing.cancel()  # if it has not been begun
+            raise
 
     def _run(  # type: ignore[override]
         self,
@@ -136,22 +159,52 @@ class ArrayPool(Pool):
         order: bool = True,
     ) -> Doing:
         self._check_running()
-        return Doing(self, func, items, chunksize, order)
+        polling, grace = self._timing
+        held = items if isinstance(items, (list, tuple, range)) else list(items)
+        # each run has jobs by a name of its own
+        settings = arrays.renamed(self._settings)
+        root, chunks = _new_directory(self.directory), self._chunks
+
+        def make(stopping: threading.Event) -> Run:
+            timing = {"polling": polling, "grace": grace}
+            return runs.create(root, settings, func, held, chunksize, chunks, stopping, **timing)
+
+        backend = self.backend
+        assert isinstance(backend, ArrayBackend)
+        how: dict[str, Any] = {"keep": self._keep, "verbose": self._verbose, "order": order}
+        return Doing(self._calls, backend, held, make, **how)
 
     def _stream(
         self, func: Function, iterable: Iterable[Any], chunksize: int | None, ordered: bool
     ) -> Stream:
-        return super()._stream(func, list(iterable), chunksize, ordered)
+        items = list(iterable)
+        stream = super()._stream
+        return self._or_cancelled(lambda: stream(func, items, chunksize, ordered))
+
+    def _or_cancelled(self, call: Callable[[], T]) -> T:
+        """Call, and cancel what that has begun if it is interrupted: nobody has it then."""
+        before = self._calls.mine()
+        try:
+            return call()
+        except BaseException:
+            for doing in self._calls.mine() - before:
+                doing.cancel()
+            raise
 
     def terminate(self) -> None:
         """Stop all work, and cancel its jobs."""
         super().terminate()
+        self._calls.end()
         backend = self.backend
         assert isinstance(backend, ArrayBackend)
         backend.close()
         if self.directory.name == DIRECTORY:
             with contextlib.suppress(OSError):  # others may be in there
                 self.directory.rmdir()
+
+
+def _new_directory(above: Path) -> Path:
+    return above / f"{time.strftime('%Y%m%dT%H%M%S')}-{secrets.token_hex(3)}"
 
 
 class SlurmPool(ArrayPool):
@@ -237,88 +290,23 @@ class SgePool(ArrayPool):
     commands = ("qsub", "qstat", "qdel", "parallel_environment", "memory_resource", "error")
 
 
-@dataclass
-class Doing:
-    """A call of a pool's: a run that is made when its results are asked for, and then removed."""
-
-    pool: ArrayPool
-    function: Function
-    items: Iterable[Any]
-    chunk_size: int | None
-    order: bool
-    _run: Run | None = None
-    _is_cancelled: bool = field(default=False)
-
-    @property
-    def backend(self) -> ArrayBackend:
-        """Of the pool."""
-        backend = self.pool.backend
-        assert isinstance(backend, ArrayBackend)
-        return backend
-
-    def wake(self) -> None:
-        """Nothing waits for input."""
-
-    def cancel(self) -> None:
-        """Have `arrivals` end soon, from any thread."""
-        self._is_cancelled = True
-        if self._run is not None:
-            self._run.stop()
-
-    def arrivals(self) -> Generator[Batch | Outcome, None, None]:
-        """Yield what becomes of the items; what is left of the run is kept if one has failed."""
-        if not isinstance(self.items, (list, tuple, range)):
-            self.items = list(self.items)
-        if not self.items:
-            return
-        run = self._run = self.pool._create(self.function, self.items, self.chunk_size)
-        is_over, done, failures = False, 0, 0
-        try:
-            if self._is_cancelled:
-                raise CancelledError("it was cancelled")
-            for outcome in run.arrivals(self.order):
-                assert isinstance(outcome, Outcome)
-                failures += outcome.error is not None
-                if outcome.error is not None and self.pool._keep is not False:
-                    note = f"the run is kept, see: ostap-parallel jobs {run.directory}"
-                    add_note(outcome.error, note)
-                done += 1
-                if self.pool._verbose:
-                    now = time.strftime("%H:%M:%S")
-                    print(f"[{now}] {done} of {run.total} done, {failures} failed", flush=True)
-                yield outcome
-            is_over = True
-        finally:
-            self._finish(run, is_over, failures)
-
-    def _finish(self, run: Run, is_over: bool, failures: int) -> None:
-        keep = self.pool._keep
-        if not is_over:
-            try:
-                run.cancel()
-            except SchedulerUnavailable as exc:  # what has stopped us is more important
-                logger.warning("jobs of %s may be left, and will do nothing: %s", run, exc)
-            if keep is not False and run.ended:
-                text = "stopped: what is done is in %s, and Run(...).resubmit() goes on"
-                logger.warning(text, run.directory)
-                return
-        if keep is False or (keep is None and not failures) or not (is_over or run.ended):
-            run.remove()
-
-
 def _call(function: Callable[[], Any]) -> Any:
     return function()
 
 
-def _fill(future: Future[Any], doing: Doing) -> None:
-    """Give a future the outcome of the one item of a call."""
-    try:
-        (outcome,) = doing.arrivals()
-        assert isinstance(outcome, Outcome)
-    except BaseException as exc:
-        future.set_exception(exc)
-    else:
+def _only(doing: Doing) -> Any:
+    """Return the value of the one item of a call, or raise its error."""
+    (outcome,) = doing.arrivals()
+    assert isinstance(outcome, Outcome)
+    if outcome.error is not None:
+        raise outcome.error
+    return outcome.value
+
+
+def _all(doing: Doing) -> list[Any]:
+    """Return all values; raise the first error once all items have ended."""
+    outcomes = [one for one in doing.arrivals() if isinstance(one, Outcome)]
+    for outcome in outcomes:
         if outcome.error is not None:
-            future.set_exception(outcome.error)
-        else:
-            future.set_result(outcome.value)
+            raise outcome.error
+    return [outcome.value for outcome in outcomes]

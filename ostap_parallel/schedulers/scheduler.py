@@ -77,6 +77,8 @@ class JobState:
         Seconds that it may still run, if that is told.
     number
         By which srun knows it; SLURM has another one for elements of arrays.
+    is_suspended
+        It has begun, and does not go on by itself.
     """
 
     phase: Phase
@@ -87,6 +89,7 @@ class JobState:
     start: str = ""
     left: int | None = None
     number: str = ""
+    is_suspended: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,11 +202,16 @@ class Scheduler(Protocol):
     def find(self, name: str) -> list[str]:
         """Return the ids of the user's jobs of a name."""
 
-    def states(self, ids: Collection[str]) -> Mapping[str, JobState]:
+    def states(self, ids: Collection[str], *, ended: bool = True) -> Mapping[str, JobState]:
         """Return the states of all jobs of these ids.
 
         Elements of arrays are named ``ID_INDEX``, those of an array that is asked for by its id,
         too. One of which nothing is known is `Phase.UNKNOWN`.
+
+        Parameters
+        ----------
+        ended
+            Ask the accounts, too, for what the queue has forgotten.
         """
 
     def cancel(self, ids: Collection[str]) -> None:

@@ -105,7 +105,7 @@ class Sge:
         ended = self.run(["qacct", "-j", name])  # fails where there are no accounts, or none such
         return sorted(found | set(re.findall(r"^jobnumber +(\d+)", ended.output, re.MULTILINE)))
 
-    def states(self, ids: Collection[str]) -> dict[str, JobState]:
+    def states(self, ids: Collection[str], *, ended: bool = True) -> dict[str, JobState]:
         """Return the states of all jobs of these ids, and of their elements.
 
         The accounts know what has left the queue; they lag behind by some seconds.
@@ -118,9 +118,10 @@ class Sge:
             if (number := _text(job, "JB_job_number")) in arrays:
                 state = self._state(job)
                 found |= {name: state for name in _expand(number, _text(job, "tasks"))}
-        self._add_reasons(found)
+        if ended:
+            self._add_reasons(found)
         # of an array that is under way, elements may have ended
-        if any(job not in found for job in ids):
+        if ended and any(job not in found for job in ids):
             found = dict(self._accounted(sorted(arrays))) | found
         known = {name.partition("_")[0] for name in found} | found.keys()
         return found | {job: JobState(Phase.UNKNOWN) for job in ids if job not in known}
@@ -132,7 +133,8 @@ class Sge:
         if self.error in state or ("h" in state and "q" in state):  # one that runs goes on, held
             return JobState(Phase.STUCK, words)
         if any(letter in state for letter in "rtsSTd"):
-            return JobState(Phase.RUNNING, words, None, "", host)
+            suspended = any(letter in state for letter in "sST")
+            return JobState(Phase.RUNNING, words, None, "", host, is_suspended=suspended)
         return JobState(Phase.QUEUED, words)
 
     def _add_reasons(self, found: dict[str, JobState]) -> None:

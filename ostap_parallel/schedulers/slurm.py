@@ -89,7 +89,7 @@ class Slurm:
         argv = [self.squeue, *self._where(), "--me", "-h", "-t", "all", "-n", name, "-o", "%F"]
         return sorted({word for word in ask(self.run, argv).output.split() if word.isdigit()})
 
-    def states(self, ids: Collection[str]) -> dict[str, JobState]:
+    def states(self, ids: Collection[str], *, ended: bool = True) -> dict[str, JobState]:
         """Return the states of all jobs of these ids, and of their elements.
 
         What squeue says now is more than what the accounts say; they are asked only for what
@@ -97,7 +97,7 @@ class Slurm:
         """
         found = dict(self._queued(ids)) if ids else {}
         known = {name.partition("_")[0] for name in found} | found.keys()
-        if missing := [job for job in ids if job not in known]:
+        if ended and (missing := [job for job in ids if job not in known]):
             found |= dict(self._accounted(missing))
             known = {name.partition("_")[0] for name in found} | found.keys()
         return found | {job: JobState(Phase.UNKNOWN) for job in ids if job not in known}
@@ -189,7 +189,8 @@ def _state(word: str, reason: str, host: str, start: str) -> JobState:
     if first in _HELD:
         return JobState(Phase.STUCK, words, None, reason or word)
     if first in _RUNNING:
-        return JobState(Phase.RUNNING, words, None, "", host)
+        suspended = first in ("SUSPENDED", "STOPPED")
+        return JobState(Phase.RUNNING, words, None, "", host, is_suspended=suspended)
     if first in _ENDS:
         return JobState(Phase.ENDED, words, _ENDS[first], reason, host)
     return JobState(Phase.UNKNOWN, words)
