@@ -34,7 +34,7 @@ LAYERS = (
     {"config", "machine", "schedulers"},
     {"worker"},
     {"objects"},
-    {"errors", "libraries", "logs", "root"},
+    {"errors", "lending", "libraries", "logs", "root"},
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 MAX_FLOORS = 10
@@ -132,7 +132,17 @@ DOORS = {
         *("shared", "standin", "tasks", "transport"),
         "",
     },
-    "objects": {"aside", "byvalue", "kinds", "program", "serialize", "settings"},
+    "objects": {
+        "aside",
+        "borrowing",
+        "byvalue",
+        "kinds",
+        "lending",
+        "program",
+        "serialize",
+        "settings",
+    },
+    "lending": {"borrower", "lender"},
     "errors": {""},
     "libraries": {""},
     "logs": {""},
@@ -154,13 +164,14 @@ NO_CODE = {
 STANDARD = sys.stdlib_module_names
 FAR_SIDE = {
     f"{NAME}.{room}"
-    for room in ("machine", "worker", "objects", "errors", "libraries", "logs", "root")
+    for room in ("machine", "worker", "objects", "lending", "errors", "libraries", "logs", "root")
 }
 ALLOWED = {
     "machine": {"ppft", *FAR_SIDE},
     "worker": {"dill", "ppft", *FAR_SIDE},
     "objects": {"cloudpickle", *FAR_SIDE},
     "root": FAR_SIDE,
+    "lending": FAR_SIDE,
     "libraries": FAR_SIDE,
 }
 OPTIONAL = {"numpy", "joblib"}  # in functions that make do without

@@ -380,7 +380,7 @@ MANAGERS = """
             other.map(put_ours, [7])
         assert squares[7] == 7
         for one in multiprocessing.Lock(), multiprocessing.Value("i"), multiprocessing.Queue():
-            try: Pool(1, initializer=set_up, initargs=(one,))
+            try: pool.map(id, [one])
             except SerializeError as exc: assert "multiprocessing.Manager()" in str(exc), exc
             else: raise AssertionError(one)
 """

@@ -15,7 +15,14 @@ from ostap_parallel.engine.retries import Attempts, Limits
 from ostap_parallel.errors import WorkerLost
 from ostap_parallel.objects import aside, serialize
 from ostap_parallel.supply.source import HostStatus
-from ostap_parallel.worker.chunk import INTERRUPTED, ChunkOutcome, Lost, pack_call, unpack_call
+from ostap_parallel.worker.chunk import (
+    INTERRUPTED,
+    ChunkOutcome,
+    Lost,
+    pack_call,
+    unpack_call,
+    unpack_result,
+)
 from ostap_parallel.worker.execute import Call, apply
 from ostap_parallel.worker.shared import Blob, Inline, Laden, Packed, Store, Stored
 
@@ -229,6 +236,18 @@ def result_of(done: AnyFuture, name: str) -> Result:
         return Lost(name, 0, f"{type(exc).__name__}: {exc}", by_worker=True)
     if isinstance(result, ChunkOutcome) and not result.answers and not result.gave_back:
         return Lost(result.host, result.pid, INTERRUPTED)
+    return result
+
+
+def read_result(message: bytes, host: str) -> Result:
+    """Return the result of a job that ran on a host."""
+    try:
+        result = unpack_result(message)
+    except Exception as exc:
+        result = Lost("", 0, f"its answer cannot be read: {exc}", by_worker=True)
+    if isinstance(result, Lost):
+        return replace(result, host=host)
+    result.host = host
     return result
 
 

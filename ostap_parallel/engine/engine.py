@@ -24,6 +24,7 @@ from ostap_parallel.engine.backend import (
     Result,
     Submit,
     pack_laden,
+    read_result,
     settle,
 )
 from ostap_parallel.engine.core import LOCAL, SHUT_DOWN, Core, check_open
@@ -31,6 +32,7 @@ from ostap_parallel.engine.fitness import Fitness
 from ostap_parallel.engine.future import Future
 from ostap_parallel.engine.retries import Attempts, Limits
 from ostap_parallel.errors import ConfigError, SerializeError, ServersUnavailable
+from ostap_parallel.lending.lender import Lender
 from ostap_parallel.machine.jobs import Job, deferring_interrupts
 from ostap_parallel.objects import serialize, settings
 from ostap_parallel.supply.source import HostStatus
@@ -38,7 +40,7 @@ from ostap_parallel.supply.sources import sources_of
 from ostap_parallel.supply.supervisor import EventHandler, Supervisor
 from ostap_parallel.supply.syncing import Archive, Modules, Source
 from ostap_parallel.supply.ways import LOOPBACK
-from ostap_parallel.worker.chunk import INTERRUPTED, ChunkOutcome, Lost, pack_call, unpack_result
+from ostap_parallel.worker.chunk import INTERRUPTED, ChunkOutcome, Lost, pack_call
 from ostap_parallel.worker.execute import Call, apply
 from ostap_parallel.worker.initializer import Initializer
 from ostap_parallel.worker.shared import SMALL, Blob, Inline, Packed, Stored
@@ -107,9 +109,10 @@ class Engine(Backend):
         fresh: bool = False,
     ) -> None:
         large: dict[str, Any] = {}
-        keep = large.__setitem__
-        self._initializer = initializer and Initializer.of(initializer, initargs, keep)
         _check(secret, tasks_per_worker)
+        self._loans = Lender()
+        with self._loans.lending():
+            self._initializer = initializer and Initializer.of(initializer, initargs, large)
         self._secret = secret if secret is not None else secrets.token_hex(32)
         self.patience = patience
         self._tasks_per_worker = tasks_per_worker
@@ -136,7 +139,8 @@ class Engine(Backend):
         self._supervisor = Supervisor(self._core, sources, timeout, on_event, self._call_back())
         self._core.answer_to(self._supervisor)
         self.hosts: list[HostStatus] = self._supervisor.statuses
-        self._finalizer = weakref.finalize(self, _close, os.getpid(), self._core, self._supervisor)
+        owned = self._core, self._supervisor, self._loans
+        self._finalizer = weakref.finalize(self, _close, os.getpid(), *owned)
         self._supervisor.start()
 
     def _call_back(self) -> Callable[[], None]:
@@ -253,7 +257,8 @@ class Engine(Backend):
             where, blob = self._share(Packed(call.shared))
             call = replace(call, shared=where)
         call = replace(call, initializer=self._initializer)
-        function, blob = pack_laden(call, blob, self._core.store)
+        with self._loans.lending():
+            function, blob = pack_laden(call, blob, self._core.store)
         modules = self.modules.look()
         self._core.look()
 
@@ -280,7 +285,8 @@ class Engine(Backend):
     ) -> Future[Any]:
         """Run one call; see `Backend.call`."""
         now = settings.pack()
-        chunk = pack_call(function, args, kwargs, b"" if now == self._call.settings else now)
+        with self._loans.lending():
+            chunk = pack_call(function, args, kwargs, b"" if now == self._call.settings else now)
         future = self._new_future()
         if self.modules and self._core.is_idle():
             self.modules.look()
@@ -405,7 +411,7 @@ class Engine(Backend):
 
         def deliver(message: bytes) -> None:
             core.hand_on_output()  # what it has printed comes before its result
-            take(_result_of(message, job.label or LOCAL))
+            take(read_result(message, job.label or LOCAL))
 
         self.check()
         core, loop = self._core, self._core.loop
@@ -532,18 +538,6 @@ def _complete(place: Place, told: threading.Semaphore, index: int, pid: int) -> 
     told.release()
 
 
-def _result_of(message: bytes, host: str) -> Result:
-    """Return the result of a job that ran on a host."""
-    try:
-        result = unpack_result(message)
-    except Exception as exc:
-        result = Lost("", 0, f"its answer cannot be read: {exc}", by_worker=True)
-    if isinstance(result, Lost):
-        return replace(result, host=host)
-    result.host = host
-    return result
-
-
 def _ignore(*what: object) -> None:
     """Do nothing."""
 
@@ -559,10 +553,11 @@ def _cancel(future: Future[Any]) -> None:
         future.set_exception(CancelledError())
 
 
-def _close(pid: int, core: Core, supervisor: Supervisor) -> None:
+def _close(pid: int, core: Core, supervisor: Supervisor, loans: Lender) -> None:
     """Close what an executor owns; a function, so that a forgotten executor can be collected."""
     if os.getpid() != pid:  # a fork that exits: nothing of this is its own
         return
     supervisor.hang_up()
+    loans.close()
     core.close()
     supervisor.close()

@@ -20,6 +20,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from ostap_parallel import libraries
+from ostap_parallel.lending import lender
 from ostap_parallel.objects import byvalue
 from ostap_parallel.objects.byvalue import Place
 from ostap_parallel.objects.places import is_importable, place_of
@@ -37,6 +38,10 @@ def way_of(kind: type, in_table: bool) -> Way | None:
             return way
     if in_table:
         return None
+    if type(kind) in _METAS:
+        return lender.shared_memory
+    if (lent := lender.way_of(kind)) is not None:
+        return lent
     managers: Any = sys.modules.get("multiprocessing.managers")
     if managers is not None and issubclass(kind, managers.BaseProxy):
         return _proxy

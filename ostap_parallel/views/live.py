@@ -16,12 +16,13 @@ import json
 import os
 import secrets
 import socket
-import struct
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+from ostap_parallel.lending.lender import uid_of
 
 # Seconds after which a run is told of: shorter ones are not worth a socket.
 DELAY = 1.0
@@ -32,7 +33,6 @@ ASKED_AT_ONCE = 8
 
 _PREFIX = "ostap-parallel-run-"  # of sockets' names; the user's number and the process's follow
 _LISTED = Path("/proc/net/unix")
-_CREDENTIALS = struct.Struct("=3i")  # pid, uid, gid
 
 Look = Callable[[], dict[str, Any]]
 
@@ -136,12 +136,6 @@ def _wake(server: socket.socket, pid: int) -> None:
     with contextlib.suppress(OSError):
         if os.getpid() == pid:  # in a fork it would end that of the other process
             server.shutdown(socket.SHUT_RDWR)
-
-
-def uid_of(connection: socket.socket) -> int:
-    """Return the user at the other end of a connection."""
-    data = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    return int(_CREDENTIALS.unpack(data)[1])
 
 
 def runs() -> list[dict[str, Any]]:

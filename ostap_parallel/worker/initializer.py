@@ -39,11 +39,11 @@ class Initializer:
 
     @classmethod
     def of(
-        cls, function: Callable[..., Any], args: Iterable[Any], keep: Callable[[str, Any], object]
+        cls, function: Callable[..., Any], args: Iterable[Any], constants: dict[str, Any]
     ) -> Initializer:
         """Return the initializer that calls ``function(*args)``.
 
-        `keep` makes something large a constant of a name. Raises `SerializeError`.
+        A large one is added to `constants`, by its name. Raises `SerializeError`.
         """
         if not callable(function):
             raise TypeError("initializer must be a callable")
@@ -52,7 +52,7 @@ class Initializer:
         if len(packed) <= SMALL:
             return cls(packed)
         large = cls(None)
-        keep(large.name, packed)
+        constants[large.name] = packed
         return large
 
     @property

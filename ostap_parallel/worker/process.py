@@ -27,6 +27,7 @@ import sys
 from typing import Any
 
 from ostap_parallel import libraries
+from ostap_parallel.lending import borrower
 from ostap_parallel.worker import generators, nested
 from ostap_parallel.worker.control import POSITION, set_name
 from ostap_parallel.worker.execute import bind, executing, restore, take_signals
@@ -46,6 +47,7 @@ def main(arguments: tuple[tuple[int, int, int, int], int | None, tuple[str, int]
     sys.argv = ["ostap_parallel-worker"]
     set_name("ppworker")
     _name_process(host, number)
+    borrower.Here.is_near = not host
     for descriptor in descriptors:
         os.set_inheritable(descriptor, False)
     _die_with(lifeline)
@@ -68,6 +70,7 @@ def main(arguments: tuple[tuple[int, int, int, int], int | None, tuple[str, int]
         run_chunk = protocol.creceive(bind)
         link.serve(run_chunk, protocol.receive(), tasks)
         restore()  # while the server has its own things to do
+    borrower.flush()
     os._exit(0)
 
 

@@ -1,0 +1,1 @@
+"""What children of a process inherit, lent to workers, which are none."""
