@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from sshd import describe
 
 from ostap_parallel import Executor
+from ostap_parallel.cli import main
 from ostap_parallel.commands import (
     Command,
     CommandFailed,
@@ -31,6 +32,7 @@ from ostap_parallel.commands import (
     run_as_completed,
 )
 from ostap_parallel.errors import ConfigError
+from ostap_parallel.views import live
 
 PATIENCE = 30
 GONE = 5.0
@@ -411,6 +413,38 @@ class TestOnHosts:
         assert all(one.succeeded for one in done)
         assert len(done) == 12
         assert stays.name in {one.host for one in done}
+
+    def test_what_runs_is_told_to_who_looks(self, pair, own_hosts, monkeypatch, capsys):
+        monkeypatch.setattr(live, "DELAY", 0.05)
+        text = "until [ -e ~/go ]; do sleep 0.05; done; exit 3"
+        commands = ["true"] * 3 + [Command(text, host=host.name) for host in own_hosts]
+        going = threading.Thread(
+            target=run, args=[commands], kwargs={"title": "waits", "executor": pair}
+        )
+        going.start()
+
+        def told():
+            runs = [one for one in live.runs() if one["process"] == os.getpid()]
+            return [one for one in runs if one["done"] == 3 and len(one["running"]) == 2]
+
+        try:
+            (one,) = wait_until(told, PATIENCE, "two run")
+            assert main(["status"]) == 0
+        finally:
+            for host in own_hosts:
+                (host.home / "go").touch()
+            going.join(PATIENCE)
+            for host in own_hosts:
+                (host.home / "go").unlink()
+        assert (one["title"], one["total"], one["failed"]) == ("waits", 5, 0)
+        assert {row["host"]: (row["busy"], row["workers"]) for row in one["hosts"]} == {
+            "h1": (1, 2),
+            "h2": (1, 2),
+        }
+        out = capsys.readouterr().out
+        assert "waits: 3/5 items in " in out
+        assert "running: item 4 ('until [ -e ~/go ]; do sleep 0.05; done; exit 3') on h1" in out
+        assert told() == []
 
     @pytest.mark.parametrize("retries", [0, 1])
     def test_a_loss_is_no_failure_of_the_command(self, make_hosts, retries):

@@ -11,6 +11,8 @@ import pytest
 from helpers import wait_until
 from sshd import describe
 
+from ostap_parallel.views import live
+
 DO = [sys.executable, "-m", "ostap_parallel", "do"]
 PATIENCE = 60
 
@@ -48,6 +50,22 @@ class TestValues:
                 assert process.stdout.readline() == word
             process.stdin.close()
             assert process.wait(PATIENCE) == 0
+
+    def test_what_runs_is_told_to_who_looks(self, tmp_path):
+        argv = [*DO, "until [ -e {} ]; do sleep 0.05; done", ":::", str(tmp_path / "go")]
+        with subprocess.Popen(argv) as process:
+
+            def told():
+                runs = [run for run in live.runs() if run["process"] == process.pid]
+                return [run for run in runs if run["running"]]
+
+            try:
+                (run,) = wait_until(told, PATIENCE, "it is told of")
+            finally:
+                (tmp_path / "go").touch()
+            assert process.wait(PATIENCE) == 0
+        assert run["title"] == "do until [ -e {} ]; do sleep 0.05; done"
+        assert (run["done"], run["total"], len(run["running"])) == (0, 1, 1)
 
     def test_names_with_quotes_and_line_ends(self):
         names = [b"it's", b"a\nb", b"$(id)", b"\xff\xfe", b"-n \\"]

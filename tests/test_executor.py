@@ -18,6 +18,7 @@ from functions import PATIENCE, note, run_python, wait_for
 from helpers import wait_until
 
 from ostap_parallel import Executor, InitializerError, SerializeError, ServersUnavailable
+from ostap_parallel.views import live
 
 SETTING = """
 import os
@@ -142,6 +143,27 @@ def test_the_arguments_that_the_standard_library_has():
 def test_the_number_of_workers_as_programs_ask_for_it():
     with Executor(2) as executor:
         assert executor._max_workers == 2
+
+
+def test_a_map_is_told_of_to_who_looks(tmp_path, monkeypatch):
+    monkeypatch.setattr(live, "DELAY", 0.05)
+
+    def told():
+        runs = [run for run in live.runs() if run["process"] == os.getpid()]
+        return [run for run in runs if run["done"] == 1 and run["running"]]
+
+    there, go = tmp_path / "there", tmp_path / "go"
+    there.touch()
+    with Executor(1) as executor:
+        results = executor.map(wait_for, [there, go])
+        try:
+            (run,) = wait_until(told, PATIENCE, "the first is done, the second runs")
+        finally:
+            go.touch()
+        assert list(results) == [None, None]
+    assert (run["title"], run["total"], run["failed"]) == ("wait_for", 2, 0)
+    assert [one["index"] for one in run["running"]] == [1]
+    assert told() == []
 
 
 def test_a_setting_that_there_is_not():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import os
 import signal
 import sys
@@ -13,12 +14,16 @@ from ostap_parallel.cli.do_options import WRONG
 from ostap_parallel.cli.plan import Plan
 from ostap_parallel.cli.printing import ERR, OUT, Printer
 from ostap_parallel.commands.halting import Halt
+from ostap_parallel.commands.inputs import SOURCES
 from ostap_parallel.commands.running import open_executor, run_as_completed
 from ostap_parallel.errors import ConfigError
 from ostap_parallel.runs.progress import open_progress
 
 # Bytes of each output that stay in memory.
 KEEP = 1 << 20
+
+# Characters of the command that `ostap-parallel top` shows.
+TITLE = 60
 
 # Options that other commands have, too.
 COMMON = ("profile", "script", "python", "tmpdir", "ssh_config", "config")
@@ -80,6 +85,8 @@ def _run(plan: Plan, args: argparse.Namespace) -> int:
             percent=args.timeout[1],
             keep=KEEP,
             levels=(OUT, ERR) if args.line_buffer else (None, None),
+            title=_title(args.words),
+            total=plan.total,
         )
         for done in stack.enter_context(contextlib.closing(results)):
             progress.advance(1, int(not done.succeeded))
@@ -90,3 +97,9 @@ def _run(plan: Plan, args: argparse.Namespace) -> int:
         text = f"{halt.reached.command}: {halt.reached.reason() or 'it has ended well'}"
         print(f"ostap-parallel do: no more commands are run: {text}", file=sys.stderr)
     return halt.status
+
+
+def _title(words: list[str]) -> str:
+    """Return the command as `ostap-parallel top` names it."""
+    command = itertools.takewhile(lambda word: word not in SOURCES, words)
+    return " ".join(["do", *command])[:TITLE]

@@ -8,6 +8,7 @@ import itertools
 import logging
 import os
 import queue
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import wait
 from typing import Any
@@ -20,6 +21,7 @@ from ostap_parallel.commands.slots import Job, Queues
 from ostap_parallel.commands.transfer import StepFailed
 from ostap_parallel.engine.backend import AnyFuture, Backend, Submit, result_of
 from ostap_parallel.engine.retries import Limits
+from ostap_parallel.runs.report import Running, describe
 from ostap_parallel.worker.chunk import Lost, pack_chunk, pack_value, traced, unpack_answer
 from ostap_parallel.worker.execute import Call
 
@@ -31,7 +33,15 @@ AHEAD = 1000
 
 
 class Dispatcher:
-    """Runs commands on a backend: as many as its hosts have slots for."""
+    """Runs commands on a backend: as many as its hosts have slots for.
+
+    Attributes
+    ----------
+    backend
+        The backend.
+    retried
+        How many times commands were run again.
+    """
 
     def __init__(
         self,
@@ -41,11 +51,12 @@ class Dispatcher:
         levels: Levels,
         pace: Pace,
     ) -> None:
-        self._backend, self._outputs, self._levels = backend, outputs, levels
+        self.backend, self._outputs, self._levels = backend, outputs, levels
         self._pace = pace
         self._pid = os.getpid()
         self._queues = Queues(backend, max_per_node)
         self._running: dict[Job, None] = {}
+        self.retried = 0
         self._news: queue.SimpleQueue[tuple[Job, AnyFuture] | None] = queue.SimpleQueue()
         self._source: Iterator[Job | Done | None] = iter(())
         self._is_read = self._is_paused = False
@@ -76,6 +87,14 @@ class Dispatcher:
             if self._running or self._queues.waiting or self._is_paused:
                 yield from self._wait()
 
+    def running(self) -> list[Running]:
+        """Return what runs, the longest first; which processes these are is not known here."""
+        now = time.monotonic()
+        return [
+            Running(job.number, describe(str(job.command)), 1, job.label, 0, now - job.begun)
+            for job in sorted(self._running, key=lambda job: job.begun)
+        ]
+
     def wake(self) -> None:
         """Have `run` look again, from any thread."""
         self._news.put(None)
@@ -93,7 +112,7 @@ class Dispatcher:
         self._stop_listening()
         self._queues.load.listeners.discard(self.wake)
         futures = [job.future for job in self._running if job.future is not None]
-        self._backend.give_up(futures)
+        self.backend.give_up(futures)
         if futures:
             wait(futures, STOP_PATIENCE)
         for job in list(self._running):
@@ -132,7 +151,7 @@ class Dispatcher:
     def _begin_all(self) -> Iterator[Done]:
         if self._queues.waiting and not self._running:
             with contextlib.suppress(ConnectionError):  # `hopeless` tells the reasons
-                self._backend.window()  # which wakes hosts that rest
+                self.backend.window()  # which wakes hosts that rest
         while self._queues.waiting and self._pace.may_begin():
             job = self._queues.next()
             if job is None:
@@ -162,7 +181,7 @@ class Dispatcher:
         else:
             if function not in self._submits:
                 level = logging.getLogger().level
-                self._submits[function] = self._backend.open(Call(function, log_level=level))
+                self._submits[function] = self.backend.open(Call(function, log_level=level))
             chunk = pack_chunk([job.number], [pack_value(item, f"command {job.number}")])
             future = self._submits[function](chunk, hosts=frozenset([job.label]))
             job.future = future
@@ -186,7 +205,7 @@ class Dispatcher:
         for job in overdue:
             job.is_overdue = True
         if overdue:
-            self._backend.give_up([job.future for job in overdue if job.future is not None])
+            self.backend.give_up([job.future for job in overdue if job.future is not None])
         patience = self._pace.wait(self._running, bool(self._queues.waiting))
         try:
             news = self._news.get(timeout=patience)
@@ -202,10 +221,10 @@ class Dispatcher:
         up = self._queues.capacities().keys()
         gone = {job.future: job for job in self._running if job.future and job.label not in up}
         if gone:
-            begun = self._backend.places(gone)
+            begun = self.backend.places(gone)
             for future in gone.keys() - begun.keys():
                 gone[future].is_taken_back = True
-                self._backend.give_up([future])
+                self.backend.give_up([future])
 
     def _hear(self, job: Job, future: AnyFuture) -> Iterator[Done]:
         value = self._value(job, future)
@@ -228,8 +247,7 @@ class Dispatcher:
         else:
             job.lost += 1
         if job.attempts.may_go_on(Limits()):
-            job.done = Done(job.command, job.number)
-            self._queues.put(job)
+            self._again(job)
             return
         done.host, done.error, done.attempts = job.label, value.reason, job.tries
         yield done
@@ -254,5 +272,9 @@ class Dispatcher:
         pinned, up = self._queues.labels(job.command.pinned), self._queues.capacities().keys()
         elsewhere = (pinned & up if pinned else up) - job.failed_on
         job.labels = frozenset(elsewhere) or pinned or None
+        self._again(job)
+
+    def _again(self, job: Job) -> None:
+        self.retried += 1
         job.done = Done(job.command, job.number)
         self._queues.put(job)

@@ -25,12 +25,14 @@ from ostap_parallel.commands.pace import Pace
 from ostap_parallel.commands.slots import Job
 from ostap_parallel.commands.template import Filled, Template, cross
 from ostap_parallel.commands.transfer import Transfer
+from ostap_parallel.engine.backend import Backend
 from ostap_parallel.engine.foreign import backend_of
 from ostap_parallel.engine.names import HERE, bare_name
 from ostap_parallel.errors import CommandFailed, ConfigError
 from ostap_parallel.faces.executor import Executor, Settings
 from ostap_parallel.runs.reading import Reader
 from ostap_parallel.runs.run import PAUSE
+from ostap_parallel.runs.snapshot import telling_of
 from ostap_parallel.runs.stream import ending_at_exit
 
 if TYPE_CHECKING:
@@ -72,6 +74,8 @@ def run_as_completed(
     keep: int = KEEP,
     overflow: Path | str | None = None,
     levels: Levels = (logging.DEBUG, logging.WARNING),
+    title: str = "commands",
+    total: int | None = None,
     executor: Any = None,
     **settings: Unpack[Settings],
 ) -> Generator[Done, None, None]:
@@ -106,6 +110,8 @@ def run_as_completed(
         A directory for outputs that are longer, which are kept whole then.
     levels
         Of the records `<host>.<name>` for the lines of standard output and standard error.
+    title, total
+        How ``ostap-parallel top`` names it, and how many there are, if that is known.
     executor
         An `Executor`, or manager's, to run on, in place of one for this run alone.
 
@@ -119,25 +125,24 @@ def run_as_completed(
     listed: Any = _listed(commands)
     halt = halt if isinstance(halt, Halt) else Halt(halt)
     pace = Pace(delay, percent)
-    log = Path(joblog) if joblog is not None else None
-    past = _past(log, resume)
+    outputs = Outputs(keep, results, overflow)
+    log, past = _past(joblog, resume)
     with contextlib.ExitStack() as stack:
         if executor is None:
             own: dict[str, Any] = {"ncpus": ncpus, "max_per_node": max_per_node, **settings}
-            pinned = [sorted(command.pinned) for command in listed]
-            names, anywhere = itertools.chain(*pinned), not pinned or not all(pinned)
-            executor = stack.enter_context(open_executor(servers, names, anywhere, **own))
-        backend = backend_of(executor)
-        if not backend.abilities.interrupt:
-            raise TypeError(f"commands need workers of ours, not {backend.name}")
-        outputs = Outputs(keep, results, overflow)
+            executor = stack.enter_context(_open_for(listed, servers, **own))
+        backend = _backend_of(executor)
         dispatcher = Dispatcher(backend, max_per_node, outputs, levels, pace)
         stack.callback(dispatcher.close)
         given, ahead = listed, float("inf")
-        if not isinstance(commands, Sequence):
+        if isinstance(commands, Sequence):
+            total = len(listed)
+        else:
             given, ahead = stack.enter_context(_reading(commands, dispatcher.wake)), AHEAD
         file = stack.enter_context(joblogs.writer(log, bool(resume))) if log is not None else None
+        told = stack.enter_context(telling_of(dispatcher, title, total))
         for done in dispatcher.run(_unless_past(given, past, resume), ahead):
+            told.advance(1, int(not done.succeeded))
             if file is not None and not done.is_skipped:
                 print(done.entry().line(), end="", file=file, flush=True)
             yield done
@@ -145,6 +150,21 @@ def run_as_completed(
                 if halt.is_now:
                     return
                 dispatcher.stop_feeding()
+
+
+def _open_for(commands: Sequence[Command], servers: Any, **settings: Any) -> Executor:
+    """Return an executor with slots for commands, those that they are pinned to among them."""
+    pinned = [sorted(command.pinned) for command in commands]
+    anywhere = not pinned or not all(pinned)
+    return open_executor(servers, itertools.chain(*pinned), anywhere, **settings)
+
+
+def _backend_of(executor: Any) -> Backend:
+    """Return what computes for an executor; raises TypeError if it can run no commands."""
+    backend = backend_of(executor)
+    if not backend.abilities.interrupt:
+        raise TypeError(f"commands need workers of ours, not {backend.name}")
+    return backend
 
 
 def _listed(commands: Iterable[Command | Sequence[str] | str]) -> list[Command]:
@@ -226,11 +246,16 @@ def open_executor(
     return Executor(ncpus, entries, **settings)
 
 
-def _past(log: Path | None, resume: bool | str) -> dict[int, joblogs.Entry]:
-    """Return what is not to be run again, perhaps."""
-    if resume and log is None:
-        raise ConfigError("resume needs a joblog")
-    return joblogs.read(log) if log is not None and resume else {}
+def _past(
+    joblog: Path | str | None, resume: bool | str
+) -> tuple[Path | None, dict[int, joblogs.Entry]]:
+    """Return the job log, and what of it is not to be run again, perhaps."""
+    if joblog is None:
+        if resume:
+            raise ConfigError("resume needs a joblog")
+        return None, {}
+    log = Path(joblog)
+    return log, joblogs.read(log) if resume else {}
 
 
 def _unless_past(

@@ -27,8 +27,10 @@ from ostap_parallel.engine.future import Future
 from ostap_parallel.errors import ConfigError, InitializerError, SerializeError
 from ostap_parallel.faces import launch
 from ostap_parallel.logs import logger_of
+from ostap_parallel.runs.display import title_of
 from ostap_parallel.runs.report import relay
 from ostap_parallel.runs.run import PAUSE, Run
+from ostap_parallel.runs.snapshot import told
 from ostap_parallel.runs.stream import Stream, ending_at_exit
 from ostap_parallel.supply.source import HostStatus
 from ostap_parallel.supply.supervisor import EventHandler
@@ -275,7 +277,7 @@ class Executor(concurrent.futures.Executor):
         if buffersize is None:
             return run_all(self, fn, iterables, end, chunksize)
         feed = _Feed(zip(*iterables, strict=False), chunksize, buffersize)
-        return _run(self, partial(calls.spread, fn), feed, end, chunksize, feed=feed)
+        return _run(self, partial(calls.spread, fn), feed, end, chunksize, title_of(fn), feed=feed)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls, and end workers and servers when those that there are have ended.
@@ -391,7 +393,7 @@ def run_all(
     items = list(zip(*iterables, strict=False)) if iterables[1:] else list(*iterables)
     function = partial(calls.spread, fn) if iterables[1:] else fn
     size = None if chunksize == 1 else chunksize
-    return _run(executor, function, items, end, size, ordered)
+    return _run(executor, function, items, end, size, title_of(fn), ordered)
 
 
 def _run(
@@ -400,6 +402,7 @@ def _run(
     items: Iterable[Any],
     end: float | None,
     chunksize: int | None,
+    title: str,
     ordered: bool = True,
     feed: _Feed | None = None,
 ) -> Iterator[Any]:
@@ -408,7 +411,7 @@ def _run(
     take = _nothing
     if feed is not None:
         feed.wake, take = run.wake, feed.take
-    stream = Stream(run.arrivals(), run.cancel, executor)
+    stream = Stream(told(run, title), run.cancel, executor)
     stream.unlimit()
     runs = _runs_of(executor)
     runs[stream.ended] = run

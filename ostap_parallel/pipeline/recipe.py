@@ -250,9 +250,8 @@ class RemoteCommandRecipeMixIn:
         with opened as executor:
             self.logger.info("Waiting for compute threads...")
             levels = (logging.DEBUG, logging.WARNING)
-            results = run_as_completed(
-                commands, executor=executor, max_per_node=max_per_node, levels=levels
-            )
+            limits: dict[str, Any] = {"max_per_node": max_per_node, "title": self.name}
+            results = run_as_completed(commands, executor=executor, levels=levels, **limits)
             with contextlib.closing(results):
                 for done in results:
                     self._note(pool[done.number - 1], done, turn)

@@ -5,15 +5,20 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ostap_parallel.engine.backend import Backend
 from ostap_parallel.engine.core import LOCAL
+from ostap_parallel.runs.outcome import Batch, Outcome
 from ostap_parallel.runs.progress import ProgressReporter
+from ostap_parallel.runs.report import Running
 from ostap_parallel.runs.run import Run
 from ostap_parallel.supply.source import HostStatus
+from ostap_parallel.views.live import telling
 from ostap_parallel.views.words import duration
 
 # Items that are told of as running, the longest first.
@@ -53,10 +58,31 @@ class Coming:
         )
 
 
+class Looked(Protocol):
+    """What there is to look at of a run.
+
+    Attributes
+    ----------
+    backend
+        What computes it.
+    retried
+        How many times something was run again.
+    """
+
+    @property
+    def backend(self) -> Backend: ...
+    @property
+    def retried(self) -> int: ...
+    def running(self) -> list[Running]:
+        """Return what runs, the longest first."""
+
+
 class Snapshots:
     """Looks at a run, for who asks from outside."""
 
-    def __init__(self, run: Run, reporter: ProgressReporter, title: str, coming: Coming) -> None:
+    def __init__(
+        self, run: Looked, reporter: ProgressReporter, title: str, coming: Coming
+    ) -> None:
         self._run, self._reporter, self._title = run, reporter, title
         self._started = time.time()
         self._coming = coming
@@ -101,6 +127,27 @@ class Snapshots:
         for row in (found := [*here, *rows]):
             row["busy"] = sum(one["host"] == row["host"] for one in running)
         return found
+
+
+@contextlib.contextmanager
+def telling_of(run: Looked, title: str, total: int | None) -> Iterator[ProgressReporter]:
+    """Tell of a run during a block, to who looks from outside; what is yielded is to count."""
+    backend = run.backend
+    reporter = ProgressReporter(total, title, lambda: backend.workers, time.monotonic)
+    with telling(Snapshots(run, reporter, title, Coming(backend)).look):
+        yield reporter
+
+
+def told(run: Run, title: str) -> Generator[Batch | Outcome, None, None]:
+    """Yield what becomes of the items of a run, which is told of meanwhile."""
+    with telling_of(run, title, run.total) as reporter, closing(run.arrivals()) as arrivals:
+        for arrival in arrivals:
+            if isinstance(arrival, Batch):
+                reporter.advance(len(arrival))
+            else:
+                reporter.advance(1, int(arrival.error is not None))
+            yield arrival
+            del arrival  # not to be kept while the next one is awaited
 
 
 def memory_of(running: dict[str, Any]) -> int | None:
