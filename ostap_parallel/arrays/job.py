@@ -97,7 +97,7 @@ class Items:
 
     def _begin(self, core: Core, items: list[tuple[int, Any]]) -> None:
         indices = [index for index, _ in items]
-        self._writer.add("began", indices)
+        self._writer.add("began", dict.fromkeys(indices, time.time()))
         chunk = pack_chunk(indices, [packed for _, packed in items], b"", self._run)
         first = indices[0]
         job = Job(

@@ -170,6 +170,16 @@ class Layout:
             return [shard / name for name in names if name.startswith(start)]
         return []
 
+    def all_parts(self) -> dict[int, list[Path]]:
+        """Return the files of results that were being written, by chunk, by one look at each."""
+        found: dict[int, list[Path]] = {}
+        for shard in sorted((self.root / "results").iterdir()):
+            for entry in sorted(entry.name for entry in os.scandir(shard)):
+                number, dot, _ = entry.partition(".")
+                if dot and number.isdigit() and entry.endswith(".part"):
+                    found.setdefault(int(number), []).append(shard / entry)
+        return found
+
     def name(self, room: str, number: int) -> str:
         """Return the name of a chunk's file below the root."""
         return f"{room}/{number // SHARD}/{number}"

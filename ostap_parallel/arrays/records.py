@@ -70,7 +70,7 @@ class Told:
     records
         Of items that have ended.
     running
-        Items that had begun.
+        Items that had begun and not ended, and when, in seconds since the epoch.
     whole
         What became of the chunk as one.
     end
@@ -83,7 +83,7 @@ class Told:
     """
 
     records: dict[int, Record] = field(default_factory=dict)
-    running: set[int] = field(default_factory=set)
+    running: dict[int, float] = field(default_factory=dict)
     whole: ChunkOutcome | Lost | None = None
     end: str = ""
     words: str = ""
@@ -100,7 +100,8 @@ class Told:
             self.running.update(value)
         elif kind == "records":
             self.records.update((record.index, record) for record in value)
-            self.running.difference_update(record.index for record in value)
+            for record in value:
+                self.running.pop(record.index, None)
         elif kind == "whole":
             self.whole = value
         elif kind == "end":
@@ -159,7 +160,7 @@ def write_verdict(told: Told, write: Callable[[bytes], object]) -> None:
     if told.has_begun:
         entries.append(("job", (told.job, told.host)))
     entries.append(("records", list(told.records.values())))
-    entries.append(("began", sorted(told.running)))
+    entries.append(("began", told.running))
     if told.whole is not None:
         entries.append(("whole", told.whole))
     entries.append(("end", (told.end, told.words)))

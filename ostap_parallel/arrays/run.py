@@ -21,6 +21,7 @@ from ostap_parallel.arrays.verdict import Verdict, failure_of, judge, outcome_of
 from ostap_parallel.arrays.watching import Watcher
 from ostap_parallel.engine.backend import pack_function
 from ostap_parallel.errors import JobRefused, OstapParallelError, SchedulerUnavailable
+from ostap_parallel.runs.display import title_of
 from ostap_parallel.runs.ordering import Ordering
 from ostap_parallel.runs.outcome import Batch, Outcome
 from ostap_parallel.worker.chunk import Writer
@@ -467,7 +468,7 @@ def create(
     stopping = stopping or threading.Event()
     items = items if isinstance(items, Sequence) else list(items)
     size = chunk_size or _size(len(items), settings, chunks)
-    settings = replace(settings, total=len(items), size=size)
+    settings = replace(settings, total=len(items), size=size, function=title_of(function))
     layout = Layout(root)
     layout.create()
     try:

@@ -70,6 +70,8 @@ class Settings:
         What runs the items.
     name
         Begins the names of the jobs.
+    function
+        What is done, in words.
     total, size
         Items, and how many there are in a chunk.
     submit_timeout
@@ -91,6 +93,7 @@ class Settings:
     python: str = sys.executable
     name: str = field(default_factory=lambda: f"op-{secrets.token_hex(4)}")
     directory: str = field(default_factory=os.getcwd)
+    function: str = ""
     total: int = 0
     size: int = 1
     submit_timeout: float = 30.0

@@ -15,10 +15,9 @@ def summary(run: Run) -> str:
     """Return counts, and the errors of items, like ones together, the most frequent first."""
     failures = run.failures()
     left = run.total - run.ended
-    state = "cancelled" if run.is_cancelled and left else "under way" if left else "done"
     done = run.ended - len(failures)
     lines = [
-        f"{run.directory}: {state}",
+        f"{run.directory}: {state_of(run)}",
         f"  {run.total} items: {done} done, {len(failures)} failed, {left} left",
     ]
     groups = groups_of(
@@ -35,6 +34,13 @@ def summary(run: Run) -> str:
     if len(groups) > SHOWN:
         lines.append(f"  and {len(groups) - SHOWN} kinds of errors more")
     return "\n".join(lines)
+
+
+def state_of(run: Run) -> str:
+    """Return in a word how a run stands."""
+    if run.is_done:
+        return "done"
+    return "cancelled" if run.is_cancelled else "under way"
 
 
 def states(run: Run) -> dict[str, int]:

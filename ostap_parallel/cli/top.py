@@ -7,9 +7,12 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ostap_parallel.arrays import account
+from ostap_parallel.cli.report import account_in
 from ostap_parallel.commands import logfacts
 from ostap_parallel.errors import ConfigError
 from ostap_parallel.runs import past
@@ -28,9 +31,10 @@ def top(args: argparse.Namespace) -> int:
 
     console = Console(markup=False, emoji=False, highlight=False)
     try:
+        looks = _looks(args.files)
         with Live(console=console, screen=True, auto_refresh=False) as shown:
             while True:
-                shown.update(screen_of(_look(args.files)), refresh=True)
+                shown.update(screen_of(looks()), refresh=True)
                 time.sleep(args.seconds)
     except KeyboardInterrupt:
         return 0
@@ -38,7 +42,7 @@ def top(args: argparse.Namespace) -> int:
 
 def status(args: argparse.Namespace) -> int:
     """Print once what runs are doing; return 1 if there is none."""
-    runs = _look(args.files)
+    runs = _looks(args.files)()
     if getattr(args, "json", False):
         print(json.dumps(runs, indent=1))
     else:
@@ -46,18 +50,23 @@ def status(args: argparse.Namespace) -> int:
     return int(not runs)
 
 
-def _look(files: list[str]) -> list[dict[str, Any]]:
-    return [_of_file(Path(file)) for file in files] if files else live.runs()
+def _looks(files: list[str]) -> Callable[[], list[dict[str, Any]]]:
+    """Return what looks at files, or at all runs, as often as it is called."""
+    each = [_look_at(Path(file)) for file in files]
+    return (lambda: [look() for look in each]) if files else live.runs
 
 
-def _of_file(path: Path) -> dict[str, Any]:
-    """Return what a checkpoint or a job log tells of how far a run is."""
-    return logfacts.look(path) if logfacts.is_joblog(path) else past.look(path)
+def _look_at(path: Path) -> Callable[[], dict[str, Any]]:
+    """Return what tells how far a run is."""
+    if path.is_dir():
+        return partial(account.look, account_in(path))
+    return partial(logfacts.look if logfacts.is_joblog(path) else past.look, path)
 
 
 def add_arguments(add: Callable[..., object], is_top: bool) -> None:
     """Add what the commands take."""
-    text = "checkpoints and job logs to look at; default: all runs of yours on this machine"
+    text = "checkpoints, job logs and directories of batch runs to look at; "
+    text += "default: all runs of yours on this machine"
     add("files", metavar="FILE", nargs="*", help=text)
     if is_top:
         text = "seconds between two looks; default: %(default)s"

@@ -29,7 +29,7 @@ from ostap_parallel.views.groups import Group, groups_of
 from ostap_parallel.views.page import BARS, Facts, page_of
 from ostap_parallel.views.timeline import Timeline
 from ostap_parallel.views.trace import trace_of
-from ostap_parallel.views.words import duration, printable
+from ostap_parallel.views.words import duration, named, printable
 from ostap_parallel.worker.profiling import PROFILED
 
 if TYPE_CHECKING:
@@ -224,7 +224,7 @@ class Failure:
     def __str__(self) -> str:
         times = f", {self.attempts} attempts" if self.attempts > 1 else ""
         where = f"{self.host} (pid {self.pid}{times})"
-        return f"item {self.index} ({self.item}) on {where}: {self.reason}"
+        return f"{named(self.index, self.item)} on {where}: {self.reason}"
 
     @property
     def reason(self) -> str:
@@ -260,7 +260,7 @@ class Running:
     seconds: float
 
     def __str__(self) -> str:
-        what = f"item {self.index} ({self.item})"
+        what = named(self.index, self.item)
         if self.count > 1:
             what = f"one of {self.count} items from {self.index} on"
         where = f"{self.host} (pid {self.pid})" if self.pid else self.host

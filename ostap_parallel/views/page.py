@@ -11,7 +11,7 @@ from typing import Any
 from ostap_parallel.views.groups import Group, groups_of
 from ostap_parallel.views.picture import Picture
 from ostap_parallel.views.plots import Plots, plots_of
-from ostap_parallel.views.words import duration
+from ostap_parallel.views.words import duration, named
 
 # Failures that are shown with their traceback, and characters of it.
 FAILURES = 200
@@ -35,6 +35,7 @@ _COLUMNS: Mapping[str, tuple[str, Callable[[Any], str]]] = {
     "median": ("median", lambda value: "" if value is None else duration(value)),
     "longest": ("longest", lambda value: "" if value is None else duration(value)),
     "lost": ("lost", str),
+    "memory": ("memory", lambda value: f"{value / 1e6:.0f} MB" if value else ""),
     "note": ("note", str),
     "error": ("error", str),
 }
@@ -52,7 +53,7 @@ class Facts:
     numbers
         Names and values, as they are shown.
     hosts
-        A row for each, with the columns of `Report.save` to CSV and ``start``.
+        A row for each, with the columns of `Report.save` to CSV; ``memory`` in bytes.
     failures
         As `Failure.as_dict`.
     slowest, running, stragglers, notes
@@ -137,7 +138,7 @@ def _failures(facts: Facts) -> Iterator[str]:
     yield f"<details{is_open}><summary>One by one</summary><div class='inner'>"
     for failure in shown:
         where = f"{failure['host']}" + (f", pid {failure['pid']}" if failure.get("pid") else "")
-        head = f"item {failure['index']} ({failure['item']}) on {where}: {failure['error']}"
+        head = f"{named(failure['index'], failure['item'])} on {where}: {failure['error']}"
         yield f"<details><summary>{_text(_cut(head, 400))}</summary>"
         yield f"<pre class='traceback'>{_text(_cut(failure['traceback'], LENGTH))}</pre>"
         if failure.get("output"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ostap_parallel.views.words import duration, printable
+from ostap_parallel.views.words import duration, named, printable
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -21,6 +21,7 @@ Run = Mapping[str, Any]
 def text_of(run: Run) -> str:
     """Return in lines what a run is doing."""
     lines = [f"{run['title']}: {summary_of(run)}"]
+    lines += (f"  {note}" for note in run.get("notes", ()))
     for host in run.get("hosts", ()):
         lines.append(f"  {host['host']}: {state_of(host)}")
     running = run.get("running", ())
@@ -64,7 +65,7 @@ def item_of(one: Mapping[str, Any]) -> str:
     """Return which item runs."""
     if one["count"] > 1:
         return f"one of {one['count']} items from {one['index']} on"
-    return f"item {one['index']} ({one['item']})"
+    return named(one["index"], one["item"])
 
 
 def screen_of(runs: Sequence[Run]) -> Group:
@@ -83,6 +84,7 @@ def screen_of(runs: Sequence[Run]) -> Group:
             bar = Table.grid(expand=True)  # by itself it does not end its line
             bar.add_row(ProgressBar(run["total"], run["done"]))
             parts.append(bar)
+        parts += (Text(printable(note)) for note in run.get("notes", ()))
         if run.get("hosts"):
             parts.append(_hosts(run["hosts"]))
         if run.get("running"):

@@ -17,3 +17,8 @@ def duration(seconds: float) -> str:
 def printable(text: str) -> str:
     """Return a text without what would steer a terminal; line ends and tabs stay."""
     return "".join(char if char.isprintable() or char in "\n\t" else "?" for char in text)
+
+
+def named(index: int, item: str) -> str:
+    """Return which item it is, with its text if that is known."""
+    return f"item {index} ({item})" if item else f"item {index}"
