@@ -89,7 +89,7 @@ DOORS = {
             "trust",
         ),
     },
-    "arrays": {"backend", "layout", "run", "settings", "summary"},
+    "arrays": {"account", "backend", "layout", "run", "settings", "summary"},
     "views": {
         "groups",
         "inline",

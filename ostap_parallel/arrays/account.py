@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import heapq
 import itertools
 import time
 from collections.abc import Iterable, Iterator
@@ -17,7 +18,6 @@ from ostap_parallel.arrays.summary import state_of, states
 from ostap_parallel.errors import JobRefused, SchedulerUnavailable
 from ostap_parallel.runs.outcome import Outcome
 from ostap_parallel.runs.report import Failure, Report, Running, describe
-from ostap_parallel.runs.timing import Slowest
 from ostap_parallel.views.page import BARS, FAILURES, Facts
 from ostap_parallel.views.picture import Bar, Fate, Lane, Picture
 from ostap_parallel.views.words import duration
@@ -32,6 +32,7 @@ SILENT = 3 * SYNC
 # Where an item has failed whose jobs have all ended before it began.
 NOWHERE = "no host"
 
+SLOWEST = 10  # items that are named as such, at least
 MOST = 200  # items that are told of as running
 
 _TAIL = 4000  # characters of what an item has printed that a page shows
@@ -155,31 +156,36 @@ def _last_sign(files: Iterable[Path]) -> float:
     return last
 
 
+class _Text(str):
+    """An item as it was put in words."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
 def report_of(account: Account) -> Report:
     """Return what there is to say about a run, as of one of a manager."""
     report = Report(submitted=account.run.total, complete=account.run.is_done)
+    report.ran, failures = account.running(), account.failures
+    slowest = heapq.nlargest(SLOWEST, account.records(), key=lambda record: record.seconds)
+    named = {one.index for one in slowest} | {one.index for one in report.ran}
+    texts = account.items(named | {one.index for one in failures[:FAILURES]})
     attempts: dict[int, int] = {}
     for record in account.records():
+        item = _Text(texts.get(record.index, ""))
         where = record.host, record.pid, record.seconds
-        report.count(Outcome(record.index, None, None, None, "", *where))
+        report.count(Outcome(record.index, item, None, None, "", *where))
         attempts[record.index] = max(record.attempt, attempts.get(record.index, 1))
     report.retried = sum(attempts.values()) - len(attempts)
-    report.merged = account.run.ended - len(account.failures) + account.fresh()[0]
+    report.merged = account.run.ended - len(failures) + account.fresh()[0]
     report.wall = max(0.0, account.last - account.began)
-    report.ran = account.running()
-    slowest, shown = list(report.slowest), account.failures[:FAILURES]
-    running = [one.index for one in report.ran]
-    texts = account.items(
-        {*running, *(one.index for one in slowest), *(one.index for one in shown)}
-    )
     report.ran = [replace(one, item=texts.get(one.index, "")) for one in report.ran]
-    report.slowest = Slowest()
-    for slow in slowest:
-        report.slowest.add(replace(slow, item=texts.get(slow.index, "")))
-    for failure in account.failures:
-        report.stats.add(failure.host or NOWHERE, 0.0, 0, 1)
-        failed = replace(failure, host=failure.host or NOWHERE)
-        report.failures.append(replace(Failure.of(failed), item=texts.get(failure.index, "")))
+    for failure in failures:
+        host, item = failure.host or NOWHERE, _Text(texts.get(failure.index, ""))
+        report.stats.add(host, 0.0, 0, 1)
+        report.failures.append(Failure.of(replace(failure, item=item, host=host)))
     return report
 
 
