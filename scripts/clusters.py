@@ -422,6 +422,8 @@ _SGE_SETTINGS = {
     "mailer": "/bin/true",
     "administrator_mail": "none",
     "execd_params": "none",
+    # A job that is killed in start-up files of the developer's may leave locks of theirs behind.
+    "login_shells": "none",
 }
 
 

@@ -139,3 +139,14 @@ def crash(host: Host) -> None:
     host.kill()
     for path in host.tmp.iterdir():
         shutil.rmtree(path, ignore_errors=True)
+
+
+def processes_with(folder):
+    """Return the processes for whose files there is a folder, here and in jobs."""
+    needle = f"TMPDIR={folder}\0".encode()
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if needle in (entry / "environ").read_bytes():
+                found.append((int(entry.name), (entry / "cmdline").read_bytes()[:200]))
+    return found

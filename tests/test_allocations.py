@@ -9,13 +9,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from allocated import seen, slow, where
-from helpers import wait_until
+from helpers import processes_with, wait_until
 from sshd import descendants
 
 import ostap_parallel
@@ -101,21 +102,20 @@ def test_a_manager_in_a_job(within, tmp_path):
 @pytest.fixture
 def on_slurm(slurm, monkeypatch, tmp_path):
     """SLURM for this process; after the test no job, and no process or file of one, is left."""
-    folder = tmp_path / "there"
-    folder.mkdir()
-    monkeypatch.setenv("TMPDIR", str(folder))  # which jobs get, too
+    folder = Path(tempfile.mkdtemp(prefix="op-"))  # short, as it is to have sockets
+    monkeypatch.setenv("TMPDIR", str(folder))  # which clients and jobs get, too
+    (tmp_path / "there").symlink_to(folder)
     for name, value in slurm.environ.items():
         monkeypatch.setenv(name, value)
-    before = set(steps_of(slurm))
     yield slurm
     try:
         wait_until(lambda: not slurm.jobs(), PATIENCE, "no job is left")
-        wait_until(lambda: not set(steps_of(slurm)) - before, PATIENCE, "no process is left")
+        wait_until(lambda: not processes_with(folder), PATIENCE, "no process is left")
     except AssertionError:
-        raise AssertionError((slurm.jobs(), set(steps_of(slurm)) - before)) from None
+        raise AssertionError((slurm.jobs(), processes_with(folder))) from None
     finally:
         slurm.try_("scancel", "--quiet", f"--user={os.getuid()}")
-    assert not list(folder.iterdir())
+    folder.rmdir()
 
 
 @pytest.fixture
@@ -371,8 +371,16 @@ class TestAdapting:
             assert {host.lost for host in hosts} == {0}
 
 
+# At these moments of a client's a program gets what it would wait for.
+HOOKS = {
+    "submitting": ("sbatch", 'sleep 1; {real} "$@"; echo > {folder}/is-submitted'),
+    "granted": ("srun", "exec sleep 600"),
+    "copying": ("tar", "exec sleep 600"),
+}
+
+
 class TestEnds:
-    @pytest.mark.parametrize("moment", ["pending", "in a script", "running"])
+    @pytest.mark.parametrize("moment", [*HOOKS, "pending", "in a script", "running"])
     @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
     def test_nothing_is_left(self, on_slurm, tmp_path, moment, number):
         script = f"echo > {tmp_path}/script.$SLURM_JOB_ID; sleep 600"
@@ -380,13 +388,23 @@ class TestEnds:
         (tmp_path / "client.py").write_text(CLIENT)
         argv = [sys.executable, tmp_path / "client.py", tmp_path, environment]
         environ = {**os.environ, "PYTHONPATH": str(PACKAGE_PARENT)}
+        if moment in HOOKS:
+            program, text = HOOKS[moment]
+            real = shutil.which(program, path=on_slurm.environ["PATH"])
+            hook = tmp_path / "bin" / program
+            hook.parent.mkdir()
+            text = text.format(real=real, folder=tmp_path)
+            hook.write_text(f"#!/bin/sh\necho > {tmp_path}/is-there\n{text}\n")
+            hook.chmod(0o755)
+            environ["PATH"] = f"{hook.parent}:{environ['PATH']}"
         ready = {
+            **dict.fromkeys(HOOKS, lambda: (tmp_path / "is-there").exists()),
             "pending": lambda: "PENDING" in on_slurm.run("squeue", "-h", "-o", "%T"),
             "in a script": lambda: list(tmp_path.glob("script.*")),
             "running": lambda: sum(b"ppserver" in words for _, words in steps_of(on_slurm)) >= 2,
         }
         with contextlib.ExitStack() as stack:
-            if moment == "pending":
+            if moment in ("pending", "submitting"):  # else a job would end by itself, in time
                 stack.enter_context(blocked(on_slurm))
             client = stack.enter_context(
                 subprocess.Popen(argv, env=environ, stderr=subprocess.DEVNULL)
@@ -396,6 +414,8 @@ class TestEnds:
             finally:
                 client.send_signal(number)
             client.wait(PATIENCE)
+            if moment == "submitting":  # after its client has gone
+                wait_until((tmp_path / "is-submitted").exists, PATIENCE, "it is done")
             names = "squeue", "-h", "-o", "%j"
             wait_until(lambda: "slurm-" not in on_slurm.run(*names), PATIENCE, "jobs have gone")
 

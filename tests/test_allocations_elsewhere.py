@@ -7,11 +7,12 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 from allocated import where
-from helpers import wait_until
+from helpers import processes_with, wait_until
 
 import ostap_parallel
 from ostap_parallel import ConfigError, HostError, Sge, Slurm, WorkManager
@@ -37,14 +38,34 @@ def sge_jobs(workers=4, **given):
 
 @pytest.fixture
 def on_sge(sge, monkeypatch):
-    """SGE for this process; after the test no job of it is left."""
+    """SGE for this process; after the test no job of it, and no process or file, is left."""
+    folder = Path(tempfile.mkdtemp(prefix="op-"))  # short, as it is to have sockets
+    monkeypatch.setenv("TMPDIR", str(folder))
     for name, value in sge.environ.items():
         monkeypatch.setenv(name, value)
     yield sge
     try:
         wait_until(lambda: not sge.jobs(), PATIENCE, "no job is left")
+        wait_until(lambda: not processes_with(folder), PATIENCE, "no process is left")
+    except AssertionError:
+        raise AssertionError((sge.jobs(), processes_with(folder))) from None
     finally:
         sge.try_("qdel", "-f", "-u", "*")
+    folder.rmdir()
+
+
+@contextlib.contextmanager
+def blocked(sge, tmp_path):
+    """All slots are somebody else's."""
+    script = tmp_path / "block"
+    script.write_text("#!/bin/sh\nexec sleep 600\n")
+    options = "-terse", "-pe", "smp", "4", "-o", "/dev/null", "-j", "y"
+    block = sge.run("qsub", *options, str(script)).strip()
+    wait_until(lambda: any(" r " in line for line in sge.jobs()), PATIENCE, "it runs")
+    try:
+        yield
+    finally:
+        sge.run("qdel", block)
 
 
 CLIENT = """\
@@ -126,18 +147,26 @@ class TestSge:
             assert running.result(PATIENCE) == 0
             assert status.lost == 0
 
+    @pytest.mark.parametrize("moment", ["pending", "running"])
     @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-    def test_nothing_is_left(self, on_sge, tmp_path, number):
+    def test_nothing_is_left(self, on_sge, tmp_path, number, moment):
         (tmp_path / "client.py").write_text(CLIENT)
         argv = [sys.executable, tmp_path / "client.py"]
         environ = {**os.environ, "PYTHONPATH": str(PACKAGE_PARENT)}
-        with subprocess.Popen(argv, env=environ, stderr=subprocess.DEVNULL) as client:
+        with contextlib.ExitStack() as stack:
+            if moment == "pending":
+                stack.enter_context(blocked(on_sge, tmp_path))
+            client = stack.enter_context(
+                subprocess.Popen(argv, env=environ, stderr=subprocess.DEVNULL)
+            )
+            state = " qw " if moment == "pending" else " r "
             try:
-                wait_until(lambda: sum(" r " in x for x in on_sge.jobs()) == 2, PATIENCE, "up")
+                wait_until(lambda: sum(state in x for x in on_sge.jobs()) == 2, PATIENCE, "they")
             finally:
                 client.send_signal(number)
             client.wait(PATIENCE)
-        wait_until(lambda: not on_sge.jobs(), PATIENCE, "the jobs have gone")
+            others = 1 if moment == "pending" else 0
+            wait_until(lambda: len(on_sge.jobs()) == others, PATIENCE, "the jobs have gone")
 
     def test_which_way_leads_to_the_nodes_of_a_job(self, on_sge):
         within = {"PE": "smp", "PE_HOSTFILE": "/nowhere", "JOB_ID": "1"}

@@ -13,6 +13,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from functions import script_environ
 from helpers import wait_until
 
 from ostap_parallel import HostError, WorkManager
@@ -156,6 +157,11 @@ class TestStreams:
         assert (missing.status, missing.errors.split(b":")[0]) == (127, b"no-such-program")
         assert ends.way.answers()
 
+    def test_a_command_of_many_words(self, ends):
+        words = [str(number) * 1000 for number in range(60)]
+        done = ends.way.run(["printf", "%s\n", *words], timeout=PATIENCE)
+        assert done.output.decode().split() == words
+
     def test_what_a_command_has_left_behind_keeps_nobody_waiting(self, ends):
         done = ends.way.run(["sh", "-c", "sleep 60 & echo $!"], timeout=PATIENCE)
         os.kill(int(done.output), signal.SIGKILL)
@@ -239,6 +245,36 @@ class TestEnds:
         (bash,) = (int(x.split()[1]) for x in ends.lines if str(x).startswith("bash "))
         ends.session._process.kill()
         wait_until(lambda: not is_there(far) and not is_there(bash), PATIENCE, "they have ended")
+
+    @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux has it only")
+    def test_a_program_that_waits_ends_with_a_near_end_that_is_killed(self, tmp_path):
+        program = ["sh", "-c", f"echo $$ > {tmp_path}/new; mv {tmp_path}/new {tmp_path}/pid; "]
+        program[-1] += "exec sleep 1000"  # which reads nothing, as srun in a queue
+        with open_ends(program) as ends:
+            wait_until((tmp_path / "pid").exists, PATIENCE, "it waits")
+            ends.session._process.kill()
+            pid = int((tmp_path / "pid").read_text())
+            wait_until(lambda: not is_there(pid), PATIENCE, "it has ended")
+
+    def test_the_directory_of_who_is_killed_goes(self, tmp_path):
+        script = tmp_path / "client.py"
+        script.write_text(
+            "import sys, time\nfrom ostap_parallel.supply.relay import open_relay\n"
+            "from ostap_parallel.supply.session import Session\n"
+            "with open_relay('there', ['bash', '-s'], keepalive=20) as way:\n"
+            "    say = lambda line: print(line, way.directory, flush=True)\n"
+            "    session = Session('there', way.argv(), say, directory=way.directory)\n"
+            "    session.open()\n"
+            "    session.write('echo up\\n')\n"
+            "    time.sleep(600)\n"
+        )
+        with subprocess.Popen(
+            [sys.executable, script], stdout=subprocess.PIPE, text=True, env=script_environ()
+        ) as client:
+            line = client.stdout.readline().split()
+            client.kill()
+        assert line[0] == "up"
+        wait_until(lambda: not Path(line[1]).exists(), PATIENCE, "it is gone")
 
     def test_what_does_not_mind_its_end_is_killed(self, ends):
         far = far_of(ends)

@@ -285,6 +285,7 @@ class Here:
 
     def __init__(self, home):
         self.label = "here"
+        self.directory = None
         self.home = home
 
     def argv(self):

@@ -158,9 +158,9 @@ class Allocations:
             is_last = not (self._held or self._claims or self._waiting)
         if is_last:
             self._dismiss()
-        elif held.job:
+        elif job := held.job or self.number_of(held):
             with contextlib.suppress(SchedulerUnavailable):  # it ends by itself then
-                self._scheduler.cancel([held.job])
+                self._scheduler.cancel([job])
 
     def check(self, label: str) -> None:
         """Raise HostError if the scheduler says that there can be no such job."""
@@ -314,26 +314,28 @@ class Allocations:
     def _submit(self, count: int) -> None:
         self._count += 1
         spec = self.spec(count)
-        self._guard_over(spec.name)
+        self._guard_over(spec.name, is_there=False)
         try:
             array = self._scheduler.submit(self._scheduler.script(spec), SUBMISSION)
+        except SchedulerUnavailable as exc:
+            self._doubtful, self._doubtful_since = spec.name, time.monotonic()
+            self._tell(str(exc))
+            return
         except JobRefused as exc:
             self._fail_all(HostError(self.name, "submit", exc.reason))
         except QueueFull as exc:
             self._tell(str(exc))
             self._not_before = time.monotonic() + LAST_LOOK
-        except SchedulerUnavailable as exc:
-            self._doubtful, self._doubtful_since = spec.name, time.monotonic()
-            self._tell(str(exc))
         else:
             self._adopt(array, count)
+        self._guard_over(spec.name)
 
-    def _guard_over(self, name: str) -> None:
-        """Have jobs of this name cancelled when we are gone."""
+    def _guard_over(self, name: str, is_there: bool = True) -> None:
+        """Have jobs of this name cancelled when we are gone, also if they are not there yet."""
         with self._guarding:
             if self._guard is None or not self._guard.is_there():
                 self._guard = self.site.guard(self._scheduler.name)
-            self._guard.add(name)
+            (self._guard.add if is_there else self._guard.expect)(name)
 
     def _adopt(self, array: str, count: int) -> None:
         first = self._scheduler.first
@@ -346,6 +348,7 @@ class Allocations:
             self._waiting |= dict.fromkeys(states, 0.0)
         elif time.monotonic() - self._doubtful_since < UNKNOWN:
             return
+        self._guard_over(self._doubtful)
         self._doubtful = ""
 
     def _see_to_waiting(self) -> bool:

@@ -1,15 +1,20 @@
 # Cancel jobs when standard input ends: who has submitted them is gone, or needs them no more. Each
-# line is a name of jobs; the arguments are the command, with @NAME@ for it.
-op_names=()
-while IFS= read -r op_name; do op_names+=("$op_name"); done
+# line is a name of jobs; the arguments are the command, with @NAME@ for it. A name behind "?" is
+# that of jobs that are being submitted: until it comes again without, they may still appear, and
+# that there are none now says nothing; scancel tells which it has ended.
+declare -A op_jobs=()
+while IFS= read -r op_name; do
+    case $op_name in "?"*) op_jobs[${op_name:1}]=maybe ;; *) op_jobs[$op_name]= ;; esac
+done
 trap '' HUP TERM INT
 for op_pause in 1 5 10 20 30 0; do # the batch system may be away
-    op_left=()
-    for op_name in "${op_names[@]}"; do
-        "${@//@NAME@/$op_name}" || op_left+=("$op_name")
+    for op_name in "${!op_jobs[@]}"; do
+        op_said=$("${@//@NAME@/$op_name}" 2>&1) || continue
+        if [ -z "${op_jobs[$op_name]}" ] || [[ $op_said == *"Terminating job "* ]]; then
+            unset "op_jobs[$op_name]"
+        fi
     done
-    op_names=("${op_left[@]}")
-    [ "${#op_names[@]}" -gt 0 ] || exit 0
+    [ "${#op_jobs[@]}" -gt 0 ] || exit 0
     sleep "$op_pause"
 done
 exit 1

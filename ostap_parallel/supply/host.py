@@ -280,6 +280,7 @@ class HostServer(Server):
             self._receive,
             self._overhear,
             self.host.keepalive / BEATS,
+            self._way.directory,
         )
         if self._closing.is_set():
             raise HostError(self.host.label, "connect", "closed while it was starting")

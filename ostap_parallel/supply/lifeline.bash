@@ -1,9 +1,11 @@
-# $1: seconds. Pass on lines. From the first one that begins with "{" on, which starts the server,
+# $1: seconds; $2: a directory, if not empty. Pass on lines. From the first one that begins with "{" on, which starts the server,
 # add an empty line whenever that long nothing was said. It tells the server that its client is
 # there, which the client itself cannot while C code holds its interpreter, or while it is stopped.
 # The very first line is not passed on: it is the number of the process that reads from here. That
-# must end with the client, even if it does not mind the end of its input.
+# must end with the client, even if it does not mind the end of its input; and the directory must
+# go, which is what leads there needs, as the client may have been killed.
 LC_ALL=C
+directory=$2
 timeout=()
 begun= # of a line whose end has not come yet
 pid=
@@ -33,11 +35,12 @@ finish() {
     local signal turn
     for signal in TERM KILL; do
         for ((turn = 0; turn < 12; turn++)); do
-            is_there || exit
+            is_there || break 2
             read -r -t 0.25 -u 3
         done
         is_there && kill "-$signal" "$pid"
     done
+    [ -z "$directory" ] || rm -rf -- "$directory"
     exit
 }
 

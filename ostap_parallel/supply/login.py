@@ -92,7 +92,9 @@ class Login:
                 ready.set()
 
         period = host.keepalive / BEATS
-        session = self._session = Session(host.label, relay.argv(), receive, period=period)
+        session = self._session = Session(
+            host.label, relay.argv(), receive, period=period, directory=directory
+        )
         session.open()
         session.write(f"echo {shlex.quote(_READY)}\n")
         if ready.wait(PATIENCE) and not ended.is_set():

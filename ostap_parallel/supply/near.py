@@ -41,6 +41,8 @@ from ostap_parallel.worker.mux import (
     listen,
 )
 
+_DEATH_SIGNAL = 1  # of prctl: what a process gets when its parent has ended
+
 
 class Near:
     """The near end: leads from our standard input and output, and from a socket, to the far end.
@@ -60,7 +62,9 @@ class Near:
         self._control = socket.socket(socket.AF_UNIX)
         self._control.bind(f"{directory}/relay")
         self._control.listen(128)
-        self._program = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self._program = subprocess.Popen(
+            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, preexec_fn=_bound()
+        )
         assert self._program.stdin is not None
         assert self._program.stdout is not None
         signal.signal(signal.SIGTERM, self._terminate)
@@ -68,6 +72,9 @@ class Near:
 
     def _terminate(self, *_: object) -> None:
         self._program.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._program.wait(REST)
+        self._program.kill()  # qrsh that waits in a queue may not mind the first one for long
         os._exit(FAILED)
 
     def run(self) -> int:
@@ -158,14 +165,24 @@ class Near:
 
     def _accept(self) -> None:
         client, _ = self._control.accept()
+        client.settimeout(GRACE)  # all streams wait meanwhile
+        descriptors: list[int] = []
         try:
-            data, descriptors, _, _ = socket.recv_fds(client, 1 << 20, 3)
+            data, descriptors, _, _ = socket.recv_fds(client, PART, 3)
+            while not data.endswith(b"\n"):  # it may come in parts
+                more = client.recv(PART)
+                if not more:
+                    raise ValueError("it has broken off")
+                data += more
             order = json.loads(data)
         except (OSError, ValueError):
+            for descriptor in descriptors:
+                os.close(descriptor)
             client.close()
             return
+        client.settimeout(None)
         if order["do"] == "exec":
-            self._execute(client, order["argv"], list(descriptors))
+            self._execute(client, order["argv"], descriptors)
         elif order["do"] == "forward":
             with client:
                 client.sendall(b"%d\n" % self._forward(order["port"], order["wanted"]))
@@ -209,12 +226,26 @@ class Near:
         sys.stderr.flush()
 
 
+def _bound() -> Callable[[], object] | None:
+    """Return what has a child of ours end when we do, however that is; ``None`` where none can.
+
+    Of srun and qrsh, which wait in a queue, no end of standard input is noticed.
+    """
+    with contextlib.suppress(ImportError, OSError, AttributeError):
+        import ctypes
+
+        prctl = ctypes.CDLL(None).prctl  # of Linux only
+        return lambda: prctl(_DEATH_SIGNAL, signal.SIGTERM)
+    return None
+
+
 def execute(path: str, argv: list[str]) -> int:
     """Run a command at the far end with our descriptors; return its exit status."""
     with socket.socket(socket.AF_UNIX) as control:
         control.connect(path)
-        order = json.dumps({"do": "exec", "argv": argv}).encode()
-        socket.send_fds(control, [order], [0, 1, 2])
+        order = json.dumps({"do": "exec", "argv": argv}).encode() + b"\n"
+        sent = socket.send_fds(control, [order], [0, 1, 2])
+        control.sendall(order[sent:])
         for descriptor in (0, 1):
             os.close(descriptor)
         answer = b""

@@ -152,7 +152,7 @@ class Relay:
             with socket.socket(socket.AF_UNIX) as control:
                 control.settimeout(PATIENCE)
                 control.connect(str(self.directory / "relay"))
-                control.sendall(json.dumps(order).encode())
+                control.sendall(json.dumps(order).encode() + b"\n")
                 answer = control.recv(64)
         except OSError as exc:
             raise HostError(self.label, "tunnel", f"the relay does not answer: {exc}") from exc

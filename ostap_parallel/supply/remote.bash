@@ -20,7 +20,7 @@ op_end() {
     done
 } 2>/dev/null
 
-op_leave='set +eu; op_end; [ -z "$op_dir" ] || "$op_rm" -rf -- "$op_dir"'
+op_leave='set +eu; op_end; [ -z "$op_dir" ] || "$op_rm" -rf -- "$op_dir" || "$op_rm" -rf -- "$op_dir"' # may be written to
 
 # From op_watch to op_unwatch the client says nothing, so that anything to be read is its end. The
 # watcher then ends everything, also what a script has left that ended bash without our trap.

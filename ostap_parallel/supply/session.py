@@ -42,6 +42,8 @@ class Session:
         Called with each line of standard error, from another thread.
     period
         Seconds after which a server there is told that we live.
+    directory
+        What the program needs; it is removed when the session has ended, however we have.
     """
 
     def __init__(
@@ -51,12 +53,14 @@ class Session:
         on_line: Callable[[str | None], None],
         on_words: Callable[[str], None] = _ignore,
         period: float = 15.0,
+        directory: Path | None = None,
     ) -> None:
         self.label = label
         self._argv = argv
         self._on_line = on_line
         self._on_words = on_words
         self._period = period
+        self._directory = directory
         self._last_words: collections.deque[str] = collections.deque(maxlen=20)
         self._write_lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
@@ -88,7 +92,8 @@ class Session:
         """Start the program, and what it reads from; see lifeline.bash."""
         script = Path(__file__).with_name("lifeline.bash")
         lifeline = self._lifeline = start_apart(
-            ["bash", "-p", "--", str(script), str(self._period)],  # -p: no BASH_ENV, may print
+            # -p: no BASH_ENV, may print
+            ["bash", "-p", "--", str(script), str(self._period), str(self._directory or "")],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -18,9 +18,24 @@ _QDEL = "qdel \"$1\" 2>&1 | grep -q 'does not exist\\|registered\\|deleted\\|del
 # How jobs of a name are cancelled, see guard.bash. That there are none is no failure. Nobody else
 # has such names; and who we are at a login host, we do not know.
 _CANCEL = {
-    "slurm": ["scancel", "--quiet", "--name=@NAME@"],
+    "slurm": ["scancel", "--verbose", "--name=@NAME@"],
     "sge": ["sh", "-c", _QDEL, "sh", "@NAME@"],
 }
+
+# In a session of its own: what leads to a login host ends all that it has started there soon after
+# the connection is lost, but the batch system may be away for longer. Who started it waits for it.
+_APART = """\
+exec 3<&0
+op_text=$1
+shift
+if type -P setsid >/dev/null; then
+    setsid bash -p -c "$op_text" guard "$@" <&3 3<&- &
+else
+    bash -p -c "$op_text" guard "$@" <&3 3<&- &
+fi
+exec 3<&-
+wait "$!"
+"""
 
 
 class Site(Protocol):
@@ -72,7 +87,7 @@ class Guard:
         self, bash: Sequence[str], kind: str, environ: Mapping[str, str] | None = None
     ) -> None:
         text = Path(__file__).with_name("guard.bash").read_text()
-        argv = [*bash, "-c", text, "guard", *_CANCEL[kind]]
+        argv = [*bash, "-c", _APART, "guard", text, *_CANCEL[kind]]
         self._process = start_apart(
             argv,
             stdin=subprocess.PIPE,
@@ -81,8 +96,12 @@ class Guard:
             env=environ,
         )
 
+    def expect(self, name: str) -> None:
+        """Have jobs of this name cancelled, too, also if they appear only then."""
+        self.add(f"?{name}")
+
     def add(self, name: str) -> None:
-        """Have jobs of this name cancelled, too."""
+        """Have jobs of this name cancelled, too, which are there if they ever will be."""
         assert self._process.stdin is not None
         with contextlib.suppress(OSError):
             self._process.stdin.write(f"{name}\n".encode())

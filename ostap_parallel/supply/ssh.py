@@ -105,6 +105,7 @@ class Ssh:
     def __init__(self, host: HostConfig, control: Path) -> None:
         self.host = host
         self.control = control
+        self.directory = control.parent
         self.label = host.label
         self._tunnels: dict[int, Tunnel] = {}
 

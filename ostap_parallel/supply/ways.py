@@ -34,9 +34,12 @@ class Way(Protocol):
     ----------
     label
         The machine, as errors name it.
+    directory
+        A private one, for what leads there.
     """
 
     label: str
+    directory: Path
 
     def argv(self) -> list[str]:
         """Return the program whose standard input and output lead to bash on the machine."""
