@@ -21,6 +21,7 @@ CHAPTERS = {
     "large": "docs/how-do-i.md#give-all-items-a-table-of-500-mb",
     "long": "docs/errors.md#time-limits",
     "modules": "docs/hosts.md#your-own-modules",
+    "random": "docs/manager.md#random-numbers",
     "safe": "docs/configuration.md#safety",
     "unsent": "docs/troubleshooting.md#what-cannot-be-sent",
     "wrong": "docs/errors.md#a-host-that-is-wrong",

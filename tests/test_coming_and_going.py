@@ -111,6 +111,8 @@ class TestWhatHostsAreAskedFor:
         with open_manager(hosts, "h1*1", nice=7) as wm:
             before = os.nice(0)
             assert wm.process(lambda _: os.nice(0), [0]) == [min(19, before + 7)]
+        with open_manager(hosts, "h1*1~5", nice=7) as wm:  # the entry says more
+            assert wm.process(lambda _: os.nice(0), [0]) == [min(19, before + 5)]
 
     def test_modules_that_are_there(self, hosts):
         environment = importable(hosts)

@@ -122,8 +122,10 @@ def test_entry_forms(parse, entry, label, ncpus):
 
 
 def test_parts_of_an_entry(parse):
-    (host,) = parse("me@[::1]:2222*8")
+    (host,) = parse("me@[::1]:2222*8~10")
     assert (host.user, host.name, host.port, host.ncpus) == ("me", "::1", 2222, 8)
+    assert host.nice == 10
+    assert [host.nice for host in parse("a~19 b * 2 ~ 1, ::1~3 c")] == [19, 1, 3, None]
     assert host.server_port is None
     (server,) = parse(["8081:localhost"])
     assert (server.name, server.server_port, server.port) == ("localhost", 8081, None)
@@ -186,6 +188,11 @@ def test_parts_of_an_entry(parse):
         "h*0",
         "h*x",
         "h*-1",
+        "h~0",
+        "h~20",
+        "h~",
+        "h~5*2",
+        "8081~5",
         "h*2*3",
         "*8",
         "[h]",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 import ostap_parallel
 from ostap_parallel import WorkManager, rng
+from ostap_parallel.engine import unseeded
 
 numpy = pytest.importorskip("numpy")
 
@@ -38,6 +40,49 @@ def test_no_seed_is_left_behind_by_a_run_that_had_one():
         first, second = (wm.process(throw, range(3)) for _ in range(2))
     numbers = {one for result in (seeded, first, second) for one in result}
     assert len(numbers) == 9
+
+
+def fresh(item):
+    return numpy.random.default_rng().random()
+
+
+def seeded(item):
+    rng = numpy.random.default_rng(item)
+    return rng.random() + numpy.random.default_rng(seed=item).random()
+
+
+class Model:
+    def draw(self, item):
+        return [numpy.random.Generator(numpy.random.PCG64()).random() for _ in range(item)]
+
+
+def by_another(item):
+    return fresh(item) + len(Model().draw(item))
+
+
+@pytest.mark.parametrize(
+    ("function", "told"),
+    [
+        (fresh, ["fresh calls default_rng()"]),
+        (lambda x: fresh(x), ["fresh calls default_rng()"]),
+        (functools.partial(fresh), ["fresh calls default_rng()"]),
+        (Model().draw, ["draw", "calls PCG64()"]),
+        (by_another, ["fresh calls default_rng()", "calls PCG64()"]),
+        (seeded, []),
+        (throw, []),
+        (numpy.random.default_rng, []),
+    ],
+)
+def test_a_generator_that_the_seed_does_not_reach_is_noted(caplog, function, told):
+    unseeded.tell.cache_clear()
+    with WorkManager(1, silent=True) as wm:
+        wm.process(function, [1])
+        assert not caplog.messages
+        for _ in range(2):  # it is said once
+            wm.process(function, [1], seed=7)
+    text = " ".join(caplog.messages)
+    assert all(one in text for one in told)
+    assert text.count("without a seed") == (2 if function is by_another else bool(told))
 
 
 def test_on_hosts(hosts):

@@ -1,4 +1,4 @@
-"""Entries of server lists: ``user@host:port*8``, ``[ipv6]:port``, ``localhost:port`` ..."""
+"""Entries of server lists: ``user@host:port*8~10``, ``[ipv6]:port``, ``localhost:port`` ..."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from ostap_parallel.errors import ConfigError
 KEYWORDS = frozenset({"auto", "config", "*"})
 
 Entry = dict[str, Setting]
-"""What an entry says: ``name``, and ``user``, ``port`` and ``ncpus``, or ``server_port``."""
+"""What an entry says: ``name``, with ``user, port, ncpus, nice`` or ``server_port``."""
 
 # What the parts may hold is checked afterwards; this only cuts.
 _ENTRY = re.compile(
     r"""(?: (?P<user> [^@]+) @ )?
         (?: \[ (?P<literal> [^][]* : [^][]*) \]
-          | (?P<bare> [^][@*:\s]* : [^][@*:\s]* : [^][@*\s]* )
-          | (?P<name> [^][@*:\s]+ ) )
+          | (?P<bare> [^][@*~:\s]* : [^][@*~:\s]* : [^][@*~\s]* )
+          | (?P<name> [^][@*~:\s]+ ) )
         (?: : (?P<port> [0-9]{1,9}) )?
-        (?: \s* \* \s* (?P<ncpus> [0-9]{1,9}) )?""",
+        (?: \s* \* \s* (?P<ncpus> [0-9]{1,9}) )?
+        (?: \s* ~ \s* (?P<nice> [0-9]{1,9}) )?""",
     re.VERBOSE,
 )
 _SERVER = re.compile(r"(?:localhost:)?([0-9]{1,9})|([0-9]{1,9}):localhost", re.IGNORECASE)
@@ -28,7 +29,7 @@ _SERVER = re.compile(r"(?:localhost:)?([0-9]{1,9})|([0-9]{1,9}):localhost", re.I
 def split_entries(text: str) -> list[str]:
     """Cut a list at commas and white space."""
     # "host * 8" is one entry: its star by itself would stand for the configured list
-    return re.sub(r"\s*\*\s*(?=[0-9])", "*", text).replace(",", " ").split()
+    return re.sub(r"\s*([*~])\s*(?=[0-9])", r"\1", text).replace(",", " ").split()
 
 
 def parse_entries(text: str, where: str, origin: str) -> list[Entry]:
@@ -61,7 +62,7 @@ def parse_entry(entry: str | int, where: str, origin: str) -> Entry:
     match = _ENTRY.fullmatch(text)
     if not match:
         raise ConfigError(
-            f"{where} is none of host, user@host, host:port, host*ncpus, [ipv6]:port, "
+            f"{where} is none of host, user@host, host:port, host*ncpus, host~nice, [ipv6]:port, "
             "localhost:port, port:localhost, port"
         )
     name = match["name"] or match["literal"] or match["bare"]
@@ -74,4 +75,6 @@ def parse_entry(entry: str | int, where: str, origin: str) -> Entry:
         parts["port"] = check_number(match["port"], 65535, where)
     if match["ncpus"]:
         parts["ncpus"] = check_number(match["ncpus"], None, where)
+    if match["nice"]:
+        parts["nice"] = check_number(match["nice"], 19, where)
     return {key: Setting(value, origin) for key, value in parts.items()}

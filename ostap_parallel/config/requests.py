@@ -46,7 +46,7 @@ def _check_login(value: Any, where: str) -> str:
     if not isinstance(value, str):
         raise ConfigError(f"{where}: text is wanted, not {value!r}")
     entry = parse_entry(value, where, where)
-    if entry.keys() & {"ncpus", "server_port"}:
+    if entry.keys() & {"ncpus", "nice", "server_port"}:
         raise ConfigError(f"{where}: [user@]host[:port] is wanted, not {value!r}")
     return value.strip()
 

@@ -10,7 +10,7 @@ from concurrent.futures import CancelledError, InvalidStateError
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from ostap_parallel.engine import baggage
+from ostap_parallel.engine import baggage, unseeded
 from ostap_parallel.engine.retries import Attempts, Limits
 from ostap_parallel.errors import WorkerLost
 from ostap_parallel.objects import aside, serialize
@@ -202,6 +202,8 @@ def pack_function(call: Call) -> bytes:
     packed = serialize.pack(call, f"the function {name}")
     shared = len(call.shared.data) if isinstance(call.shared, Inline) else 0
     baggage.warn_of(call.function, len(packed) - shared)
+    if call.seed is not None:
+        unseeded.warn_of(call.function)
     return packed
 
 

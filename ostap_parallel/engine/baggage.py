@@ -48,7 +48,7 @@ def _parts(function: Any, seen: set[int], depth: int = 0) -> Iterator[tuple[str,
     if id(function) in seen or depth > _DEPTH:
         return
     seen.add(id(function))
-    for name, value in _references(function):
+    for name, value in references(function):
         if isinstance(value, types.ModuleType | type) or _is_named(value):
             continue
         if callable(value) and not hasattr(value, "nbytes"):
@@ -65,7 +65,8 @@ def _is_named(value: Any) -> bool:
     return getattr(sys.modules.get(module), name, None) is value
 
 
-def _references(function: Any) -> Iterator[tuple[str, Any]]:
+def references(function: Any) -> Iterator[tuple[str, Any]]:
+    """Yield what a function refers to, and what that is to it."""
     if isinstance(function, functools.partial):
         yield from ((f"argument {n}", value) for n, value in enumerate(function.args, 1))
         yield from function.keywords.items()
