@@ -110,7 +110,7 @@ DOORS = {
     "config": {"", "batch", "entries", "files", "host", "hostlist", "load", "requests"},
     "machine": {
         *("channel", "cpus", "crew", "endpoint", "handshake", "jobs", "loop", "output"),
-        *("serve", "server", "templates", "wire"),
+        *("serve", "server", "templates", "usage", "wire"),
         "",
     },
     "worker": {

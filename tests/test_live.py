@@ -104,10 +104,13 @@ def test_a_run_tells_what_it_does(hosts, tmp_path, capsys):
         "h2": ("up", 1),
     }
     assert all(one["index"] >= 4 and one["seconds"] >= 0 and one["pid"] for one in run["running"])
-    (own,) = [one for one in run["running"] if one["host"] == "local"]
-    assert own["memory"] > 1e6
+    assert all(one["memory"] > 1e6 for one in run["running"])
+    for host in run["hosts"]:
+        (one,) = [one for one in run["running"] if one["host"] == host["host"]]
+        assert (host["memory"], host["load"]) == (one["memory"], one["load"])
+        assert host["load"] >= 0
     assert "naps: 4/10 items in " in text
-    assert "h1: 1 of 1 workers busy" in text
+    assert re.search(r"h1: 1 of 1 workers busy, load \d+\.\d, \d+ MB", text)
     assert [one["title"] for one in told if one["process"] == os.getpid()] == ["naps"]
     wait_until(lambda: not here(), PATIENCE, "it is over")
 

@@ -61,12 +61,18 @@ class Place:
         The worker process; 0 if that is not known.
     index
         The item that runs; ``None`` if that is not known.
+    memory
+        Bytes that the process has in memory; 0 if that is not known.
+    load
+        Of the host, as ``uptime`` tells; ``None`` if that is not known.
     """
 
     host: str
     seconds: float
     pid: int = 0
     index: int | None = None
+    memory: int = 0
+    load: float | None = None
 
 
 class Submit(Protocol):

@@ -34,6 +34,7 @@ from ostap_parallel.engine.retries import Attempts, Limits
 from ostap_parallel.errors import ConfigError, SerializeError, ServersUnavailable
 from ostap_parallel.lending.lender import Lender
 from ostap_parallel.machine.jobs import Job, deferring_interrupts
+from ostap_parallel.machine.usage import Doing
 from ostap_parallel.objects import serialize, settings
 from ostap_parallel.supply.source import HostStatus
 from ostap_parallel.supply.sources import sources_of
@@ -533,8 +534,9 @@ def _check(secret: str | None, tasks_per_worker: Any) -> None:
         raise ConfigError("secret: it is empty; leave it out for a random one")
 
 
-def _complete(place: Place, told: threading.Semaphore, index: int, pid: int) -> None:
-    place.index, place.pid = (index if index >= 0 else None), pid
+def _complete(place: Place, told: threading.Semaphore, doing: Doing) -> None:
+    place.index = doing.item if doing.item >= 0 else None
+    _, place.pid, place.memory, place.load = doing
     told.release()
 
 

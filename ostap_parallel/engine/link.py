@@ -17,6 +17,7 @@ from ostap_parallel.machine.channel import Channel
 from ostap_parallel.machine.endpoint import Endpoint
 from ostap_parallel.machine.jobs import Job, Machine, Queue
 from ostap_parallel.machine.loop import Loop
+from ostap_parallel.machine.usage import Doing
 from ostap_parallel.supply.source import STEP
 from ostap_parallel.worker.chunk import INTERRUPTED, Lost, pack_result
 from ostap_parallel.worker.shared import Blob
@@ -111,7 +112,7 @@ class Link(Machine):
         self.longest = 0.0
         self.since = self.worked = time.monotonic()
         self._deliveries: dict[str, _Delivery] = {}
-        self._asked: dict[int, Callable[[int, int], object]] = {}  # by the number of the job
+        self._asked: dict[int, Callable[[Doing], object]] = {}  # by the number of the job
         self.channel = Channel(loop, connection, self._take, self._end, self._send_pieces)
 
     def count(self) -> int:
@@ -152,8 +153,8 @@ class Link(Machine):
         """Send a signal to the worker that runs a job."""
         self.channel.send(wire.pack_stop(job.number, number))
 
-    def place(self, job: Job, tell: Callable[[int, int], object]) -> None:
-        """Ask which item of a job runs, and in which process; a later question replaces this."""
+    def place(self, job: Job, tell: Callable[[Doing], object]) -> None:
+        """Ask what the worker of a job does; a later question replaces this."""
         self._asked[job.number] = tell
         self.channel.send(wire.pack(wire.WHERE, job.number))
 
@@ -194,9 +195,9 @@ class Link(Machine):
             elif job.ask is not None:
                 job.ask(job, content)
         elif kind == wire.PLACE:
-            number, index, pid = wire.unpack_place(message)
+            number, doing = wire.unpack_place(message)
             if tell := self._asked.pop(number, None):
-                tell(index, pid)
+                tell(doing)
         elif kind == wire.WORKERS:
             self._workers, _ = wire.unpack(message)
             self._queue.dispatch()

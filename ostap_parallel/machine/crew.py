@@ -18,6 +18,7 @@ from ostap_parallel.machine.loop import Loop, Timer
 from ostap_parallel.machine.memory import MemoryWatch
 from ostap_parallel.machine.output import OutputReader
 from ostap_parallel.machine.spawner import Spawner
+from ostap_parallel.machine.usage import Doing, doing
 from ostap_parallel.worker.chunk import Lost, locate, pack_result
 from ostap_parallel.worker.nested import LAST, REQUEST
 
@@ -229,10 +230,10 @@ class Crew(Machine):
         for worker in self._with(job):
             worker.signal(number)
 
-    def place(self, job: Job, tell: Callable[[int, int], object]) -> None:
-        """Tell which item of a job runs, and in which process."""
+    def place(self, job: Job, tell: Callable[[Doing], object]) -> None:
+        """Tell what the worker of a job does."""
         for worker in self._with(job):
-            tell(worker.position[0], worker.pid)
+            tell(doing(worker.position[0], worker.pid))
 
     def interrupt(self, jobs: Collection[Job], grace: float) -> None:
         """Interrupt jobs; a worker that has not come back in time is killed and replaced."""

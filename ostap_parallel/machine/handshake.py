@@ -21,7 +21,7 @@ from ppft.transport import version
 # Seconds that a greeting may take.
 TIMEOUT = 20.0
 
-_MAGIC = b"ostap-parallel/2"
+_MAGIC = b"ostap-parallel/3"
 _VERSION_SIZE = 32
 _NONCE_SIZE = _PROOF_SIZE = 32
 

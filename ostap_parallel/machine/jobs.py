@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ostap_parallel.machine.loop import Loop
+from ostap_parallel.machine.usage import Doing
 from ostap_parallel.worker.chunk import INTERRUPTED, Lost, pack_result
 
 _numbers = itertools.count(1)
@@ -141,8 +142,8 @@ class Machine(ABC):
     def signal(self, job: Job, number: int) -> None:
         """Send a signal to the worker that runs a job, and do no more about it."""
 
-    def place(self, job: Job, tell: Callable[[int, int], object]) -> None:  # noqa: B027
-        """Tell which item of a job runs, or -1, and in which process, or 0; perhaps later."""
+    def place(self, job: Job, tell: Callable[[Doing], object]) -> None:  # noqa: B027
+        """Tell what the worker of a job does, perhaps later."""
 
     @abstractmethod
     def interrupt(self, jobs: Collection[Job], grace: float) -> None:

@@ -262,7 +262,7 @@ class _Client:
         job = self._jobs.get(number)
         if job is not None and job.machine is not None:
             send = self._channel.send
-            job.machine.place(job, lambda index, pid: send(wire.pack_place(number, index, pid)))
+            job.machine.place(job, lambda doing: send(wire.pack_place(number, doing)))
 
     def _stop(self, number: int, signal: int) -> None:
         job = self._jobs.get(number)

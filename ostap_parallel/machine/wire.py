@@ -10,11 +10,13 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
+from ostap_parallel.machine.usage import Doing
+
 # Of the caller.
 FUNCTION = b"HN"  # either letter: what the next job is run by
 JOB = b"J"
 STOP = b"S"  # a number, and that of a signal, or 0: to give the job up
-WHERE = b"L"  # a number: which item of that job runs, and in which process
+WHERE = b"L"  # a number: what the worker of that job does
 ANSWER = b"A"  # a number, and the answer to what that job has asked
 OFFER = b"B"  # what jobs refer to by its digest: the server says whether it is to be sent
 PIECE = b"D"
@@ -36,7 +38,7 @@ PIECE_SIZE = 1 << 18
 _JOB = struct.Struct(">cQBBB")
 _NUMBER = struct.Struct(">cQ")
 _STOP = struct.Struct(">cQB")
-_PLACE = struct.Struct(">cQqQ")
+_PLACE = struct.Struct(">cQqQQd")
 
 
 class JobHead(NamedTuple):
@@ -88,15 +90,15 @@ def unpack_stop(message: bytes) -> tuple[int, int]:
     return number, signal
 
 
-def pack_place(number: int, index: int, pid: int) -> bytes:
-    """Return the message about the item of a job that runs, or -1, and the process, or 0."""
-    return _PLACE.pack(PLACE, number, index, pid)
+def pack_place(number: int, doing: Doing) -> bytes:
+    """Return the message about what the worker of a job does."""
+    return _PLACE.pack(PLACE, number, *doing)
 
 
-def unpack_place(message: bytes) -> tuple[int, int, int]:
+def unpack_place(message: bytes) -> tuple[int, Doing]:
     """Undo `pack_place`."""
-    _, number, index, pid = _PLACE.unpack(message)
-    return number, index, pid
+    _, number, *doing = _PLACE.unpack(message)
+    return number, Doing(*doing)
 
 
 def pack_digest(kind: bytes, digest: str, rest: bytes = b"") -> bytes:

@@ -250,6 +250,10 @@ class Running:
         Where it runs; 0 if the process is not known.
     seconds
         Since it began; if it was sent with others, since they began.
+    memory
+        Bytes that the process has in memory; 0 if that is not known.
+    load
+        Of the host, as ``uptime`` tells; ``None`` if that is not known.
     """
 
     index: int
@@ -258,6 +262,8 @@ class Running:
     host: str
     pid: int
     seconds: float
+    memory: int = 0
+    load: float | None = None
 
     def __str__(self) -> str:
         what = named(self.index, self.item)

@@ -8,11 +8,9 @@ import time
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, Protocol
 
 from ostap_parallel.engine.backend import Backend
-from ostap_parallel.engine.core import LOCAL
 from ostap_parallel.runs.outcome import Batch, Outcome
 from ostap_parallel.runs.progress import ProgressReporter
 from ostap_parallel.runs.report import Running
@@ -107,7 +105,7 @@ class Snapshots:
             "left": left,
             "load": os.getloadavg()[0],
             "hosts": self._hosts(running),
-            "running": [{**one, "memory": memory_of(one)} for one in running],
+            "running": running,
         }
 
     def _hosts(self, running: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -125,7 +123,10 @@ class Snapshots:
             for name, count in workers.items()
         ]
         for row in (found := [*here, *rows]):
-            row["busy"] = sum(one["host"] == row["host"] for one in running)
+            its = [one for one in running if one["host"] == row["host"]]
+            row["busy"], row["memory"] = len(its), sum(one["memory"] for one in its)
+            loads = [one["load"] for one in its if one["load"] is not None]
+            row["load"] = max(loads, default=None)
         return found
 
 
@@ -148,13 +149,3 @@ def told(run: Run, title: str) -> Generator[Batch | Outcome, None, None]:
                 reporter.advance(1, int(arrival.error is not None))
             yield arrival
             del arrival  # not to be kept while the next one is awaited
-
-
-def memory_of(running: dict[str, Any]) -> int | None:
-    """Return the bytes that a worker on this machine has in memory; of others it is not known."""
-    if running["host"] != LOCAL or not running["pid"]:
-        return None
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        pages = int(Path(f"/proc/{running['pid']}/statm").read_text().split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE")
-    return None

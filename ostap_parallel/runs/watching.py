@@ -63,7 +63,7 @@ class Watch:
                 position, count = chunk.indices.index(place.index), 1
             item = describe(chunk.items[position])
             about = chunk.indices[position], item, count, place.host, place.pid, place.seconds
-            yield Running(*about), chunk
+            yield Running(*about, place.memory, place.load), chunk
 
     def patience(self) -> float | None:
         """Return the seconds until it is time to look for items that take too long, if ever."""

@@ -50,10 +50,19 @@ def state_of(host: Mapping[str, Any]) -> str:
     """Return in a few words what a host is doing."""
     if host["state"] == "up":
         text = f"{host['busy']} of {host['workers']} workers busy"
+        text += "".join(f", {words}" for words in filter(None, used_by(host)))
     else:
         text = _since(host)
     text += f", lost {host['lost']} x" if host["lost"] else ""
     return f"{text}: {host['reason']}" if host["reason"] else text
+
+
+def used_by(host: Mapping[str, Any]) -> tuple[str, str]:
+    """Return a host's load, and the memory of its workers, in words, where they are known."""
+    load, memory = host.get("load"), host.get("memory")
+    return ("" if load is None else f"load {load:.1f}"), (
+        f"{memory / 1e6:.0f} MB" if memory else ""
+    )
 
 
 def _since(host: Mapping[str, Any]) -> str:
@@ -96,16 +105,18 @@ def screen_of(runs: Sequence[Run]) -> Group:
 def _hosts(hosts: Sequence[Mapping[str, Any]]) -> Table:
     from rich.text import Text
 
-    table = _table("host", "state", ">workers", ">busy", ">lost", "")
+    table = _table("host", "state", ">workers", ">busy", ">load", ">memory", ">lost", "")
     for host in hosts:
         is_up = host["state"] == "up"
         state = Text("up", "green") if is_up else Text(_since(host))
         state.stylize("yellow" if host["state"] in ("starting", "queued", "resting") else "")
         state.stylize("red" if host["state"] in ("lost", "failed") else "")
-        counts = (str(host[name]) for name in ("workers", "busy", "lost"))
+        load, memory = used_by(host)
+        counts = str(host["workers"]), str(host["busy"])
+        used = load.removeprefix("load "), memory, str(host["lost"])
         texts = (Text(printable(host[name])) for name in ("host", "reason"))
         name, reason = texts
-        table.add_row(name, state, *counts, reason)
+        table.add_row(name, state, *counts, *used, reason)
     return table
 
 
