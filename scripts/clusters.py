@@ -18,6 +18,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from roomy import temporary_root
+
 READY = 30.0  # seconds that daemons may take to begin, or to end
 SGE_PROGRAMS = Path("/usr/lib/gridengine")
 MEMORY_GROUPS = Path("/sys/fs/cgroup/memory")
@@ -197,7 +199,7 @@ def need(*programs: str) -> None:
 @contextmanager
 def private_directory() -> Iterator[Path]:
     """A directory that jobs of any user may look into, with a short name."""
-    directory = Path(tempfile.mkdtemp(prefix="ob-", dir="/tmp"))
+    directory = Path(tempfile.mkdtemp(prefix="ob-", dir=temporary_root()))
     directory.chmod(0o755)
     try:
         yield directory

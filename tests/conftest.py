@@ -33,6 +33,7 @@ from typing import Any
 import pytest
 from browser import open_browser
 from clusters import Cluster, Unavailable, open_sge, open_slurm
+from roomy import temporary_root
 from sshd import (
     Host,
     HostOptions,
@@ -69,6 +70,7 @@ def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
         signal.signal(signal.SIGHUP, lambda *_: None)
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(temporary_root()))
     config.addinivalue_line("markers", "slow: takes many seconds; left out by --quick")
     config.addinivalue_line("markers", "heavy: needs the extra `faces`; run by --all only")
 
@@ -256,7 +258,7 @@ def _nothing_left_here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
     tmp_path_factory.getbasetemp()  # pytest's own stays where it was
     threads = set(threading.enumerate())
     with pytest.MonkeyPatch.context() as patch:
-        private = tempfile.mkdtemp(prefix="op-")
+        private = tempfile.mkdtemp(prefix="op-", dir=temporary_root())
         patch.setenv("TMPDIR", private)
         patch.setattr(tempfile, "tempdir", private)
         # What the developer has at home or in the environment must not change a test, nor tests
