@@ -20,7 +20,7 @@ from pathlib import Path
 
 from roomy import temporary_root
 
-READY = 30.0  # seconds that daemons may take to begin, or to end
+READY = 90.0  # seconds that daemons may take to begin, or to end
 SGE_PROGRAMS = Path("/usr/lib/gridengine")
 MEMORY_GROUPS = Path("/sys/fs/cgroup/memory")
 

@@ -6,9 +6,9 @@ directory; nothing in ``~/.ssh`` or ``/etc/ssh`` is read or written::
     with open_hosts(2, tmp_path) as hosts:
         subprocess.run(["ssh", "-F", hosts.ssh_config, "h1", "true"], check=True)
 
-As root on Linux a host has its own mount and host name spaces: a private ``/tmp``, a private home,
-an account with the wanted login shell, a name of its own, and a bare ``python3`` (the interpreter
-beneath the caller's virtual environment) first on PATH. Otherwise it shares all this with the
+As root on Linux a host has its own mount and host name spaces: a private ``/tmp``, ``/dev/shm`` and
+home, an account with the wanted login shell, a name of its own, and a bare ``python3`` (the
+interpreter beneath the caller's virtual environment) first on PATH. Otherwise it shares all this with the
 machine, `Host.private` is False, and only TMPDIR, HOME and PATH are set for its sessions.
 
 A private host may also have a network of its own, at the far end of a cable that can be cut.
@@ -33,7 +33,7 @@ from subprocess import DEVNULL
 
 from cable import Cable, CableUnavailable, open_cable
 
-PATIENCE = 10.0  # seconds until a server must be up, or gone
+PATIENCE = 60.0  # seconds until a server must be up, or gone
 POLL = 0.02  # seconds between two looks
 
 PORT = 2222  # of a host with a network of its own; known_hosts writes 22 in another way
@@ -43,9 +43,12 @@ CAP_NET_ADMIN = 12  # capabilities(7)
 # may not lie in /tmp, which is replaced.
 MOUNT_POINTS = "/srv", "/media", "/mnt", "/opt"
 
+# What a private host has of its own.
+HIDDEN = "/tmp", "/dev/shm"
+
 # $1 is the host's directory, $2 where it shall appear, $3 the host's name, $4 the size of its /tmp
 # or nothing; the rest is run. The first mount makes all sources of the later ones reachable
-# wherever the directory lies, and /tmp comes last because it may hide that place.
+# wherever the directory lies; /tmp and /dev/shm come last because they may hide that place.
 ENTER = """
 set -e
 mount --bind "$1" "$2"
@@ -53,6 +56,7 @@ for name in passwd shadow hosts; do
     if [ -e "/etc/$name" ]; then mount --bind "$2/etc/$name" "/etc/$name"; fi
 done
 if [ "$4" ]; then mount -t tmpfs -o "size=$4" tmp /tmp; else mount --bind "$2/tmp" /tmp; fi
+if [ -d /dev/shm ]; then mount -t tmpfs shm /dev/shm; fi
 hostname "$3"
 cd /
 shift 4
@@ -496,7 +500,7 @@ def no_network(reason: str) -> SshdUnavailable:
 def find_mount_point(each: Sequence[HostOptions]) -> str | None:
     """Return where hosts can mount their directory, or ``None`` if they cannot be private."""
     programs = [Path(one.python) for one in each if one.python]
-    hidden = any(program.is_relative_to("/tmp") for program in programs)
+    hidden = any(program.is_relative_to(place) for program in programs for place in HIDDEN)
     if os.geteuid() != 0 or hidden or not can_unshare():
         return None
     for point in MOUNT_POINTS:

@@ -45,7 +45,7 @@ from sshd import (
     open_hosts,
 )
 
-LEAK_PATIENCE = 5.0  # seconds until a host must be as it was before a test
+LEAK_PATIENCE = 30.0  # seconds until a host must be as it was before a test
 CLUSTER_PATIENCE = 60.0  # the same of a batch system, whose daemons take their time
 
 # Helpers of Python's and of MPI's, which these keep until the interpreter exits.

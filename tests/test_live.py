@@ -28,7 +28,7 @@ from ostap_parallel.supply.source import HostStatus
 from ostap_parallel.views import live
 from ostap_parallel.views.screen import text_of
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 ROOT = Path(__file__).parents[1]
 
 
@@ -64,12 +64,13 @@ def names_of(pid):
     return [name for name in live._names() if f"-{pid}-" in name]
 
 
-def test_a_run_tells_what_it_does(hosts, tmp_path, capsys):
-    go = tmp_path / "go"
+def test_a_run_tells_what_it_does(hosts, capsys):
+    go = "go-on"
+    homes = [Path.home(), *(host.home for host in hosts)]
 
     def nap(item):
-        deadline = time.monotonic() + 30
-        while item >= 4 and not go.exists() and time.monotonic() < deadline:
+        deadline = time.monotonic() + PATIENCE
+        while item >= 4 and not (Path.home() / go).exists() and time.monotonic() < deadline:
             time.sleep(0.01)
         return item
 
@@ -96,7 +97,10 @@ def test_a_run_tells_what_it_does(hosts, tmp_path, capsys):
                 assert main(["status", "--json"]) == 0
                 told = json.loads(capsys.readouterr().out)
             finally:
-                go.touch()
+                for home in homes:
+                    (home / go).touch()
+    for home in homes:
+        (home / go).unlink()
     assert (run["title"], run["total"], run["failed"]) == ("naps", 10, 0)
     assert {host["host"]: (host["state"], host["workers"]) for host in run["hosts"]} == {
         "local": ("up", 1),

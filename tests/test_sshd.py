@@ -44,6 +44,16 @@ def test_two_hosts_do_not_share_tmp(hosts):
     (hosts["h1"].tmp / "mine").unlink()
 
 
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="there is no memory to share")
+def test_nor_memory_with_this_machine(hosts):
+    need_private(hosts)
+    assert hosts["h1"].run("echo text > /dev/shm/ostap-mine").returncode == 0
+    assert hosts["h1"].run("ls /dev/shm").stdout == "ostap-mine\n"
+    assert hosts["h2"].run("ls /dev/shm").stdout == ""
+    assert not Path("/dev/shm/ostap-mine").exists()
+    assert hosts["h1"].run("rm /dev/shm/ostap-mine").returncode == 0
+
+
 def test_a_host_has_its_own_name_and_resolves_it(hosts):
     need_private(hosts)
     script = "import socket as s; n = s.gethostname(); print(n, s.gethostbyname(n))"
