@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -90,6 +91,11 @@ class Cluster:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+    def signal(self, daemon: str, number: int) -> None:
+        """Send a signal to a daemon that runs."""
+        if process := self._daemons.get(daemon):
+            process.send_signal(number)
 
     def jobs(self) -> list[str]:
         """Return the lines of the jobs that wait or run."""
@@ -462,7 +468,29 @@ def open_sge(slots: int = 4) -> Iterator[Cluster]:
             return any(words[:1] and "all.q@" in words[0] and len(words) == 5 for words in lines)
 
         until(is_ready, "its queue is up", cluster)
+        stack.enter_context(reminding(cluster, "execd"))
         yield cluster
+
+
+@contextmanager
+def reminding(cluster: Cluster, daemon: str) -> Iterator[None]:
+    """Tell a daemon again and again of children that have ended.
+
+    On a machine with much to do SGE's may miss the first signal, and looks for them once a minute.
+    """
+    over = threading.Event()
+
+    def remind() -> None:
+        while not over.wait(0.5):
+            cluster.signal(daemon, signal.SIGCHLD)
+
+    thread = threading.Thread(target=remind, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def make_cell(cluster: Cluster) -> None:
@@ -522,6 +550,7 @@ def set_up_queue(cluster: Cluster, slots: int) -> None:
         "load_thresholds": "NONE",
         "pe_list": "smp",
         "notify": "00:00:03",
+        "tmpdir": str(cluster.directory),  # jobs of other cells have the same numbers
     }
     lines = []
     for line in cluster.run("qconf", "-sq").splitlines():

@@ -4,6 +4,7 @@
 CHECKOUT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 VENV=$CHECKOUT/.venv
 PATH=$PATH:/usr/sbin:/sbin # where sshd lives; not on every user's PATH
+unset PYTHONDONTWRITEBYTECODE # else each process would compile what it imports
 
 say() { printf '%s: %s\n' "${0##*/}" "$*" >&2; }
 
@@ -77,6 +78,13 @@ fingerprint() {
     cksum <"$CHECKOUT/pyproject.toml"
 }
 
+# install_packages ...: by pip. No cache: nothing is written outside the checkout. Of the modules few
+# are ever imported, which keep themselves compiled: to compile all takes half of the time.
+install_packages() {
+    "$VENV/bin/python" -m pip install -qq --disable-pip-version-check --no-cache-dir --no-compile \
+        --root-user-action=ignore "$@" </dev/null
+}
+
 # install_checkout [EXTRA]: pip install -e, unless that was done with this pyproject.toml
 install_checkout() {
     local extra=${1:-} stamp now
@@ -87,9 +95,7 @@ install_checkout() {
         fi
     done
     say "installing ostap_parallel and what it needs into $VENV"
-    # No cache: nothing is written outside the checkout.
-    "$VENV/bin/python" -m pip install -qq --disable-pip-version-check --no-cache-dir \
-        --root-user-action=ignore --editable "$CHECKOUT${extra:+[$extra]}" </dev/null
+    install_packages --editable "$CHECKOUT${extra:+[$extra]}"
     printf '%s\n' "$now" >"$VENV/installed-$extra"
 }
 
@@ -99,8 +105,7 @@ install_root() {
         return
     fi
     say "installing ROOT into $VENV"
-    "$VENV/bin/python" -m pip install -qq --disable-pip-version-check --no-cache-dir --pre \
-        --only-binary :all: --root-user-action=ignore root </dev/null ||
+    install_packages --pre --only-binary :all: root ||
         say "there is no wheel of ROOT for this Python: the tests that need it are left out"
 }
 
@@ -117,8 +122,7 @@ install_releases() {
     if [ "$1" = newest ]; then
         packages=("${packages[@]%%==*}")
     fi
-    "$VENV/bin/python" -m pip install -qq --disable-pip-version-check --no-cache-dir --upgrade \
-        --root-user-action=ignore --editable "$CHECKOUT[test]" "${packages[@]}" </dev/null
+    install_packages --upgrade --editable "$CHECKOUT[test]" "${packages[@]}"
     "$VENV/bin/python" -m pip list --disable-pip-version-check 2>/dev/null |
         grep -iE "^($(IFS='|' && printf '%s' "${packages[*]%%==*}")) " >&2
 }
