@@ -6,10 +6,11 @@ directory; nothing in ``~/.ssh`` or ``/etc/ssh`` is read or written::
     with open_hosts(2, tmp_path) as hosts:
         subprocess.run(["ssh", "-F", hosts.ssh_config, "h1", "true"], check=True)
 
-As root on Linux a host has its own mount and host name spaces: a private ``/tmp``, ``/dev/shm`` and
-home, an account with the wanted login shell, a name of its own, and a bare ``python3`` (the
-interpreter beneath the caller's virtual environment) first on PATH. Otherwise it shares all this with the
-machine, `Host.private` is False, and only TMPDIR, HOME and PATH are set for its sessions.
+As root on Linux a host has its own mount and host name spaces: a private home, ``/tmp`` and
+``/dev/shm``, an account with the wanted login shell, a name of its own, and a bare ``python3``
+(the interpreter beneath the caller's virtual environment) first on PATH. Otherwise it shares all
+this with the machine, `Host.private` is False, and only TMPDIR, HOME and PATH are set for its
+sessions.
 
 A private host may also have a network of its own, at the far end of a cable that can be cut.
 """

@@ -46,7 +46,7 @@ from sshd import (
 )
 
 LEAK_PATIENCE = 30.0  # seconds until a host must be as it was before a test
-CLUSTER_PATIENCE = 60.0  # the same of a batch system, whose daemons take their time
+CLUSTER_PATIENCE = 90.0  # the same of a batch system, whose daemons take their time
 
 # Helpers of Python's and of MPI's, which these keep until the interpreter exits.
 KEPT_TO_THE_END = (
