@@ -356,10 +356,53 @@ STAYS = program("""
             assert submit(marks, 0) == (None, 1)
             # a run begins with what is here
             assert one.process(counts, [0, 0]) == one.process(marked, [0, 0]) == [1, 2]
-            assert one.pool.map(hides, [0, 0]) == [1, 2]
         text, count = "bc", 10  # and so does what is changed here
         assert submit(down, 3) == 7
         assert submit(counts, 3) == 11
+""")
+
+GO_ON = program("""
+    import pathlib, sys
+    from ostap_parallel import Executor, Pool
+    from ostap_parallel.pools import ParallelPool
+    count, loaded, offset = 0, {}, 0
+    def counts(x):
+        global count
+        count += 1
+        loaded[x] = None
+        return count, len(loaded)
+    def plus(x): return x + offset
+    class Needs:
+        def __call__(self, x): return x
+        def __reduce__(self): return read, ()
+    def read():
+        import appears
+        return abs
+    # run
+    one, pool, pathos = Executor(1), Pool(1), ParallelPool(1)
+    for map_ in lambda *what: list(one.map(*what)), pool.map, pathos.map:
+        assert map_(counts, [0, 0]) == [(1, 1), (2, 1)]  # what tasks have loaded is there
+        assert map_(counts, [0, 1]) == [(3, 1), (4, 2)]  # in the next map, too
+    pathos.clear()
+    assert one.submit(counts, 2).result() == (5, 3)
+    with WorkManager(executor=one, silent=True) as wm:
+        assert wm.process(counts, [0]) == [(1, 1)]  # a run has its own
+    assert list(one.map(counts, [2])) == [(6, 3)]
+    count = 100  # what is changed here counts
+    assert list(one.map(counts, [2])) == [(101, 3)]
+    asked = []  # each with what was there then, though they take turns
+    for offset in 10, 20, 30:
+        asked.append(pool.map_async(plus, range(5), 1))
+        asked.append(one.map(plus, range(5)))
+    offset = 40
+    for n, found in enumerate(asked):
+        wanted = [x + 10 * (n // 2 + 1) for x in range(5)]
+        assert (found.get() if n % 2 == 0 else list(found)) == wanted, n
+    try: pool.map(Needs(), [1])
+    except ModuleNotFoundError: pathlib.Path("appears.py").touch()
+    assert pool.map(Needs(), [1]) == [1]  # an error is not kept
+    one.shutdown()
+    pool.terminate()
 """)
 
 CHANGES = program("""
@@ -392,6 +435,9 @@ CHANGES = program("""
 class TestMain:
     def test_calls_of_a_pool_share_a_program_and_runs_begin_anew(self, tmp_path):
         assert run_python("-c", STAYS, cwd=tmp_path) == "ok\n"
+
+    def test_maps_of_a_pool_go_on_with_what_tasks_have_left(self, tmp_path):
+        assert run_python("-c", GO_ON, cwd=tmp_path) == "ok\n"
 
     def test_what_a_function_is_when_it_is_sent_counts(self, tmp_path):
         assert run_python("-c", CHANGES, cwd=tmp_path) == "ok\n"

@@ -135,6 +135,15 @@ def test_a_change_is_noticed_in_the_next_run(wm, hosts, lib, sent):
         wait_until(lambda unpacked=unpacked: len(list(unpacked())) == 1, PATIENCE, host.name)
 
 
+def test_the_next_map_of_an_executor_notices_a_change(lib):
+    write(lib, op_one="VERSION = 1\ndef version(x): return VERSION")
+    version = importlib.import_module("op_one").version
+    with Executor(1, sync=lib) as executor:
+        assert list(executor.map(version, range(3))) == [1, 1, 1]
+        write(lib, op_one="VERSION = 2\ndef version(x): return VERSION")
+        assert list(executor.map(version, range(3))) == [2, 2, 2]
+
+
 def test_a_run_keeps_what_it_began_with(wm, lib):
     def versions():
         for version, _ in wm.iexecute(functions.version_of, ["op_one"] * 60, chunk_size=1):

@@ -12,6 +12,7 @@ import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from numbers import Integral, Real
 from pathlib import Path
@@ -406,8 +407,10 @@ def _run(
     ordered: bool = True,
     feed: _Feed | None = None,
 ) -> Iterator[Any]:
-    call = Call(function, log_level=logging.getLogger().level)
+    call = Call(function, log_level=logging.getLogger().level, goes_on=True)
     run = Run(backend_of(executor), call, items, chunksize, ordered=ordered)
+    with suppress(Exception):  # which the run raises
+        _ = run.submit
     take = _nothing
     if feed is not None:
         feed.wake, take = run.wake, feed.take

@@ -324,8 +324,10 @@ class Pool(multiprocessing.pool.Pool):
         order: bool = True,
     ) -> Run:
         self._check_running()
-        call = Call(func, log_level=logging.getLogger().level)
+        call = Call(func, log_level=logging.getLogger().level, goes_on=True)
         run = Run(self.backend, call, items, chunksize, order)
+        with suppress(Exception):  # which the run raises
+            _ = run.submit
         if self.tally is not None:
             run.heard = self.tally.hear
         return run

@@ -18,8 +18,10 @@ def length_of(items: Iterable[Any]) -> int | None:
         return None
 
 
-def check_number(name: str, value: Any, least: int) -> None:
-    """Raise ValueError unless it is a whole number that is large enough."""
+def check_number(name: str, value: Any, least: int, or_none: bool = False) -> None:
+    """Raise ValueError unless it is a whole number that is large enough, or may be ``None``."""
+    if or_none and value is None:
+        return
     if not isinstance(value, Integral) or value < least:
         raise ValueError(f"{name} must be a whole number from {least} on, not {value!r}")
 

@@ -15,10 +15,10 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, wait
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
-from ostap_parallel.engine.backend import Backend, result_of
+from ostap_parallel.engine.backend import Backend, Submit, result_of
 from ostap_parallel.engine.retries import LOST_RETRIES, Limits
 from ostap_parallel.errors import SerializeError, TaskTimeout, WorkerLost
 from ostap_parallel.runs.checks import check_number, check_timeout, length_of
@@ -139,10 +139,8 @@ class Run:
         self._limit = LONGEST_CHUNK if self.chunk_size is None else math.inf
         check_number("retries", self.retries, 0)
         check_number("lost_retries", self.lost_retries, 0)
-        if self.chunk_size is not None:
-            check_number("chunk_size", self.chunk_size, 1)
-        if self.window is not None:
-            check_number("window", self.window, 1)
+        check_number("chunk_size", self.chunk_size, 1, or_none=True)
+        check_number("window", self.window, 1, or_none=True)
         check_timeout(self.call.timeout, self.backend)
         self._limits = Limits(failed=self.retries, lost=self.lost_retries)
         self._watch = Watch(self.backend, self._running, self.stragglers)
@@ -167,6 +165,11 @@ class Run:
         """Have `arrivals` look again, from any thread."""
         self._news.put(None)
 
+    @cached_property
+    def submit(self) -> Submit:
+        """What takes chunks; made of the function as that is when this is first asked for."""
+        return self.backend.open(self.call)
+
     def arrivals(self) -> Generator[Batch | Outcome, None, None]:
         """Yield what becomes of the items, as they come or in order; input is read as needed.
 
@@ -184,10 +187,11 @@ class Run:
         """
         on_run.get()(self)
         self._input = iter(self.items)
-        self._id = os.urandom(16)  # other programs may use the same servers
+        # other programs may use the same servers
+        self._id = b"" if self.call.goes_on else os.urandom(16)
         # items that are sent as they are; a journal wants to see them all
         self._as_it_is = SMALL if self.checkpoint is None else frozenset[type]()
-        self._submit = self.backend.open(self.call)
+        _ = self.submit
         with contextlib.ExitStack() as leaving:
             leaving.callback(self._stop)
             leaving.callback(self.backend.listen(self.wake))
@@ -251,7 +255,7 @@ class Run:
 
     def _send(self, chunk: Chunk, message: bytes, places: frozenset[str] | None) -> None:
         is_short = chunk.history is None and self._size.is_short(len(chunk.items))
-        future = self._submit(message, is_short=is_short, hosts=places)
+        future = self.submit(message, is_short=is_short, hosts=places)
         self._running[future] = chunk
         if places is not None:
             self._pinned[future] = places
@@ -430,8 +434,7 @@ class Run:
             traced(error, result, text, f"item {item.index}")
         if self.ordered:
             self._ordering.weigh(item.index, [result.answers[position]])
-        seconds = result.seconds[position]
-        origin = (text, result.host, result.pid, seconds, item.attempts)
+        origin = (text, result.host, result.pid, result.seconds[position], item.attempts)
         return Outcome(item.index, item.item, value, error, *origin)
 
     def _timed_out(self, item: Item, host: str) -> TaskTimeout:

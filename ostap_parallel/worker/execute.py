@@ -82,6 +82,10 @@ class Call:
         ``combine(merged, value)`` merges the values of a chunk's items before they travel.
     is_numbered
         Users know its items by their indices.
+    goes_on
+        Its items find what those of other such calls, and of single ones, have left in the
+        caller's program: what a task has loaded into a global variable is there for the next map.
+        Otherwise they begin with the program as it was sent.
     settings
         What the script has set for its process, and the thread that makes this: it holds while
         chunks are run that bring none themselves.
@@ -99,6 +103,7 @@ class Call:
     combine: Callable[[Any, Any], Any] | None = None
     initializer: Callable[[], None] | None = None
     is_numbered: bool = False
+    goes_on: bool = False
     settings: bytes = field(default_factory=settings.pack, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -167,6 +172,8 @@ class Executing:
         What holds while a chunk is run.
     flush
         Prints what C code has held back.
+    state
+        Of the call of the last chunk.
     """
 
     position: MutableSequence[int] | memoryview
@@ -179,6 +186,7 @@ class Executing:
     watch: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
     noted: int = 0
     flush: Callable[[], object] = lambda: None
+    state: dict[str, Any] | None = None
 
 
 executing = Executing([-1, 0, -1], NoBaseline())
@@ -199,6 +207,9 @@ def bind(call: bytes) -> Callable[[bytes], bytes]:
                 if modules.use(chunk.places):
                     shared.forget()
                     _begin_anew()
+                    executing.state = None
+                if not chunk.run:
+                    state.pop("error", None)  # it may be well the next time
                 if state.keys() <= {"space"}:
                     executing.position[0], executing.interrupted = chunk.indices[0], False
                     prepared = _prepare(call, chunk.location)
@@ -206,6 +217,9 @@ def bind(call: bytes) -> Callable[[bytes], bytes]:
                         executing.position[0] = -1
                         return pack_result(result)
                     state.update(prepared)
+                elif not chunk.run and executing.state is not state:
+                    _read_again(call, state)
+                executing.state = state if is_ours else None
                 now = _hold_settings(state, chunk)
             executing.position[2] = _only_item(state, chunk)
             with executing.watch():  # which an initializer may have set just now
@@ -255,6 +269,8 @@ def _prepare(data: bytes, location: str) -> dict[str, Any]:
         generators.prepare(call.seed is not None, settings.Here.is_ours)
         if call.initializer is not None:
             call.initializer()
+            if call.goes_on:  # it came with the program as that was before
+                call = serialize.loads(data)
         is_new = call.initializer is not None or len(sys.modules) > before
         settings.be_ready(is_new)
         if call.worker_init is not None:
@@ -267,6 +283,19 @@ def _prepare(data: bytes, location: str) -> dict[str, Any]:
         restore()
         return {"error": _pack_error(exc)}
     return {"call": call, "held": settings.Here.held}
+
+
+def _read_again(data: bytes, state: dict[str, Any]) -> None:
+    """Have what a call needs of the program be as it was sent: others share that, or have left it.
+
+    What tasks have changed stays, unless other values have come for it meanwhile.
+    """
+    if "call" not in state:
+        return
+    try:
+        state["call"] = serialize.loads(data)
+    except BaseException as exc:
+        state.update(error=_pack_error(exc))
 
 
 def _hold_settings(state: dict[str, Any], chunk: Received) -> dict[str, Any]:
