@@ -282,14 +282,18 @@ class Hosts:
 def test_what_is_waited_for_is_told(monkeypatch):
     now = 1000.0
     monkeypatch.setattr(time, "time", lambda: now)
-    backend = Hosts(HostStatus("h1"), HostStatus("h2", "up", 2), HostStatus("h3", "queued"))
+    third = HostStatus(
+        "h3", "queued", reason="a partition known for the very long waits that it has"
+    )
+    backend = Hosts(HostStatus("h1", step="copy"), HostStatus("h2", "up", 2), third)
     coming = Coming(backend)
-    assert str(coming) == "h1 starting for 1 s, h3 queued for 1 s"
+    why = "(a partition known for the very long waits that ...)"
+    assert str(coming) == f"h1 starting (copy) for 1 s, h3 queued {why} for 1 s"
     now += 90
-    assert str(coming) == "h1 starting for 90 s, h3 queued for 90 s"
+    assert str(coming) == f"h1 starting (copy) for 90 s, h3 queued {why} for 90 s"
     backend.hosts[0].state = "up"
     backend.hosts[1].state = "lost"
-    assert str(coming) == "h2 lost for 1 s, h3 queued for 90 s"
+    assert str(coming) == f"h2 lost for 1 s, h3 queued {why} for 90 s"
     backend.hosts += [HostStatus("h4"), HostStatus("h5", "failed")]
     now += 30
     assert str(coming) == "3 hosts are not up, for 0:02:00"
@@ -297,6 +301,32 @@ def test_what_is_waited_for_is_told(monkeypatch):
         assert progress.status() == "0/5 items, 3 hosts are not up, for 0:02:00"
         backend.hosts = []
         assert progress.status() == "0/5 items"
+
+
+def test_what_a_start_is_at_is_told(hosts, tmp_path):
+    """A host waits for a file: the bar, `top`, a notebook and the status of the host say so."""
+    go, gate = tmp_path / "go", hosts["h1"].home / "gate"
+    gate.unlink(missing_ok=True)
+    waiting = "until [ -e ~/gate ]; do sleep 0.05; done"
+    with open_manager(hosts, "h1*1", 1, environment=waiting) as wm:
+        with going_on(wm, functions.wait_for, [go], description="f"):
+            try:
+                (status,) = wm.executor.hosts
+                wait_until(lambda: status.step == "environment", 60.0, "it is at the environment")
+                wait_until(here, 60.0, "the run tells")
+                (run,) = here()
+                assert re.search(r"h1: starting \(environment\) for \d", text_of(run))
+                (row,) = [row for row in run["hosts"] if row["host"] == "h1"]
+                assert (row["state"], row["step"]) == ("starting", "environment")
+                assert str(Coming(wm.backend)).startswith("h1 starting (environment) for ")
+                assert "<td>starting (environment)</td>" in wm.executor.hosts._repr_html_()
+                assert status._repr_html_() == "<pre>h1: starting (environment), 0 workers</pre>"
+            finally:
+                go.touch()
+                gate.touch()
+        assert wm.wait_for_hosts(60.0)
+        assert (status.state, status.step) == ("up", "")
+    gate.unlink()
 
 
 def test_a_fork_that_ends_leaves_the_socket_of_its_parent(tmp_path):

@@ -28,7 +28,7 @@ from ostap_parallel.engine.future import Future
 from ostap_parallel.errors import ConfigError, InitializerError, SerializeError
 from ostap_parallel.faces import launch
 from ostap_parallel.logs import logger_of
-from ostap_parallel.runs.display import title_of
+from ostap_parallel.runs.display import HostList, title_of
 from ostap_parallel.runs.report import relay
 from ostap_parallel.runs.run import PAUSE, Run
 from ostap_parallel.runs.snapshot import told
@@ -150,7 +150,7 @@ class Executor(concurrent.futures.Executor):
     @property
     def hosts(self) -> list[HostStatus]:
         """The state of each host, in their order."""
-        return self.backend.hosts
+        return HostList(self.backend.hosts)
 
     @property
     def workers(self) -> dict[str, int]:

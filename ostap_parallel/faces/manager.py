@@ -21,7 +21,7 @@ from ostap_parallel.errors import ConfigError
 from ostap_parallel.faces.executor import Executor, Settings
 from ostap_parallel.logs import logger_of
 from ostap_parallel.runs.checkpoint import Checkpoint
-from ostap_parallel.runs.display import Shown, show_as, title_of
+from ostap_parallel.runs.display import HostList, Shown, show_as, title_of
 from ostap_parallel.runs.dump import Database, Dump
 from ostap_parallel.runs.ordering import HELD_BYTES
 from ostap_parallel.runs.outcome import Batch, Outcome
@@ -464,7 +464,8 @@ class WorkManager(Shown):
             finally:
                 self.backend.flush()
                 self._tails.close()
-                recorder.report.hosts = [host.since(lost.get(host.name, 0)) for host in hosts]
+                told = (host.since(lost.get(host.name, 0)) for host in hosts)
+                recorder.report.hosts = HostList(told)
         report = recorder.report
         if failed := report.failed_in_short() if self._silent else report.failed_in_groups():
             self._tell(failed)

@@ -10,6 +10,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from ostap_parallel.supply.source import HostStatus
+from ostap_parallel.views.page import hosts_table
+
 _PACKAGE = Path(__file__).parents[1]
 
 
@@ -25,6 +28,13 @@ class Shown:
     def __rich__(self) -> str:
         # rich takes what is in brackets for markup
         return str(self).replace("[", r"\[")
+
+
+class HostList(list[HostStatus]):
+    """Hosts; a notebook shows them as a table."""
+
+    def _repr_html_(self) -> str:
+        return hosts_table(self)
 
 
 def show_as(error: BaseException, text: str) -> None:

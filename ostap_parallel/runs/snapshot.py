@@ -24,6 +24,7 @@ MOST = 200
 
 # Hosts that are waited for, and named one by one.
 FEW = 2
+SHORT = 50  # characters of what they wait for
 
 
 class Coming:
@@ -51,7 +52,7 @@ class Coming:
             longest = max(seconds for _, seconds in waits)
             return f"{len(waits)} hosts are not up, for {duration(max(1, round(longest)))}"
         return ", ".join(
-            f"{host.name} {host.state} for {duration(max(1, round(seconds)))}"
+            f"{host.name} {host.state}{_at(host)} for {duration(max(1, round(seconds)))}"
             for host, seconds in waits
         )
 
@@ -73,6 +74,12 @@ class Looked(Protocol):
     def retried(self) -> int: ...
     def running(self) -> list[Running]:
         """Return what runs, the longest first."""
+
+
+def _at(host: HostStatus) -> str:
+    """Return what a host that is not up is at, or waits for, if that is known."""
+    text = host.step or host.reason
+    return f" ({text if len(text) <= SHORT else f'{text[: SHORT - 3]}...'})" if text else ""
 
 
 class Snapshots:
@@ -114,7 +121,7 @@ class Snapshots:
         for host in self._run.backend.hosts:
             reason = host.reason or (str(host.error) if host.error else "")
             row: dict[str, Any] = {"host": host.name, "state": host.state, "lost": host.lost}
-            row["for"] = self._coming.seconds(host)
+            row["for"], row["step"] = self._coming.seconds(host), host.step
             row["workers"] = workers.pop(host.name, 0)
             row["reason"] = "" if host.state == "up" else reason
             rows.append(row)

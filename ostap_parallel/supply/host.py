@@ -217,6 +217,7 @@ class HostServer(Server):
             directory = self._connect()
             assert self._way is not None
             left = max(1.0, self._deadline - time.monotonic())
+            self._watch.step("copy")
             self._way.copy(self._files(), directory, left)
         settings = {
             "ncpus": self.host.ncpus,
@@ -233,6 +234,7 @@ class HostServer(Server):
         serve = serve_line(self.host)
         self._write(f"{serve}{json.dumps(settings)}\n")
         self.about = self._expect("ready")
+        self._watch.step("tunnel")
         address = self._way.forward(self.about["port"], self.source.port)
         self.source.port = address[1]
         key = derive_key(self.source.secret, address[1])
@@ -271,6 +273,7 @@ class HostServer(Server):
         if self._closing.is_set():
             raise HostError(self.host.label, "connect", "closed while it was starting")
         self._news, self._step = queue.SimpleQueue(), "connect"
+        self._watch.step("connect")
         self._ended.clear()
         self._ways.close()
         self._way = self._ways.enter_context(self.open_way())
@@ -413,6 +416,7 @@ class HostServer(Server):
                 return rest
             if kind == "step":
                 self._step = rest
+                self._watch.step(rest)
             elif kind == "ended":
                 raise self._failure()
 

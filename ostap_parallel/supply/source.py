@@ -6,6 +6,7 @@ has to (in the queue of a batch system, say), grants what it has, and ends.
 
 from __future__ import annotations
 
+import html
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -52,6 +53,9 @@ class HostStatus:
         and ``cpus``, the number that the host grants.
     reason
         Why it is queued, or rests.
+    step
+        What its start is at, as in `HostError`: ``connect``, ``copy``, ``profile`` and so on;
+        empty unless it is being started.
     """
 
     name: str
@@ -63,6 +67,13 @@ class HostStatus:
     port: int | None = None
     about: dict[str, Any] | None = None
     reason: str = ""
+    step: str = ""
+
+    def _repr_html_(self) -> str:
+        stage = f"{self.state} ({self.step})" if self.step else self.state
+        why = self.reason or (str(self.error) if self.error and self.state != "up" else "")
+        text = f"{self.name}: {stage}, {self.workers} workers" + (f": {why}" if why else "")
+        return f"<pre>{html.escape(text)}</pre>"
 
     def since(self, lost: int) -> HostStatus:
         """Return a copy that tells what has happened since it had been lost `lost` times."""
@@ -104,6 +115,9 @@ class Watch(Protocol):
 
     def granted(self) -> None:
         """Tell that its turn has come."""
+
+    def step(self, name: str) -> None:
+        """Tell what its start is at."""
 
     def event(self, event: dict[str, Any]) -> None:
         """Pass on what a worker prints or logs, see `machine.output.Sink`."""

@@ -102,6 +102,9 @@ class _Watch:
     def granted(self) -> None:
         self._supervisor.granted(self._status)
 
+    def step(self, name: str) -> None:
+        self._status.step = name
+
     def event(self, event: dict[str, Any]) -> None:
         try:
             self._supervisor.on_event(self._status.name, event)
@@ -389,7 +392,7 @@ class Supervisor:
         with self._changed:
             if self._closed.is_set() or status.state not in ({of} if isinstance(of, str) else of):
                 return False
-            for name, value in {"state": state, "workers": 0, **fields}.items():
+            for name, value in {"state": state, "workers": 0, "step": "", **fields}.items():
                 setattr(status, name, value)
             self._changed.notify_all()
         self._on_change()

@@ -222,7 +222,8 @@ def hosts_table(hosts: Sequence[Any]) -> str:
     for host in hosts:
         start = "" if host.seconds is None else duration(host.seconds)
         reason = host.reason or (str(host.error) if host.error and host.state != "up" else "")
-        rows.append((host.name, host.state, host.workers, start, host.lost, reason))
+        state = f"{host.state} ({host.step})" if host.step else host.state
+        rows.append((host.name, state, host.workers, start, host.lost, reason))
     return _table(["host", "state", "workers", "start", "lost", "reason"], rows, {2, 3, 4})
 
 

@@ -66,8 +66,9 @@ def used_by(host: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _since(host: Mapping[str, Any]) -> str:
-    """Return a host's state, and for how long it has been in it, in whole seconds."""
-    return f"{host['state']} for {duration(max(1, round(host['for'])))}"
+    """Return a host's state, what it is at, and for how long, in whole seconds."""
+    step = f" ({host['step']})" if host.get("step") else ""
+    return f"{host['state']}{step} for {duration(max(1, round(host['for'])))}"
 
 
 def item_of(one: Mapping[str, Any]) -> str:
