@@ -16,7 +16,7 @@ from types import MappingProxyType, ModuleType
 from typing import Any, ClassVar, NamedTuple
 
 from ostap_parallel import libraries
-from ostap_parallel.objects import program
+from ostap_parallel.objects import program, reloads
 
 # Begins the keys of what the program has told a library.
 _LIBRARY = "library "
@@ -225,6 +225,8 @@ def _look_at_process() -> tuple[Any, ...]:
         seen.append(locale.setlocale(locale.LC_ALL))
     if (process := modules.get("multiprocessing.process")) is not None:
         seen.append(process.current_process().authkey)
+    if not Here.is_ours:
+        seen.append(reloads.look())
     return tuple(seen)
 
 
@@ -245,6 +247,7 @@ def _find_here() -> dict[str, Any]:
         "argv": list(map(str, sys.argv)),
         "warnings": list(warnings.filters),
         "recursion": sys.getrecursionlimit(),
+        "reloads": reloads.counts(),
     }
     for key, (module, find) in _FINDERS.items():
         if module in sys.modules:  # otherwise nobody has set anything
@@ -340,6 +343,7 @@ _SETTERS: dict[str, Callable[[Any], None]] = {
     "argv": _set_argv,
     "warnings": _set_filters,
     "recursion": sys.setrecursionlimit,
+    "reloads": reloads.take,
     **{name: functools.partial(_set_field, name) for name in _OF_DECIMAL},
     "traps": _set_traps,
     "locale": _set_locale,

@@ -1,0 +1,90 @@
+"""Modules of the user's that the caller has loaded anew: workers that have them do so, too."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import FunctionType, ModuleType
+from typing import Any, ClassVar
+
+from ostap_parallel.objects.kinds import is_installed
+
+_OURS = {"__main__", "__mp_main__", "ostap_parallel"}
+
+
+class _Known:
+    """What is known of modules; a worker has only been told."""
+
+    modules: ClassVar[list[ModuleType]] = []  # the user's, of so many
+    of = 0
+    states: ClassVar[dict[str, Any]] = {}  # of each: its specification, which a load makes anew
+    counts: ClassVar[dict[str, int]] = {}  # of reloads, by name
+
+
+def look() -> int:
+    """Return how many reloads there have been in this process, as far as anybody has looked."""
+    if len(sys.modules) != _Known.of:
+        _Known.of = len(sys.modules)
+        _Known.modules = [one for one in list(sys.modules.values()) if _is_of_user(one)]
+    follows_files = "IPython.extensions.autoreload" in sys.modules  # it changes what is there
+    for module in _Known.modules:
+        name, spec = module.__name__, module.__spec__
+        changed = _modified(module) if follows_files else 0
+        before = _Known.states.get(name, (spec, changed))
+        _Known.states[name] = spec, changed
+        if before[0] is not spec or before[1] != changed:
+            _Known.counts[name] = _Known.counts.get(name, 0) + 1
+    return sum(_Known.counts.values())
+
+
+def _modified(module: ModuleType) -> int:
+    with contextlib.suppress(OSError):
+        return Path(str(module.__file__)).stat().st_mtime_ns
+    return 0
+
+
+def _is_of_user(module: Any) -> bool:
+    if not isinstance(module, ModuleType) or not getattr(module, "__file__", None):
+        return False
+    top = module.__name__.partition(".")[0]
+    return module.__spec__ is not None and top not in _OURS and not is_installed(module)
+
+
+def counts() -> dict[str, int]:
+    """Return how often modules were loaded anew, those that were."""
+    return dict(_Known.counts)
+
+
+def take(wanted: Mapping[str, int]) -> None:
+    """Load anew what the caller has, where this process has it: in place, as it was there."""
+    for name, count in wanted.items():
+        if count <= _Known.counts.get(name, 0):
+            continue
+        _Known.counts[name] = count
+        if (module := sys.modules.get(name)) is not None:
+            before = dict(vars(module))
+            with contextlib.suppress(Exception):  # the caller's attempt has failed, too
+                importlib.reload(module)
+            for key, old in before.items():
+                _renew(old, vars(module).get(key), name)
+
+
+def _renew(old: Any, new: Any, module: str) -> None:
+    """Have what others hold be like what there is now, as IPython's autoreload does."""
+    if old is new or getattr(old, "__module__", None) != module:
+        return
+    if isinstance(old, FunctionType) and isinstance(new, FunctionType):
+        with contextlib.suppress(ValueError):  # it is another closure
+            old.__code__ = new.__code__
+            old.__defaults__, old.__kwdefaults__ = new.__defaults__, new.__kwdefaults__
+    elif isinstance(old, type) and isinstance(new, type):
+        for key, value in list(vars(new).items()):
+            before = vars(old).get(key)
+            if isinstance(before, FunctionType) and isinstance(value, FunctionType):
+                _renew(before, value, module)
+            elif key not in ("__dict__", "__weakref__"):
+                with contextlib.suppress(AttributeError, TypeError):
+                    setattr(old, key, value)
