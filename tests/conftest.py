@@ -45,7 +45,7 @@ from sshd import (
     open_hosts,
 )
 
-LEAK_PATIENCE = 30.0  # seconds until a host must be as it was before a test
+LEAK_PATIENCE = 60.0  # seconds until a host must be as it was before a test
 CLUSTER_PATIENCE = 90.0  # the same of a batch system, whose daemons take their time
 
 # Helpers of Python's and of MPI's, which these keep until the interpreter exits.
@@ -55,6 +55,14 @@ KEPT_TO_THE_END = (
     "mpiexec",
     "hydra_pmi_proxy",
 )
+
+# Files that take long, the longest first: were one of them begun last, the machine would do little
+# else meanwhile. Those of batch systems mostly wait, so that others are between them.
+LONG = """
+root allocations batch_arrays checkpoint hosts batch_lost allocations_elsewhere launcher do nested
+processes lost_hosts gnu backend faults batch_schedulers commands run sources cleanup trust manual
+batch_submitting sync hostile chaos security interrupt program live cli contract page mp_pool
+"""
 
 MakeHosts = Callable[..., Hosts]
 
@@ -80,6 +88,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     out = [item for item in items if any(map(item.get_closest_marker, left_out))]
     config.hook.pytest_deselected(items=out)
     items[:] = [item for item in items if item not in out]
+    places = {f"test_{name}": place for place, name in enumerate(LONG.split())}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from pathlib import Path
 from ostap_parallel.worker import nested
 
 PROJECT = Path(__file__).parents[1]
-PATIENCE = 30.0  # seconds until something that must happen counts as hanging
+PATIENCE = 60.0  # seconds until something that must happen counts as hanging
 
 
 def square(item):

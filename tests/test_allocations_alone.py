@@ -14,7 +14,7 @@ from ostap_parallel.supply.allocations import Allocations, Claim, Held
 from ostap_parallel.supply.site import Guard, Here
 from ostap_parallel.supply.source import TryLater
 
-PATIENCE = 30.0  # seconds
+PATIENCE = 60.0  # seconds
 
 
 class Quiet(Here):

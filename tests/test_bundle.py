@@ -98,7 +98,7 @@ def test_it_serves_without_any_installed_package(archive, tmp_path):
         answer = json.loads(process.stdout.readline().removeprefix(MARK))
         assert answer == {"kind": "done", "id": 5}
         process.stdin.close()
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
     assert not private.exists()
 
 
@@ -145,7 +145,7 @@ def test_a_python_of_another_minor_version_refuses(tmp_path):
     other = VERSION[0], VERSION[1] + 1
     path = unpack(bundle(other), tmp_path)
     with start(path, "refuse", directory=tmp_path) as process:
-        _, words = process.communicate('{"ncpus": 1}\n', timeout=20)
+        _, words = process.communicate('{"ncpus": 1}\n', timeout=60)
     assert process.returncode != 0
     assert f"is Python {VERSION[0]}.{VERSION[1]}, but the caller runs" in words
     assert f"the caller runs Python {other[0]}.{other[1]}" in words
@@ -154,6 +154,6 @@ def test_a_python_of_another_minor_version_refuses(tmp_path):
 
 def test_a_client_that_says_nothing_is_no_error(archive, tmp_path):
     with start(archive, "refuse", directory=tmp_path) as process:
-        _, words = process.communicate("", timeout=20)
+        _, words = process.communicate("", timeout=60)
     assert process.returncode == 1
     assert words == ""

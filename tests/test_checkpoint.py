@@ -31,7 +31,7 @@ from ostap_parallel.runs import checkpoint
 from ostap_parallel.runs.identity import Digester, identity_of
 from ostap_parallel.worker.execute import Call
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 
 
 def digest(obj):

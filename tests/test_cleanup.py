@@ -246,7 +246,7 @@ class TestClosing:
             with connection:
                 closing = threading.Thread(target=manager.close)
                 closing.start()
-                closing.join(20)
+                closing.join(60)
                 assert not closing.is_alive()
 
     def test_while_a_proxy_hangs_that_outlives_ssh(self, tmp_path):
@@ -256,7 +256,7 @@ class TestClosing:
         wait_until(lambda: pids.exists() and pids.read_text(), PATIENCE, "the proxy runs")
         closing = threading.Thread(target=manager.close, daemon=True)
         closing.start()
-        closing.join(20)
+        closing.join(60)
         os.kill(int(pids.read_text()), signal.SIGKILL)  # it is the user's
         assert not closing.is_alive()
 

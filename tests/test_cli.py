@@ -101,7 +101,7 @@ class Launch:
     def end(self, number=signal.SIGINT):
         """Send a signal; return exit status and what else was printed."""
         self.process.send_signal(number)
-        out, err = self.process.communicate(timeout=20)
+        out, err = self.process.communicate(timeout=60)
         return self.process.returncode, out, err
 
 
@@ -479,7 +479,7 @@ def test_the_last_host_ends_it(make_hosts, launch):
     drop_connections(host)
     assert any("lost h1: run: " in line for line in lines)
     assert any("no server is left" in line for line in lines)
-    assert launched.process.wait(20) == 1
+    assert launched.process.wait(60) == 1
     assert not secret_file.parent.exists()
 
 
@@ -501,4 +501,4 @@ def test_an_interrupt_of_hosts(hosts, ssh_config, tmp_path):
     ) as process:
         wait_until(lambda: hosts["h1"].processes(), 20, "something on the host")
         process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 130
+        assert process.wait(60) == 130

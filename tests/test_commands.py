@@ -34,7 +34,7 @@ from ostap_parallel.commands import (
 from ostap_parallel.errors import ConfigError
 from ostap_parallel.views import live
 
-PATIENCE = 30
+PATIENCE = 60
 GONE = 5.0
 
 

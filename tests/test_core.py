@@ -21,7 +21,7 @@ from ostap_parallel.commands import pipes
 from ostap_parallel.core import Copier, Pipe, Tunnel, copy, execute
 from ostap_parallel.errors import ConfigError, HostError
 
-PATIENCE = 30
+PATIENCE = 60
 
 
 @pytest.fixture(autouse=True, scope="module")

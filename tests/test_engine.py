@@ -345,7 +345,7 @@ class TestInterrupting:
             wait_until(lambda: list(core.queue.running()), PATIENCE, "the job to be sent")
             core.interrupt(grace=30)
             os.kill(pid, signal.SIGCONT)
-            assert unpack_result(results.get(timeout=15)).answers == []
+            assert unpack_result(results.get(timeout=60)).answers == []
         finally:
             core.close()
 

@@ -17,7 +17,7 @@ from ostap_parallel.errors import ConfigError, HostError
 from ostap_parallel.hosts import Host
 from ostap_parallel.worker import files
 
-PATIENCE = 30
+PATIENCE = 60
 
 
 @pytest.fixture(scope="module")

@@ -212,7 +212,7 @@ def launched(words: list[str], home: Path) -> Iterator[dict[str, str]]:
             yield {found[1]: shlex.split(found[2])[0] for found in lines if found}
         finally:
             process.send_signal(signal.SIGINT)
-            assert process.wait(20) == 0
+            assert process.wait(60) == 0
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from ostap_parallel import ConfigError, WorkManager
 from ostap_parallel.runs.ordering import Ordering
 from ostap_parallel.runs.outcome import Batch, Outcome
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 SIZE = 200_000  # bytes of a result
 
 

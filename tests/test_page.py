@@ -25,7 +25,7 @@ from ostap_parallel.views.timeline import Timeline
 from ostap_parallel.views.words import duration
 from ostap_parallel.worker.chunk import ChunkOutcome
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 EVIL = "</script><script>window.hacked=1</script><img src=x onerror='window.hacked=1'>&lt;\"'`${1}"
 
 
@@ -103,7 +103,7 @@ def point_at_the_middle(page):
     page.mouse.move(x, box["y"] + frame["top"] + 3)
     page.mouse.move(x, box["y"] + frame["top"] + frame["height"] / 2, steps=3)
     tooltips = page.locator(".bk-Tooltip")
-    tooltips.first.wait_for(state="visible", timeout=10_000)
+    tooltips.first.wait_for(state="visible", timeout=60_000)
     return tooltips.evaluate_all("all => all.map(one => one.shadowRoot.textContent).join(' ')")
 
 
@@ -119,7 +119,7 @@ def test_a_bar_tells_what_it_is(tmp_path, browser):
         before = page.evaluate("Bokeh.documents[0].roots()[0].x_range.start")
         page.mouse.wheel(0, -500)
         page.wait_for_function(
-            f"() => Bokeh.documents[0].roots()[0].x_range.start > {before}", timeout=10_000
+            f"() => Bokeh.documents[0].roots()[0].x_range.start > {before}", timeout=60_000
         )
 
 

@@ -11,7 +11,7 @@ from helpers import crash
 
 from ostap_parallel import HostError, TaskMerger, WorkManager
 
-PATIENCE = 30
+PATIENCE = 60
 
 
 @pytest.fixture(scope="module")

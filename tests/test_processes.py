@@ -41,7 +41,7 @@ with subprocess.Popen([sys.executable, "-c", sender.format(*words)], start_new_s
     for n in range(150):
         done = run_apart(["true"])
         process = start_apart(["true"], restore=n % 2 == 0)
-        bad += [status for status in (done.status, process.wait(20)) if status]
+        bad += [status for status in (done.status, process.wait(60)) if status]
     flood.kill()
 print("bad", bad, flush=True)
 """  # noqa: E501

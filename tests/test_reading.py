@@ -13,7 +13,7 @@ from ostap_parallel import WorkManager
 from ostap_parallel.runs.reading import Reader
 from ostap_parallel.runs.run import PAUSE
 
-PATIENCE = 30
+PATIENCE = 60
 
 
 @pytest.fixture(scope="module")

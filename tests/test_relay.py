@@ -23,7 +23,7 @@ from ostap_parallel.supply.relay import open_relay
 from ostap_parallel.supply.session import Session
 from ostap_parallel.worker.mux import Mux
 
-PATIENCE = 30  # seconds; only a hang takes that long
+PATIENCE = 60  # seconds; only a hang takes that long
 
 BIG = 24 << 20
 

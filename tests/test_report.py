@@ -322,7 +322,7 @@ def run_in_terminal(program, stdout=None, **environ):
             except OSError:  # its end of the terminal is closed
                 break
         os.close(master)
-        status = process.wait(20)
+        status = process.wait(60)
     return ANSI.sub("", shown.decode()), status
 
 

@@ -677,7 +677,7 @@ class TestNextManager:
                 loaded=[loaded for _, loaded in found],
                 distinct=len({pids[0], other, killed}),
                 both=len({*both}) == 2 and killed in both,
-                status=last.process.wait(20),
+                status=last.process.wait(60),
                 again=open_and_look()[1],
             )
         """)

@@ -51,7 +51,7 @@ def session(hosts):
     """A session to ``h1`` that is up."""
     with open_session(hosts["h1"]) as (session, lines):
         session.write("echo up\n")
-        assert lines.get(timeout=20) == "up"
+        assert lines.get(timeout=60) == "up"
         session.lines = lines
         yield session
 
@@ -103,16 +103,16 @@ class TestSession:
     @pytest.mark.parametrize("text", NASTY)
     def test_bash_reads_what_is_written(self, session, text):
         session.write(f"printf %s {shlex.quote(text)} | od -An -v -tx1 | tr -d ' \\n'; echo\n")
-        assert bytes.fromhex(session.lines.get(timeout=20)) == text.encode()
+        assert bytes.fromhex(session.lines.get(timeout=60)) == text.encode()
 
     def test_output_that_is_no_text_arrives_nevertheless(self, session):
         session.write(r"printf 'a\377b\n'" + "\n")
-        assert session.lines.get(timeout=20) == "a\\xffb"
+        assert session.lines.get(timeout=60) == "a\\xffb"
 
     def test_the_end_is_told(self, session):
         session.write("echo last; echo words >&2; exit 3\n")
-        assert session.lines.get(timeout=20) == "last"
-        assert session.lines.get(timeout=20) is None
+        assert session.lines.get(timeout=60) == "last"
+        assert session.lines.get(timeout=60) is None
         assert session.last_words == "words"
         with pytest.raises(HostError, match="words"):
             write_much(session)
@@ -120,7 +120,7 @@ class TestSession:
     def test_closing_ends_the_shell(self, hosts):
         with open_session(hosts["h1"]) as (session, lines):
             session.write("echo $$\n")
-            lines.get(timeout=20)
+            lines.get(timeout=60)
             assert hosts["h1"].processes()
             session.close()
             assert lines.get(timeout=1) is None
@@ -144,7 +144,7 @@ class TestSession:
             [*session.way.command(), "echo $SSH_CONNECTION"], capture_output=True
         )
         session.write("echo $SSH_CONNECTION\n")
-        assert done.stdout.decode().strip() == session.lines.get(timeout=20)
+        assert done.stdout.decode().strip() == session.lines.get(timeout=60)
         session.close()
         done = subprocess.run([*session.way.command(), "true"], capture_output=True, timeout=20)
         assert done.returncode == 255
@@ -303,7 +303,7 @@ class TestTunnel:
         tunnel.disconnect()
         # the session goes on
         session.write("echo here\n")
-        assert session.lines.get(timeout=20) == "here"
+        assert session.lines.get(timeout=60) == "here"
 
     def test_it_ends_with_its_session(self, session, listener):
         port = Tunnel(session.way).connect("127.0.0.1", listener)
@@ -342,7 +342,7 @@ class TestTunnel:
         (host,) = make_hosts(extra="AllowTcpForwarding no")
         with open_session(host) as (session, lines):
             session.write("echo up\n")
-            assert lines.get(timeout=20) == "up"
+            assert lines.get(timeout=60) == "up"
             port = Tunnel(session.way).connect("127.0.0.1", listener)
             assert greeting(port) in (b"", "ConnectionResetError")
 

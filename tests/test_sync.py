@@ -27,7 +27,7 @@ from ostap_parallel.worker.modules import Unpacked
 
 pytestmark = pytest.mark.slow
 
-PATIENCE = 30
+PATIENCE = 60
 
 
 def write(directory: Path, **texts: str) -> Path:

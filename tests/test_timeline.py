@@ -17,7 +17,7 @@ from ostap_parallel.views.picture import Bar, Fate, Picture, together
 from ostap_parallel.views.timeline import Timeline
 from ostap_parallel.worker.chunk import ChunkOutcome, Lost
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 
 
 def outcome(host, pid, seconds, begun=0.0, failed=()):

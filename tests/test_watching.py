@@ -25,7 +25,7 @@ from ostap_parallel.runs.chunking import Chunk
 from ostap_parallel.runs.report import Running
 from ostap_parallel.runs.timing import Slow, Slowest, Times
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 
 
 class TestTimes:
