@@ -153,7 +153,9 @@ class DataMap:
         self._data = [self._made(item) for item in data]
 
     def append(self, item: Any) -> None:
-        """Add a data product, or its fields."""
+        """Add a data product, or its fields; host and file alone are not to be left out."""
+        if self.product is DataProduct and isinstance(item, tuple) and len(item) == 2:
+            item = (*item, False)
         self._data.append(self._made(item))
 
     @classmethod

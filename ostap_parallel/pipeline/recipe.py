@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import configparser
 import contextlib
 import json
@@ -10,9 +9,7 @@ import logging
 import os
 import shlex
 import signal
-import sys
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,14 +19,12 @@ from typing import Any
 from ostap_parallel.commands.command import Command, Done
 from ostap_parallel.commands.running import open_executor, run_as_completed
 from ostap_parallel.engine.names import HERE
-from ostap_parallel.errors import ConfigError, OstapParallelError
 from ostap_parallel.objects import serialize
+from ostap_parallel.pipeline.base import METHODS
+from ostap_parallel.pipeline.exceptions import PipelineQuit
 from ostap_parallel.pipeline.state import State, key_of
 from ostap_parallel.worker.node import NO_PORT
 from ostap_parallel.worker.reaper import PYTHON
-
-FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
-DATE_FORMAT = "%Y-%m-%d %H:%M:%S"
 
 # What a job that has not run has for a status.
 NOT_RUN = 123456
@@ -40,21 +35,6 @@ MOST_BYTES = 100_000
 
 # Variables that jobs on hosts get from here, if they are set.
 SENT = ("LOFARROOT", "LOFARENV", "QUEUE_PREFIX")
-
-# Settings of [remote] that mean something here, and what its methods are.
-REMOTE = {"max_per_node", "method"}
-METHODS = {
-    **{"ssh": "ssh", "local": "local", "srun": "srun", "slurm": "srun"},
-    **{"slurm_srun": "srun", "slurm_srun_cep3": "srun", "pbs_ssh": "ssh", "slurm_ssh": "ssh"},
-}
-
-
-class PipelineException(OstapParallelError):
-    """Something in a pipeline has gone wrong."""
-
-
-class PipelineQuit(PipelineException):
-    """The pipeline was told to end; its jobs have."""
 
 
 class ComputeJob:
@@ -97,7 +77,7 @@ class ComputeJob:
         words = [str(number), self.host, NO_PORT, *map(str, self.arguments)]
         if sum(map(len, words)) > MOST_BYTES:
             del words[3:]  # they are to be had as objects
-        program, _, rest = self.command.partition(" ")
+        program, _, rest = self.command.strip().partition(" ")
         if program in ("python", "python3"):
             program = f'"${PYTHON}"'
         cores = max(1, int(self.resources.get("cores", 1)))
@@ -159,7 +139,7 @@ class RemoteCommandRecipeMixIn:
     logger: logging.Logger
     error: threading.Event
     config: configparser.ConfigParser
-    outputs: dict[str, Any]
+    outputs: Any
     state: State | None
     scope: tuple[Any, ...]
     next_turn: Callable[[str], int]
@@ -228,7 +208,7 @@ class RemoteCommandRecipeMixIn:
     def _report(self, pool: Mapping[int, ComputeJob]) -> None:
         """Have what became of jobs in the outputs, and as a table in the log."""
         rows = [*json.loads(self.outputs.get("return_json", "[]")), *map(_report, pool.values())]
-        self.outputs["return_json"] = json.dumps(rows)
+        self.outputs.update({"return_json": json.dumps(rows)})  # it needs no field
         for line in table(list(map(_report, pool.values()))):
             self.logger.info("%s", line)
 
@@ -278,141 +258,6 @@ class RemoteCommandRecipeMixIn:
         # Not by a logger of its name, whose level is nobody's.
         if self.logger.isEnabledFor(record.levelno):
             self.logger.handle(record)
-
-
-class BaseRecipe:
-    """Base class of recipes.
-
-    Attributes
-    ----------
-    name
-        That of its class.
-    logger
-        Its log, to which come the records of node scripts, too.
-    error
-        An event that is set once a job has failed.
-    inputs
-        What the command line gives; ``inputs["args"]`` are the words behind the options.
-    outputs
-        What is printed at the end.
-    config
-        What ``pipeline.cfg`` says.
-    scope
-        As which recipe of which other one it runs: what is finished there is so in no other.
-    """
-
-    def __init__(self) -> None:
-        self.name = type(self).__name__
-        self.logger = logging.getLogger(self.name)
-        self.error = threading.Event()
-        self.inputs: dict[str, Any] = {"args": []}
-        self.outputs: dict[str, Any] = {}
-        self.config = configparser.ConfigParser()
-        self.state: State | None = None
-        self.scope: tuple[Any, ...] = ()
-        self._turns: Counter[str] = Counter()
-        module = sys.modules.get(type(self).__module__)
-        file = getattr(module, "__file__", None)
-        self.__file__ = str(Path(file).absolute()) if file else ""
-
-    def go(self) -> int | None:
-        """Do the work and return the exit status; to be overridden, and called first by that."""
-        self.logger.info("recipe %s started", self.name)
-        self.logger.debug("Job name is %s", self.inputs.get("job_name"))
-        return 0
-
-    def next_turn(self, what: str) -> int:
-        """Return how often this was asked for already."""
-        self._turns[what] += 1
-        return self._turns[what] - 1
-
-    def main(self, argv: Sequence[str] | None = None) -> int:
-        """Run it as a program: read the command line, do the work, print the outputs."""
-        options = _parser(self.name).parse_args(argv)
-        self.inputs.update(vars(options))
-        self._set_up_log(
-            logging.DEBUG
-            if options.debug
-            else logging.INFO
-            if options.verbose
-            else logging.WARNING
-        )
-        begin = time.monotonic()
-        try:
-            self._read_config(options.config)
-            status = self.go()
-        except PipelineQuit:
-            self.logger.warning("recipe %s was interrupted", self.name)
-            return 128 + signal.SIGINT
-        except Exception as exc:
-            is_ours = isinstance(exc, OstapParallelError)
-            self.logger.error("recipe %s failed: %s", self.name, exc, exc_info=not is_ours)
-            return 1
-        finally:
-            if options.report is not None:
-                try:
-                    text = self.outputs.get("return_json", "[]")
-                    options.report.write_text(f"{text}\n", "utf-8")
-                except OSError as exc:  # what was computed is not to be lost for this
-                    self.logger.error("the report cannot be written: %s", exc)
-        if status:
-            self.logger.error("recipe %s failed with status %s", self.name, status)
-            return int(status)
-        self.logger.info("recipe %s completed", self.name)
-        self.logger.debug("it took %.1f s", time.monotonic() - begin)
-        print("Results:")
-        for key, value in self.outputs.items():
-            if key != "return_json":
-                print(f"{key} = {value}")
-        return 0
-
-    def _set_up_log(self, level: int) -> None:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter(FORMAT, DATE_FORMAT))
-        self.logger.addHandler(handler)
-        self.logger.setLevel(level)
-        self.logger.propagate = False
-
-    def _read_config(self, given: str | None) -> None:
-        """Read the first file that there is; what means nothing here is told."""
-        usual = (Path("pipeline.cfg"), Path.home() / ".pipeline.cfg")
-        path = Path(given) if given else next(filter(Path.is_file, usual), None)
-        if path is None:
-            return
-        try:
-            self.config.read_string(path.read_text("utf-8"), str(path))
-            options = self.config.items("remote") if self.config.has_section("remote") else []
-            defaults = self.config.defaults()
-            for key, value in options:
-                if key not in REMOTE and key not in defaults:
-                    self.logger.warning("%s: [remote] %s means nothing here", path, key)
-                if key == "method" and value not in METHODS:
-                    self.logger.warning("%s: method %s: ssh is taken in its place", path, value)
-            if self.config.has_option("logging", "log_file"):
-                file = logging.FileHandler(self.config.get("logging", "log_file"))
-                file.setFormatter(logging.Formatter(FORMAT, DATE_FORMAT))
-                self.logger.addHandler(file)
-        except (OSError, ValueError, configparser.Error) as exc:
-            raise ConfigError(f"{path}: {exc}") from exc
-
-
-def _parser(name: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=name)
-    parser.add_argument("-j", "--job-name", required=True, help="a name for all this")
-    parser.add_argument("-d", "--debug", action="store_true", help="tell everything")
-    parser.add_argument("-v", "--verbose", action="store_true", help="tell what is done")
-    parser.add_argument("-c", "--config", metavar="FILE", help="in place of pipeline.cfg")
-    text = "a file for what became of the jobs, and what they used, as JSON"
-    parser.add_argument("--report", metavar="FILE", type=_file_to_be, help=text)
-    parser.add_argument("args", nargs="*", metavar="ARGUMENT", help="for the recipe")
-    return parser
-
-
-def _file_to_be(text: str) -> Path:
-    path = Path(text)
-    if path.is_dir() or not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"{text} is a directory, or in none that is there")
-    return path
 
 
 def _report(job: ComputeJob) -> dict[str, Any]:

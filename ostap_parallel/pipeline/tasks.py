@@ -11,23 +11,20 @@ from pathlib import Path
 from typing import Any
 
 from ostap_parallel.errors import ConfigError
-from ostap_parallel.pipeline.recipe import BaseRecipe, PipelineException
+from ostap_parallel.pipeline.base import FIELDS, BaseRecipe
+from ostap_parallel.pipeline.exceptions import (
+    PipelineException,
+    PipelineRecipeFailed,
+    PipelineRecipeNotFound,
+)
 from ostap_parallel.pipeline.state import State, key_of
-
-
-class PipelineRecipeFailed(PipelineException):
-    """A recipe that another one has run has failed."""
-
-
-class PipelineRecipeNotFound(PipelineException):
-    """There is no recipe of that name."""
 
 
 class TaskMixIn(BaseRecipe):
     """A recipe that runs others."""
 
     def run_task(
-        self, configblock: str, datafiles: Sequence[Any] = (), **kwargs: Any
+        self, configblock: str, datafiles: Sequence[Any] | str = (), **kwargs: Any
     ) -> dict[str, Any]:
         """Run a recipe and return its outputs.
 
@@ -47,15 +44,22 @@ class TaskMixIn(BaseRecipe):
             Its exit status was not 0.
         """
         name, inputs = self._task(configblock)
-        return self.cook_recipe(name, {**inputs, **kwargs, "args": list(datafiles)})
+        return self.cook_recipe(name, {**inputs, **kwargs, "args": _files(datafiles)})
 
     def _task(self, configblock: str) -> tuple[str, dict[str, Any]]:
         """Return the name of the recipe of a task, and the inputs that its section gives."""
-        tasks = configparser.ConfigParser(interpolation=None)
-        tasks.read(_list(self.config, "task_files"), "utf-8")
+        defaults = dict(self.config.items(configparser.DEFAULTSECT, raw=True))
+        tasks = configparser.ConfigParser(defaults)
+        tasks.read(self.inputs.get("task_files") or _list(self.config, "task_files"), "utf-8")
         if not tasks.has_section(configblock):
             return configblock, {}
-        inputs: dict[str, Any] = dict(tasks.items(configblock))
+        own = {
+            key for key, value in tasks.items(configblock, raw=True) if value != defaults.get(key)
+        }
+        try:
+            inputs: dict[str, Any] = {key: tasks.get(configblock, key) for key in sorted(own)}
+        except configparser.InterpolationError as exc:
+            raise ConfigError(f"task {configblock}: {exc}") from exc
         return inputs.pop("recipe", configblock), inputs
 
     def cook_recipe(self, name: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -65,7 +69,8 @@ class TaskMixIn(BaseRecipe):
         ``master``, or beside this one.
         """
         recipe = self._find(name)()
-        recipe.inputs.update({"job_name": self.inputs.get("job_name"), **inputs})
+        ours = {key: self.inputs[key] for key in FIELDS if key in self.inputs}
+        recipe.inputs.update({**ours, **inputs})
         recipe.config, recipe.logger = self.config, self.logger.getChild(name)
         recipe.scope = (*self.scope, self.next_turn("recipe"), name)
         for setting in ("servers", "settings"):
@@ -74,7 +79,7 @@ class TaskMixIn(BaseRecipe):
         status = recipe.go()
         if status:
             raise PipelineRecipeFailed(f"{name} failed with status {status}")
-        return recipe.outputs
+        return dict(recipe.outputs)
 
     def _find(self, name: str) -> type[BaseRecipe]:
         folders = [Path(folder) for folder in _list(self.config, "recipe_directories")]
@@ -114,7 +119,7 @@ class StatefulRecipe(TaskMixIn):
         return status
 
     def run_task(
-        self, configblock: str, datafiles: Sequence[Any] = (), **kwargs: Any
+        self, configblock: str, datafiles: Sequence[Any] | str = (), **kwargs: Any
     ) -> dict[str, Any]:
         """Run a recipe, or return the outputs of the time when it was finished."""
         state = self.state
@@ -123,7 +128,7 @@ class StatefulRecipe(TaskMixIn):
         name, inputs = self._task(configblock)
         # now: the recipe may change what it is given
         turn = self.next_turn("task")
-        key = key_of("task", self.scope, turn, name, list(datafiles), {**inputs, **kwargs})
+        key = key_of("task", self.scope, turn, name, _files(datafiles), {**inputs, **kwargs})
         found = state.get(key)
         if found is not None:
             self.logger.info("Task %s is finished already: it is not run again", configblock)
@@ -134,9 +139,17 @@ class StatefulRecipe(TaskMixIn):
         return outputs
 
 
+def _files(datafiles: Sequence[Any] | str) -> list[Any]:
+    """Return the arguments of a recipe; LOFAR's pipelines give the name of one map as it is."""
+    return [datafiles] if isinstance(datafiles, str) else list(datafiles)
+
+
 def _list(config: configparser.ConfigParser, key: str) -> list[str]:
     """Return the names in a setting: a literal, or ``[a, b]`` as LOFAR writes it."""
-    text = config.defaults().get(key, "").strip()
+    try:
+        text = config.get(configparser.DEFAULTSECT, key, fallback="").strip()
+    except configparser.InterpolationError as exc:
+        raise ConfigError(f"{key}: {exc}") from exc
     try:
         found = ast.literal_eval(text) if text else []
         if isinstance(found, list | tuple):

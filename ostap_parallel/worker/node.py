@@ -40,6 +40,8 @@ class LOFARnode:
         Its records come to the log of the recipe, as ``node.<host>.<class>``.
     outputs
         What is to be found in the results of the job.
+    resourceMonitor
+        What is used is known without it; it is there for scripts that name their processes to it.
     """
 
     def __init__(self, *words: object) -> None:
@@ -47,6 +49,7 @@ class LOFARnode:
         self._words = words
         self.outputs: dict[str, Any] = {}
         self.environment = os.environ
+        self.resourceMonitor = _NoMonitor()
         self.logger = logging.getLogger(f"node.{platform.node()}.{type(self).__name__}")
         self.logger.setLevel(logging.DEBUG)
 
@@ -81,6 +84,11 @@ class LOFARnode:
     def run_with_stored_arguments(self) -> int | None:
         """Call `run` with the arguments of the job, which may be any objects."""
         return self.run_with_logging(*self.arguments)
+
+
+class _NoMonitor:
+    def addPID(self, pid: int) -> None:
+        """Do nothing."""
 
 
 class LOFARnodeTCP(LOFARnode):
