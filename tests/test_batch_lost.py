@@ -21,7 +21,8 @@ from helpers import wait_until
 
 from ostap_parallel import WorkerLost
 from ostap_parallel.arrays.layout import Layout
-from ostap_parallel.batch import Run, SgePool, SlurmPool
+from ostap_parallel.batch import JobRefused, Run, SgePool, SlurmPool
+from ostap_parallel.schedulers.scheduler import End
 
 QUICK = {"polling": 0.5, "grace": 3.0}
 
@@ -330,23 +331,86 @@ def session_of(run: Run) -> list[int]:
     return found
 
 
+@pytest.fixture(scope="module")
+def small_slurm():
+    """A SLURM for arrays of six elements and ten jobs, which it soon forgets, with limits."""
+    extra = "MaxArraySize=6\nMaxJobCount=10\nMinJobAge=2\nAccountingStorageEnforce=limits,qos\n"
+    with cluster_or_skip(open_slurm(1, 2, extra=extra)) as cluster:
+        cluster.run("sacctmgr", "-i", "add", "account", "a")
+        cluster.run("sacctmgr", "-i", "add", "user", "root", "account=a")
+        short = ["MaxWall=1", "MaxSubmitJobsPerUser=3", "Flags=DenyOnLimit"]
+        cluster.run("sacctmgr", "-i", "add", "qos", "small", *short)
+        cluster.run("sacctmgr", "-i", "modify", "user", "root", "set", "qos+=small")
+        yield cluster
+
+
 @pytest.mark.slow
 class TestLimits:
     @pytest.fixture
-    def cluster(self, monkeypatch):
-        """A SLURM for arrays of six elements, and ten jobs."""
-        extra = "MaxArraySize=6\nMaxJobCount=10\nMinJobAge=2\n"
-        with cluster_or_skip(open_slurm(1, 2, accounts=False, extra=extra)) as cluster:
-            for name, value in cluster.environ.items():
-                monkeypatch.setenv(name, value)
-            yield cluster
-
-    def test_more_than_an_array_and_the_queue_can_have(self, cluster, tmp_path, monkeypatch):
+    def cluster(self, small_slurm, monkeypatch):
+        for name, value in small_slurm.environ.items():
+            monkeypatch.setenv(name, value)
         monkeypatch.setattr("ostap_parallel.arrays.submitting.SETTLING", 0.5)
-        pool = SlurmPool(tmp_path / "runs", **QUICK, chunks=15, limit=2, submit_timeout=1.5)
-        run = pool.submit(abs, range(-30, 0))
+        yield small_slurm
+        wait_until(lambda: not small_slurm.jobs(), PATIENCE, "nothing is left in the queue")
+
+    @pytest.fixture
+    def pool_of(self, cluster, tmp_path):
+        with contextlib.ExitStack() as stack:
+            settings = {"directory": tmp_path / "runs", **QUICK}
+            yield lambda **given: stack.enter_context(SlurmPool(**{**settings, **given}))
+
+    def test_more_than_an_array_and_the_queue_can_have(self, pool_of):
+        run = pool_of(chunks=15, limit=2, submit_timeout=1.5).submit(abs, range(-30, 0))
         assert run.results() == list(range(30, 0, -1))
         assert max(submitted(run)) <= 6
         assert sum(submitted(run)) == 15
         run.remove()
-        pool.terminate()
+
+    def test_more_than_a_user_may_submit(self, pool_of):
+        run = pool_of(chunks=8, options="--qos=small", walltime="1m").submit(abs, range(-8, 0))
+        assert run.results() == list(range(8, 0, -1))
+        assert max(submitted(run)) <= 3
+        assert sum(submitted(run)) == 8
+        run.remove()
+
+    def test_what_a_limit_never_allows_is_refused(self, pool_of):
+        pool = pool_of(options="--qos=small", walltime="1h")
+        with pytest.raises(JobRefused, match="MaxWall"):
+            pool.map(abs, [-1])
+
+    def test_the_end_of_an_element_that_the_queue_has_forgotten(self, pool_of, cluster, tmp_path):
+        """The other one runs, and the accounts tell."""
+
+        def work(item):
+            note(tmp_path, item)
+            wait_for(tmp_path / "go", 4 * PATIENCE)
+            return item
+
+        run = pool_of(chunks=2).submit(work, [0, 1])
+        wait_until(lambda: len(list(tmp_path.glob("[01]"))) == 2, PATIENCE, "both run")
+        (job,) = run.jobs()
+        cluster.run("scancel", f"{job}_0")
+        argv = "squeue", "-h", "-r", "-t", "all", "-j", job, "-o", "%i"
+        forgotten = lambda: cluster.try_(*argv).split() == [f"{job}_1"]  # noqa: E731
+        wait_until(forgotten, 3 * PATIENCE, "squeue knows of the other one only")
+        states = run.settings.scheduler().states([f"{job}_0", f"{job}_1"])
+        assert [states[f"{job}_{n}"].end for n in range(2)] == [End.CANCELLED, None]
+        (tmp_path / "go").touch()
+        assert run.results(return_exceptions=True)[1] == 1
+        assert "CANCELLED" in run.errors()[0].reason
+        assert submitted(run) == [2]
+        run.remove()
+
+    def test_a_controller_that_has_lost_its_state(self, pool_of, cluster, tmp_path):
+        """Its jobs are none of the queue's any more: they are done, or submitted again."""
+        run = pool_of(chunks=2).submit(wait_for, [tmp_path / "go", tmp_path / "go"])
+        wait_until(lambda: len(list(run.directory.glob("results/0/*"))) == 2, PATIENCE, "both run")
+        cluster.stop("slurmctld")
+        conf = cluster.environ["SLURM_CONF"]
+        cluster.start("slurmctld", "slurmctld", "-D", "-c", "-f", conf)
+        wait_until(lambda: "idle" in cluster.try_("sinfo", "-h", "-o", "%t"), PATIENCE, "it is up")
+        assert not run.wait(1)
+        (tmp_path / "go").touch()
+        assert run.results() == [None, None]
+        run.remove()

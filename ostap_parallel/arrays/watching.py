@@ -140,10 +140,6 @@ class Watcher:
         with contextlib.suppress(SchedulerUnavailable, JobRefused):
             self._scheduler.cancel(elements)
 
-    def jobs(self) -> list[str]:
-        """Return the ids of the arrays that are waited for."""
-        return sorted({element.partition("_")[0] for element in self._jobs.values()})
-
     def wake(self) -> None:
         """Have `news` return soon, from any thread."""
         self._is_woken = True
@@ -204,7 +200,7 @@ class Watcher:
     def _ask(self) -> dict[int, Told]:
         """Ask the scheduler; return what is known of chunks whose jobs it says have ended."""
         try:
-            states = self._scheduler.states(self.jobs())
+            states = self._scheduler.states(list(self._jobs.values()))
         except (SchedulerUnavailable, JobRefused) as exc:  # nothing follows from that
             logger.warning("asking again later: %s", exc)
             return {}
@@ -212,8 +208,7 @@ class Watcher:
         self.states = dict(states)
         found: dict[int, Told] = {}
         for number, element in list(self._jobs.items()):
-            state = states.get(element) or states.get(element.partition("_")[0])
-            state = state or JobState(Phase.UNKNOWN)
+            state = states.get(element) or JobState(Phase.UNKNOWN)
             if number in self._told:
                 told = self._end_of_told(number, state, now)
             elif state.phase in (Phase.QUEUED, Phase.RUNNING):

@@ -14,8 +14,9 @@ from ostap_parallel.schedulers.scheduler import End, JobSpec, JobState, Phase, R
 
 # Texts of sbatch where there is no room for now, or where it could not reach the controller. An
 # array of more jobs than the controller may have is refused as one that there is no room for.
-_FULL = ("temporarily unavailable", "job submit limit", "MaxSubmitJob", "temporarily unable")
+_FULL = ("temporarily unavailable", "job submit limit", "SubmitJob", "temporarily unable")
 _UNSURE = ("Unable to contact", "timed out", "Connection refused", "connect failure")
+_LIMIT = re.compile(r"^sbatch: error: (Assoc|QOS)\w+$", re.MULTILINE)
 _MAY_BE_GONE = ("Invalid job id",)
 
 _QUEUED = {"PENDING", "CONFIGURING", "REQUEUED"}
@@ -76,7 +77,9 @@ class Slurm:
     def submit(self, script: str, timeout: float = 60.0) -> str:
         """Submit a script; return the id."""
         done = self.run([self.sbatch, "--parsable", *self._where()], script, timeout)
-        refuse(self.sbatch, done, _FULL, _UNSURE)
+        # of all that a site may limit one text is told; the limit that it is, on another line
+        is_other = bool(_LIMIT.search(done.words)) and "SubmitJob" not in done.words
+        refuse(self.sbatch, done, () if is_other else _FULL, _UNSURE)
         found = re.search(
             r"^(\d+)(;\S+)?$", done.output, re.MULTILINE
         )  # sites add words of theirs
@@ -93,13 +96,17 @@ class Slurm:
         """Return the states of all jobs of these ids, and of their elements.
 
         What squeue says now is more than what the accounts say; they are asked only for what
-        squeue has forgotten.
+        squeue has forgotten, also of an array that is under way.
         """
-        found = dict(self._queued(ids)) if ids else {}
-        known = {name.partition("_")[0] for name in found} | found.keys()
-        if ended and (missing := [job for job in ids if job not in known]):
-            found |= dict(self._accounted(missing))
-            known = {name.partition("_")[0] for name in found} | found.keys()
+        if not ids:
+            return {}
+        arrays = sorted({job.partition("_")[0] for job in ids})
+        asked = ids if len(ids) <= len(arrays) else arrays
+        found = dict(self._queued(asked))
+        known = {name.partition("_")[0] for name in found} & set(ids) | found.keys()
+        if ended and any(job not in known for job in ids):
+            found = dict(self._accounted(asked)) | found
+            known = {name.partition("_")[0] for name in found} & set(ids) | found.keys()
         return found | {job: JobState(Phase.UNKNOWN) for job in ids if job not in known}
 
     def _queued(self, ids: Collection[str]) -> Iterator[tuple[str, JobState]]:
