@@ -318,6 +318,48 @@ def job_processes(root: Path) -> list[int]:
     return sorted(found)
 
 
+NAMES = ["it's #1", 'a "b" c', "back\\slash and\ttab", "a,b:c", "a$HOME b `id` %j", "ünï *?"]
+
+
+class TestNames:
+    @pytest.mark.parametrize("name", NAMES)
+    def test_of_directories(self, cluster, tmp_path, name, monkeypatch):
+        """The working directory of the jobs is this one, and their own output is in it."""
+        here = tmp_path / name
+        here.mkdir()
+        monkeypatch.chdir(here)
+        with POOLS[cluster.name](**QUICK, keep=True, environment="echo from the job") as pool:
+            assert pool.map(_directory, [1]) == [str(here)]
+            (run,) = map(Run, runs_in(pool))
+            assert run._layout.said(0) == "from the job"
+            run.remove()
+        assert list(here.iterdir()) == []
+
+    @pytest.mark.parametrize("kind", POOLS)
+    def test_what_no_directive_can_have_is_refused_at_once(self, kind, tmp_path, monkeypatch):
+        with pytest.raises(ValueError, match="must be one line"):
+            POOLS[kind](tmp_path / "a\nb")
+        (tmp_path / "a\nb").mkdir()
+        monkeypatch.chdir(tmp_path / "a\nb")
+        with pytest.raises(ValueError, match="must be one line"):
+            POOLS[kind](tmp_path)
+
+    def test_of_jobs(self, cluster, pool_of):
+        """A name of the user's begins those of the jobs, by which they are found again."""
+        option = {"slurm": "--job-name", "sge": "-N"}[cluster.name]
+        run = pool_of(options=f"{option} 'my toys'").submit(time.sleep, [300])
+        name = run.settings.job_name(0)
+        assert name.startswith("my_toys-op-")
+        assert run.settings.scheduler().find(name) == run.jobs()
+        (run.directory / "jobs" / "0.id").unlink()
+        run.remove()
+        wait_until(lambda: not cluster.jobs(), PATIENCE, "it is gone")
+
+
+def _directory(_):
+    return os.getcwd()  # noqa: PTH109
+
+
 class TestBackend:
     def test_other_faces_run_on_it(self, pool):
         offset = 3

@@ -102,7 +102,7 @@ DOORS = {
         "words",
     },
     "engine": {"backend", "core", "engine", "foreign", "future", "names", "retries"},
-    "schedulers": {"quantities", "scheduler", "sge", "slurm"},
+    "schedulers": {"directives", "quantities", "scheduler", "sge", "slurm"},
     "supply": {
         *("entries", "here", "host", "private", "source", "sources", "ssh", "steps"),
         *("supervisor", "syncing", "ways"),

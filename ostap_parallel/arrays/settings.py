@@ -13,6 +13,7 @@ from typing import Any
 
 import ostap_parallel
 from ostap_parallel.engine.retries import LOST_RETRIES
+from ostap_parallel.schedulers.directives import name_in
 from ostap_parallel.schedulers.quantities import parse_memory, parse_walltime
 from ostap_parallel.schedulers.scheduler import JobSpec, Scheduler
 from ostap_parallel.schedulers.sge import Sge
@@ -111,6 +112,11 @@ class Settings:
         """Number of chunks that there are at first."""
         return -(-self.total // self.size)
 
+    def job_name(self, array: int) -> str:
+        """Return the name of the jobs of an array, which no others have."""
+        given = name_in(self.options, self.scheduler().naming.split())
+        return f"{given}-{self.name}-{array}".lstrip("-")
+
     def spec(self, root: Path, array: int, elements: int, attempt: int, limit: int) -> JobSpec:
         """Return what to ask for an array of chunks that are begun for the n-th time."""
         scheduler = self.scheduler()
@@ -121,7 +127,7 @@ class Settings:
         lines = [_exports() if self.kind == "sge" else "", self.environment]
         body = "\n".join([*filter(None, lines), f"exec {arguments} {element}", ""])
         return JobSpec(
-            name=f"{self.name}-{array}",
+            name=self.job_name(array),
             body=body,
             cpus=self.cpus,
             memory=self.memory[place],
@@ -190,9 +196,10 @@ def make(
     retries: int = RETRIES,
     skip: str | Collection[str] = (),
     commands: Mapping[str, str] = {},
+    root: Path = Path("/directory"),
     **rest: Any,
 ) -> Settings:
-    """Return settings that have been checked.
+    """Return settings that have been checked, also for runs in a directory.
 
     Raises
     ------
@@ -223,6 +230,5 @@ def make(
         commands=dict(commands),
         **rest,
     )
-    root = Path("/directory")
     settings.scheduler().script(settings.spec(root, 0, 1, 1, 0))  # which checks the rest
     return settings

@@ -169,7 +169,7 @@ class Submitter:
         pause, end = FIRST_LOOK, time.monotonic() + seconds
         while True:
             try:
-                if found := self._scheduler.find(f"{self._settings.name}-{array}"):
+                if found := self._scheduler.find(self._settings.job_name(array)):
                     return min(found, key=int)
                 is_sure = time.monotonic() > end
             except SchedulerUnavailable:

@@ -65,8 +65,8 @@ class ArrayPool(Pool):
             raise TypeError(f"{type(self).__name__} takes no {', '.join(unknown)}")
         if chunks is not None and chunks < 1:
             raise ValueError(f"chunks must be at least 1, not {chunks}")
-        if polling <= 0 or grace < 0:
-            raise ValueError("polling and grace are seconds, and not negative")
+        self._timing = _timing(polling, grace)
+        self.directory = Path(directory or DIRECTORY).absolute()
         self._settings = arrays.make(
             self.kind,
             cpus=cpus,
@@ -81,14 +81,13 @@ class ArrayPool(Pool):
             python=python,
             submit_timeout=submit_timeout,
             commands=commands,
+            root=self.directory,
         )
-        self.directory = Path(directory or DIRECTORY).absolute()
-        self._keep, self._chunks, self._timing = keep, chunks, (polling, grace)
-        self._verbose = verbose
+        self._keep, self._chunks, self._verbose = keep, chunks, verbose
         self._calls = Calls(2 * submit_timeout + PATIENCE)
-        weakref.finalize(self, self._calls.end)  # at the latest at exit
-        new = functools.partial(_new_directory, self.directory)
-        super().__init__(executor=ArrayBackend(new, self._settings, polling, grace))
+        weakref.finalize(self, self._calls.end)  # at exit at the latest
+        new = _new_in(self.directory)
+        super().__init__(executor=ArrayBackend(new, self._settings, *self._timing))
 
     def submit(self, func: Function, items: Iterable[Any], chunksize: int | None = None) -> Run:
         """Submit ``func(item)`` for all items, and return without waiting.
@@ -163,7 +162,7 @@ class ArrayPool(Pool):
         held = items if isinstance(items, (list, tuple, range)) else list(items)
         # each run has jobs by a name of its own
         settings = arrays.renamed(self._settings)
-        root, chunks = _new_directory(self.directory), self._chunks
+        root, chunks = _new_in(self.directory)(), self._chunks
 
         def make(stopping: threading.Event) -> Run:
             timing = {"polling": polling, "grace": grace}
@@ -203,8 +202,15 @@ class ArrayPool(Pool):
                 self.directory.rmdir()
 
 
-def _new_directory(above: Path) -> Path:
-    return above / f"{time.strftime('%Y%m%dT%H%M%S')}-{secrets.token_hex(3)}"
+def _timing(polling: float, grace: float) -> tuple[float, float]:
+    if polling <= 0 or grace < 0:
+        raise ValueError("polling and grace are seconds, and not negative")
+    return polling, grace
+
+
+def _new_in(directory: Path) -> Callable[[], Path]:
+    """Return what names a directory for a run, in a directory."""
+    return lambda: directory / f"{time.strftime('%Y%m%dT%H%M%S')}-{secrets.token_hex(3)}"
 
 
 class SlurmPool(ArrayPool):

@@ -2,25 +2,42 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 import shlex
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from ostap_parallel.schedulers.scheduler import JobSpec
 
-# A directive of ours: the names by which it, or what excludes it, may be given; and its text.
+# A directive of ours: the names by which it, or what excludes it, may be given; and its text. What
+# follows in other lines of the text is for the script, before anything else.
 Directive = tuple[tuple[str, ...], str]
 
 
 def script_of(mark: str, ours: Iterable[Directive], spec: JobSpec, *, glued: bool) -> str:
     """Return a script of bash whose directives stand behind a mark: ours, and the user's options.
 
-    Ours are those that are neither left out nor given as options; for `glued` see `names_in`.
+    Ours are those that are neither left out nor given as options; for `glued` see `names_in`. The
+    first is the name. It stands last, and wins: by it a job is found again.
     """
     given = names_in(spec.options, glued=glued) | set(spec.skip)
-    lines = [text for names, text in ours if given.isdisjoint(names)]
-    lines += [spec.options] * bool(spec.options.strip())
+    (_, name), *others = ours
+    texts = [text.partition("\n") for names, text in others if given.isdisjoint(names)]
+    lines = [directive for directive, _, _ in texts]
+    lines += [*[spec.options] * bool(spec.options.strip()), name]
     directives = "".join(f"{mark} {line}\n" for line in lines)
-    return f"#!/bin/bash\n{directives}\n{spec.body}"
+    before = "".join(f"{line}\n" for _, _, line in texts if line)
+    return f"#!/bin/bash\n{directives}\n{before}{spec.body}"
+
+
+def enter(directory: str) -> str:
+    """Return the line of a script that goes there."""
+    return f"cd -- {shlex.quote(directory)} || exit 1"
+
+
+def print_to(file: str) -> str:
+    """Return the line of a script that has all that it prints appended to a file."""
+    return f"exec >> {shlex.quote(file)} 2>&1"
 
 
 def names_in(options: str, *, glued: bool) -> set[str]:
@@ -43,3 +60,20 @@ def names_in(options: str, *, glued: bool) -> set[str]:
         elif word.startswith("-"):
             names.add(word[:2] if glued else word)
     return names
+
+
+def name_in(options: str, names: Collection[str]) -> str:
+    """Return the name for jobs that options have, made of what every scheduler takes."""
+    words = shlex.split(options)
+    for word, following in itertools.zip_longest(words, words[1:], fillvalue=""):
+        for name in names:
+            if word == name:
+                return _plain(following)
+            is_glued = word.startswith(f"{name}=") or (len(name) == 2 and word.startswith(name))
+            if is_glued:
+                return _plain(word.removeprefix(name).removeprefix("="))
+    return ""
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", name)

@@ -175,6 +175,8 @@ class Scheduler(Protocol):
         variable that is positive in a job that the scheduler has begun anew.
     job
         The variable that has the id.
+    naming
+        The options that give a job its name, with blanks.
     """
 
     name: str
@@ -182,6 +184,7 @@ class Scheduler(Protocol):
     first: int
     restarted: str
     job: str
+    naming: str
 
     def script(self, spec: JobSpec) -> str:
         """Return what would be submitted."""

@@ -10,13 +10,16 @@ from xml.etree import ElementTree
 
 from ostap_parallel.errors import SchedulerUnavailable
 from ostap_parallel.schedulers.answers import ask, refuse
-from ostap_parallel.schedulers.directives import Directive, script_of
+from ostap_parallel.schedulers.directives import Directive, enter, print_to, script_of
 from ostap_parallel.schedulers.quantities import clock, parse_memory, parse_walltime
 from ostap_parallel.schedulers.scheduler import Done, End, JobSpec, JobState, Phase, Runner
 
 _FULL = ("jobs are allowed per user", "jobs are allowed total", "max_u_jobs", "max_jobs")
 _UNSURE = ("unable to contact", "unable to send message", "got no response", "commlib error")
 _MAY_BE_GONE = ("do not exist", "does not exist", "is already in deletion", "registered the job")
+
+# What means more in a path than can be quoted: the script sees to such ones itself.
+_ODD = re.compile(r"['\"#$,:]")
 
 # Numbers of "failed" in the accounts, see accounting(5): what is none of the job's own doing.
 _RESCHEDULED = 25
@@ -59,6 +62,7 @@ class Sge:
     index = "SGE_TASK_ID"
     first = 1
     restarted = "RESTARTED"
+    naming = "-N"
 
     def script(self, spec: JobSpec) -> str:
         """Return what would be submitted."""
@@ -77,9 +81,13 @@ class Sge:
             yield ("-t",), f"-t 1-{spec.elements}"
             if spec.limit:
                 yield ("-tc",), f"-tc {spec.limit}"
-        here = ("-cwd", "-wd")
-        yield here, f"-wd {shlex.quote(spec.directory)}" if spec.directory else "-cwd"
-        yield ("-o",), f"-o {shlex.quote(spec.output.replace('$', chr(92) + '$'))}"
+        is_odd = _ODD.search(spec.output)
+        output = f"/dev/null\n{print_to(spec.output)}" if is_odd else shlex.quote(spec.output)
+        yield ("-o",), f"-o {output}"
+        directory = f"-wd {shlex.quote(spec.directory)}" if spec.directory else "-cwd"
+        if _ODD.search(spec.directory):
+            directory = f"-wd /\n{enter(spec.directory)}"
+        yield ("-cwd", "-wd"), directory
         yield ("-j",), "-j y"
         if spec.warn:
             yield ("-notify",), "-notify"

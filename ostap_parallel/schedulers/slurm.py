@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from ostap_parallel.errors import SchedulerUnavailable
 from ostap_parallel.schedulers.answers import ask, refuse
-from ostap_parallel.schedulers.directives import Directive, script_of
+from ostap_parallel.schedulers.directives import Directive, enter, print_to, script_of
 from ostap_parallel.schedulers.quantities import clock, parse_memory, parse_walltime
 from ostap_parallel.schedulers.scheduler import End, JobSpec, JobState, Phase, Runner
 
@@ -69,6 +69,7 @@ class Slurm:
     index = "SLURM_ARRAY_TASK_ID"
     first = 0
     restarted = "SLURM_RESTART_COUNT"
+    naming = "--job-name -J"
 
     def script(self, spec: JobSpec) -> str:
         """Return what would be submitted."""
@@ -167,10 +168,15 @@ def _directives(spec: JobSpec) -> Iterator[Directive]:
     if spec.elements:
         limit = f"%{spec.limit}" if spec.limit else ""
         yield ("--array", "-a"), f"--array=0-{spec.elements - 1}{limit}"
+    # a backslash means more there than can be quoted: the script sees to that itself
+    output = _quoted(spec.output.replace("%", "%%"))
+    if "\\" in spec.output:
+        output = f"/dev/null\n{print_to(spec.output)}"
+    yield ("--output", "-o"), f"--output={output}"
     if spec.directory:
-        yield ("--chdir", "-D"), f"--chdir={_quoted(spec.directory)}"
-    output = spec.output.replace("%", "%%")
-    yield ("--output", "-o"), f"--output={_quoted(output)}"
+        is_odd = "\\" in spec.directory
+        directory = f"/\n{enter(spec.directory)}" if is_odd else _quoted(spec.directory)
+        yield ("--chdir", "-D"), f"--chdir={directory}"
     yield ("--open-mode",), "--open-mode=append"
     if spec.warn:
         yield ("--signal",), f"--signal={'' if spec.warn_steps else 'B:'}USR1@{spec.warn}"
