@@ -10,27 +10,29 @@ import sys
 from concurrent.futures import BrokenExecutor
 from concurrent.futures.process import BrokenProcessPool
 
-# Chapters of the manual that messages name; tests/test_manual.py sees that they are there.
+# Chapters of the manual that messages name, for `ostap-parallel help`; tests/test_manual.py sees
+# that they are there.
 CHAPTERS = {
-    "changed": "docs/checkpoints.md#when-something-has-changed",
-    "configured": "docs/hosts.md#the-configured-list",
-    "damaged": "docs/checkpoints.md#when-the-file-is-damaged",
-    "existing": "docs/hosts.md#servers-that-run-already",
-    "hosts": "docs/troubleshooting.md#steps-of-a-host",
-    "keys": "docs/configuration.md#keys",
-    "large": "docs/how-do-i.md#give-all-items-a-table-of-500-mb",
-    "long": "docs/errors.md#time-limits",
-    "modules": "docs/hosts.md#your-own-modules",
-    "random": "docs/manager.md#random-numbers",
-    "safe": "docs/configuration.md#safety",
-    "unsent": "docs/troubleshooting.md#what-cannot-be-sent",
-    "wrong": "docs/errors.md#a-host-that-is-wrong",
+    "changed": "checkpoints.md#when-something-has-changed",
+    "configured": "hosts.md#the-configured-list",
+    "damaged": "checkpoints.md#when-the-file-is-damaged",
+    "existing": "hosts.md#servers-that-run-already",
+    "steps": "troubleshooting.md#steps-of-a-host",
+    "keys": "configuration.md#keys",
+    "large": "how-do-i.md#give-all-items-a-table-of-500-mb",
+    "long": "errors.md#time-limits",
+    "modules": "hosts.md#your-own-modules",
+    "random": "manager.md#random-numbers",
+    "safe": "configuration.md#safety",
+    "unsent": "troubleshooting.md#what-cannot-be-sent",
+    "wrong": "errors.md#a-host-that-is-wrong",
 }
 
 
 def see(chapter: str) -> str:
     """Return the end of a message that tells where the manual has more, by a key of `CHAPTERS`."""
-    return f" (see {CHAPTERS[chapter]})"
+    assert chapter in CHAPTERS
+    return f" (more: ostap-parallel help {chapter})"
 
 
 class OstapParallelError(Exception):
@@ -82,7 +84,7 @@ class ServersUnavailable(OstapParallelError, ConnectionError, BrokenExecutor):
             text = "there is no local worker, and no server is configured: nothing can run"
             return text + see("configured")
         lines = ["no server is left and ncpus=0:", *(f"  {e}" for e in self.errors)]
-        return "\n".join(lines) + see("hosts")
+        return "\n".join(lines) + see("steps")
 
 
 class SerializeError(OstapParallelError, pickle.PicklingError):

@@ -279,7 +279,7 @@ def test_an_unknown_key_is_named_with_file_and_section(home, command):
     assert done.returncode == 2
     assert done.stdout == ""
     expected = f"{file} [Parallel:cern.ch] profil: unknown key, did you mean 'profile'?"
-    expected += " (see docs/configuration.md#keys)"
+    expected += " (more: ostap-parallel help keys)"
     assert done.stderr == f"ostap-parallel: {expected}\n"
 
 

@@ -818,7 +818,7 @@ class TestNoSilence:
         settings = load("[Paralel]\nppservers = a\n", "auto")
         assert settings.notice == (
             f"no server is configured (files read: {home / 'rc'}; sections of ours in them: none; "
-            "OSTAP_PPSERVERS names none) (see docs/hosts.md#the-configured-list)"
+            "OSTAP_PPSERVERS names none) (more: ostap-parallel help configured)"
         )
         settings = load("[Parallel]\nncpus = 1\n[Parallel:cern.ch]\nppservers = a\n", "auto")
         assert "lists for other domains, or empty ones, in [Parallel:cern.ch]" in settings.notice

@@ -37,7 +37,8 @@ from sshd import Hosts
 
 import ostap_parallel
 from ostap_parallel import errors
-from ostap_parallel.cli import _parser
+from ostap_parallel.cli import _parser, main
+from ostap_parallel.cli.manual import text_of
 from ostap_parallel.config import load_settings
 from ostap_parallel.config.files import KEYS
 from ostap_parallel.errors import CHAPTERS as CHAPTERS_NAMED
@@ -354,9 +355,30 @@ def test_messages_name_chapters_that_are_there() -> None:
     texts = {path: path.read_text() for path in (ROOT / "ostap_parallel").rglob("*.py")}
     named = {name for text in texts.values() for name in re.findall(r"\bsee\([\"'](\w+)", text)}
     assert named == set(CHAPTERS_NAMED)
+    assert named.isdisjoint(Path(page).stem for page in PAGES)
     for name, target in CHAPTERS_NAMED.items():
         file, _, anchor = target.partition("#")
-        assert anchor in anchors(ROOT / file), name
+        assert anchor in anchors(ROOT / "docs" / file), name
+        assert text_of(name).startswith("#"), name
+        assert text_of(target) == text_of(name)
+
+
+def test_pages_can_be_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    for page in PAGES:
+        assert main(["help", Path(page).stem]) == 0
+        assert capsys.readouterr().out.rstrip() == (ROOT / page).read_text().rstrip()
+    assert main(["help", "configuration#keys"]) == 0
+    text = (ROOT / "docs/configuration.md").read_text()
+    shown = capsys.readouterr().out.rstrip()
+    assert shown.startswith("## Keys\n")
+    assert shown in text
+    assert "\n## " not in shown
+    assert main(["help"]) == 0
+    shown = capsys.readouterr().out
+    assert "| hosts | Hosts |" in shown
+    for wrong in "nothing", "../../README", "hosts#nothing":
+        assert main(["help", wrong]) == 2
+        assert "; there are:" in capsys.readouterr().err
 
 
 def test_headings_of_a_document_differ() -> None:

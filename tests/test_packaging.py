@@ -59,6 +59,7 @@ def test_the_wheel_has_the_package_and_nothing_else(wheel: Path) -> None:
     kinds = {".py", ".bash", ".typed"}
     sources = [path for path in PACKAGE.rglob("*") if path.suffix in kinds]
     wanted = {path.relative_to(ROOT).as_posix() for path in sources}
+    wanted |= {f"ostap_parallel/manual/{path.name}" for path in (ROOT / "docs").glob("*.md")}
     data = f"ostap_parallel-{__version__}.data/scripts/pplaunch"
     assert names == wanted | {data}
     assert {"ostap_parallel/py.typed", "ostap_parallel/supply/remote.bash"} <= names
@@ -89,7 +90,9 @@ def test_installed_it_is_a_command(wheel: Path, tmp_path: Path) -> None:
     entries = ConfigParser()
     entries.read(tmp_path / info() / "entry_points.txt")
     assert dict(entries["console_scripts"]) == {"ostap-parallel": "ostap_parallel.cli:main"}
-    for words, said in (["ostap-parallel", "--version"], __version__), (["pplaunch", "-h"], "SER"):
+    help_ = ["ostap-parallel", "help", "keys"]
+    told = (["ostap-parallel", "--version"], __version__), (["pplaunch", "-h"], "SER")
+    for words, said in *told, (help_, "## Keys"):
         command = [str(tmp_path / "bin" / words[0]), *words[1:]]
         env = os.environ | {"PYTHONPATH": str(tmp_path)}
         done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)

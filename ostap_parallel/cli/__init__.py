@@ -20,7 +20,7 @@ from typing import Any
 
 from ostap_parallel import __version__
 from ostap_parallel.cli import connect as tunnels
-from ostap_parallel.cli import do, do_options, jobs, report, sync_dirs, top
+from ostap_parallel.cli import do, do_options, jobs, manual, report, sync_dirs, top
 from ostap_parallel.cli.completion import complete
 from ostap_parallel.cli.examples import epilog
 from ostap_parallel.cli.run import ProgramParser, add_arguments, run
@@ -262,6 +262,10 @@ def _add_views(commands: Any) -> None:
         command = commands.add_parser(look.__name__, help=text, description=text)
         command.set_defaults(run=look, verbose=False)
         top.add_arguments(command.add_argument, look is top.top)
+    text = "show a page of the manual, or the chapter that a message names"
+    command = commands.add_parser("help", help=text, description=text)
+    command.set_defaults(run=manual.show, verbose=False)
+    manual.add_arguments(command.add_argument)
 
 
 def _new_parser(**how: Any) -> argparse.ArgumentParser:

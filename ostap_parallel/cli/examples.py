@@ -40,6 +40,7 @@ ostap-parallel connect --reverse h1 5432       # a port of h1 leads to 5432 here
 ostap-parallel report run.db                   # how far are the runs, what failed?
 ostap-parallel report run.db --html            # a page for a browser: run.db.html
 ostap-parallel report jobs.log --html jobs.html
+ostap-parallel report .ostap_parallel_jobs/20300101T120000-1a2b3c
 """,
     "top": """
 ostap-parallel top                             # all runs of yours here, every second
@@ -48,6 +49,11 @@ ostap-parallel top -s 10 run.db                # a run by its checkpoint, from a
     "status": """
 ostap-parallel status
 ostap-parallel status --json | jq '.[].left'
+""",
+    "help": """
+ostap-parallel help                            # the pages
+ostap-parallel help hosts
+ostap-parallel help page#while-it-goes-on
 """,
     "jobs": """
 ostap-parallel jobs                            # what runs there are here, and how far they are

@@ -447,7 +447,7 @@ class Supervisor:
         error = HostError(error.host, error.step, error.reason)  # a worker may come to read it
         if is_final:
             if self._set_state(status, "failed", ("starting", "queued", "lost"), error=error):
-                logger.warning("not available: %s%s", error, see("hosts"))
+                logger.warning("not available: %s%s", error, see("steps"))
             return
         is_known = status.state == "lost"
         if self._set_state(status, "lost", ("starting", "queued", "lost"), error=error):
