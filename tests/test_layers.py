@@ -64,6 +64,7 @@ DOORS = {
     "runs": {
         *(
             "checkpoint",
+            "checks",
             "display",
             "dump",
             "identity",

@@ -7,6 +7,8 @@ from ostap_parallel.config.host import HostConfig, Setting
 from ostap_parallel.config.load import (
     HostArguments,
     Settings,
+    check_arguments,
+    check_servers,
     find_secret,
     load_settings,
     local_settings,
@@ -17,6 +19,8 @@ __all__ = [
     "HostConfig",
     "Setting",
     "Settings",
+    "check_arguments",
+    "check_servers",
     "find_secret",
     "load_settings",
     "local_settings",

@@ -133,13 +133,7 @@ def load_settings(
     ConfigError
         A setting is malformed, in whichever file or section of ours it stands.
     """
-    given: dict[str, Setting] = {}
-    for name, value in arguments.items():
-        key = name.removesuffix("_per_host")  # the manager has ncpus= for local workers
-        if isinstance(value, bytes) or (name in TEXTS and not isinstance(value, str | None)):
-            raise ConfigError(f"argument {name}: text is wanted, not {value!r}")
-        if value is not None:
-            given[key] = Setting(convert(key, value, "argument", _here()), "argument")
+    given = check_arguments(**arguments)
     wanted = list(_list_files(config, environ))
     sections, files = read_files(wanted)
     notices: list[str] = []
@@ -163,6 +157,25 @@ def load_settings(
     found = tuple(hosts.values())
     notice = "".join(notices[:1])
     return Settings(hosts=found, files=files, sync=modules, sections=sections, notice=notice)
+
+
+def check_arguments(**arguments: Unpack[HostArguments]) -> dict[str, Setting]:
+    """Return the settings that arguments give; raises `ConfigError` for one that is malformed."""
+    given: dict[str, Setting] = {}
+    for name, value in arguments.items():
+        key = name.removesuffix("_per_host")  # the manager has ncpus= for local workers
+        if isinstance(value, bytes) or (name in TEXTS and not isinstance(value, str | None)):
+            raise ConfigError(f"argument {name}: text is wanted, not {value!r}")
+        if value is not None:
+            given[key] = Setting(convert(key, value, "argument", _here()), "argument")
+    return given
+
+
+def check_servers(servers: object) -> None:
+    """Raise `ConfigError` for what is neither an entry of a server list nor several."""
+    is_known = isinstance(servers, int | Allocation | Iterable)
+    if not is_known or isinstance(servers, bytes | Mapping):
+        raise ConfigError(f"argument servers: neither text nor a list of entries: {servers!r}")
 
 
 def _tell_looked_at(sections: Sections, files: Sequence[Path], wanted: Sequence[Path]) -> str:
@@ -210,6 +223,8 @@ def _list_files(
     """Yield the files, each with who asked for it."""
     here, home = _here(), Path.home()
     if config is not None:
+        if isinstance(config, bytes) or not isinstance(config, Iterable | Path):
+            raise ConfigError(f"argument config: neither a path nor several: {config!r}")
         for path in [config] if isinstance(config, str | Path) else config:
             yield absolute(path, here), "argument config"
         return
@@ -228,6 +243,7 @@ def _parse_servers(
     """Yield the entries, each with the domain whose section listed it, or ``""``."""
     if isinstance(servers, str):
         servers = split_entries(servers)
+    check_servers(servers)
     for server in [servers] if isinstance(servers, int | Allocation) else servers:
         if isinstance(server, Allocation):
             yield server.entry, ""

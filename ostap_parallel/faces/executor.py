@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ostap_parallel.config import Settings as HostSettings
-from ostap_parallel.config import find_secret, load_settings, local_settings
+from ostap_parallel.config import check_arguments, find_secret, load_settings, local_settings
 from ostap_parallel.config.load import HostArguments
 from ostap_parallel.engine.core import LOCAL
 from ostap_parallel.engine.engine import PATIENCE, Engine
@@ -28,6 +28,7 @@ from ostap_parallel.engine.future import Future
 from ostap_parallel.errors import ConfigError, InitializerError, SerializeError
 from ostap_parallel.faces import launch
 from ostap_parallel.logs import logger_of
+from ostap_parallel.runs.checks import check_callable
 from ostap_parallel.runs.display import HostList, title_of
 from ostap_parallel.runs.report import relay
 from ostap_parallel.runs.run import PAUSE, Run
@@ -109,7 +110,8 @@ class Executor(concurrent.futures.Executor):
     ) -> None:
         ncpus, tasks_per_worker = _take_standard(settings, ncpus, tasks_per_worker)
         idle_timeout = _idle_timeout(idle_timeout, timeout)
-        _check(ncpus, idle_timeout, patience)
+        _check(ncpus, idle_timeout, patience, secret)
+        _check_all(initializer, initargs, on_event, settings)
         launched = launch.for_program(ncpus, servers)
         if launched is not None:
             ncpus, servers = launched.ncpus, launched.servers
@@ -470,7 +472,10 @@ def _take_standard(
     tasks = settings.pop("max_tasks_per_child", None)
     if unknown := sorted(settings.keys() - HostArguments.__annotations__.keys()):
         raise TypeError(f"there is no setting {', '.join(unknown)}")
-    return ncpus, tasks_per_worker if tasks is None else tasks
+    tasks = tasks_per_worker if tasks is None else tasks
+    if isinstance(tasks, bool):
+        raise ConfigError(f"tasks_per_worker must be a number from 1 on, not {tasks}")
+    return ncpus, int(tasks) if isinstance(tasks, Integral) else tasks
 
 
 def _check_sizes(chunksize: int, buffersize: int | None) -> None:
@@ -496,7 +501,15 @@ def _load(servers: Any, **given: Any) -> HostSettings:
     return found
 
 
-def _check(ncpus: int | str, idle_timeout: float, patience: float) -> None:
+def _check_all(initializer: Any, initargs: Any, on_event: Any, settings: Any) -> None:
+    check_arguments(**settings)
+    check_callable("initializer", initializer)
+    check_callable("on_event", on_event)
+    if not isinstance(initargs, Iterable):
+        raise TypeError(f"initargs must be arguments, (value,) for example, not {initargs!r}")
+
+
+def _check(ncpus: int | str, idle_timeout: float, patience: float, secret: str | None) -> None:
     is_number = isinstance(ncpus, Integral) and not isinstance(ncpus, bool) and ncpus >= 0
     if ncpus != "autodetect" and not is_number:
         raise ConfigError(f"ncpus must be 'autodetect' or a number from 0 on, not {ncpus!r}")
@@ -505,3 +518,5 @@ def _check(ncpus: int | str, idle_timeout: float, patience: float) -> None:
         raise ConfigError(text)
     if not isinstance(patience, Real) or not patience >= 0:
         raise ConfigError(f"patience must be a number of seconds from 0 on, not {patience!r}")
+    if not isinstance(secret, str | None):
+        raise ConfigError("secret: text is wanted")  # which is not told here

@@ -21,6 +21,7 @@ from ostap_parallel.errors import ConfigError
 from ostap_parallel.faces.executor import Executor, Settings
 from ostap_parallel.logs import logger_of
 from ostap_parallel.runs.checkpoint import Checkpoint
+from ostap_parallel.runs.checks import check_callable, check_seed
 from ostap_parallel.runs.display import HostList, Shown, show_as, title_of
 from ostap_parallel.runs.dump import Database, Dump
 from ostap_parallel.runs.ordering import HELD_BYTES
@@ -157,6 +158,8 @@ class WorkManager(Shown):
     ) -> None:
         named = _one_of(servers, ppservers)
         given = _check(executor, named, settings)
+        if not isinstance(host_rules, HostRules):
+            raise ConfigError(f"host_rules must be HostRules(...), not {host_rules!r}")
         self.report = Report()
         self._dump = Dump(dump_dbase, dump_jobs, dump_freq)
         self._run_settings: dict[str, Any] = {
@@ -167,7 +170,9 @@ class WorkManager(Shown):
         self._pool: ParallelPool | None = None
         self._keeps_timeline = timeline
         options: dict[str, Any] = {**settings}
-        self._tails = Tails(options.pop("on_event", relay))
+        on_event = options.pop("on_event", relay)
+        check_callable("on_event", on_event)
+        self._tails = Tails(on_event)
         options["on_event"] = self._tails.hear
         self._owned = Executor(ncpus, named, **options) if executor is None else None
         self.executor: Any = self._owned if executor is None else executor
@@ -347,6 +352,7 @@ class WorkManager(Shown):
         limits = _limits(chunk_size, window, ordered, retries, lost_retries, checkpoint)
         limits |= self._run_settings | {"collects": on_error == "collect"}
         call = replace(call, combine=combine)
+        check_callable("where", where)
         if where is not None:
             if speculate:
                 raise TypeError("speculate=True needs items that may run anywhere: not where=")
@@ -522,6 +528,7 @@ def _call(
     seed: int | str | None,
     timeout: float | None,
 ) -> Call:
+    check_seed(seed)
     level, task = logging.getLogger().level, as_task(task)
     if isinstance(task, Task):
         call = TaskCall(task)
@@ -570,7 +577,11 @@ def _limits(
 
 
 def _checkpoint(given: Checkpoint | str | os.PathLike[str] | None) -> Checkpoint | None:
-    return given if given is None or isinstance(given, Checkpoint) else Checkpoint(given)
+    if given is None or isinstance(given, Checkpoint):
+        return given
+    if not isinstance(given, str | os.PathLike):
+        raise TypeError(f"checkpoint must be a path or a Checkpoint, not {given!r}")
+    return Checkpoint(given)
 
 
 def _check_bytes(number: Any) -> float:

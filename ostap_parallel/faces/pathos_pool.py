@@ -12,6 +12,7 @@ import pathos  # noqa: F401 - all of it first: another thread may be importing i
 from multiprocess import TimeoutError as MultiprocessTimeoutError
 from pathos.parallel import ParallelPool as PathosParallelPool
 
+from ostap_parallel.config import check_servers
 from ostap_parallel.engine.engine import Engine
 from ostap_parallel.faces.executor import Executor
 from ostap_parallel.faces.pool import AsyncResult, Pool
@@ -254,6 +255,7 @@ def _number(nodes: Nodes) -> int | None:
 def _entries(servers: str | int | Iterable[str | int] | None) -> tuple[str | int, ...]:
     if servers is None:
         return ()
+    check_servers(servers)
     return (servers,) if isinstance(servers, (str, int)) else tuple(servers)
 
 

@@ -23,6 +23,7 @@ from ostap_parallel.engine.backend import Backend
 from ostap_parallel.engine.foreign import backend_of
 from ostap_parallel.faces.executor import Executor
 from ostap_parallel.logs import logger_of
+from ostap_parallel.runs.checks import check_callable
 from ostap_parallel.runs.outcome import Batch, Outcome
 from ostap_parallel.runs.run import PAUSE, Run
 from ostap_parallel.runs.stream import AHEAD, Stream
@@ -179,7 +180,7 @@ class Pool(multiprocessing.pool.Pool):
             "ncpus": processes,
             "servers": servers,
             "initializer": initializer,
-            "initargs": initargs or None,
+            "initargs": initargs if not isinstance(initargs, tuple | list) else initargs or None,
             "tasks_per_worker": maxtasksperchild,
             **settings,
         }
@@ -236,6 +237,7 @@ class Pool(multiprocessing.pool.Pool):
     ) -> AsyncResult:
         """Call a function on a worker; return at once."""
         self._check_running()
+        _check_callbacks(callback, error_callback)
         future = _submit(self.backend, func, args, kwds)
         if self.tally is not None:
             future.add_done_callback(self.tally.hear)
@@ -297,6 +299,7 @@ class Pool(multiprocessing.pool.Pool):
         error_callback: Callback = None,
     ) -> AsyncResult:
         """Do what `map`, `map_async`, `starmap` and `starmap_async` have in common."""
+        _check_callbacks(callback, error_callback)
         if mapper is multiprocessing.pool.starmapstar:  # type: ignore[attr-defined]
             func = functools.partial(calls.spread, func)
         run = self._run(func, _sized(iterable), chunksize)
@@ -363,6 +366,11 @@ class Pool(multiprocessing.pool.Pool):
 
 
 standin.register(Pool)
+
+
+def _check_callbacks(callback: Any, error_callback: Any) -> None:
+    check_callable("callback", callback)
+    check_callable("error_callback", error_callback)
 
 
 class _Source:

@@ -68,9 +68,14 @@ _is_own = False  # whether the default executor was made here
 def use(executor: Executor | Backend | None) -> None:
     """Have these functions use an executor, which stays the caller's to shut down.
 
-    ``None``: one that is made from the settings, when it is first needed.
+    ``None``: one that is made from the settings, when it is first needed. Raises TypeError for
+    what is no executor.
     """
     global _default, _is_own
+    if executor is not None:
+        from ostap_parallel.engine.foreign import backend_of
+
+        backend_of(executor)  # raises TypeError
     with _lock:
         old, _default = _default if _is_own else None, executor
         _is_own = False

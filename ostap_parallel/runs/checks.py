@@ -26,6 +26,18 @@ def check_number(name: str, value: Any, least: int, or_none: bool = False) -> No
         raise ValueError(f"{name} must be a whole number from {least} on, not {value!r}")
 
 
+def check_callable(name: str, value: Any) -> None:
+    """Raise TypeError unless it can be called, or is ``None``."""
+    if value is not None and not callable(value):
+        raise TypeError(f"{name} must be callable, not {value!r}")
+
+
+def check_seed(seed: Any) -> None:
+    """Raise TypeError unless it is a whole number, a text or ``None``."""
+    if seed is not None and not isinstance(seed, Integral | str):
+        raise TypeError(f"seed must be a whole number or a text, not {seed!r}")
+
+
 def check_timeout(timeout: Any, backend: Backend) -> None:
     """Raise ValueError unless it is a time, TypeError if the backend cannot limit it."""
     if timeout is None:

@@ -58,6 +58,8 @@ def find_sources(sync: Sync | Iterable[Sync]) -> tuple[Source, ...]:
     if sync == "":
         return ()
     alone = isinstance(sync, str | os.PathLike | ModuleType | Source)
+    if not alone and (isinstance(sync, bytes) or not isinstance(sync, Iterable)):
+        raise ConfigError(f"sync: neither paths nor modules: {sync!r}")
     named: Iterable[Sync] = [sync] if alone else sync  # type: ignore[assignment, list-item]
     return tuple(dict.fromkeys(source for one in named for source in _sources_of(one)))
 
