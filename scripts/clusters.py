@@ -314,8 +314,9 @@ def start_accounts(cluster: Cluster, port: int) -> None:
     sock, data = directory / "sql", directory / "data"
     options = ["--no-defaults", "--user=root", f"--datadir={data}"]
     method = "--auth-root-authentication-method=normal"
+    options += ["--innodb-buffer-pool-size=16M", "--innodb-log-file-size=8M"]
     cluster.run("mariadb-install-db", *options, method, "--skip-test-db")
-    small = "--innodb-buffer-pool-size=16M", "--innodb-lock-wait-timeout=900", "--skip-log-bin"
+    small = "--innodb-lock-wait-timeout=900", "--skip-log-bin"
     socket_ = f"--socket={sock}"
     cluster.start("mariadb", "mariadbd", *options, socket_, "--skip-networking", *small)
     client = ["mariadb", "--no-defaults", "-S", str(sock), "-e"]

@@ -83,7 +83,10 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "heavy: needs the extra `faces`; run by --all only")
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Function]) -> None:
+    for item in items:
+        if {"slurm", "sge", "cluster"}.intersection(item.fixturenames):
+            item.add_marker("slow")  # it waits for a scheduler
     left_out = ["slow"] * config.getoption("--quick") + ["heavy"] * (not config.getoption("--all"))
     out = [item for item in items if any(map(item.get_closest_marker, left_out))]
     config.hook.pytest_deselected(items=out)

@@ -28,14 +28,14 @@ def wait_until(predicate: Callable[[], T], seconds: float, what: str) -> T:
     Parameters
     ----------
     seconds
-        How long at most, but a minute at least: machines may be slow for a while.
+        How long at most, but half a minute at least: machines may be slow for a while.
 
     Raises
     ------
     AssertionError
         It did not within `seconds`; the text holds `what` and what was returned last.
     """
-    seconds = max(seconds, 60.0)
+    seconds = max(seconds, 30.0)
     deadline = time.monotonic() + seconds
     while not (value := predicate()):
         assert time.monotonic() < deadline, f"not within {seconds} s: {what} (last: {value!r})"

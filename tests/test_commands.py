@@ -35,7 +35,7 @@ from ostap_parallel.errors import ConfigError
 from ostap_parallel.views import live
 
 PATIENCE = 60
-GONE = 5.0
+GONE = 50.0
 
 
 @pytest.fixture(scope="module")

@@ -243,7 +243,7 @@ class TestLostWorkers:
             start = time.monotonic()
             with pytest.raises(WorkerLost, match="SIGKILL"):
                 manager.process(work, [1], lost_retries=0)
-            assert time.monotonic() - start < 30
+            assert time.monotonic() - start < 50
             assert manager.process(abs, [-1]) == [1]
 
     def test_a_large_item_whose_reader_dies(self, wm):
@@ -331,7 +331,7 @@ class TestInterrupting:
                     manager.process(work, [0, 1], chunk_size=1)
                 start = time.monotonic()
                 assert manager.process(abs, [-1]) == [1]
-                assert time.monotonic() - start < 10
+                assert time.monotonic() - start < 50
 
     def test_a_job_that_a_worker_has_not_begun_is_interrupted(self, tmp_path):
         core = Core(1, lambda host, event: None)

@@ -280,7 +280,7 @@ class TestStartUpFiles:
             (status,) = manager.executor.hosts
             assert status.state == "failed"
             assert "reads standard input" in status.error.reason
-        assert time.monotonic() - begin < 25
+        assert time.monotonic() - begin < PATIENCE
         wait_clean(hosts)
 
     def test_one_that_takes_its_time(self, make_hosts):

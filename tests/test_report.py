@@ -418,10 +418,10 @@ def test_jupyter_has_one_display_and_needs_no_widgets():
 
 def test_advancing_is_cheap():
     with open_progress(True, None, "process", dict) as progress:
-        start = time.perf_counter()
+        start = time.thread_time()
         for _ in range(100_000):
             progress.advance(1)
-        assert time.perf_counter() - start < 0.5
+        assert time.thread_time() - start < 0.5
     assert progress.done == 100_000
 
 

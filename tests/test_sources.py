@@ -242,7 +242,7 @@ class TestSlots:
         with slots.held(bool), slots.held(bool):
             begin = time.monotonic()
             with slots.held(bool):
-                assert 0.1 < time.monotonic() - begin < 5
+                assert 0.1 < time.monotonic() - begin < PATIENCE
 
     def test_they_are_few(self):
         slots, most, now = Slots(2, lease=60), [0], [0]
@@ -352,7 +352,7 @@ class TestAnotherWay:
         begin = time.monotonic()
         assert running.cancel(interrupt=True)
         assert manager.executor.submit(abs, -1).result(PATIENCE) == 1
-        assert time.monotonic() - begin < 10
+        assert time.monotonic() - begin < PATIENCE
         assert status.lost == 0
 
     def test_it_is_lost_and_comes_back(self, manage_here):

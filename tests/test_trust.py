@@ -312,7 +312,7 @@ def test_an_error_does_not_wait_for_a_host_that_takes_long_to_start(three, tmp_p
         begin = time.monotonic()
         with pytest.raises(ModuleNotFoundError, match="only_some"):
             manager.process(make("imports"), range(4))
-        assert time.monotonic() - begin < 20
+        assert time.monotonic() - begin < 50
 
 
 def test_items_do_not_wait_for_hosts_that_were_removed(wm):
