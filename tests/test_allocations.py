@@ -537,7 +537,9 @@ class TestTheEndIsNear:
 
     def test_what_takes_all_the_wall_time_is_to_blame(self, on_slurm, monkeypatch):
         def claim(self, claim):
-            return replace(real(self, claim), ends=time.monotonic() + 8)
+            held = real(self, claim)
+            self.rename(held, soon := replace(held, ends=time.monotonic() + 8))
+            return soon
 
         real = allocations.Allocations.claim
         monkeypatch.setattr(allocations.Allocations, "claim", claim)
@@ -585,12 +587,25 @@ class TestTheEndIsNear:
 class TestWhyItDied:
     def test_a_job_that_is_cancelled(self, on_slurm, monkeypatch):
         monkeypatch.setattr(retries.Limits.__init__, "__defaults__", (0, 0, 0))
+        monkeypatch.setattr(allocated_, "LAST_WORDS", PATIENCE)
         with manage(jobs(2)) as manager:
             running = manager.executor.submit(time.sleep, 600)
             wait_until(running.running, PATIENCE, "it runs")
             on_slurm.run("scancel", *on_slurm.run("squeue", "-h", "-r", "-o", "%i").split())
-            with pytest.raises(WorkerLost, match=r"job \d+_0 is about to be ended .*\(SIGTERM\)"):
-                running.result(PATIENCE)
+            with pytest.raises(WorkerLost, match=r"job \d+_0 was cancelled: CANCELLED"):
+                running.result(2 * PATIENCE)
+
+    def test_preemption(self, on_slurm, monkeypatch):
+        monkeypatch.setattr(retries.Limits.__init__, "__defaults__", (0, 0, 0))
+        monkeypatch.setattr(allocated_, "LAST_WORDS", PATIENCE)
+        with manage(jobs(2)) as manager:
+            running = manager.executor.submit(time.sleep, 600)
+            wait_until(running.running, PATIENCE, "it runs")
+            urgent = "-p", "urgent", "-N2", "--exclusive", "--output=/dev/null"
+            on_slurm.run("sbatch", *urgent, data="#!/bin/sh\nsleep 1\n")
+            words = r"job \d+_0 was preempted by another job: PREEMPTED"
+            with pytest.raises(WorkerLost, match=words):
+                running.result(2 * PATIENCE)
 
     def test_a_node(self, on_slurm, monkeypatch, killed):
         monkeypatch.setattr(retries.Limits.__init__, "__defaults__", (0, 0, 0))

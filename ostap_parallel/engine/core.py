@@ -21,6 +21,7 @@ from ostap_parallel.machine.endpoint import Endpoint
 from ostap_parallel.machine.jobs import Job, Queue, deferring_interrupts
 from ostap_parallel.machine.loop import Loop
 from ostap_parallel.machine.output import OutputReader
+from ostap_parallel.supply.source import Leave
 from ostap_parallel.supply.supervisor import EventHandler, Supervisor
 from ostap_parallel.worker.shared import Store
 
@@ -202,25 +203,27 @@ class Core:
         self.on_useless = supervisor.give_up
         self.explanation = supervisor.explanation
 
-    def retire(self, label: str, until: float, reason: str, blame: bool = False) -> None:
+    def retire(self, label: str, leave: Leave) -> None:
         """Give a host no more jobs, and let it go once it has done those that it has.
 
-        What is not done at a time of `time.monotonic` is lost for that reason; with `blame`, by
-        its own fault if it has had nearly all the time that there was. Another server of that name
-        may come meanwhile.
+        What is not done in time is lost. Another server of that name may come meanwhile.
         """
         with self.loop.lock:
             links = [link for link in self.links() if link.label == label]
             for link in links:
                 link.limit = 0
         for link in links:
-            while link.running and link in self.queue.machines and time.monotonic() < until:
+            while link.running and link in self.queue.machines and time.monotonic() < leave.until:
                 time.sleep(0.02)
             with self.loop.lock:
-                if link in self.queue.machines:
-                    self.queue.machines.remove(link)
-                    early = link.since + 0.1 * (time.monotonic() - link.since)
-                    link.close(reason, early if blame else 0.0)
+                if link not in self.queue.machines:
+                    continue
+                self.queue.machines.remove(link)
+                early = link.since + 0.1 * (time.monotonic() - link.since)
+                link.channel.close()  # what the server says of its end is not why
+            reason = (link.running and leave.explain()) or leave.reason
+            with self.loop.lock:
+                link.close(reason, early if leave.blame else 0.0)
 
     def longest(self, label: str) -> float:
         """Return the seconds that the longest job of a host has taken so far."""

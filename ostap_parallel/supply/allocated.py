@@ -14,7 +14,7 @@ from ostap_parallel.schedulers.quantities import parse_walltime
 from ostap_parallel.schedulers.scheduler import Phase
 from ostap_parallel.supply.allocations import Allocations, Claim, Held
 from ostap_parallel.supply.host import HostServer, HostSource
-from ostap_parallel.supply.source import Grant, TryLater, Watch
+from ostap_parallel.supply.source import Grant, Leave, TryLater, Watch
 from ostap_parallel.supply.steps import open_session, open_step, step_argv
 from ostap_parallel.supply.ways import Way
 from ostap_parallel.worker.mux import SIGNALLED
@@ -28,6 +28,9 @@ FIRST_LOOK = 0.5  # seconds until a session's place in the queue is asked for
 # Seconds to end what runs when the batch system has warned: by SIGTERM, which it follows up soon,
 # or by another signal.
 GRACE_OF_TERM, GRACE = 1.0, 30.0
+
+# Seconds for which a job is awaited that was about to end, to see how it does.
+LAST_WORDS = 5.0
 
 
 class AllocationSource(HostSource):
@@ -100,7 +103,7 @@ class JobServer(HostServer):
                 return
         wall = self._allocations.batch.walltime
         reason = f"the wall time{f' of {wall}' if wall else ''} of job {held.id} is over"
-        self._watch.retire(reason, held.ends, blame=True)
+        self._watch.retire(Leave(reason, held.ends, blame=True))
 
     def _overhear(self, line: str) -> None:
         """Take notice of signals that the batch system sends before it ends the job."""
@@ -111,10 +114,22 @@ class JobServer(HostServer):
         held = self._held
         if self._is_up and held is not None and not self._closing.is_set():
             reason = f"job {held.id} is about to be ended by the batch system ({name})"
-            until = time.monotonic() + (GRACE_OF_TERM if name == "SIGTERM" else GRACE)
+            if name == "SIGTERM":
+                until = time.monotonic() + GRACE_OF_TERM
+                leave = Leave(reason, until, explain=self._await_end)
+            else:
+                leave = Leave(reason, time.monotonic() + GRACE)
             threading.Thread(
-                target=self._watch.retire, args=[reason, until], name="retire", daemon=True
+                target=self._watch.retire, args=[leave], name="retire", daemon=True
             ).start()
+
+    def _await_end(self) -> str:
+        """Return how the job ends that has been told to; that does not wait for us any more."""
+        held, session = self._held, self._session
+        if held is None or session is None or self._closing.is_set():
+            return ""
+        session.hang_up()
+        return self._allocations.explain(held, LAST_WORDS)
 
     def why_ended(self) -> str:
         """Return why the session has ended, as its job tells."""

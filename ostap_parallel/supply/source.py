@@ -101,6 +101,27 @@ class Grant:
     about: dict[str, Any] | None = field(default=None, compare=False)
 
 
+@dataclass(frozen=True)
+class Leave:
+    """How a server takes its leave.
+
+    Attributes
+    ----------
+    until
+        What it does may take until that time of `time.monotonic`; then it is closed.
+    blame
+        Whether a job that has not ended by then, although it had nearly all the time, is to blame.
+    explain
+        Finds out, which may take a while, whether there is a better reason if anything has not;
+        empty if there is none.
+    """
+
+    reason: str
+    until: float
+    blame: bool = False
+    explain: Callable[[], str] = str
+
+
 class Watch(Protocol):
     """Who is told what becomes of a server, from any thread; nothing of it raises."""
 
@@ -125,12 +146,8 @@ class Watch(Protocol):
     def ended(self, error: HostError) -> None:
         """Tell that the server has ended, or does not answer, once it has been up."""
 
-    def retire(self, reason: str, until: float, blame: bool = False) -> None:
-        """Tell that the server will end, as was to be expected: it gets nothing more to do.
-
-        What it does may take until a time of `time.monotonic`; then it is closed. With `blame`, a
-        job that has not ended by then although it had nearly all the time is to blame for that.
-        """
+    def retire(self, leave: Leave) -> None:
+        """Tell that the server will end, as was to be expected: it gets nothing more to do."""
 
     def longest(self) -> float:
         """Return the seconds that the longest of its jobs has taken so far."""
@@ -225,10 +242,10 @@ class Consumer(Protocol):
     def detach(self, label: str) -> None:
         """Use a server no more; what it was doing is done elsewhere."""
 
-    def retire(self, label: str, until: float, reason: str, blame: bool = False) -> None:
+    def retire(self, label: str, leave: Leave) -> None:
         """Give a server nothing more to do, and use it no more once it has done what it has.
 
-        Returns then; see `Watch.retire`.
+        Returns then.
         """
 
     def longest(self, label: str) -> float:

@@ -17,6 +17,7 @@ from ostap_parallel.supply.source import (
     STEP,
     Consumer,
     HostStatus,
+    Leave,
     Server,
     Source,
     State,
@@ -117,8 +118,8 @@ class _Watch:
     def ended(self, error: HostError) -> None:
         self._supervisor.session_lost(self, error)
 
-    def retire(self, reason: str, until: float, blame: bool = False) -> None:
-        self._supervisor.retire(self, self._status, reason, until, blame)
+    def retire(self, leave: Leave) -> None:
+        self._supervisor.retire(self, self._status, leave)
 
     def longest(self) -> float:
         return self._supervisor.longest(self._status.name)
@@ -309,23 +310,21 @@ class Supervisor:
         if self._watches.get(error.host) is watch:
             self._lose(error)
 
-    def retire(
-        self, watch: _Watch, status: HostStatus, reason: str, until: float, blame: bool
-    ) -> None:
+    def retire(self, watch: _Watch, status: HostStatus, leave: Leave) -> None:
         """Have a server rest that is about to end; another one comes if there is work for it."""
         server = self._servers.get(status.name)
         if server is None or self._watches.get(status.name) is not watch:
             return
-        if not self._set_state(status, "resting", of="up", reason=reason):
+        if not self._set_state(status, "resting", of="up", reason=leave.reason):
             return
-        logger.info("%s rests: %s", status.name, reason)
+        logger.info("%s rests: %s", status.name, leave.reason)
         with self._changed:
             self._leaving.add(server)
             if self._servers.get(status.name) is server:  # it may have been woken since
                 del self._servers[status.name], self._watches[status.name]
         if self._consumer.is_short():
             self.wake()
-        self._consumer.retire(status.name, until, reason, blame)
+        self._consumer.retire(status.name, leave)
         self._close(server)
         if self._consumer.is_short():  # what it has not done, too
             self.wake()
