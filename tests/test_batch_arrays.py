@@ -331,7 +331,8 @@ class TestNames:
         with POOLS[cluster.name](**QUICK, keep=True, environment="echo from the job") as pool:
             assert pool.map(_directory, [1]) == [str(here)]
             (run,) = map(Run, runs_in(pool))
-            assert run._layout.said(0) == "from the job"
+            index = str(run.settings.scheduler().first)
+            assert run._layout.said(0, index) == "from the job"
             run.remove()
         assert list(here.iterdir()) == []
 

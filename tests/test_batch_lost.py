@@ -162,6 +162,28 @@ class TestOnSlurm:
         with pytest.raises(CancelledError):
             result.get(PATIENCE)
 
+    def test_a_job_that_dies_has_its_own_last_words(self, on_slurm, tmp_path):
+        """Those of another element of its array are not taken for them."""
+
+        def work(item):
+            note(tmp_path, item)
+            wait_for(tmp_path / "go")
+            return item
+
+        words = 'echo "words of $SLURM_ARRAY_TASK_ID"'
+        run = on_slurm(retries=0, environment=words).submit(work, [0, 1])
+        wait_until(lambda: len(list(tmp_path.glob("[01]"))) == 2, PATIENCE, "both run")
+        commands = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in session_of(run)}
+        os.kill(
+            min(p for p, text in commands.items() if text.endswith(b"\x000\x00")), signal.SIGKILL
+        )
+        wait_until(lambda: not run.wait(0.3) and run.errors(), PATIENCE, "one has failed")
+        assert "words of 0" in run.errors()[0].reason
+        assert "words of 1" not in run.errors()[0].reason
+        (tmp_path / "go").touch()
+        assert run.results(return_exceptions=True)[1] == 1
+        run.remove()
+
     def test_cancelled_by_hand(self, on_slurm, cluster):
         pool = on_slurm()
         run = pool.submit(time.sleep, [300])
@@ -274,6 +296,14 @@ class TestOnSge:
         run.remove()
         with pytest.raises(WorkerLost, match="wall time"):
             on_sge(walltime=3, retries=0, keep=False).map(time.sleep, [60])
+
+    def test_what_takes_a_whole_wall_time_twice_fails(self, on_sge):
+        """It would a third time, unless that had more of it."""
+        run = on_sge(walltime=3).submit(time.sleep, [60])
+        with pytest.raises(WorkerLost, match=r"all of a job's \(3\): ask for more by walltime="):
+            run.results()
+        assert submitted(run) == [1, 1]
+        run.remove()
 
     def test_signals_to_all_processes_harm_none(self, on_sge, tmp_path):
         def work(item):

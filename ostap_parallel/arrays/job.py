@@ -252,3 +252,9 @@ def main() -> None:
     for warning in WARNINGS:  # SGE sends it to all processes of a job
         signal.signal(warning, signal.SIG_IGN)
     work(layout, array, element)
+    index = os.environ.get("SLURM_ARRAY_TASK_ID") or os.environ.get("SGE_TASK_ID") or ""
+    sys.stdout.flush()
+    log = layout.log(array, index)
+    with contextlib.suppress(OSError):
+        if not log.stat().st_size:  # most print nothing
+            log.unlink()

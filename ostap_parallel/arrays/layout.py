@@ -9,7 +9,7 @@ is changed afterwards. There are a few for each chunk, and at most `SHARD` in a 
     items/S/N       a chunk: what it is, and its items
     results/S/N     what became of chunk N; while it is being written: N.JOB.part
     jobs/A.sh, .list, .id   an array: its script; the chunks of its elements, one a line; its id
-    logs/A          what the jobs of an array print by themselves
+    logs/A.I        what a job of an array prints by itself, if it does; I: its index
     cancelled       is there when nothing is to be begun any more
     hint            where to tell that something has ended
     lock            of who looks after the run
@@ -220,9 +220,13 @@ class Layout:
             return self.read(f"jobs/{array}.id").decode().strip()
         return ""
 
-    def said(self, array: int, lines: int = 20) -> str:
-        """Return the last lines that the jobs of an array have printed by themselves."""
-        with contextlib.suppress(OSError), (self.root / f"logs/{array}").open("rb") as file:
+    def log(self, array: int, index: str) -> Path:
+        """Return the file of what a job of an array prints by itself."""
+        return self.root / f"logs/{array}.{index}"
+
+    def said(self, array: int, index: str, lines: int = 20) -> str:
+        """Return the last lines of that."""
+        with contextlib.suppress(OSError), self.log(array, index).open("rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - 20_000))
             text = file.read().decode(errors="replace")
             return "\n".join(text.splitlines()[-lines:])

@@ -7,6 +7,7 @@ import fcntl
 import logging
 import threading
 import time
+import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import replace
@@ -83,6 +84,7 @@ class Run:
         self._fresh: list[int] = []  # items of which somebody is to be told
         self._stopping = self._submitter.stopping
         self._watcher: Watcher | None = None
+        self._kept: Watcher | None = None  # for the next who waits
         self._refresh()
 
     @property
@@ -199,9 +201,9 @@ class Run:
         given: set[int] = set()
         with contextlib.ExitStack() as stack:
             is_leader = self._lead(stack)
-            watcher = Watcher(self._layout, self.settings.scheduler(), self._polling, self._grace)
-            stack.callback(watcher.close)
-            self._watcher = watcher
+            watcher = self._watcher = self._watcher_for(is_leader)
+            closing = stack.enter_context(contextlib.ExitStack())
+            closing.callback(watcher.close)
             if is_leader:
                 self._recover(watcher)
             next_look = time.monotonic() + LOOKING
@@ -217,6 +219,9 @@ class Run:
                     raise CancelledError("the run was cancelled")
                 left = LOOKING if end is None else min(LOOKING, end - time.monotonic())
                 if left <= 0:
+                    if is_leader:
+                        closing.pop_all()
+                        self._kept = watcher
                     return
                 for number, told in watcher.news(left).items():
                     self._take(number, told)
@@ -225,6 +230,18 @@ class Run:
                 if time.monotonic() > next_look:
                     next_look = time.monotonic() + LOOKING
                     is_leader = self._look_around(watcher, stack, is_leader)
+
+    def _watcher_for(self, is_leader: bool) -> Watcher:
+        """Return what watches; who waits again and again, for short times, has the same one.
+
+        It knows when it has asked the scheduler, and what that has said so far.
+        """
+        kept, self._kept = self._kept, None
+        if kept is not None and is_leader:
+            return kept
+        watcher = Watcher(self._layout, self.settings.scheduler(), self._polling, self._grace)
+        weakref.finalize(self, watcher.close)
+        return watcher
 
     def _lead(self, stack: contextlib.ExitStack) -> bool:
         """Become who looks after the run, unless somebody does."""

@@ -66,6 +66,8 @@ def judge(settings: Settings, header: Header, told: Told) -> Verdict:
                 verdict.records[index] = record
         elif told.end == "wall time" and told.has_begun and index not in told.running:
             untouched.indices.append(index)  # there was no time to begin it
+        elif _takes_too_long(settings, header, told):
+            verdict.failed[index] = _too_long(settings, header, told)
         elif not _is_worth_it(told):
             verdict.failed[index] = told.words or told.end
         elif told.has_begun and index not in told.running and (progress or told.end != LOST):
@@ -81,6 +83,22 @@ def judge(settings: Settings, header: Header, told: Told) -> Verdict:
         untouched.indices = []
     verdict.again = [again for again in (more, untouched) if again.indices]
     return verdict
+
+
+def _takes_too_long(settings: Settings, header: Header, told: Told) -> bool:
+    """Return whether items that ran at the end of a job's wall time have had all of it, again.
+
+    All of the chunk have begun with the job, and the next one would have no more time.
+    """
+    is_again = header.attempt > 1 and len(header.indices) <= settings.processes
+    return told.end == End.WALLTIME.value and is_again and len(settings.walltime) == 1
+
+
+def _too_long(settings: Settings, header: Header, told: Told) -> str:
+    time = settings.walltime[0] or "that the site gives"
+    remedy = "ask for more by walltime=, which may be a function of the attempt"
+    what = f"wall time, {header.attempt} times: it had all of a job's ({time})"
+    return f"{what}: {remedy}: {told.words}"
 
 
 def _is_worth_it(told: Told) -> bool:

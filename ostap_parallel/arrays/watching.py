@@ -270,9 +270,9 @@ class Watcher:
     def _give_up(self, number: int, told: Told) -> None:
         """Write down how a job has ended that could not do so itself."""
         element = self._jobs[number]
-        if not told.has_begun:
-            array = self._arrays[element.partition("_")[0]]
-            told.words = "\n".join(filter(None, [told.words, self._layout.said(array)]))
+        job, _, index = element.partition("_")
+        said = self._layout.said(self._arrays[job], index)
+        told.words = "\n".join(filter(None, [told.words, said]))
         told.words = f"job {element}: {told.words}"
         name = self._layout.name("results", number)
         write_verdict(told, lambda data: self._layout.write(name, data))

@@ -35,9 +35,13 @@ def enter(directory: str) -> str:
     return f"cd -- {shlex.quote(directory)} || exit 1"
 
 
-def print_to(file: str) -> str:
-    """Return the line of a script that has all that it prints appended to a file."""
-    return f"exec >> {shlex.quote(file)} 2>&1"
+def print_to(spec: JobSpec, index: str) -> str:
+    """Return the line of a script that has all that it prints appended to a file.
+
+    The variable `index` has the number of an element.
+    """
+    element = f".${index}" if spec.has_outputs else ""
+    return f"exec >> {shlex.quote(spec.output)}{element} 2>&1"
 
 
 def names_in(options: str, *, glued: bool) -> set[str]:

@@ -113,7 +113,8 @@ class JobSpec:
     limit
         Elements that may run at the same time; 0: all.
     output
-        File for what the job prints; elements of an array append to the same one.
+        File for what the job prints; each element of an array has one, with its index behind a
+        dot.
     directory
         Where it starts; empty: where it is submitted.
     warn
@@ -153,6 +154,11 @@ class JobSpec:
                 raise ValueError(f"{what} must be one line, not {text!r}")
         parse_memory(self.memory)
         parse_walltime(self.walltime)
+
+    @property
+    def has_outputs(self) -> bool:
+        """Whether each element of an array has a file of its own for what it prints."""
+        return self.elements > 0 and self.output != "/dev/null"
 
 
 class Scheduler(Protocol):

@@ -81,8 +81,9 @@ class Sge:
             yield ("-t",), f"-t 1-{spec.elements}"
             if spec.limit:
                 yield ("-tc",), f"-tc {spec.limit}"
-        is_odd = _ODD.search(spec.output)
-        output = f"/dev/null\n{print_to(spec.output)}" if is_odd else shlex.quote(spec.output)
+        output = shlex.quote(spec.output) + (".$TASK_ID" if spec.has_outputs else "")
+        if _ODD.search(spec.output):
+            output = f"/dev/null\n{print_to(spec, self.index)}"
         yield ("-o",), f"-o {output}"
         directory = f"-wd {shlex.quote(spec.directory)}" if spec.directory else "-cwd"
         if _ODD.search(spec.directory):

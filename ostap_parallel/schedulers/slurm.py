@@ -169,9 +169,10 @@ def _directives(spec: JobSpec) -> Iterator[Directive]:
         limit = f"%{spec.limit}" if spec.limit else ""
         yield ("--array", "-a"), f"--array=0-{spec.elements - 1}{limit}"
     # a backslash means more there than can be quoted: the script sees to that itself
-    output = _quoted(spec.output.replace("%", "%%"))
+    element = ".%a" if spec.has_outputs else ""
+    output = _quoted(spec.output.replace("%", "%%") + element)
     if "\\" in spec.output:
-        output = f"/dev/null\n{print_to(spec.output)}"
+        output = f"/dev/null\n{print_to(spec, Slurm.index)}"
     yield ("--output", "-o"), f"--output={output}"
     if spec.directory:
         is_odd = "\\" in spec.directory
