@@ -72,6 +72,9 @@ def test_a_run_while_it_goes_on_and_afterwards(pool, tmp_path, browser, capsys):
     assert f"1 x ValueError in {Path(__file__).name}:" in out
     assert main(["report", where, "--html"]) == 1
     seconds = {record.index: record.seconds for record in run.records()}
+    for record in run.records():  # the file is of the time when the item ran, not its worker began
+        written = (tmp_path / f"toy-{record.index}").stat().st_mtime
+        assert record.start + record.seconds >= written
     with opened(browser, run.directory.with_name(f"{run.directory.name}.html")) as page:
         shown = numbers(page)
         assert (shown["submitted"], shown["merged"], shown["failed"]) == ("8", "7", "1")

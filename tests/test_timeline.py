@@ -15,7 +15,8 @@ from ostap_parallel import WorkManager
 from ostap_parallel.runs.tails import Tails
 from ostap_parallel.views.picture import Bar, Fate, Picture, together
 from ostap_parallel.views.timeline import Timeline
-from ostap_parallel.worker.chunk import ChunkOutcome, Lost
+from ostap_parallel.views.trace import trace_of
+from ostap_parallel.worker.chunk import INTERRUPTED, ChunkOutcome, Lost
 
 PATIENCE = 60.0
 
@@ -252,33 +253,64 @@ class TestTails:
 
 # What the format wants of each kind of event, by
 # "Trace Event Format" of the Chromium project.
-PHASES = {
-    "X": {"name": str, "cat": str, "ts": float, "dur": float, "pid": int, "tid": int},
-    "M": {"name": str, "pid": int, "args": dict},
-    "i": {"name": str, "ts": float, "pid": int, "tid": int, "s": str},
-}
-METADATA = {"process_name", "thread_name", "process_labels", "process_sort_index"}
-COLOURS = {"good", "bad", "terrible", "black", "grey"}
+# What the format asks of each kind of event: keys, and the kinds of their values.
+NUMBER = (int, float)
+PLACE = {"pid": int, "tid": int, "name": str, "args": dict}
+TIMED = {**PLACE, "ts": NUMBER, "cat": str}
+PHASES = {"X": {**TIMED, "dur": NUMBER, "cname": str}, "M": PLACE, "i": {**TIMED, "s": str}}
+METADATA = {"process_name", "thread_name"}
+COLOURS = {"good", "bad", "terrible", "black", "yellow", "grey"}  # that chrome://tracing knows
 
 
-def check_trace(trace):
-    """Fail unless it is a trace in the JSON object format."""
-    assert isinstance(trace["traceEvents"], list)
-    assert trace.get("displayTimeUnit", "ms") in ("ms", "ns")
+def read_trace(text):
+    """Return a trace in the JSON object format; fail unless it is a strict one."""
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    trace = json.loads(text, parse_constant=refuse)
+    assert trace["displayTimeUnit"] in ("ms", "ns")
+    named, used, before = {}, set(), 0.0
     for event in trace["traceEvents"]:
-        for key, kind in PHASES[event["ph"]].items():
+        kinds = PHASES[event["ph"]]
+        assert event.keys() == kinds.keys() | {"ph"}
+        for key, kind in kinds.items():
             assert isinstance(event[key], kind), (key, event)
-        assert isinstance(event.get("args", {}), dict)
-        match event["ph"]:
-            case "X":
-                assert event["ts"] >= 0
-                assert event["dur"] >= 0
-                assert event["cname"] in COLOURS
-            case "M":
-                assert event["name"] in METADATA
-                assert isinstance(event["args"]["name"], str)
-            case "i":
-                assert event["s"] in "gpt"
+            assert not isinstance(event[key], bool)
+        where = event["pid"], event["tid"]
+        if event["ph"] == "M":
+            assert event["name"] in METADATA
+            assert not used, "names come first"
+            assert (event["name"], where) not in named
+            named[event["name"], where] = event["args"]["name"]
+            assert isinstance(event["args"]["name"], str)
+            continue
+        assert event["ts"] >= before
+        before = event["ts"]
+        used.add(where)
+        if event["ph"] == "X":
+            assert event["dur"] >= 0
+            assert event["cname"] in COLOURS
+        else:
+            assert event["s"] in ("g", "p", "t")
+    for pid, tid in used:
+        assert named["process_name", (pid, 0)]
+        assert named["thread_name", (pid, tid)]
+    return trace
+
+
+def test_a_trace_of_all_that_can_become_of_items():
+    timeline = Timeline("f")
+    timeline.start -= 10
+    begun = timeline.start + 1
+    timeline.add(outcome("h1", 7, [0.5, 0.25], begun, failed=[1]), [0, 1], timeline.start)
+    timeline.add(Lost("h2", 8, "it was killed"), [2], timeline.start)
+    timeline.add(Lost("h2", 9, INTERRUPTED), [3], timeline.start)
+    timeline.note("h3", "up")
+    timeline.start += 5  # as if its clock had been set meanwhile
+    trace = read_trace(json.dumps(trace_of(timeline.picture())))
+    shown = {event["cat"] for event in trace["traceEvents"] if event["ph"] != "M"}
+    assert shown >= {"ok", "failed", "lost", "stopped", "host"}
 
 
 def test_the_trace_of_a_run_on_hosts(hosts, tmp_path):
@@ -290,8 +322,7 @@ def test_the_trace_of_a_run_on_hosts(hosts, tmp_path):
         assert wm.wait_for_hosts(PATIENCE)
         wm.process(nap, range(12), on_error="collect", chunk_size=1)
         wm.report.trace(tmp_path / "run.json")
-    trace = json.loads((tmp_path / "run.json").read_text())
-    check_trace(trace)
+    trace = read_trace((tmp_path / "run.json").read_text())
     events = trace["traceEvents"]
     names = {e["pid"]: e["args"]["name"] for e in events if e["name"] == "process_name"}
     assert set(names.values()) == {"nap", "h1", "h2"}

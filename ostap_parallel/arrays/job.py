@@ -117,6 +117,7 @@ class Items:
         if isinstance(result, Lost):
             self._lose(result, start, items, printed)
             return
+        start = result.begun or start  # its worker may have had to be started first
         used = memory.peak(result.pid)
         memory.forget_peak(result.pid)
         records = []

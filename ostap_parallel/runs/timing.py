@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import overload
 
-from ostap_parallel.views.words import named
+from ostap_parallel.views.words import duration, named
 
 # Of more times than these the median is that of some of them, evenly spread.
 _KEPT = 1 << 12
@@ -70,7 +70,7 @@ class Slow:
 
     def __str__(self) -> str:
         where = f"{self.host} (pid {self.pid})"
-        return f"{named(self.index, self.item)} on {where}: {self.seconds:.3g} s"
+        return f"{named(self.index, self.item)} on {where}: {duration(self.seconds)}"
 
 
 class Slowest(Sequence[Slow]):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from ostap_parallel.views.picture import CLASSES, Bar, Fate, Picture
+from ostap_parallel.views.words import duration
 
 # Colours of functions, and of hosts where these are compared; those that are left share the last.
 PALETTE = (
@@ -28,6 +30,7 @@ PARTS = 200  # of the time, in the plot of throughput, at most
 STEPS = 40  # of the plot of times, about
 _LANE, _LEAST, _MOST = 18, 120, 900  # pixels: of a lane, and of all lanes
 _GAP = 0.6  # lanes between two hosts
+_POWERS = 5  # of ten, of which times other than 1 have a tick, too
 _LONG = 600  # seconds, from which on times are written as hours, minutes and seconds
 
 
@@ -265,13 +268,14 @@ def _throughput(picture: Picture, range_: Any) -> Any:
 
 def _times(picture: Picture) -> tuple[Any, list[Key]]:
     """Draw how long items took, for each host; return what the colours stand for, too."""
+    from bokeh.models import FixedTicker
     from bokeh.plotting import figure
 
     plot: Any = figure(
         height=260,
         sizing_mode="stretch_width",
         x_axis_type="log",
-        x_axis_label="seconds of an item",
+        x_axis_label="time of an item",
         y_axis_label="items",
         tools="",
         toolbar_location=None,
@@ -286,6 +290,9 @@ def _times(picture: Picture) -> tuple[Any, list[Key]]:
     counts[f"{len(largest) - len(shown)} others"] = others
     classes = [one for found in counts.values() for one in found]
     step = 1 + (max(classes) - min(classes)) // STEPS
+    ticks = _ticks(min(classes), max(classes) + step)
+    plot.xaxis.ticker = FixedTicker(ticks=ticks)
+    plot.xaxis.major_label_overrides = {tick: duration(tick) for tick in ticks}
     keys: list[Key] = []
     for (host, found), colour in zip(counts.items(), PALETTE, strict=False):
         if not found:
@@ -310,6 +317,15 @@ def _times(picture: Picture) -> tuple[Any, list[Key]]:
         plot.patch([*xs, edges[-1]], [*ys, 0.0], name=keys[-1].name, **style)
     plot.y_range.start = 0
     return plot, keys
+
+
+def _ticks(first: int, last: int) -> list[float]:
+    """Return round times between two classes; fewer of each power of ten if it is many powers."""
+    powers = range(math.floor(first / CLASSES), math.ceil(last / CLASSES) + 1)
+    digits = (1, 2, 5) if len(powers) <= _POWERS else (1,)
+    found = [digit * 10.0**power for power in powers for digit in digits]
+    least, most = 10 ** (first / CLASSES - 0.1), 10 ** (last / CLASSES + 0.1)
+    return [tick for tick in found if least <= tick <= most]
 
 
 def _figure(range_: Any, height: int, label: str, tools: str) -> Any:

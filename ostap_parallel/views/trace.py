@@ -28,25 +28,35 @@ _RUN = 1
 def trace_of(picture: Picture) -> dict[str, Any]:
     """Return the trace as an object for JSON; times in it are microseconds since the start."""
     return {
-        "traceEvents": list(_events(picture)),
+        "traceEvents": [*_names(picture), *sorted(_events(picture), key=lambda one: one["ts"])],
         "displayTimeUnit": "ms",
         "otherData": {"name": picture.name, "start": picture.start},
     }
 
 
-def _events(picture: Picture) -> Iterator[dict[str, Any]]:
+def _numbers(picture: Picture) -> dict[str, int]:
+    """Return the number of the process that each host is."""
     hosts = sorted({lane.host for lane in picture.lanes} | {one.host for one in picture.events})
-    numbers = {host: number for number, host in enumerate(hosts, _RUN + 1)}
+    return {host: number for number, host in enumerate(hosts, _RUN + 1)}
+
+
+def _names(picture: Picture) -> Iterator[dict[str, Any]]:
+    """Yield how processes and threads are called."""
+    numbers = _numbers(picture)
     yield _meta("process_name", _RUN, 0, picture.name)
     for host, number in numbers.items():
         yield _meta("process_name", number, 0, host)
-    threads = {}
+        yield _meta("thread_name", number, 0, "host")
     for thread, position in enumerate(picture.order(), 1):
         lane = picture.lanes[position]
-        threads[position] = (numbers[lane.host], thread)
-        yield _meta("thread_name", *threads[position], f"worker {lane.pid}")
+        yield _meta("thread_name", numbers[lane.host], thread, f"worker {lane.pid}")
+
+
+def _events(picture: Picture) -> Iterator[dict[str, Any]]:
+    numbers = _numbers(picture)
+    threads = {position: thread for thread, position in enumerate(picture.order(), 1)}
     for bar in picture.bars:
-        yield _event(picture, bar, *threads[bar.lane])
+        yield _event(picture, bar, numbers[picture.lanes[bar.lane].host], threads[bar.lane])
     for one in picture.events:
         yield {
             "name": f"{one.host}: {one.state}",
