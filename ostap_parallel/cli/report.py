@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,7 +22,8 @@ def report(args: argparse.Namespace) -> int:
     """Print what a file, or the directory of a run, tells, or write a page about it."""
     path = Path(args.file)
     is_log = logfacts.is_joblog(path)
-    run = account_in(path) if path.is_dir() else None
+    # not by Path.is_dir: that raises for a name that is too long
+    run = account_in(path) if os.path.isdir(path) else None  # noqa: PTH112
     if args.html is not None:
         if run is not None:
             facts = account.facts_of(run)
