@@ -49,3 +49,47 @@ def test_nothing_is_said(tmp_path, way, forks):
     else:
         assert done.stderr == ""
     assert (done.returncode, done.stdout) == (0, "")
+
+
+DELETED_LATE = """\
+from ostap_parallel import Executor, Pool, WorkManager
+from ostap_parallel.pools import ParallelPool
+
+class Owner:
+    def __init__(self, workers, ways):
+        self.workers, self.ways = workers, ways
+    def __del__(self):
+        for name, arguments in self.ways:
+            getattr(self.workers, name)(*arguments)
+
+SHUTDOWN, LEFT = ("shutdown", ()), ("__exit__", (None, None, None))
+CLOSE, JOIN, TERMINATE = ("close", ()), ("join", ()), ("terminate", ())
+owners = [
+    Owner(Pool(1), [CLOSE, JOIN]),
+    Owner(Pool(1), [TERMINATE, JOIN]),
+    Owner(ParallelPool(1), [CLOSE, JOIN, ("clear", ())]),
+    Owner(Executor(1), [SHUTDOWN]),
+    Owner(Executor(1), [LEFT]),
+    Owner(WorkManager(1, silent=True).executor, [("shutdown", (False,)), CLOSE]),
+]
+for owner in owners:
+    assert list(owner.workers.map(abs, [-1])) == [1]
+manager = WorkManager(1, silent=True)
+owners += [Owner(manager, [CLOSE]), Owner(manager, [LEFT])]
+assert manager.process(abs, [-1]) == [1]
+del owner, manager
+"""
+
+
+@pytest.mark.slow
+def test_owners_that_are_deleted_last_may_close_what_they_own(tmp_path):
+    (tmp_path / "program.py").write_text(DELETED_LATE)
+    done = subprocess.run(
+        [sys.executable, "program.py"],
+        cwd=tmp_path,
+        env=functions.script_environ(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

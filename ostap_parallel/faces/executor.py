@@ -144,6 +144,9 @@ class Executor(concurrent.futures.Executor):
 
     def _note(self, watches_initializer: bool) -> None:
         self._is_open = True
+        # Until the interpreter ends, by which all ends: who is deleted even later finds nothing
+        # any more of what is named in this module.
+        self._lives = weakref.finalize(self, _nothing)
         self._broken: InitializerError | None = None
         self._watches_initializer = watches_initializer
         self._lock = threading.Lock()
@@ -293,6 +296,8 @@ class Executor(concurrent.futures.Executor):
             Cancel what has not begun; a `map` is stopped.
         """
         self._is_open = False
+        if not self._lives.alive:
+            return
         if cancel_futures:
             for run in list(_runs_of(self).values()):
                 run.cancel()
@@ -306,7 +311,8 @@ class Executor(concurrent.futures.Executor):
     def close(self) -> None:
         """End all workers and servers at once, whatever they do."""
         self._is_open = False
-        self.backend.close()
+        if self._lives.alive:
+            self.backend.close()
 
     def _end(self) -> None:
         try:

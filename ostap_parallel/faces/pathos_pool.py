@@ -160,16 +160,16 @@ class ParallelPool(PathosParallelPool):  # type: ignore[misc]
 
     def close(self) -> None:
         """Take no more work; what is under way goes on."""
-        self._act(Pool.close)
+        self._act("close")
 
     def join(self) -> None:
         """Wait until all is done and the workers have ended, after `close` or `terminate`."""
-        self._act(Pool.join)
+        self._act("join")
 
     def terminate(self) -> None:
         """Stop all work and end the workers."""
-        self._act(Pool.terminate)
-        self._act(Pool.join)
+        self._act("terminate")
+        self._act("join")
 
     def clear(self) -> None:
         """Stop all work and end the workers; the next call starts new ones."""
@@ -194,10 +194,10 @@ class ParallelPool(PathosParallelPool):  # type: ignore[misc]
         self.clear()
         self._serve()
 
-    def _act(self, action: Callable[[Pool], None]) -> None:
+    def _act(self, name: str) -> None:
         service = self._services.get(self._id)
         if service is not None:
-            action(service.pool)
+            getattr(service.pool, name)()
 
     def _serve(self) -> Pool:
         """Return the pool of this id, with the workers that this object is to have."""

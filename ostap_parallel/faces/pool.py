@@ -281,6 +281,8 @@ class Pool(multiprocessing.pool.Pool):
 
     def join(self) -> None:
         """Wait until all is done and the workers have ended, after `close` or `terminate`."""
+        if not self._terminate.alive and self._closing is None and not self._under_way:
+            return  # maybe the interpreter has ended, and what is named below has gone
         if self._state == RUN:
             raise ValueError("Pool is still running")
         for stream in list(self._streams):
