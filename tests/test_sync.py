@@ -11,7 +11,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import functions
@@ -130,9 +129,13 @@ def test_a_change_is_noticed_in_the_next_run(wm, hosts, lib, sent):
         everywhere(wm, "op_lib.deep")
     write(lib, op_lib__deep="VERSION = 1")
     assert versions("op_lib.deep") == {1}
-    for host in hosts:  # what nobody needs any more is removed
-        unpacked = partial(host.tmp.glob, "ostap-parallel.*/sync-*")
-        wait_until(lambda unpacked=unpacked: len(list(unpacked())) == 1, PATIENCE, host.name)
+
+    def kept():
+        versions("op_lib.deep")  # a worker that has had no item since keeps what it has used
+        return [len(list(host.tmp.glob("ostap-parallel.*/sync-*"))) for host in hosts]
+
+    # what nobody needs any more is removed
+    wait_until(lambda: kept() == [1, 1], PATIENCE, "one directory each")
 
 
 def test_the_next_map_of_an_executor_notices_a_change(lib):
