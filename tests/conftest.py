@@ -79,7 +79,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
         signal.signal(signal.SIGHUP, lambda *_: None)
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(temporary_root()))
-    config.addinivalue_line("markers", "slow: takes many seconds; left out by --quick")
+    text = "slow: computes for half a second or more, or waits long; left out by --quick"
+    config.addinivalue_line("markers", text)
     config.addinivalue_line("markers", "heavy: needs the extra `faces`; run by --all only")
 
 

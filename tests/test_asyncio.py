@@ -44,6 +44,7 @@ def test_async_for(manager):
     assert asyncio.run(collect()) == [x * x for x in range(100)]
 
 
+@pytest.mark.slow
 def test_the_loop_goes_on_meanwhile(manager, tmp_path):
     async def main():
         results = aiter(manager.iexecute(partial(late, tmp_path), [0, 1], ordered=True))
@@ -147,6 +148,7 @@ def test_who_awaits_a_pool_that_is_terminated_is_cancelled(tmp_path):
     asyncio.run(main())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text",
     [

@@ -102,6 +102,7 @@ def wm(backend):
 
 
 class TestArrayOverFiles:
+    @pytest.mark.slow
     def test_results(self, wm):
         offset = 5
         assert wm.process(lambda x: x + offset, range(20)) == list(range(5, 25))
@@ -109,10 +110,12 @@ class TestArrayOverFiles:
         assert wm.process(faults.Sum(), range(10)) == 45
         assert wm.workers == {"Files": 2}
 
+    @pytest.mark.slow
     def test_merged_by_the_workers(self, wm):
         merger = TaskMerger(operator.add, combine=True)
         assert wm.process(lambda x: [x], range(20), merger=merger, ordered=True) == [*range(20)]
 
+    @pytest.mark.slow
     def test_shared_objects_and_retries(self, wm, tmp_path):
         def work(item, mark):
             if not Path(mark).exists():
@@ -124,6 +127,7 @@ class TestArrayOverFiles:
         assert wm.process(work, range(3), shared={"mark": mark}, retries=1) == [0, 1, 2]
         assert wm.report.retried >= 1
 
+    @pytest.mark.slow
     def test_failures(self, wm):
         def work(item):
             if item == 2:
@@ -142,6 +146,7 @@ class TestArrayOverFiles:
         with pytest.raises(TypeError, match="Files cannot end an item"):
             wm.process(abs, [1], timeout=1)
 
+    @pytest.mark.slow
     def test_calls(self, backend):
         assert backend.call(pow, (2, 3)).result(PATIENCE) == 8
         with Pool(executor=backend) as pool:

@@ -112,6 +112,7 @@ def test_small_functions_are_not_looked_at(wm, caplog):
 
 
 class TestLargeArrays:
+    @pytest.mark.slow
     def test_they_are_on_each_host_once(self, hosts, caplog):
         table = np.arange(2e6)
 
@@ -157,6 +158,7 @@ class TestLargeArrays:
                 assert found == [(value, value + 7, True, flags, 200_002.0)] * 3
             assert table[3] == value
 
+    @pytest.mark.slow
     def test_what_holds_others_comes_along(self, wm):
         names = np.array(["x"] * (LARGE // 8), dtype=object)
         masked = np.ma.masked_equal(np.arange(LARGE // 8), 3)
@@ -167,6 +169,7 @@ class TestLargeArrays:
 
         assert wm.process(use, [2, 3]) == [("x", False, 4), ("x", True, 6)]
 
+    @pytest.mark.slow
     def test_of_tasks_pools_and_partials(self, wm):
         table = np.arange(float(LARGE // 8))
         assert wm.process(FuncTask(lambda x: table[x], merger=max), range(9)) == 8

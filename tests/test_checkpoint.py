@@ -213,6 +213,7 @@ class TestResume:
         assert wm.process(meet, range(51), checkpoint=file, chunk_size=1) == list(range(51))
         assert wm.report.resumed == 49
 
+    @pytest.mark.slow
     def test_own_workers_and_hosts(self, ssh_config, file):
         with WorkManager(1, "h1*1", ssh_config=ssh_config, silent=True) as wm:
             assert wm.wait_for_hosts(PATIENCE)
@@ -227,6 +228,7 @@ class TestResume:
         assert set(hosts) == {"local", "h1"}
         assert sum(stat.njobs for stat in hosts.values()) == 40
 
+    @pytest.mark.slow
     def test_a_process_pool_of_your_own(self, file, folder):
         spawn = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(2, spawn) as pool, WorkManager(executor=pool, silent=True) as wm:
@@ -288,6 +290,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_stored_results_are_those_that_were_computed(tmp_path, file):
     (tmp_path / "script.py").write_text(RESULTS)
     (tmp_path / "moved.py").write_text("# a comment\n\n" + RESULTS)
@@ -723,6 +726,7 @@ class TestChanges:
         assert rerun == [25, 1, 4, 9]
         assert attempts(folder) == {0: 1, 1: 1, 2: 1, 3: 1, 5: 1}
 
+    @pytest.mark.slow
     def test_a_function_that_it_calls(self, file, tmp_path):
         script = """
             import sys
@@ -771,6 +775,7 @@ class OnlyOnce:
 
 
 class TestFiles:
+    @pytest.mark.slow
     def test_two_runs_at_once(self, wm, file, tmp_path):
         go = tmp_path / "go"
         with ThreadPoolExecutor(1) as other:
@@ -947,6 +952,7 @@ class TestFiles:
         with pytest.raises(CheckpointError, match="everybody can write it"):
             wm.process(abs, [-1], checkpoint=file)
 
+    @pytest.mark.slow
     def test_a_full_disk(self, wm, file, folder):
         """A limit on the size of files has the same effect."""
 
@@ -1032,6 +1038,7 @@ class TestReport:
         assert main(["report", str(file)]) == 1
         assert ", of an unknown number\n" in capsys.readouterr().out
 
+    @pytest.mark.slow
     def test_while_a_run_goes_on_and_after_it_was_killed(self, file, folder, capsys):
         with start(folder, file, 10_000) as process:
             wait_until(lambda: len(stored(file)) > 20, PATIENCE, "results")

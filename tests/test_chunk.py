@@ -151,6 +151,7 @@ class TestReading:
 
 
 class TestSizes:
+    @pytest.mark.slow
     def test_large_items_that_share_go_together(self):
         shared = bytes(5_000_000)
         assert sizes_of([(shared, n) for n in range(40)], 20) == [20, 20]

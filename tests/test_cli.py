@@ -150,6 +150,7 @@ def drop_connections(host):
 # -- hosts -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_hosts_shows_a_good_and_a_bad_host(ssh_config):
     done = run("hosts", "--ssh-config", ssh_config, "h1", "h1:9", "stranger@h2")
     assert done.returncode == 1
@@ -167,12 +168,14 @@ def test_hosts_shows_a_good_and_a_bad_host(ssh_config):
     assert "Permission denied" in table["stranger@h2"][-1]
 
 
+@pytest.mark.slow
 def test_hosts_is_content_when_all_are_up(ssh_config):
     done = run("hosts", "--ssh-config", ssh_config, "h1", "h2")
     assert done.returncode == 0, done.stderr
     assert [cells[1] for cells in rows(done.stdout).values()] == ["yes", "yes"]
 
 
+@pytest.mark.slow
 def test_what_is_wrong_is_shown_in_full_and_is_no_markup(ssh_config, tmp_path):
     script = tmp_path / "script.sh"
     words = "[bold]not [/red] a style: " + "x" * 300
@@ -410,6 +413,7 @@ def test_hosts_reports_a_wrong_secret(ssh_config, launch, tmp_path, monkeypatch)
     assert launched.end(signal.SIGTERM)[0] == 0
 
 
+@pytest.mark.slow
 def test_pplaunch_takes_what_the_one_of_ostap_takes(hosts, ssh_config, launch, tmp_path):
     profile, script = hosts["h1"].home / "profile.sh", tmp_path / "script.sh"
     profile.write_text("echo profile read\n")
@@ -424,6 +428,7 @@ def test_pplaunch_takes_what_the_one_of_ostap_takes(hosts, ssh_config, launch, t
     profile.unlink()
 
 
+@pytest.mark.slow
 def test_pplaunch_takes_a_secret(ssh_config, launch):
     argv = ["--ssh-config", ssh_config, "-q", "-d", "-s", "a secret of mine", "-t", "7200", "h1*1"]
     launched = launch(*argv, program=[sys.executable, str(PPLAUNCH)])
@@ -432,6 +437,7 @@ def test_pplaunch_takes_a_secret(ssh_config, launch):
     assert launched.end()[0] == 0
 
 
+@pytest.mark.slow
 def test_a_host_that_fails_is_reported_and_the_others_serve(ssh_config, launch):
     launched = launch("--ssh-config", ssh_config, "h1:9", "h2*1")
     assert "," not in launched.exports()["OSTAP_PPSERVERS"]
@@ -483,6 +489,7 @@ def test_the_last_host_ends_it(make_hosts, launch):
     assert not secret_file.parent.exists()
 
 
+@pytest.mark.slow
 def test_an_interrupt_while_hosts_start(hosts, ssh_config, launch, tmp_path):
     script = tmp_path / "script.sh"
     script.write_text("exec sleep 60\n")
@@ -492,6 +499,7 @@ def test_an_interrupt_while_hosts_start(hosts, ssh_config, launch, tmp_path):
     assert (status, out) == (130, "")
 
 
+@pytest.mark.slow
 def test_an_interrupt_of_hosts(hosts, ssh_config, tmp_path):
     script = tmp_path / "script.sh"
     script.write_text("sleep 60\n")

@@ -287,6 +287,7 @@ class TestWhatIsRefused:
         assert TaskMerger().fresh().combiner is None
 
 
+@pytest.mark.slow
 def test_a_chunk_travels_as_one_value(hosts):
     def read_by_ssh(**how):
         with open_manager(hosts, "h2*1", environment=importable(hosts)) as manager:

@@ -27,6 +27,7 @@ def slow():
 
 
 class TestWhileARunGoesOn:
+    @pytest.mark.slow
     def test_one_more_and_one_less(self, hosts, slow):
         with open_manager(hosts, "h1*1") as wm:
             wm.wait_for_hosts(PATIENCE)
@@ -46,6 +47,7 @@ class TestWhileARunGoesOn:
             assert wm.report.failed == 0
             assert [host.name for host in wm.report.hosts] == ["h2"]
 
+    @pytest.mark.slow
     def test_a_manager_without_any(self, hosts, slow):
         with open_manager(hosts, ()) as wm:
             with pytest.raises(ServersUnavailable):
@@ -59,6 +61,7 @@ class TestWhileARunGoesOn:
             wm.add_hosts(["h1*1"])  # again
             assert wm.process(slow, range(3)) == [0, 1, 2]
 
+    @pytest.mark.slow
     def test_fewer_workers_of_a_host(self, hosts):
         def most_at_once(spans):
             points = sorted([(start, 1) for start, _ in spans] + [(end, -1) for _, end in spans])
@@ -107,6 +110,7 @@ class TestWhileARunGoesOn:
 
 
 class TestWhatHostsAreAskedFor:
+    @pytest.mark.slow
     def test_nice(self, hosts):
         with open_manager(hosts, "h1*1", nice=7) as wm:
             before = os.nice(0)
@@ -114,6 +118,7 @@ class TestWhatHostsAreAskedFor:
         with open_manager(hosts, "h1*1~5", nice=7) as wm:  # the entry says more
             assert wm.process(lambda _: os.nice(0), [0]) == [min(19, before + 5)]
 
+    @pytest.mark.slow
     def test_modules_that_are_there(self, hosts):
         environment = importable(hosts)
         with open_manager(hosts, "h1*1", environment=environment, requires="json, faults") as wm:
@@ -127,6 +132,7 @@ class TestWhatHostsAreAskedFor:
             assert "No module named 'no_such_module'" in status.error.reason
             assert "cannot import all of json, no_such_module" in status.error.reason
 
+    @pytest.mark.slow
     def test_environment_that_is_added(self, hosts, tmp_path):
         config = tmp_path / "rc"
         config.write_text(

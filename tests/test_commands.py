@@ -285,11 +285,13 @@ if __name__ == "__main__":
     def running() -> list[int]:
         return [pid for pid in named("sleep 97531") if "sh -c" not in describe(pid)]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL, signal.SIGTERM])
     def test_here(self, start, number):
         start(ncpus=2).send_signal(number)
         wait_until(lambda: not named("sleep 97531"), GONE, "no command is left")
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
     def test_on_hosts(self, start, hosts, number):
         start(servers="h1*2", ssh_config=str(hosts.ssh_config), config=()).send_signal(number)
@@ -303,6 +305,7 @@ class TestOnHosts:
             assert done.check().host == f"h{1 + n % 2}"
             assert Path(done.text.strip()).name == done.host
 
+    @pytest.mark.slow
     def test_many_with_few_at_a_time(self, pair):
         text = "d=~/many; mkdir -p $d; touch $d/$$; ls $d | wc -l; "
         text += "sleep 0.005; rm $d/$$"
@@ -315,6 +318,7 @@ class TestOnHosts:
         numbers = [done.number for done in run_as_completed(commands, executor=pair)]
         assert set(numbers[:10]) == set(range(5, 15))
 
+    @pytest.mark.slow
     def test_a_host_that_cannot_be_had(self, hosts):
         commands = [Command("true", host="h9"), Command("echo $PRIVATE_SSHD")]
         bad, good = run(commands, servers="h1*1", ssh_config=hosts.ssh_config, config=())
@@ -330,6 +334,7 @@ class TestOnHosts:
         (done,) = run([Command("test $(basename $PRIVATE_SSHD) = h2", retries=1)], executor=pair)
         assert (done.succeeded, done.host) == (True, "h2")
 
+    @pytest.mark.slow
     def test_files_of_results(self, pair, tmp_path):
         text = "head -c 9000000 /dev/urandom | tee >(cksum >&2)"
         done = run([text] * 4 + ["echo small"], executor=pair, results=tmp_path, keep=1 << 20)
@@ -382,6 +387,7 @@ class TestOnHosts:
         results.close()
         assert read <= most
 
+    @pytest.mark.slow
     def test_a_lost_connection_ends_what_runs(self, make_hosts):
         (host,) = made = make_hosts(1)
         settings = {"ssh_config": made.ssh_config, "config": (), "patience": 0}
@@ -402,6 +408,7 @@ class TestOnHosts:
             assert not found[0].succeeded
             assert found[0].reason()
 
+    @pytest.mark.slow
     def test_a_lost_host(self, make_hosts):
         lost, stays = made = make_hosts(2)
         commands = [["sleep", "0.3"]] * 12
@@ -446,6 +453,7 @@ class TestOnHosts:
         assert "running: item 4 ('until [ -e ~/go ]; do sleep 0.05; done; exit 3') on h1" in out
         assert told() == []
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("retries", [0, 1])
     def test_a_loss_is_no_failure_of_the_command(self, make_hosts, retries):
         lost, stays = made = make_hosts(2)
@@ -465,6 +473,7 @@ class TestOnHosts:
         assert (done.host, done.status) == ("h2", 3)
         assert (stays.home / "ran").read_text() == "x\n" * (1 + retries)
 
+    @pytest.mark.slow
     def test_a_lost_host_is_waited_for_with_patience(self, make_hosts):
         _, lost = made = make_hosts(2)
         settings = {"ssh_config": made.ssh_config, "config": (), "patience": 1}

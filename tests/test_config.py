@@ -834,6 +834,7 @@ class TestNoSilence:
         assert load("", "a").notice == ""
         assert load("[Parallel]\nppservers = a\n", "auto").notice == ""
 
+    @pytest.mark.slow
     def test_a_manager_tells_and_the_default_executor_of_futures_does_not(self, home, caplog):
         for kind in WorkManager, Executor:
             with kind(ncpus=1, servers="auto", config=()):

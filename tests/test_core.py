@@ -44,6 +44,7 @@ def there(own_hosts):
 
 
 class TestExecute:
+    @pytest.mark.slow
     def test_what_is_printed(self, where):
         pipe = execute("echo 'a   b' \"$((1 + 1))\" é; printf '\\377'", bg=False, **where)
         assert pipe.response() == "a   b 2 é\n\udcff"
@@ -94,6 +95,7 @@ class TestExecute:
         with pytest.raises(ConfigError, match="ssh_config"):
             execute("true", "h1", options="-p 22")
 
+    @pytest.mark.slow
     def test_nothing_outlives_the_program(self, own_hosts, tmp_path):
         program = tmp_path / "program.py"
         program.write_text(
@@ -141,6 +143,7 @@ class TestProcesses:
 
 
 class TestCopy:
+    @pytest.mark.slow
     def test_there_and_back(self, there, tmp_path, own_hosts):
         (tmp_path / "it's $HOME").write_text("text")
         copy(str(tmp_path / "it's $HOME"), "h1:copy", **there)
@@ -215,6 +218,7 @@ class TestConnect:
         pipe = subprocess.PIPE
         return subprocess.Popen(argv, stdin=pipe, stdout=pipe, text=True, **options)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("end", ["enter", signal.SIGINT, signal.SIGTERM])
     def test_a_tunnel(self, own_hosts, end):
         with contextlib.ExitStack() as stack:
@@ -231,6 +235,7 @@ class TestConnect:
                     process.send_signal(end)
                 assert process.wait(PATIENCE) == 0
 
+    @pytest.mark.slow
     def test_the_other_way(self, own_hosts):
         with contextlib.ExitStack() as stack:
             near = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
@@ -245,6 +250,7 @@ class TestConnect:
                 process.send_signal(signal.SIGINT)
                 assert process.wait(PATIENCE) == 0
 
+    @pytest.mark.slow
     def test_a_port_is_chosen(self, own_hosts):
         with self.start(own_hosts, "h1") as process:
             assert re.match(
@@ -253,6 +259,7 @@ class TestConnect:
             process.send_signal(signal.SIGINT)
             assert process.wait(PATIENCE) == 0
 
+    @pytest.mark.slow
     def test_what_is_wrong(self, own_hosts):
         for words, status in ((["--reverse", "h1"], 2), (["h1", "0"], 2), (["h9", "1"], 1)):
             with self.start(own_hosts, *words, stderr=subprocess.PIPE) as process:
@@ -323,6 +330,7 @@ class TestPrograms:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
+    @pytest.mark.slow
     def test_hello(self, tmp_path):
         text = """
 from ostap_parallel.core import Pipe
@@ -335,6 +343,7 @@ if __name__ == "__main__":
 """
         assert self.run(tmp_path, text) == f"hello from...\n\n{os.uname().nodename}\n\n"
 
+    @pytest.mark.slow
     def test_a_copy(self, tmp_path):
         text = """
 from ostap_parallel.core import Copier, Pipe

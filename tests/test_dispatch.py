@@ -135,6 +135,7 @@ class Deadly:
 
 
 class TestForeignExecutors:
+    @pytest.mark.slow
     def test_a_worker_that_dies_ends_the_run(self):
         # the whole pool is broken then: there is nothing to try again with
         with processes() as pool, WorkManager(executor=pool, silent=True) as wm:
@@ -143,6 +144,7 @@ class TestForeignExecutors:
             with pytest.raises(WorkerLost, match="BrokenProcessPool"):
                 wm.process(functions.square, range(10))
 
+    @pytest.mark.slow
     def test_a_worker_that_dies_is_collected(self):
         with processes() as pool, WorkManager(executor=pool, silent=True) as wm:
             wm.process(Deadly(), range(4), on_error="collect", chunk_size=1)

@@ -32,6 +32,7 @@ def on_hosts(hosts):
 
 
 class TestValues:
+    @pytest.mark.slow
     def test_words_files_and_standard_input(self, tmp_path):
         (tmp_path / "file").write_text("x\ny z\n")
         assert do("-k", "echo", "{}", ":::", "a", "b c") == (0, b"a\nb c\n", b"")
@@ -40,6 +41,7 @@ class TestValues:
         assert do("-k", "echo", stdin=b"1\n2\n") == (0, b"1\n2\n", b"")
         assert do("-k", "echo", "::::", "-", stdin=b"1\n2") == (0, b"1\n2\n", b"")
 
+    @pytest.mark.slow
     def test_slow_input_holds_up_nothing(self):
         with subprocess.Popen(
             [*DO, "echo"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -67,6 +69,7 @@ class TestValues:
         assert run["title"] == "do until [ -e {} ]; do sleep 0.05; done"
         assert (run["done"], run["total"], len(run["running"])) == (0, 1, 1)
 
+    @pytest.mark.slow
     def test_names_with_quotes_and_line_ends(self):
         names = [b"it's", b"a\nb", b"$(id)", b"\xff\xfe", b"-n \\"]
         status, out, _ = do("-0", "-k", "printf '%s\\0' {}", stdin=b"\0".join(names) + b"\0")
@@ -84,9 +87,11 @@ class TestValues:
     def test_several_inputs(self, words, out):
         assert do("--dry-run", *words)[1].decode().split() == out.split()
 
+    @pytest.mark.slow
     def test_commands_as_values(self):
         assert do("-k", ":::", "echo a; echo b", "exit 3") == (1, b"a\nb\n", b"")
 
+    @pytest.mark.slow
     def test_nothing_to_do(self):
         assert do("-k", ":::", "", "echo b") == (0, b"b\n", b"")
         assert do("-k", "echo [{}]", ":::", "", "a") == (0, b"[]\n[a]\n", b"")
@@ -98,6 +103,7 @@ class TestValues:
 
 
 class TestOutput:
+    @pytest.mark.slow
     def test_what_a_command_prints_stays_together(self):
         status, out, err = do(
             "-j4", "for n in 1 2 3; do echo {}; echo {} >&2; done", ":::", *"abc"
@@ -107,6 +113,7 @@ class TestOutput:
             assert sorted(text.split(b"\n")[:-1:3]) == [b"a", b"b", b"c"]
             assert all(len(set(text.split()[n : n + 3])) == 1 for n in (0, 3, 6))
 
+    @pytest.mark.slow
     def test_nobody_reads_to_the_end(self):
         words = [*DO, "-k", "seq {} 100000", ":::", *map(str, range(100))]
         pipe = subprocess.PIPE
@@ -116,9 +123,11 @@ class TestOutput:
             assert process.wait(PATIENCE) == 128 + signal.SIGPIPE
             assert process.stderr.read() == b""
 
+    @pytest.mark.slow
     def test_tags(self):
         assert do("-k", "--tag", "echo", ":::", "a", "b")[1] == b"a\ta\nb\tb\n"
 
+    @pytest.mark.slow
     def test_lines_as_they_come(self):
         text = "echo {}1; sleep 0.3; echo {}2"
         status, out, _ = do("-j2", "--line-buffer", "--tag", text, ":::", "a", "b")
@@ -127,11 +136,13 @@ class TestOutput:
         assert sorted(lines[:2]) == ["a\ta1", "b\tb1"]
         assert sorted(lines[2:]) == ["a\ta2", "b\tb2"]
 
+    @pytest.mark.slow
     def test_long_output_is_whole(self):
         status, out, _ = do("-k", "head -c {} /dev/zero; echo end", ":::", "3000000", "10")
         assert status == 0
         assert (len(out), out[3_000_000:3_000_004]) == (3_000_018, b"end\n")
 
+    @pytest.mark.slow
     def test_results(self, tmp_path):
         assert do("--results", tmp_path / "r", "echo {}; echo err >&2", ":::", "a", "b")[0] == 0
         assert (tmp_path / "r/1/stdout").read_text() == "a\n"
@@ -139,6 +150,7 @@ class TestOutput:
 
 
 class TestEnds:
+    @pytest.mark.slow
     def test_the_exit_status_is_the_number_of_failures(self):
         assert do("exit {}", ":::", "0", "1", "0", "2")[0] == 2
         assert do("-j4", "false", ":::", *range(120))[0] == 101
@@ -159,24 +171,29 @@ class TestEnds:
         assert (status, out) == (255, b"")
         assert err
 
+    @pytest.mark.slow
     def test_a_time_limit(self):
         status, _, err = do("--timeout", "0.3", "sleep", ":::", "0", "53191")
         assert status == 1
         assert b"sleep 53191: not done after 0.3 s" in err
 
+    @pytest.mark.slow
     def test_halt_now(self):
         status, _, _ = do("-j2", "--halt", "now,fail=1", ":::", "sleep 53192", "exit 7", "true")
         assert status == 7
         assert not [pid for pid in processes() if "sleep 53192" in describe(pid)]
 
+    @pytest.mark.slow
     def test_halt_soon(self):
         status, out, _ = do("-j1", "--halt", "soon,fail=1", ":::", "echo 1", "exit 7", "echo 3")
         assert (status, out) == (7, b"1\n")
 
+    @pytest.mark.slow
     def test_retries(self, tmp_path):
         text = f"echo x >> {tmp_path}/tries; test $(wc -l < {tmp_path}/tries) = {{}}"
         assert do("--retries", "3", text, ":::", "3")[0] == 0
 
+    @pytest.mark.slow
     def test_resume(self, tmp_path):
         log, marks = tmp_path / "log", tmp_path / "marks"
         words = ["--joblog", log, f"echo {{}} >> {marks}; test {{}} != 2", ":::"]
@@ -187,6 +204,7 @@ class TestEnds:
         status, _, err = do("--resume", *words, "4")
         assert (status, b"number 1 was" in err) == (255, True)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
     def test_signals(self, number):
         with subprocess.Popen([*DO, "sleep", ":::", "53193", "53194"]) as process:
@@ -197,6 +215,7 @@ class TestEnds:
 
 
 class TestOnHosts:
+    @pytest.mark.slow
     def test_values_go_to_hosts(self, on_hosts):
         text = "basename $PRIVATE_SSHD; echo {host} >&2; : {}"
         status, out, err = do(*on_hosts, "h1*1,h2*1", f"sleep 0.1; {text}", ":::", *range(6))
@@ -204,6 +223,7 @@ class TestOnHosts:
         assert sorted(set(out.split())) == [b"h1", b"h2"]
         assert sorted(out.split()) == sorted(err.split()), err
 
+    @pytest.mark.slow
     def test_files_of_a_map_go_to_their_hosts(self, on_hosts, tmp_path):
         (tmp_path / "map").write_text("h1 = [a, 'b c']\nh2 = [d]\nlocalhost = [e]")
         options = [*on_hosts[:-1], "--map", tmp_path / "map", "-k", "--tag"]
@@ -215,6 +235,7 @@ class TestOnHosts:
         assert do("--map", tmp_path / "map", "echo", ":::", "a")[0] == 255
         assert do("--map", tmp_path / "none", "echo")[0] == 255
 
+    @pytest.mark.slow
     def test_a_host_that_cannot_be_had(self, on_hosts):
         status, out, err = do(*on_hosts, "h1,h9", "echo", ":::", "a")
         assert (status, out) == (0, b"a\n")

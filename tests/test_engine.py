@@ -279,6 +279,7 @@ def wait_for_run(run, seconds):
 class TestInterrupting:
     """Stopping a run takes what it runs along, and nothing else."""
 
+    @pytest.mark.slow
     def test_a_task_that_ignores_it_is_killed(self, wm, tmp_path):
         def work(item):
             if item == 0:
@@ -292,6 +293,7 @@ class TestInterrupting:
             wm.process(work, [0, 1], chunk_size=1)
         assert wm.process(functions.square, range(10)) == [x * x for x in range(10)]
 
+    @pytest.mark.slow
     def test_a_task_sees_it(self, wm, tmp_path):
         def work(item):
             if item == 0:
@@ -311,6 +313,7 @@ class TestInterrupting:
         assert wm.process(functions.square, [2]) == [4]
         assert wm._owned.backend.pids() == pids
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("where", ["local", "host"])
     def test_what_is_about_to_begin_ends_too(self, where, request):
         """It is neither waiting nor running then, or on its way to a host."""
@@ -365,6 +368,7 @@ class TestInterrupting:
             assert len(core.pids()) == 1
         assert "KeyboardInterrupt" not in capfd.readouterr().err
 
+    @pytest.mark.slow
     def test_programs_that_tasks_started_end_too(self, wm, tmp_path):
         def work(item):
             if item == 0:
@@ -697,6 +701,7 @@ class TestUsableCpus:
         monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
         assert usable_cpus(control_groups(files)) == (limit or 8)
 
+    @pytest.mark.slow
     def test_affinity(self, tmp_path):
         code = (
             "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"

@@ -60,6 +60,7 @@ def test_functions_of_a_script_see_what_the_initializer_has_set(tmp_path):
     run_python(script, cwd=tmp_path)
 
 
+@pytest.mark.slow
 def test_the_initializer_runs_once_per_process_and_what_it_has_set_up_stays(hosts, ssh_config):
     def set_up():
         os.environ["NUMBER"] = str(int(os.environ.get("NUMBER", 0)) + 1)
@@ -70,6 +71,7 @@ def test_the_initializer_runs_once_per_process_and_what_it_has_set_up_stays(host
         assert {future.result(30) for future in futures} == {"1"}
 
 
+@pytest.mark.slow
 def test_what_an_initializer_is_given_travels_once_per_worker(hosts, ssh_config):
     class Large:
         def __init__(self):
@@ -328,6 +330,7 @@ atexit.register(late, "first")
 
 
 class TestShutdown:
+    @pytest.mark.slow
     def test_at_the_exit_of_the_interpreter(self, tmp_path):
         (tmp_path / "script.py").write_text(EXIT)
         done = functions.run_to_its_end("-W", "ignore", "script.py", cwd=tmp_path)
@@ -335,6 +338,7 @@ class TestShutdown:
         assert done.stdout == f"first 1\nfirst [1]\nlast {late}\nlast {late}\n"
         assert (done.returncode, done.stderr) == (0, "")
 
+    @pytest.mark.slow
     def test_all_that_was_begun_is_done_and_no_more_is_taken(self, tmp_path):
         executor = Executor(2)
         results = executor.map(slow_square, range(20))
@@ -381,6 +385,7 @@ class TestShutdown:
         )
         assert "the executor has been shut down" in run_python(script, cwd=tmp_path)
 
+    @pytest.mark.slow
     def test_leaving_with_waits_but_not_after_an_interrupt(self):
         with Executor(1) as executor:
             future = executor.submit(slow_square, 3)

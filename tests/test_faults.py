@@ -483,6 +483,7 @@ class TestValues:
             wm.process(work, [1])
         assert "in work" in str(caught.value.__cause__)
 
+    @pytest.mark.slow
     def test_huge_messages(self, wm):
         def work(item):
             raise ValueError("x" * 10_000_000)
@@ -508,6 +509,7 @@ class TestValues:
 
 
 class TestOutput:
+    @pytest.mark.slow
     def test_more_than_a_chunk_may_print(self, wm, capfd):
         def work(item):
             if item == 0:

@@ -178,6 +178,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("servers", ["", "h1*1"])
 def test_the_default_executor_comes_from_the_settings(hosts, tmp_path, servers):
     (tmp_path / "program.py").write_text(PROGRAM)

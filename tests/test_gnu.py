@@ -152,6 +152,7 @@ def run(tmp_path):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("text", "stdin", "out", "status"), CASES, ids=[c[0] for c in CASES])
 def test_what_it_prints(run, text, stdin, out, status):
     words = shlex.split(text)
@@ -168,6 +169,7 @@ def test_the_peer_prints_the_same(run):
         assert (text, *found[:2]) == (text, status, out)
 
 
+@pytest.mark.slow
 def test_variables_and_functions_of_bash(run):
     script = 'twice() { echo "$1$1 $VALUE"; }; export -f twice; '
     for program in ([PEER, "--will-cite"] if PEER else DO, DO):
@@ -176,6 +178,7 @@ def test_variables_and_functions_of_bash(run):
         assert found[:2] == (0, b"aa it's $HOME\nb cb c it's $HOME\n"), found[2]
 
 
+@pytest.mark.slow
 def test_the_log_of_jobs(run, tmp_path):
     words = ["-j1", "--joblog", "log", "echo {}; echo {} >&2; exit {}", ":::", "0", "3"]
     logs = []
@@ -191,6 +194,7 @@ def test_the_log_of_jobs(run, tmp_path):
     assert [row[5:] for row in logs[0][1]] == [row[5:] for row in logs[1][1]]
 
 
+@pytest.mark.slow
 def test_each_goes_on_with_the_log_of_the_other(run):
     if PEER is None:
         pytest.skip("GNU parallel is not installed")
@@ -255,6 +259,7 @@ class TestOnHosts:
     def options(self, hosts):
         return ["--ssh-config", str(hosts.ssh_config), "-S", "h1*1,1/h2"]
 
+    @pytest.mark.slow
     def test_files_go_there_and_come_back(self, run, options, tmp_path, hosts):
         (tmp_path / "d").mkdir()
         names = ["it's $HOME", "d/two\nlines", "three"]
@@ -275,6 +280,7 @@ class TestOnHosts:
             (host.home / "base").unlink(missing_ok=True)
         assert used
 
+    @pytest.mark.slow
     def test_a_directory_of_its_own(self, run, options, tmp_path, hosts):
         (tmp_path / "in").write_text("a")
         words = [*options, "--wd", "...", "--transfer", "--return", "{}.out", "--cleanup"]
@@ -285,6 +291,7 @@ class TestOnHosts:
         for host in hosts:
             assert not list((host.home / ".parallel" / "tmp").glob("*"))
 
+    @pytest.mark.slow
     def test_a_file_that_is_missing(self, run, options, tmp_path):
         (tmp_path / "in").write_text("a")
         status, _, err = run(DO, [*options, "--transfer", "echo", ":::", "in", "none"], b"")
@@ -301,17 +308,20 @@ class TestOnHosts:
         assert run(DO, words, b"") == (0, b"", b"")
         assert (tmp_path / "in.out").read_text() == (tmp_path / "in").read_text() == "a"
 
+    @pytest.mark.slow
     def test_all_hosts(self, run, options):
         status, out, err = run(DO, [*options, "-k", "--tag", "--nonall", "echo {host}"], b"")
         assert (status, out) == (0, b"h1\th1\nh2\th2\n"), err
         words = [*options, "-k", "--onall", "echo {} {host} {#}", ":::", "a", "b"]
         assert run(DO, words, b"")[1] == b"a h1 1\na h2 2\nb h1 3\nb h2 4\n"
 
+    @pytest.mark.slow
     def test_a_file_of_hosts(self, run, options, tmp_path):
         (tmp_path / "hosts").write_text("# mine\n1/h1\n\nh2*1 # another\n")
         words = [*options[:2], "--slf", "hosts", "-k", "--nonall", "echo $PARALLEL_SSHHOST"]
         assert run(DO, words, b"")[:2] == (0, b"h1\nh2\n")
 
+    @pytest.mark.slow
     def test_variables(self, run, options):
         words = [*options, "-k", "--env", "VALUE", "echo $VALUE $PARALLEL_SEQ {}", ":::", "a", "b"]
         assert run(DO, words, b"")[:2] == (0, b"it's $HOME 1 a\nit's $HOME 2 b\n")

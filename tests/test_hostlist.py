@@ -148,6 +148,7 @@ def names(draw):
     return text, wanted
 
 
+@pytest.mark.slow
 @given(st.lists(names(), min_size=1, max_size=4))
 def test_expanding_is_what_was_drawn(drawn):
     text = ",".join(text for text, _ in drawn)

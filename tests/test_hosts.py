@@ -133,12 +133,14 @@ class TestWho:
         assert cluster.executor.backend.pids() == []
         assert {host: stat.njobs for host, stat in cluster.report.stats} == {"h1": 1, "h2": 1}
 
+    @pytest.mark.slow
     def test_local_workers_and_hosts(self, manage):
         manager = manage(["h1*1", "h2*1"], ncpus=1)
         assert manager.wait_for_hosts(PATIENCE)
         assert run_together(manager, 3, host_here()) == ["", "h1", "h2"]
         assert [name for name, _ in sorted(manager.report.stats)] == ["h1", "h2", "local"]
 
+    @pytest.mark.slow
     def test_a_host_joins_a_run_that_is_going_on(self, manage, hosts):
         gate = hosts["h1"].home / "gate"
         gate.unlink(missing_ok=True)
@@ -168,6 +170,7 @@ class TestWho:
         source = cluster.process(lambda _: sys.modules["dill"].__file__, [0])[0]
         assert "/ppserver/" in source
 
+    @pytest.mark.slow
     def test_workers_are_as_many_as_the_host_grants(self, manage, write_config):
         if not shutil.which("taskset"):
             pytest.skip("no taskset")
@@ -177,6 +180,7 @@ class TestWho:
         assert manager.wait_for_hosts(PATIENCE)
         assert manager.workers == {"h1": 1, "h2": usable_cpus()}
 
+    @pytest.mark.slow
     def test_the_number_of_workers_can_be_given(self, manage, write_config):
         manager = manage(["h1*1", "h2"], config=write_config("[Parallel]\nncpus = 3\n"))
         assert manager.wait_for_hosts(PATIENCE)
@@ -578,6 +582,7 @@ class TestExistingServers:
                 manager.process(lambda n: 1 // n, range(3))
             assert manager.process(lambda n: -n, range(3)) == [0, -1, -2]
 
+    @pytest.mark.slow
     def test_a_stock_server_is_refused(self, fail):
         with stock_server("a secret", [PACKAGE_PARENT]) as port:
             error = fail(f"localhost:{port}", name="x.example", secret="a secret")
@@ -585,12 +590,14 @@ class TestExistingServers:
         assert error.reason.startswith("what answers is no server of ours")
         assert "start servers by ostap-parallel launch" in error.reason
 
+    @pytest.mark.slow
     def test_the_wrong_secret(self, fail):
         with open_server("right") as port:
             error = fail(f"localhost:{port}", name="x.example", secret="wrong")
         assert error.step == "server"
         assert "does not accept our secret" in error.reason
 
+    @pytest.mark.slow
     def test_another_version_of_ppft(self, fail, tmp_path):
         source = Path(ppft.__file__).parent
         shutil.copytree(source, tmp_path / "ppft", ignore=shutil.ignore_patterns("__pycache__"))
@@ -606,6 +613,7 @@ class TestExistingServers:
         assert error.step == "server"
         assert f"it runs ppft '1.7.1', the caller ppft '{ppft.__version__}'" in error.reason
 
+    @pytest.mark.slow
     def test_a_version_that_ends_in_zero(self, hosts, tmp_path):
         """What ppft tells is ``version.rstrip(".dev0")``: "1.9" for 1.9.0."""
         shutil.copytree(Path(ppft.__file__).parent, tmp_path / "lib/ppft")
@@ -614,6 +622,7 @@ class TestExistingServers:
         done = run_script(hosts, tmp_path, tmp_path / "lib")
         assert done.stdout.splitlines() == ["True 11 h1", "True 12 h1"], done.stderr
 
+    @pytest.mark.slow
     def test_no_server(self, fail):
         port = free_port("127.0.0.1")
         error = fail(f"localhost:{port}", name="x.example", secret="secret")
@@ -622,6 +631,7 @@ class TestExistingServers:
 
 
 class TestLoginShells:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("shell", "rc"),
         [
@@ -735,6 +745,7 @@ class TestFunctions:
         for func in (lambda x: x + 5, closure, Adder(5).add, Adder(5)):
             assert cluster.process(func, range(3)) == [5, 6, 7]
 
+    @pytest.mark.slow
     def test_functions_of_main(self, hosts, tmp_path):
         done = run_script(hosts, tmp_path)
         assert done.stdout.splitlines() == ["True 11 h1", "True 12 h1"], done.stderr

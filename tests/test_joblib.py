@@ -118,6 +118,7 @@ class TestLoops:
         with pytest.raises(Exception, match="stays here"):
             Parallel()(delayed(functions.same)(functions.Unsendable()) for _ in range(9))
 
+    @pytest.mark.slow
     def test_a_dead_worker_ends_the_loop_and_no_other(self):
         with pytest.raises(Exception, match="killed by SIGKILL"):
             Parallel()(delayed(functions.die)("kill") for _ in range(2))
@@ -243,6 +244,7 @@ class TestWorkers:
             lambda: not set(descendants(os.getpid())) - before, functions.PATIENCE, "no workers"
         )
 
+    @pytest.mark.slow
     def test_on_hosts(self, hosts):
         environment = importable(hosts)
         settings = {"ssh_config": hosts.ssh_config, "config": (), "environment": environment}

@@ -165,6 +165,7 @@ class TestPins:
         a.end(b"2")
         assert a.begun == [b"1", b"2", b"4"]
 
+    @pytest.mark.slow
     def test_a_host_that_cannot_be_had(self, hosts):
         """What must run there ends with that, at once; the rest goes on."""
         with open_manager(hosts, "h1*1 no-such-host.invalid") as manager:
@@ -178,6 +179,7 @@ class TestPins:
                 reason = future.result(PATIENCE).reason
                 assert reason == f"it must run on {name}, and that is not to be had"
 
+    @pytest.mark.slow
     def test_on_real_hosts(self, hosts):
         """Twenty for each of two hosts, by turns, while one of them is slow."""
         with open_manager(hosts, "h1*1 h2*1") as manager:
@@ -203,6 +205,7 @@ class TestLimits:
         a.end(b"1")
         assert a.begun == [b"1", b"2", b"3"]
 
+    @pytest.mark.slow
     def test_of_local_workers(self, tmp_path):
         def work(item):
             (tmp_path / str(item)).touch()
@@ -230,6 +233,7 @@ class TestInterrupts:
         assert done == [1]
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
+    @pytest.mark.slow
     def test_a_storm_of_them_loses_no_worker(self, tmp_path):
         """While the main thread submits again and again, in a process that may ignore some."""
         text = run_python("-c", STORM, cwd=tmp_path)

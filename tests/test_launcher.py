@@ -228,6 +228,7 @@ def test_all_kinds_of_programs(tmp_path, how):
     same_as_python(words, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_thread_outlives_the_program(tmp_path):
     text = "from ostap_parallel import futures\nimport threading\n"
     text += (
@@ -238,6 +239,7 @@ def test_a_thread_outlives_the_program(tmp_path):
     assert (done.returncode, done.stdout, done.stderr) == (0, "[1]\n", "")
 
 
+@pytest.mark.slow
 def test_ctrl_c(tmp_path):
     text = "from ostap_parallel import futures\nimport time\n"
     text += "f = futures.submit(time.sleep, 60)\nprint('begun', flush=True)\nf.result()\n"

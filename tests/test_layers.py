@@ -283,6 +283,7 @@ def test_there_are_few_floors():
     assert len(LAYERS) <= MAX_FLOORS
 
 
+@pytest.mark.slow
 def test_no_modules_import_each_other():
     arrows = graph()
     ends: set[str] = set()
@@ -397,6 +398,7 @@ def code_lines(file: Path) -> int:
     return len(lines)
 
 
+@pytest.mark.slow
 def test_files_are_short():
     lines = {module_of(file): code_lines(file) for file in FILES}
     assert max(lines.values()) <= MAX_FILE_LINES, lines
@@ -412,6 +414,7 @@ def lines_of_rooms() -> dict[str, int]:
     return lines
 
 
+@pytest.mark.slow
 def test_contributing_tells_how_large_each_room_is():
     """A tenth more or less is as it is written there; who adds more writes it anew, and why."""
     text = (PACKAGE.parent / "CONTRIBUTING.md").read_text()

@@ -53,6 +53,7 @@ def run(tmp_path, *arguments):
     return done.stdout.splitlines()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [8, 12, 16, 24, 40])
 def test_open_files(tmp_path, limit):
     lines = run(tmp_path, "RLIMIT_NOFILE", str(limit))
@@ -62,6 +63,7 @@ def test_open_files(tmp_path, limit):
         assert f"it may have {limit} files open" in line
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs another user's limit of processes")
 def test_processes(tmp_path):
     lines = run(tmp_path, "RLIMIT_NPROC", "1")

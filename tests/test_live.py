@@ -64,6 +64,7 @@ def names_of(pid):
     return [name for name in live._names() if f"-{pid}-" in name]
 
 
+@pytest.mark.slow
 def test_a_run_tells_what_it_does(hosts, capsys):
     go = "go-on"
     homes = [Path.home(), *(host.home for host in hosts)]
@@ -205,6 +206,7 @@ while not any(run["process"] == os.getpid() for run in live.runs()):
     assert names_of(process.pid) == []
 
 
+@pytest.mark.slow
 def test_top_refreshes_in_a_terminal(tmp_path):
     go = tmp_path / "go"
     main_fd, terminal = pty.openpty()
@@ -303,6 +305,7 @@ def test_what_is_waited_for_is_told(monkeypatch):
         assert progress.status() == "0/5 items"
 
 
+@pytest.mark.slow
 def test_what_a_start_is_at_is_told(hosts, tmp_path):
     """A host waits for a file: the bar, `top`, a notebook and the status of the host say so."""
     go, gate = tmp_path / "go", hosts["h1"].home / "gate"

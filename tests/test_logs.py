@@ -35,6 +35,7 @@ with WorkManager(1, "h1*1 h9*1", silent=True, **settings) as wm:
 """
 
 
+@pytest.mark.slow
 def test_a_handler_of_logging(hosts, tmp_path):
     (tmp_path / "program.py").write_text(PROGRAM)
     done = subprocess.run(
@@ -52,6 +53,7 @@ def test_a_handler_of_logging(hosts, tmp_path):
     assert notice.endswith("has raised RuntimeError: mine; what it should have shown is lost")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["local", "h1"])
 def test_a_handler_of_events(hosts, where, caplog):
     seen = []

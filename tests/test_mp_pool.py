@@ -291,12 +291,14 @@ class TestProcesses:
         assert not result.ready() or not result.successful()
         assert not alive(workers)
 
+    @pytest.mark.slow
     def test_an_initializer(self, open_pool):
         with open_pool(initializer=set_variable, initargs=("x",)) as pool:
             assert set(pool.map(get_variable, range(20), 1)) == {"x"}
         with pytest.raises(TypeError, match="initializer must be"):
             open_pool(initializer="x")
 
+    @pytest.mark.slow
     def test_workers_are_replaced(self, open_pool):
         with open_pool(maxtasksperchild=2) as pool:
             pids = pool.map(functions.pid_of, range(12), 1)

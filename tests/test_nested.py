@@ -101,10 +101,12 @@ class TestTrees:
             kill(local[-1:] or workers_of(manager, "h2")[-1:])
             assert future.result(100) == 8191
 
+    @pytest.mark.slow
     def test_a_chain_that_is_deeper_than_python_allows_calls(self):
         with WorkManager(1, silent=True) as manager:
             assert manager.executor.submit(functions.chain, 300).result(PATIENCE) == 300
 
+    @pytest.mark.slow
     def test_few_of_its_tasks_are_alive(self):
         """Depth first: what is begun and not ended is no more than the depth of the tree."""
 
@@ -123,6 +125,7 @@ class TestTrees:
 
 
 class TestSharedServers:
+    @pytest.mark.slow
     def test_programs_do_not_wait_for_one_another_for_ever(self):
         where = {"path": [Path(__file__).parent]}
         with open_server("secret", **where) as one, open_server("secret", **where) as other:
@@ -433,6 +436,7 @@ class TestStopping:
         assert place.call(abs, -1) == 1
         wait_until(lambda: "nested tasks were given up" in caplog.text, PATIENCE, "a warning")
 
+    @pytest.mark.slow
     def test_by_ctrl_c(self, tmp_path):
         script = (
             "from pathlib import Path\n"

@@ -56,6 +56,7 @@ def big(go, size, item):
     return item.to_bytes(4, "big") * (size // 4)
 
 
+@pytest.mark.slow
 def test_no_more_is_read_than_may_be_held_back(tmp_path):
     """The first item is slow; those behind it have large results."""
     read = 0

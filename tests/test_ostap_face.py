@@ -220,6 +220,7 @@ class TestKeywords:
         results.close()
         assert next(read) == 1
 
+    @pytest.mark.slow
     def test_imports(self, where):
         def seen(jobid, x):
             return sorted({"wave", "colorsys"} & sys.modules.keys())
@@ -397,6 +398,7 @@ class TestManager:
             or "ipyparallel" in sys.modules
         )
 
+    @pytest.mark.slow
     def test_hosts(self, one_host):
         settings = {"ppservers": "h1*1", "ssh_config": one_host.ssh_config, "sync": callers}
         with ostap.WorkManager(ncpus=1, **settings, progress=False) as manager:
@@ -409,6 +411,7 @@ class TestManager:
             assert "#jobs" in manager.get_pp_stat().table(title="Jobs", prefix="# ")
             assert manager.pool.map(abs, [-1, -2]) == [1, 2]
 
+    @pytest.mark.slow
     def test_hosts_of_the_configuration(self, one_host, tmp_path):
         file = tmp_path / "ostaprc"
         file.write_text("[Pathos]\nworkers = h1*1\n")

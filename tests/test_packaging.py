@@ -85,6 +85,7 @@ def test_metadata(metadata: Message) -> None:
     assert "Operating System :: POSIX :: Linux" in classifiers
 
 
+@pytest.mark.slow
 def test_installed_it_is_a_command(wheel: Path, tmp_path: Path) -> None:
     pip("install", "--no-deps", "--no-index", "--target", tmp_path, wheel)
     entries = ConfigParser()

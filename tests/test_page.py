@@ -29,6 +29,7 @@ PATIENCE = 60.0
 EVIL = "</script><script>window.hacked=1</script><img src=x onerror='window.hacked=1'>&lt;\"'`${1}"
 
 
+@pytest.mark.slow
 def test_the_numbers_on_the_page_are_those_of_the_report(hosts, tmp_path, browser):
     def fails(item):
         time.sleep(0.01)
@@ -107,6 +108,7 @@ def point_at_the_middle(page):
     return tooltips.evaluate_all("all => all.map(one => one.shadowRoot.textContent).join(' ')")
 
 
+@pytest.mark.slow
 def test_a_bar_tells_what_it_is(tmp_path, browser):
     facts = Facts("f", {}, picture=one_bar().picture())
     (tmp_path / "run.html").write_text(page_of(facts))
@@ -123,6 +125,7 @@ def test_a_bar_tells_what_it_is(tmp_path, browser):
         )
 
 
+@pytest.mark.slow
 def test_a_name_in_the_legend_hides_what_has_its_colour(tmp_path, browser):
     timeline = one_bar()
     timeline.note("h1", "lost", "gone")
@@ -151,6 +154,7 @@ def test_a_tooltip_tells_times_as_the_report_does(seconds, browser):
     assert said == duration(seconds)
 
 
+@pytest.mark.slow
 def test_what_comes_from_users_is_text(tmp_path, browser):
     timeline = one_bar(host=EVIL, name=EVIL)
     timeline.note(EVIL, "lost", EVIL)
@@ -180,6 +184,7 @@ def test_what_comes_from_users_is_text(tmp_path, browser):
         assert page.locator("img").count() == 0
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_items_are_few_bars(tmp_path, browser):
     timeline = Timeline("f")
     timeline.start -= 100
@@ -204,6 +209,7 @@ kind.rect = function (...where) { window.rectangles += 1; return draw.apply(this
 """
 
 
+@pytest.mark.slow
 def test_without_bokeh_there_are_no_plots(tmp_path, browser, monkeypatch):
     monkeypatch.setitem(sys.modules, "bokeh.embed", None)
     with WorkManager(1, silent=True) as wm:
@@ -214,6 +220,7 @@ def test_without_bokeh_there_are_no_plots(tmp_path, browser, monkeypatch):
         assert numbers(page)["merged"] == "10"
 
 
+@pytest.mark.slow
 def test_without_a_timeline_the_page_says_so(tmp_path, browser):
     with WorkManager(1, silent=True, timeline=False) as wm:
         wm.process(abs, range(10))
@@ -251,6 +258,7 @@ def slowly(item):
     return item
 
 
+@pytest.mark.slow
 def test_the_page_of_a_checkpoint_shows_all_of_its_runs(tmp_path, browser, capsys):
     file = tmp_path / "run.db"
     with WorkManager(2, silent=True) as wm:
@@ -319,6 +327,7 @@ Seq\tHost\tStarttime\tJobRuntime\tSend\tReceive\tExitval\tSignal\tCommand
 """
 
 
+@pytest.mark.slow
 def test_the_page_of_a_job_log(tmp_path, browser, capsys):
     file = tmp_path / "jobs.log"
     file.write_text(LOG)
@@ -371,6 +380,7 @@ def test_a_page_that_cannot_be_written(tmp_path, capsys):
     assert "no command has ended yet" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_notebook_shows_the_hosts_of_a_manager(hosts):
     with open_manager(hosts) as wm:
         assert wm.wait_for_hosts(PATIENCE)

@@ -97,6 +97,7 @@ class TestTheExample:
         assert (status, out) == (2, "")
         assert f"{tmp_path}/none/x is a directory, or in none that is there" in lines[-1]
 
+    @pytest.mark.slow
     def test_here(self):
         status, out, lines = self.start("-j", "foo", "-d")
         assert (status, out) == (0, "Results:\n"), lines
@@ -117,12 +118,14 @@ class TestTheExample:
             positions += found
         assert positions == sorted(positions)
 
+    @pytest.mark.slow
     def test_only_what_is_asked_for_is_told(self):
         assert self.start("-j", "foo") == (0, "Results:\n", [])
 
     def test_a_name_is_needed(self):
         assert self.start()[0] == 2
 
+    @pytest.mark.slow
     def test_a_failure(self, tmp_path):
         shutil.copytree(EXAMPLE, tmp_path / "p")
         (tmp_path / "p/nodes/example_parallel.py").write_text("raise SystemExit(3)")
@@ -133,6 +136,7 @@ class TestTheExample:
 
 
 class TestJobs:
+    @pytest.mark.slow
     def test_objects_go_there_and_outputs_come_back(self, recipe, node):
         command = node(
             "self.outputs['sum'] = sum(args[0]); self.outputs['kinds'] = args; return 0"
@@ -166,6 +170,7 @@ class TestJobs:
         recipe._schedule_jobs([job])
         assert job.results["n"] == 3_000_000
 
+    @pytest.mark.slow
     def test_failures(self, recipe, node):
         body = "{'exit': lambda: sys.exit(7), 'kill': lambda: os.kill(os.getpid(), 11), "
         body += "'raise': lambda: 1 / 0, 'well': lambda: None}[args[0]]()"
@@ -211,6 +216,7 @@ def listening(text):
 
 
 class TestOnHosts:
+    @pytest.mark.slow
     def test_many_jobs_on_two_hosts(self, recipe, tmp_path):
         text = NODE.format(
             body="self.outputs['host'] = os.path.basename(os.environ['PRIVATE_SSHD'])",
@@ -224,6 +230,7 @@ class TestOnHosts:
         assert [job.results["returncode"] for job in jobs] == [0] * 20
         assert [job.results["host"] for job in jobs] == ["h1", "h2"] * 10
 
+    @pytest.mark.slow
     def test_two_recipes_at_once(self, hosts):
         recipes = [Recipe(), Recipe()]
         jobs = [[ComputeJob(f"h{n}", f"test {n} -lt") for n in (1, 2)] for _ in recipes]
@@ -242,6 +249,7 @@ class TestOnHosts:
         recipe._schedule_jobs(jobs, max_per_node=3)
         assert {job.results["returncode"] for job in jobs} == {0}
 
+    @pytest.mark.slow
     def test_a_host_that_cannot_be_had(self, recipe, caplog):
         jobs = [ComputeJob("h9", "true"), ComputeJob("h1", "true")]
         recipe._schedule_jobs(jobs)
@@ -269,6 +277,7 @@ if __name__ == "__main__":
     sys.exit(recipe().main(["-j", "x"]))
 """
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
     def test_jobs_end_with_their_recipe(self, tmp_path, number):
         (tmp_path / "recipe.py").write_text(self.PROGRAM)
@@ -376,6 +385,7 @@ class other(BaseRecipe):
 
         return start
 
+    @pytest.mark.slow
     def test_what_has_failed_runs_again(self, start, tmp_path):
         status, marks, _, err = start()
         assert (status, marks) == (1, ["a", "0", "1", "2", "task"]), err
@@ -386,6 +396,7 @@ class other(BaseRecipe):
         (tmp_path / "x.state").unlink()
         assert start()[1] == ["a", "0", "1", "2", "task"]
 
+    @pytest.mark.slow
     def test_one_that_was_killed_goes_on(self, start, tmp_path):
         (tmp_path / "good").touch()
         kill = "if [ N = 1 ] && mkdir dead; then kill -9 $(cat pid); sleep 64124; fi;"
@@ -395,6 +406,7 @@ class other(BaseRecipe):
         status, marks, _, err = start(kill=kill)
         assert (status, marks) == (0, ["1", "2", "task"]), err
 
+    @pytest.mark.slow
     def test_a_task_whose_inputs_have_changed_runs_again(self, start, tmp_path):
         (tmp_path / "good").touch()
         assert start()[1][-1] == "task"
@@ -405,6 +417,7 @@ class other(BaseRecipe):
         assert (status, marks) == (0, ["task"]), err
         assert out == "Results:\nfound = {'inputs': [7, ['x'], '4']}\n"
 
+    @pytest.mark.slow
     def test_a_recipe_that_runs_twice_does_its_jobs_twice(self, tmp_path):
         (tmp_path / "again.py").write_text("""
 from ostap_parallel.pipeline import ComputeJob, RemoteCommandRecipeMixIn, StatefulRecipe
@@ -485,12 +498,14 @@ sys.exit(top().main())
         assert (status, marks) == (1, [])
         assert "x.state is no state of a recipe" in err
 
+    @pytest.mark.slow
     def test_a_directory_for_jobs(self, start, tmp_path):
         with (tmp_path / "pipeline.cfg").open("a") as file:
             file.write("[layout]\njob_directory = jobs/x\n")
         start()
         assert (tmp_path / "jobs" / "x" / "statefile").is_file()
 
+    @pytest.mark.slow
     def test_the_report(self, start, tmp_path):
         _, _, _, err = start("--report", "report.json", "-v")
         rows = json.loads((tmp_path / "report.json").read_text())
@@ -554,6 +569,7 @@ class TestDataMaps:
         with pytest.raises(DataMapError, match="none"):
             DataMap.load(tmp_path / "none")
 
+    @pytest.mark.slow
     @given(st.lists(st.tuples(st.text(), st.text(), st.booleans())))
     def test_what_is_stored_is_loaded(self, tmp_path_factory, items):
         path = tmp_path_factory.mktemp("map") / "map"

@@ -65,6 +65,7 @@ def test_a_host_that_is_unknown(wm):
     assert set(wm.process(make_here(), ["h9"], where=lambda i: i, strict=False)) <= {"h1", "h2"}
 
 
+@pytest.mark.slow
 def test_a_host_that_cannot_be_had(own_hosts):
     settings = {"ssh_config": own_hosts.ssh_config, "config": (), "silent": True}
     with WorkManager(0, "h1*1 h8*1", **settings) as manager:
@@ -75,6 +76,7 @@ def test_a_host_that_cannot_be_had(own_hosts):
         assert isinstance(found[1].error, HostError)
 
 
+@pytest.mark.slow
 def test_a_host_that_is_lost(make_hosts):
     stays, lost = made = make_hosts(2)
     settings = {"ssh_config": made.ssh_config, "config": (), "silent": True}
@@ -98,6 +100,7 @@ def test_what_it_needs(wm):
         wm.process(make_here(), iter([1]), where=lambda item: "h1")
 
 
+@pytest.mark.slow
 def test_a_lost_host_is_waited_for_with_patience(make_hosts):
     _, lost = made = make_hosts(2)
     settings = {"ssh_config": made.ssh_config, "config": (), "silent": True, "patience": 1}

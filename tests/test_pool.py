@@ -164,6 +164,7 @@ class TestLife:
         with pytest.raises(ValueError, match="not running"):
             pool.map(functions.square, [2])
 
+    @pytest.mark.slow
     def test_closing_ends_waiting(self, tmp_path):
         short = WorkManager(1, silent=True)
         result = short.pool.apipe(late, str(tmp_path / "never"), 0)
@@ -207,6 +208,7 @@ class TestState:
             other.map(functions.square, [2])
         assert third.map(functions.square, [2]) == [4]
 
+    @pytest.mark.slow
     def test_close_join_and_restart(self, tmp_path):
         pool = ParallelPool(1)
         with pool:
@@ -244,6 +246,7 @@ class TestState:
         assert (pool.ncpus, repr(pool)) == (2, "<pool ParallelPool(ncpus=2, servers=None)>")
         assert sum(pool._serve().backend.workers.values()) == 2
 
+    @pytest.mark.slow
     def test_hosts(self, hosts):
         settings = {"ssh_config": hosts.ssh_config, "config": ()}
         pool = ParallelPool(0, servers=("h1*1", "h2*1"), **settings)

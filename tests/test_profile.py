@@ -58,6 +58,7 @@ def test_everything_in_this_process():
     assert any("work" in str(entry.code) for entry in pr.get_stats())
 
 
+@pytest.mark.slow
 def test_on_workers(own_hosts):
     pr.enable_profiling()
     decorated = pr.profiled(prefix="p-")(work)
@@ -80,6 +81,7 @@ def test_nothing_comes_while_it_is_off():
     assert pr.total_stats() is None
 
 
+@pytest.mark.slow
 def test_what_raises_is_profiled():
     pr.enable_profiling()
     with Executor(1) as executor:
@@ -104,6 +106,7 @@ def test_by_the_pipe_of_a_pool(capfd):
     assert len(list(Path().glob("r-*.prof"))) == 1
 
 
+@pytest.mark.slow
 def test_a_program_for_pathos(tmp_path):
     """Its imports are changed, and its sleeps are shorter."""
     program = tmp_path / "program.py"
@@ -139,6 +142,7 @@ if __name__ == "__main__":
     assert "import_abc" in done.stdout
 
 
+@pytest.mark.slow
 def test_statistics_of_pools(own_hosts):
     """In the form of `pathos.parallel.stats`."""
     pool = ParallelPool(

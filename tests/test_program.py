@@ -508,6 +508,7 @@ GOES_ON = """
 """
 
 
+@pytest.mark.slow
 def test_reading_results_changes_no_class_for_a_checkpoint(tmp_path):
     (tmp_path / "script.py").write_text(program(GOES_ON))
     run_python("script.py", cwd=tmp_path)

@@ -39,6 +39,7 @@ def manager():
         yield manager
 
 
+@pytest.mark.slow
 def test_a_session_of_ipython():
     options = ["--simple-prompt", "--colors=NoColor", "--no-banner", "--no-confirm-exit"]
     argv = [sys.executable, "-m", "IPython", *options]
@@ -72,6 +73,7 @@ def test_an_exception_that_takes_no_attributes(manager):
         manager.process({}.__getitem__, ["x"])
 
 
+@pytest.mark.slow
 def test_html_and_rich(manager):
     manager.process(abs, [1, 2])
     for shown in manager, manager.report:

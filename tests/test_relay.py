@@ -144,6 +144,7 @@ class TestStreams:
                 peer.sendall(b"\0")
                 assert peer.recv(9) == b"\0"
 
+    @pytest.mark.slow
     def test_commands_beside_it(self, ends):
         data = os.urandom(BIG)
         code = "import sys, hashlib; d = sys.stdin.buffer.read(); sys.stderr.write('oops')\n"
@@ -185,6 +186,7 @@ class TestStreams:
         with pytest.raises(HostError, match=r"there: copy: .*/nowhere"):
             ends.way.copy({"a": b""}, "/nowhere", PATIENCE)
 
+    @pytest.mark.slow
     def test_ports_both_ways(self, ends, echo):
         data = os.urandom(BIG)
         address, port = ends.way.forward(echo)
@@ -219,6 +221,7 @@ class TestStreams:
                     lazy.send(b"x" * (1 << 16))
             assert there_and_back(port, b"y" * BIG) == b"y" * BIG
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("python", pythons())
     def test_an_old_python_there(self, python, echo):
         if python is None:
@@ -359,6 +362,7 @@ def test_what_came_for_one_descriptor_is_not_taken_for_the_next_that_has_its_num
         assert called == ["first"]
 
 
+@pytest.mark.slow
 def test_a_real_server_through_it(tmp_path):
     host = HostConfig(name="there", ncpus=2, tmpdir=str(tmp_path), python=sys.executable)
 

@@ -400,6 +400,7 @@ class TestTerminal:
         assert "3/10 items in" in shown
 
 
+@pytest.mark.slow
 def test_jupyter_has_one_display_and_needs_no_widgets():
     code = """
         import time

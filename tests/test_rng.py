@@ -24,6 +24,7 @@ def results(workers, seed, count=20, **options):
         return wm.process(throw, range(count), seed=seed, **options)
 
 
+@pytest.mark.slow
 def test_the_seed_and_the_position_decide():
     one = results(1, 7, chunk_size=7)
     assert one == results(2, 7, chunk_size=1)
@@ -34,6 +35,7 @@ def test_the_seed_and_the_position_decide():
         assert wm.process(throw, range(20), seed=7) == one
 
 
+@pytest.mark.slow
 def test_no_seed_is_left_behind_by_a_run_that_had_one():
     with WorkManager(1, silent=True) as wm:
         seeded = wm.process(throw, range(3), seed=7)
@@ -85,6 +87,7 @@ def test_a_generator_that_the_seed_does_not_reach_is_noted(caplog, function, tol
     assert text.count("without a seed") == (2 if function is by_another else bool(told))
 
 
+@pytest.mark.slow
 def test_on_hosts(hosts):
     def throw(item):
         try:

@@ -143,6 +143,7 @@ class TestInput:
         table = {n: 10 * n for n in range(1000)}
         assert wm.process(look_up, [1, 999], shared={"table": table}) == [10, 9990]
 
+    @pytest.mark.slow
     def test_many_items_exactly_once(self, wm, tmp_path):
         count = 100_000
         found = wm.process(partial(noted, str(tmp_path)), range(count), merger=TaskMerger())
@@ -598,6 +599,7 @@ def draw_after_another(folder, item):
 
 
 class TestSeeds:
+    @pytest.mark.slow
     def test_they_do_not_depend_on_workers_and_chunks(self, wm):
         numbers = wm.process(draw, range(12), seed=42)
         assert wm.process(draw, range(12), seed=42, chunk_size=5) == numbers
@@ -607,6 +609,7 @@ class TestSeeds:
         assert len({numpy for _, _, numpy in numbers}) == 12
         assert wm.process(draw, range(12), seed="43") != numbers
 
+    @pytest.mark.slow
     def test_workers_differ(self, tmp_path):
         with WorkManager(2, silent=True) as fresh:
             drawn = fresh.process(partial(draw_after_another, str(tmp_path)), [0, 0], chunk_size=1)

@@ -256,6 +256,7 @@ class TestImpostors:
         assert len(impostor.got) == ANSWER
         assert_it_serves(server)
 
+    @pytest.mark.slow
     def test_one_on_the_port_of_a_tunnel(self, hosts, monkeypatch, tmp_path):
         bomb = pickle.dumps(Bomb(tmp_path / "canary"))
 
@@ -320,6 +321,7 @@ def memory_of(pid):
 class TestNoise:
     """10 000 messages in all; nothing of them is unpickled, nothing crashes."""
 
+    @pytest.mark.slow
     def test_for_a_server(self, tmp_path):
         with open_server(SECRET) as port:
             key = derive_key(SECRET, port)
@@ -582,6 +584,7 @@ class TestSockets:
 
 
 class TestPermissions:
+    @pytest.mark.slow
     def test_a_permissive_umask_changes_nothing(self, make_hosts, tmp_path):
         ours = set(Path(os.environ["TMPDIR"]).glob("ostap-parallel-*"))
         old = os.umask(0)

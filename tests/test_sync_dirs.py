@@ -41,6 +41,7 @@ def contents(folder):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parallel", ["1", "4"])
 def test_all_that_is_there_is_copied(source, tmp_path, parallel, capsys):
     target = tmp_path / "new" / "to"
@@ -54,6 +55,7 @@ def test_all_that_is_there_is_copied(source, tmp_path, parallel, capsys):
     assert all(str(target / name) in printed for name in NAMES)
 
 
+@pytest.mark.slow
 def test_a_command_of_yours(source, tmp_path):
     program = tmp_path / "program"
     program.write_text(f"#!{sys.executable}\nimport shutil, sys\nshutil.copyfile(*sys.argv[2:])\n")

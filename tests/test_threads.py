@@ -48,6 +48,7 @@ def test_what_is_set_stays(given, others):
     assert given | thread_limits(given) == dict.fromkeys(NAMES, others) | given
 
 
+@pytest.mark.slow
 def test_local_workers(monkeypatch):
     before = dict(os.environ)
     with WorkManager(1, silent=True) as manager:
@@ -58,6 +59,7 @@ def test_local_workers(monkeypatch):
         assert found(manager) == ONE | {"MKL_NUM_THREADS": "3"}
 
 
+@pytest.mark.slow
 def test_hosts(hosts):
     with open_manager(hosts, "h1*1") as manager:
         assert found(manager) == ONE

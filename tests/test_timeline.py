@@ -135,6 +135,7 @@ class TestTimeline:
         ]
 
 
+@pytest.mark.slow
 def test_a_run_keeps_when_what_ran(tmp_path):
     def nap(item):
         time.sleep(0.02)
@@ -175,6 +176,7 @@ def test_an_executor_of_others_has_one_too():
     assert picture.lanes[0].pid
 
 
+@pytest.mark.slow
 def test_hosts_that_come_and_go(own_hosts):
     """A host is lost and comes back: both are noted, and what was lost with it."""
 
@@ -199,6 +201,7 @@ def test_hosts_that_come_and_go(own_hosts):
         assert {Fate.OK, Fate.LOST} <= fates
 
 
+@pytest.mark.slow
 def test_what_failed_items_have_printed(hosts):
     def fail(item):
         print(f"working on {item}")
@@ -313,6 +316,7 @@ def test_a_trace_of_all_that_can_become_of_items():
     assert shown >= {"ok", "failed", "lost", "stopped", "host"}
 
 
+@pytest.mark.slow
 def test_the_trace_of_a_run_on_hosts(hosts, tmp_path):
     def nap(item):
         time.sleep(0.05)
@@ -343,6 +347,7 @@ def test_the_trace_of_a_run_on_hosts(hosts, tmp_path):
     assert {"h1: up", "h2: up"} <= set(states)
 
 
+@pytest.mark.slow
 def test_a_plot(tmp_path):
     with WorkManager(2, silent=True) as wm:
         wm.process(lambda item: 1 / item, range(40), on_error="collect", description="f $x")

@@ -303,6 +303,7 @@ def test_the_next_run_uses_the_host_again(wm):
     assert wm.report.left_out == {}
 
 
+@pytest.mark.slow
 def test_an_error_does_not_wait_for_a_host_that_takes_long_to_start(three, tmp_path):
     config = tmp_path / "rc"
     config.write_text("[Parallel:h3]\nenvironment = sleep 60\n")

@@ -80,6 +80,7 @@ class InThread:
         self.result = manager.process(*args, **options)
 
 
+@pytest.mark.slow
 def test_what_runs_now(tmp_path, go):
     with WorkManager(2, silent=True) as wm:
         run = InThread(wm, lambda item: until(tmp_path, item), range(12), chunk_size=1)
@@ -97,6 +98,7 @@ def test_what_runs_now(tmp_path, go):
         assert wm.report.running == []
 
 
+@pytest.mark.slow
 def test_what_runs_on_hosts(hosts):
     """Also the item of a chunk of several, and its process."""
 
@@ -145,6 +147,7 @@ def test_after_ctrl_c(tmp_path, go, capfd):
         assert "stopped; running: item 10 (10) on local (pid " in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_warning_of_an_item_that_takes_far_longer_than_others(tmp_path, go, caplog, monkeypatch):
     monkeypatch.setattr(watching, "LEAST", 0.3)
     with WorkManager(2, silent=True) as wm:
@@ -177,6 +180,7 @@ def test_what_begins_while_it_is_looked_for_stragglers_is_none():
     assert [one.index for one in found] == [0]
 
 
+@pytest.mark.slow
 def test_the_report_tells_of_times_and_can_be_saved(tmp_path):
     with WorkManager(2, silent=True) as wm:
         wm.process(time.sleep, [0.0] * 20 + [0.1, 0.2, 0.15], chunk_size=1)
@@ -231,6 +235,7 @@ class TestWhatFailedCommandsWrote:
         assert "returned non-zero exit status 3.: line 3\n" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_standard_error_carries_host_and_item(hosts, capfd):
     def tell(item):
         print("out", item)
@@ -251,6 +256,7 @@ def test_standard_error_carries_host_and_item(hosts, capfd):
     assert sorted(capfd.readouterr().err.splitlines()) == ["item 0: err 0", "item 1: err 1"]
 
 
+@pytest.mark.slow
 def test_what_stalls_runs_a_second_time_elsewhere(hosts):
     """A worker of a host stops in the middle of an item: the run ends all the same."""
 
@@ -278,6 +284,7 @@ def test_what_stalls_runs_a_second_time_elsewhere(hosts):
         assert wm.process(abs, range(10)) == list(range(10))  # the host is of use again
 
 
+@pytest.mark.slow
 def test_an_item_that_ends_each_of_its_workers_late_is_given_up(hosts):
     """A copy of it always runs when another one is lost: these losses count all the same."""
 
@@ -310,6 +317,7 @@ def test_a_copy_needs_items_that_may_run_anywhere():
         wm.process(abs, [1], where=lambda item: None, speculate=True)
 
 
+@pytest.mark.slow
 def test_what_runs_is_in_a_checkpoint_while_it_does(tmp_path, go, monkeypatch):
     monkeypatch.setattr(checkpoint, "NOTE_SECONDS", 0.1)
     with WorkManager(2, silent=True) as wm:
