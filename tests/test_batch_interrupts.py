@@ -5,25 +5,28 @@ from __future__ import annotations
 import functools
 import itertools
 import linecache
+import os
 import signal
 import sys
 import threading
 from pathlib import Path
 
 import pytest
-from functions import PATIENCE
+from functions import PATIENCE, run_to_its_end
 from helpers import wait_until
 from test_batch_submitting import Answers
 
 from ostap_parallel import WorkManager
-from ostap_parallel.arrays import settings
+from ostap_parallel.arrays import backend, settings
 from ostap_parallel.arrays.backend import ArrayBackend
 from ostap_parallel.arrays.layout import Layout
 from ostap_parallel.arrays.run import Run
 from ostap_parallel.batch import SlurmPool, calls
+from ostap_parallel.errors import ServersUnavailable, WorkerLost
 from ostap_parallel.faces.pool import AsyncResult
 from ostap_parallel.runs import run
 from ostap_parallel.schedulers.scheduler import JobState, Phase
+from ostap_parallel.worker.execute import Call
 
 PACKAGE = Path(calls.__file__).parents[1]
 
@@ -332,3 +335,45 @@ def test_a_backend_that_ends_while_it_submits_leaves_nothing(queue, pool):
     assert left_of(pool, queue) == []
     with pytest.raises(RuntimeError, match="closed"):
         future.result(PATIENCE)
+
+
+def test_a_fork_leaves_alone_what_is_under_way(queue, pool):
+    pool.apply_async(abs, (1,))
+    pool.backend.call(abs, (1,))
+    wait_until(lambda: queue.answered == 2, PATIENCE, "both are submitted")
+    files = set(pool.directory.rglob("jobs/*.sh"))
+    if not (pid := os.fork()):
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(int(PATIENCE))
+        status = 1
+        try:
+            pool.terminate()
+            with pytest.raises(RuntimeError, match="not its forks"):
+                pool.backend.open(Call(abs))
+            status = 0
+        finally:
+            os._exit(status)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert set(pool.directory.rglob("jobs/*.sh")) == files
+    assert len(files) == 2
+
+
+def test_a_backend_whose_thread_cannot_begin_says_so(queue, pool, monkeypatch):
+    def refuse(*args):
+        raise OSError("too many open files")
+
+    monkeypatch.setattr(backend, "Watcher", refuse)
+    monkeypatch.setattr(threading, "excepthook", lambda args: None)
+    told = "too many open files"
+    with pytest.raises((WorkerLost, ServersUnavailable), match=told):
+        pool.backend.call(abs, (1,)).result(PATIENCE)
+    pool.terminate()
+    assert left_of(pool, queue) == []
+
+
+def test_a_pool_that_is_left_open_says_nothing(tmp_path):
+    (tmp_path / "script.py").write_text(
+        "from ostap_parallel.batch import SlurmPool\npool = SlurmPool('runs')\n"
+    )
+    done = run_to_its_end("script.py", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")

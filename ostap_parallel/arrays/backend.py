@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import itertools
+import os
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import CancelledError, Future
@@ -53,6 +54,8 @@ class ArrayBackend(Backend):
         self, directory: Callable[[], Path], settings: Settings, polling: float, grace: float
     ) -> None:
         self._directory, self._settings = directory, settings
+        # said by a pool that is left open at the exit, when the names of modules are gone
+        self._workers = {settings.kind: (settings.limit or JOBS) * settings.processes}
         self._timing = polling, grace
         self._changed = threading.Condition()
         self._layout: Layout | None = None
@@ -65,6 +68,7 @@ class ArrayBackend(Backend):
         self._watcher: Watcher | None = None
         self._is_served = self._is_closed = False
         self._ended = threading.Event()
+        self._pid = os.getpid()
 
     @property
     def name(self) -> str:
@@ -74,7 +78,7 @@ class ArrayBackend(Backend):
     @property
     def workers(self) -> Mapping[str, int]:
         """How many jobs there may be at the same time."""
-        return {self.name: (self._settings.limit or JOBS) * self._settings.processes}
+        return self._workers
 
     def window(self) -> int:
         """Return how many chunks should be under way; raises `ServersUnavailable` if none can."""
@@ -117,6 +121,8 @@ class ArrayBackend(Backend):
 
     def _begun(self) -> Layout:
         """Return the directory, which is made when it is first needed."""
+        if self._is_of_fork():
+            raise RuntimeError("a pool serves the process that has opened it, not its forks")
         with self._changed:
             if self._is_closed:
                 raise RuntimeError("the pool was closed")
@@ -129,6 +135,10 @@ class ArrayBackend(Backend):
                 )
                 serving.start()
             return self._layout
+
+    def _is_of_fork(self) -> bool:
+        """Return whether this is a fork: jobs and files are the other process's."""
+        return os.getpid() != self._pid
 
     def _new_layout(self) -> Layout:
         layout = Layout(self._directory())
@@ -148,9 +158,11 @@ class ArrayBackend(Backend):
                 return
             self._is_served = True
             self._submitter = submitter = Submitter(layout, self._settings)
-        watcher = Watcher(layout, self._settings.scheduler(), *self._timing)
-        self._watcher = watcher
+        leaving = contextlib.ExitStack()
         try:
+            watcher = Watcher(layout, self._settings.scheduler(), *self._timing)
+            leaving.callback(watcher.close)
+            self._watcher = watcher
             while not self._is_closed:
                 with self._changed:
                     while not (self._futures or self._is_closed):
@@ -168,7 +180,7 @@ class ArrayBackend(Backend):
                 self._refusal = JobRefused(self.name, f"{type(exc).__name__}: {exc}")
             raise
         finally:
-            watcher.close()
+            leaving.close()
             for number in list(self._futures):
                 reason = str(self._refusal or "the pool was closed")
                 self._settle(number, Lost(self.name, 0, reason))
@@ -219,6 +231,8 @@ class ArrayBackend(Backend):
 
     def give_up(self, futures: Iterable[AnyFuture] | None = None) -> None:
         """Drop what has not been submitted, and cancel the jobs of the rest."""
+        if self._is_of_fork():
+            return
         given = None if futures is None else list(futures)
         super().give_up(given)
         with self._changed:
@@ -230,7 +244,9 @@ class ArrayBackend(Backend):
             self._watcher.wake()
 
     def close(self) -> None:
-        """Cancel all jobs, and remove the directory."""
+        """Cancel all jobs, and remove the directory; nothing in a fork."""
+        if self._is_of_fork():
+            return
         atexit.unregister(self.close)
         with self._changed:
             self._is_closed = True

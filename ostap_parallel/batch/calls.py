@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 import weakref
@@ -27,6 +28,7 @@ class Calls:
 
     def __init__(self, patience: float) -> None:
         self._patience = patience
+        self._pid = os.getpid()
         self._lock = threading.RLock()
         # to the thread that has called; one that has not begun goes with who holds it
         self._all: weakref.WeakKeyDictionary[Doing, int] = weakref.WeakKeyDictionary()
@@ -51,8 +53,14 @@ class Calls:
         me = threading.get_ident()
         return {one for one, thread in self.all().items() if thread == me}
 
+    def is_of_fork(self) -> bool:
+        """Return whether this is a fork: the calls are those of the other process."""
+        return os.getpid() != self._pid
+
     def end(self) -> None:
-        """Cancel all, and wait until they have ended."""
+        """Cancel all, and wait until they have ended; nothing in a fork."""
+        if self.is_of_fork():
+            return
         under_way = self.all()
         for one in under_way:
             one.cancel()
@@ -107,6 +115,8 @@ class Doing:
 
     def cancel(self) -> None:
         """Have it end soon, from any thread."""
+        if self._calls.is_of_fork():
+            return
         with self._lock:
             self._stopping.set()
             if not self._has_begun:
