@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import itertools
 import linecache
 import os
@@ -70,6 +71,7 @@ def queue(monkeypatch):
 
 @pytest.fixture
 def pool(queue, tmp_path):
+    gc.collect()  # an interrupt while a pool of another test is collected would be nobody's
     with SlurmPool(tmp_path / "runs", polling=0.1, grace=0.1) as pool:
         yield pool
 
