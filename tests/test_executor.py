@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import gc
 import itertools
 import os
 import pickle
@@ -166,6 +167,39 @@ def test_a_map_is_told_of_to_who_looks(tmp_path, monkeypatch):
     assert (run["title"], run["total"], run["failed"]) == ("wait_for", 2, 0)
     assert [one["index"] for one in run["running"]] == [1]
     assert told() == []
+
+
+def test_calls_are_told_of_to_who_looks(tmp_path, monkeypatch):
+    monkeypatch.setattr(live, "DELAY", 0.05)
+
+    def told():
+        runs = [run for run in live.runs() if run["process"] == os.getpid()]
+        return [run for run in runs if run["done"] == 1 and run["running"]]
+
+    there, go = tmp_path / "there", tmp_path / "go"
+    there.touch()
+    with Executor(1) as executor:
+        futures = [executor.submit(wait_for, there), executor.submit(wait_for, go)]
+        try:
+            (run,) = wait_until(told, PATIENCE, "the first is done, the second runs")
+        finally:
+            go.touch()
+        assert [future.result() for future in futures] == [None, None]
+        assert told() == []
+    assert (run["title"], run["total"]) == ("calls of an Executor", 2)
+    assert [(one["index"], one["item"]) for one in run["running"]] == [(1, "wait_for")]
+
+
+def test_who_tells_of_calls_keeps_nothing():
+    executor = Executor(1)
+    assert executor.submit(abs, -1).result() == 1
+    looks = len(live.teller._looks)
+    told = weakref.ref(executor._told)
+    executor.shutdown()
+    del executor
+    gc.collect()
+    assert told() is None
+    assert len(live.teller._looks) == looks - 1
 
 
 def test_a_setting_that_there_is_not():

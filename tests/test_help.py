@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -45,6 +46,18 @@ def test_the_examples_can_be_parsed(line: str) -> None:
     assert ours or parts == [[".", "./servers.sh"]]
     for words in ours:
         assert callable(_parser().parse_args(words[1:]).run)
+
+
+def test_who_reads_the_beginning_only_sees_no_error() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    argv = [sys.executable, "-m", "ostap_parallel", "help", "how-do-i"]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    try:
+        done = subprocess.run(argv, stdout=writing, stderr=subprocess.PIPE, env=env, timeout=100)
+    finally:
+        os.close(writing)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
 
 
 def complete(line: str, folder: Path) -> list[str]:

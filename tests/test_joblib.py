@@ -22,6 +22,7 @@ from sshd import descendants
 
 from ostap_parallel import ConfigError, Executor, WorkManager
 from ostap_parallel.joblib import OstapBackend, register
+from ostap_parallel.views import live
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -292,3 +293,25 @@ class TestWorkers:
             OstapBackend(executor=4)
         with pytest.raises(TypeError, match="no setting sorvers"):
             Parallel(backend="ostap", n_jobs=2, sorvers="h1")(delayed(abs)(n) for n in range(3))
+
+
+def test_a_loop_is_told_of_to_who_looks(tmp_path, monkeypatch):
+    monkeypatch.setattr(live, "DELAY", 0.05)
+    register()
+    go = tmp_path / "go"
+
+    def told():
+        return [run for run in live.runs() if run["process"] == os.getpid()]
+
+    loop = Parallel(backend="ostap", n_jobs=2, ncpus=2)
+    thread = threading.Thread(target=loop, args=[[delayed(functions.wait_for)(go, 60.0)] * 2])
+    thread.start()
+    try:
+        (run,) = wait_until(
+            lambda: [one for one in live.runs() if one["process"] == os.getpid()], 60.0, "it tells"
+        )
+    finally:
+        go.touch()
+        thread.join(60.0)
+    assert run["title"] == "a loop of joblib"
+    assert {one["item"] for one in run["running"]} <= {"wait_for"}

@@ -63,6 +63,7 @@ DOORS = {
     "faces": {"executor", "joblib", "launch", "manager", "pathos_pool", "pool", "scoop"},
     "runs": {
         *(
+            "calls",
             "checkpoint",
             "checks",
             "display",

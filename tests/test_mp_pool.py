@@ -24,6 +24,7 @@ from foreign import open_foreign
 from helpers import importable, place_for, wait_until
 
 from ostap_parallel import Pool, WorkerLost
+from ostap_parallel.views import live
 
 PATIENCE = functions.PATIENCE
 
@@ -539,6 +540,27 @@ def _ask_in_a_fork(engine, writer):
             told.append(type(exc).__name__)
     os.write(writer, " ".join(told).encode())
     os._exit(0)
+
+
+def test_maps_are_told_of_to_who_looks(tmp_path, monkeypatch):
+    monkeypatch.setattr(live, "DELAY", 0.05)
+    go = tmp_path / "go"
+
+    def told():
+        return [run for run in live.runs() if run["process"] == os.getpid()]
+
+    with Pool(1) as pool:
+        result = pool.starmap_async(functions.wait_for, [(go, 60.0)])
+        try:
+            (run,) = wait_until(
+                lambda: [one for one in live.runs() if one["process"] == os.getpid()],
+                60.0,
+                "it tells",
+            )
+        finally:
+            go.touch()
+        assert result.get(60.0) == [None]
+    assert (run["title"], run["total"], run["done"]) == ("wait_for", 1, 0)
 
 
 class TestAsyncio:

@@ -15,6 +15,7 @@ from ostap_parallel.arrays.backend import ArrayBackend
 from ostap_parallel.arrays.run import Run
 from ostap_parallel.errors import SchedulerUnavailable, add_note
 from ostap_parallel.runs.outcome import Batch, Outcome
+from ostap_parallel.runs.report import Running
 
 logger = logging.getLogger(__name__)
 
@@ -109,6 +110,20 @@ class Doing:
         self._lock = threading.RLock()
         self._has_begun = False
         calls.add(self)
+
+    @property
+    def total(self) -> int:
+        """Number of items."""
+        return len(self._items)
+
+    @property
+    def retried(self) -> int:
+        """Nothing: the directory of the run tells that."""
+        return 0
+
+    def running(self) -> list[Running]:
+        """Return nothing: the directory of the run tells what runs."""
+        return []
 
     def wake(self) -> None:
         """Nothing waits for input."""

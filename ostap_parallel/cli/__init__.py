@@ -23,6 +23,7 @@ from ostap_parallel.cli import connect as tunnels
 from ostap_parallel.cli import do, do_options, jobs, manual, report, sync_dirs, top
 from ostap_parallel.cli.completion import complete
 from ostap_parallel.cli.examples import epilog
+from ostap_parallel.cli.printing import until_closed
 from ostap_parallel.cli.run import ProgramParser, add_arguments, run
 from ostap_parallel.config import HostConfig, Settings, find_secret, load_settings
 from ostap_parallel.engine.engine import PATIENCE, Engine
@@ -253,18 +254,18 @@ def _add_views(commands: Any) -> None:
     """Add what tells of runs."""
     text = "tell what a checkpoint or a job log knows: how far its runs are, and what failed"
     command = commands.add_parser("report", help=text, description=text)
-    command.set_defaults(run=report.report, verbose=False)
+    command.set_defaults(run=partial(until_closed, report.report), verbose=False)
     report.add_arguments(command.add_argument)
     for look, text in (
         (top.top, "show what your runs are doing: hosts, workers, items, rate, time left"),
         (top.status, "print once what your runs are doing"),
     ):
         command = commands.add_parser(look.__name__, help=text, description=text)
-        command.set_defaults(run=look, verbose=False)
+        command.set_defaults(run=partial(until_closed, look), verbose=False)
         top.add_arguments(command.add_argument, look is top.top)
     text = "show a page of the manual, or the chapter that a message names"
     command = commands.add_parser("help", help=text, description=text)
-    command.set_defaults(run=manual.show, verbose=False)
+    command.set_defaults(run=partial(until_closed, manual.show), verbose=False)
     manual.add_arguments(command.add_argument)
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import io
 import logging
+import os
+import signal
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import IO, Any
 
 from ostap_parallel.commands.command import Command, Done
@@ -14,6 +16,18 @@ from ostap_parallel.runs.report import relay
 
 # Levels of records by which lines arrive at once; they only tell the streams apart.
 OUT, ERR = logging.WARNING + 1, logging.WARNING + 2
+
+
+def until_closed(function: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
+    """Do what a command does; who reads the beginning only, as ``head``, has it end there."""
+    try:
+        status = function(args)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        # what is left in the buffer would be tried once more at the exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
 
 
 class Printer:

@@ -13,7 +13,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import suppress
-from functools import partial
+from functools import cached_property, partial
 from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -28,6 +28,7 @@ from ostap_parallel.engine.future import Future
 from ostap_parallel.errors import ConfigError, InitializerError, SerializeError
 from ostap_parallel.faces import launch
 from ostap_parallel.logs import logger_of
+from ostap_parallel.runs.calls import Calls
 from ostap_parallel.runs.checks import check_callable
 from ostap_parallel.runs.display import HostList, title_of
 from ostap_parallel.runs.report import relay
@@ -152,6 +153,10 @@ class Executor(concurrent.futures.Executor):
         self._lock = threading.Lock()
         self._calls: weakref.WeakSet[Future[Any]] = weakref.WeakSet()
 
+    @cached_property
+    def _told(self) -> Calls:
+        return Calls(self.backend, "calls of an Executor")
+
     @property
     def hosts(self) -> list[HostStatus]:
         """The state of each host, in their order."""
@@ -248,6 +253,8 @@ class Executor(concurrent.futures.Executor):
             return failed
         with self._lock:
             self._calls.add(future)
+            told = self._told
+        told.add(future, fn)
         if self._watches_initializer:
             future.add_done_callback(self._notice)
         return future
@@ -312,6 +319,7 @@ class Executor(concurrent.futures.Executor):
         """End all workers and servers at once, whatever they do."""
         self._is_open = False
         if self._lives.alive:
+            self._told.close()
             self.backend.close()
 
     def _end(self) -> None:

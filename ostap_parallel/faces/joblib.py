@@ -22,6 +22,7 @@ from ostap_parallel.engine.core import LOCAL
 from ostap_parallel.engine.foreign import backend_of
 from ostap_parallel.faces.executor import Executor, Settings
 from ostap_parallel.faces.manager import WorkManager
+from ostap_parallel.runs import calls as looked
 from ostap_parallel.worker.batch import run_batch
 from ostap_parallel.worker.shared import KEPT, shared
 
@@ -168,6 +169,7 @@ class _Loop:
         self._queue: deque[tuple[Calls, Callback]] = deque()
         self._running: dict[Future[Any], tuple[Callback, int]] = {}
         self._stops = 0
+        self._told = looked.Calls(backend, "a loop of joblib")
         self._seen: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
         self._handles: deque[tuple[dict[int, Any], Any]] = deque(maxlen=KEPT)
 
@@ -233,7 +235,9 @@ class _Loop:
     def _send(self, calls: Calls) -> Future[Any]:
         try:
             handle, calls = self._share(calls)
-            return self._backend.call(run_batch, (calls, self._nested), shared=handle)
+            future = self._backend.call(run_batch, (calls, self._nested), shared=handle)
+            self._told.add(future, calls[0][0])
+            return future
         except Exception as exc:  # joblib often calls from a thread of ours, where nobody listens
             failed: Future[Any] = Future()
             failed.set_exception(exc)

@@ -24,8 +24,10 @@ from ostap_parallel.engine.foreign import backend_of
 from ostap_parallel.faces.executor import Executor
 from ostap_parallel.logs import logger_of
 from ostap_parallel.runs.checks import check_callable
+from ostap_parallel.runs.display import title_of
 from ostap_parallel.runs.outcome import Batch, Outcome
 from ostap_parallel.runs.run import PAUSE, Run
+from ostap_parallel.runs.snapshot import told
 from ostap_parallel.runs.stream import AHEAD, Stream
 from ostap_parallel.runs.tally import Tally
 from ostap_parallel.worker import calls, standin
@@ -305,7 +307,9 @@ class Pool(multiprocessing.pool.Pool):
         if mapper is multiprocessing.pool.starmapstar:  # type: ignore[attr-defined]
             func = functools.partial(calls.spread, func)
         run = self._run(func, _sized(iterable), chunksize)
-        return self._result(_in_thread(_collect, run), run.cancel, callback, error_callback)
+        return self._result(
+            _in_thread(_collect, run, title_of(func)), run.cancel, callback, error_callback
+        )
 
     def _map_here(
         self, func: Function, iterable: Iterable[Any], chunksize: int | None
@@ -315,7 +319,7 @@ class Pool(multiprocessing.pool.Pool):
         ended: Future[None] = Future()
         self._track(ended, run.cancel)
         try:
-            return _collect(run)
+            return _collect(run, title_of(func))
         except CancelledError:
             raise CancelledError(TERMINATED) from None
         finally:
@@ -343,7 +347,7 @@ class Pool(multiprocessing.pool.Pool):
         # what has a length may be lazy all the same: a progress bar around a generator
         source = iterable if hasattr(iterable, "__getitem__") else _Source(iterable)
         run = self._run(func, source, chunksize, ordered)
-        arrivals = run.arrivals()
+        arrivals = told(run, title_of(func))
         if isinstance(source, _Source):
             source.wake, arrivals = run.wake, source.follow(arrivals)
         stream = Stream(arrivals, run.cancel, self)
@@ -440,11 +444,11 @@ def _sized(iterable: Iterable[Any]) -> Iterable[Any]:
     return iterable if isinstance(iterable, Sized) else list(iterable)
 
 
-def _collect(run: Run) -> list[Any]:
+def _collect(run: Run, title: str) -> list[Any]:
     """Return all values; raise the first error once all items have been run."""
     values: list[Any] = []
     error = None
-    with closing(run.arrivals()) as arrivals:
+    with closing(told(run, title)) as arrivals:
         for arrival in arrivals:
             if isinstance(arrival, Batch):
                 values.extend(arrival.values)

@@ -12,6 +12,7 @@ from typing import Any
 
 from ostap_parallel.supply.source import HostStatus
 from ostap_parallel.views.page import hosts_table
+from ostap_parallel.worker.calls import spread
 
 _PACKAGE = Path(__file__).parents[1]
 
@@ -54,7 +55,8 @@ def caller() -> str:
 def title_of(function: Any) -> str:
     """Return a name for a function, a task or whatever is called, also for a lambda."""
     while isinstance(function, functools.partial):
-        function = function.func
+        spreads = function.func is spread and function.args
+        function = function.args[0] if spreads else function.func
     name = str(getattr(function, "__name__", type(function).__name__))
     code = getattr(function, "__code__", None)
     if name != "<lambda>" or code is None:

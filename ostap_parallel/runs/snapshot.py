@@ -14,7 +14,6 @@ from ostap_parallel.engine.backend import Backend
 from ostap_parallel.runs.outcome import Batch, Outcome
 from ostap_parallel.runs.progress import ProgressReporter
 from ostap_parallel.runs.report import Running
-from ostap_parallel.runs.run import Run
 from ostap_parallel.supply.source import HostStatus
 from ostap_parallel.views.live import telling
 from ostap_parallel.views.words import duration
@@ -76,6 +75,21 @@ class Looked(Protocol):
         """Return what runs, the longest first."""
 
 
+class Counted(Protocol):
+    """How far something is, as `ProgressReporter` counts it."""
+
+    @property
+    def total(self) -> int | None: ...
+    @property
+    def done(self) -> int: ...
+    @property
+    def failed(self) -> int: ...
+    @property
+    def elapsed(self) -> float: ...
+    def rate(self) -> float:
+        """Return how many ended per second."""
+
+
 def _at(host: HostStatus) -> str:
     """Return what a host that is not up is at, or waits for, if that is known."""
     text = host.step or host.reason
@@ -85,9 +99,7 @@ def _at(host: HostStatus) -> str:
 class Snapshots:
     """Looks at a run, for who asks from outside."""
 
-    def __init__(
-        self, run: Looked, reporter: ProgressReporter, title: str, coming: Coming
-    ) -> None:
+    def __init__(self, run: Looked, reporter: Counted, title: str, coming: Coming) -> None:
         self._run, self._reporter, self._title = run, reporter, title
         self._started = time.time()
         self._coming = coming
@@ -146,7 +158,16 @@ def telling_of(run: Looked, title: str, total: int | None) -> Iterator[ProgressR
         yield reporter
 
 
-def told(run: Run, title: str) -> Generator[Batch | Outcome, None, None]:
+class Arriving(Looked, Protocol):
+    """What also yields what becomes of items; `total` is their number, if that is known."""
+
+    @property
+    def total(self) -> int | None: ...
+    def arrivals(self) -> Generator[Batch | Outcome, None, None]:
+        """Yield what becomes of the items."""
+
+
+def told(run: Arriving, title: str) -> Generator[Batch | Outcome, None, None]:
     """Yield what becomes of the items of a run, which is told of meanwhile."""
     with telling_of(run, title, run.total) as reporter, closing(run.arrivals()) as arrivals:
         for arrival in arrivals:
