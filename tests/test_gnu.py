@@ -129,6 +129,15 @@ CASES = [
     ("-k -N3 --tag 'echo {3}{2}{1}' ::: a b c d e f g", b"", b"a b c\tcba\nd e f\tfed\ng\tg\n", 0),
     ("-k -n3 'echo {2}' ::: a b c d", b"", b"b\n\n", 0),
     ("-j1 'sleep 0.{}; echo {}' ::: 3 1", b"", b"3\n1\n", 0),
+    ("-k --tagstring '{}\\t{#}' echo ::: a b", b"", b"a\t1\ta\nb\t2\tb\n", 0),
+    ("-k -d , echo ::: a,b c,", b"", b"a\nb\nc\n\n", 0),
+    ("-k echo ::: 'a\nb' c", b"", b"a\nb\nc\n", 0),
+    ("-k -r echo ::: '' ' ' a", b"", b"a\n", 0),
+    ("-k -n0 echo x ::: a b", b"", b"x\nx\n", 0),
+    ("-k -s 10 -X -j1 echo ::: a b c d", b"", b"a b\nc d\n", 0),
+    ("-k -s 10 -m -j1 echo ::: aaa bbb c d", b"", b"aaa\nbbb\nc d\n", 0),
+    ("-k -s 5 echo ::: aaaaaaaaaa", b"", b"", 255),
+    ("--keeporder --linebuffer --plain -x --eof=B echo ::: A B C", b"", b"A\n", 0),
 ]
 
 
@@ -216,6 +225,11 @@ def test_each_goes_on_with_the_log_of_the_other(run):
         ("--ssh x echo ::: a", "--ssh-config"),
         ("echo {= s/a/b/ =} ::: a", "{= s/a/b/ =}"),
         ("--plus echo {%.gz} ::: a", "{%.gz}"),
+        ("--plus echo {0#} ::: a", "{0#}"),
+        ("-i echo {} ::: a", "take -I TEXT"),
+        ("--filter x echo ::: a", "leave values out"),
+        ("-n -1 echo ::: a", "-n"),
+        ("-s 5 echo ::: aaaaaaaaaa", "15 bytes is too long, with 'aaaaaaaaaa'"),
         ("-j 3x echo ::: a", "-j"),
         ("-S h1 -j 50% echo ::: a", "about this machine"),
         ("-S 'ssh -p 22 h' echo ::: a", "--ssh-config"),
@@ -238,9 +252,16 @@ def test_random_order(run):
     assert sorted(out.split(), key=int) == [str(n).encode() for n in range(40)] != out.split()
 
 
-def test_commas(run):
-    words = ["-k", "--csv", "echo {1}+{2}"]
-    assert run(DO, words, b'"a b",c\n"d,e",f\n')[:2] == (0, b"a b+c\nd,e+f\n")
+@pytest.mark.parametrize(
+    ("words", "stdin", "out", "err"),
+    [
+        (["-k", "--csv", "echo {1}+{2}"], b'"a b",c\n"d,e",f\n', b"a b+c\nd,e+f\n", b""),
+        (["-t", "echo", ":::", "a b"], b"", b"a b\n", b"echo 'a b'\n"),
+    ],
+)
+def test_what_the_peer_prints_otherwise(run, words, stdin, out, err):
+    """It has no Text::CSV, or tells more."""
+    assert run(DO, words, stdin) == (0, out, err)
 
 
 def test_what_is_no_csv(run):
@@ -248,10 +269,6 @@ def test_what_is_no_csv(run):
     assert status == 255
     assert b"what is read is no CSV: field larger than" in err
     assert b"Traceback" not in err
-
-
-def test_commands_are_told(run):
-    assert run(DO, ["-t", "echo", ":::", "a b"], b"") == (0, b"a b\n", b"echo 'a b'\n")
 
 
 class TestOnHosts:

@@ -18,7 +18,7 @@ REFUSED = {
         "input is not cut into pieces: give files, or lines as values with -X or -N",
     ),
     **dict.fromkeys(
-        ("--semaphore", "--fg", "--bg", "--wait", "--id"),
+        ("--semaphore", "--semaphorename", "--fg", "--bg", "--wait", "--id"),
         "there is no semaphore: all commands of a run are given to one `do`, with -j",
     ),
     **dict.fromkeys(
@@ -26,12 +26,30 @@ REFUSED = {
         "the load is not looked at: take -j, and --nice",
     ),
     **dict.fromkeys(
-        ("--rpl", "--parens", "-U", "--er", "--bnr"), "places are those of the manual"
+        (
+            *("--rpl", "--parens", "-U", "--er", "--bnr", "--extensionreplace"),
+            *("--basenamereplace", "--dirnamereplace", "--basenameextensionreplace"),
+            *("--seqreplace", "--slotreplace"),
+        ),
+        "places are those of the manual",
     ),
     **dict.fromkeys(("--tmux", "--tmuxpane", "--tty", "-o"), "commands have no terminal"),
     **dict.fromkeys(("-p", "--interactive"), "nothing is asked: see the commands by --dry-run"),
     **dict.fromkeys(("--sql", "--sqlmaster", "--sqlworker"), "take --joblog and --results"),
     **dict.fromkeys(("--compress", "--files"), "take --results DIR"),
+    **dict.fromkeys(("-i", "--replace"), "take -I TEXT"),
+    **dict.fromkeys(("--color", "--ctag", "--ctagstring"), "take --tag"),
+    **dict.fromkeys(("--latest-line", "--ll"), "take --line-buffer, or --progress"),
+    **dict.fromkeys(("--shellquote", "--shell-quote"), "values are quoted: see --dry-run"),
+    **dict.fromkeys(
+        ("--number-of-cpus", "--number-of-cores", "--number-of-sockets", "--number-of-threads"),
+        "nproc tells it",
+    ),
+    "--filter": "leave values out before, or have the command do so",
+    "--process-slot-var": "take $PARALLEL_JOBSLOT",
+    "--total-jobs": "their number is known unless they come from standard input",
+    "-l": "take -L N",
+    "-e": "take -E VALUE",
     "--retry-failed": "take --resume-failed, with the same command and values",
     "--ssh": "take --ssh-config FILE",
     "--sshdelay": "hosts are reached at once, each by one connection",
@@ -51,7 +69,6 @@ REFUSED = {
     "--citation": "nothing is asked for",
     "--shebang": "write `ostap-parallel do ... :::: FILE` into a script",
     "--rsync-opts": "files go through the connection that is there, without rsync",
-    "--color": "take --tag",
 }
 
 
@@ -84,7 +101,9 @@ def add_arguments(add: Callable[..., object]) -> None:
     _add_output(add)
     _add_course(add)
     _add_files(add)
-    for words in (("--will-cite", "--no-notice", "--gnu", "--silent", "--group", "-M"),):
+    for words in (
+        ("--will-cite", "--no-notice", "--gnu", "--silent", "--group", "-M", "-x", "--plain"),
+    ):
         add(*words, action="store_true", dest="ignored", help=argparse.SUPPRESS)
     text = (
         "a command with places, see the manual, then ::: VALUES or :::: FILES; or standard input"
@@ -126,7 +145,7 @@ def _add_values(add: Callable[..., object]) -> None:
     add("--trim", choices=("n", "l", "r", "lr", "rl"), help=text)
     text = "the first value of each source is a name, for {name}"
     add("--header", choices=(":",), help=text)
-    add("-E", metavar="VALUE", help="the value that is the end of all")
+    add("-E", "--eof", dest="E", metavar="VALUE", help="the value that is the end of all")
     add("-r", "--no-run-if-empty", action="store_true", help="leave empty values out")
     text = "the first values of all inputs go together, and so on; shorter ones begin anew"
     add("--link", "--xapply", action="store_true", help=text)
@@ -134,9 +153,9 @@ def _add_values(add: Callable[..., object]) -> None:
 
 
 def _add_filling(add: Callable[..., object]) -> None:
-    add("-n", "--max-args", metavar="N", type=_positive, help="so many values for each command")
+    add("-n", "--max-args", metavar="N", type=_count, help="so many values for each command")
     text = "the same, and {1} ... {N} are those; with 0 a command gets none"
-    add("-N", "--max-replace-args", metavar="N", type=int, help=text)
+    add("-N", "--max-replace-args", metavar="N", type=_count, help=text)
     text = "the same as -n"
     add("-L", "--max-lines", metavar="N", type=_positive, dest="max_args", help=text)
     text = "as many values as there is room for; words with places come for each"
@@ -158,10 +177,16 @@ def _add_output(add: Callable[..., object]) -> None:
     text = "begin each line of output with the values"
     add("--tag", action="store_true", help=text)
     text = "begin each line of output with a text, which may have places"
-    add("--tagstring", "--tag-string", metavar="TEXT", help=text)
-    add("-k", "--keep-order", action="store_true", help="print in the order of the values")
+    add("--tagstring", "--tag-string", metavar="TEXT", type=_unescaped, help=text)
+    add(
+        "-k",
+        "--keep-order",
+        "--keeporder",
+        action="store_true",
+        help="print in the order of the values",
+    )
     text = "print whole lines as they come, in place of all of a command at its end"
-    live = "--line-buffer", "--lb", "-u", "--ungroup"
+    live = "--line-buffer", "--linebuffer", "--lb", "-u", "--ungroup"
     add(*live, action="store_true", help=text)
     text = "show how far it is, with the time left"
     add("--progress", "--eta", "--bar", action="store_true", help=text)
@@ -211,6 +236,18 @@ def _slots(text: str) -> str:
         wanted = "a number is wanted, or N%, +N or -N of the CPUs"
         raise argparse.ArgumentTypeError(f"{wanted}, not {text!r}")
     return text
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"a number from 0 on is wanted, not {text!r}")
+    return int(text)
+
+
+def _unescaped(text: str) -> str:
+    """Return a text with its escapes, as of a tab, in their own form, as printf has them."""
+    known = {"t": "\t", "n": "\n", "r": "\r", "\\": "\\"}
+    return re.sub(r"\\([tnr\\])", lambda found: known[found[1]], text)
 
 
 def _delimiter(text: str) -> bytes:

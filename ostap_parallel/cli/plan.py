@@ -29,7 +29,7 @@ MOST_SLOTS = 250
 # Places that GNU parallel has and that are not here.
 _NO_PLACE = re.compile(r"\{-?\d*=.*?=\}")
 _NO_PLACE_OF_PLUS = re.compile(
-    r"\{(?:[%#]{1,2}[^}%#][^}]*|:-?[^}]+|/[^}/]+/[^}]*|[\^,]{1,2}[^}]+|uniq|choose_k)\}"
+    r"\{(?:[%#]{1,2}[^}%#][^}]*|:-?[^}]+|/[^}/]+/[^}]*|[\^,]{1,2}[^}]+|uniq|choose_k|hgrp|0[%#])\}"
 )
 
 
@@ -111,7 +111,7 @@ class Plan:
         args = self._args
         if not words:  # the values are commands
             return None
-        gets_none = args.nonall or args.max_replace_args == 0
+        gets_none = args.nonall or 0 in (args.max_replace_args, args.max_args)
         how: dict[str, Any] = {
             "names": self._names,
             "more": args.plus,
@@ -125,7 +125,7 @@ class Plan:
         args = self._args
         most = args.max_args if args.max_replace_args is None else args.max_replace_args
         if self._template is not None and (args.X or args.many or args.xargs or args.max_chars):
-            room = min(args.max_chars or ROOM, ROOM)
+            room = ROOM if args.max_chars is None else min(args.max_chars - 1, ROOM)
             slots = 1 if args.xargs else self._slots() or usable_cpus()
             slots *= max(1, len(self.servers))
             return packed(

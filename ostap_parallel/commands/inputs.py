@@ -86,7 +86,7 @@ class Reading:
             return self._named(self._rows(_lines(sys.stdin.buffer, self.end)), names), names
         groups: list[list[list[Row]]] = []
         for kind, words in sources:
-            inputs: list[Iterable[str]] = [words]
+            inputs: list[Iterable[str]] = [self._pieces(words)]
             if kind.startswith("::::"):
                 inputs = [self._open(file) for file in words]
             read = [list(self._named(self._rows(values), names)) for values in inputs]
@@ -98,6 +98,13 @@ class Reading:
         linked = [list(map(_flat, zip(*group, strict=False))) for group in groups]
         rows = recycled(linked) if self.is_linked else cross(linked)
         return list(map(_flat, rows)), names
+
+    def _pieces(self, words: Sequence[str]) -> Sequence[str]:
+        """Return words, taken apart where another end than that of lines is in them."""
+        if self.end in (b"\n", b"\0"):
+            return words
+        end = self.end.decode("utf-8", "surrogateescape")
+        return [piece for word in words for piece in word.split(end)]
 
     def _open(self, file: str) -> Iterator[str]:
         if file == "-":
@@ -121,7 +128,7 @@ class Reading:
             rows = (pattern.split(value) for value in values)
         for row in rows:
             found = tuple(map(self._trimmed, row))
-            if not self.leave_empty or any(found):
+            if not self.leave_empty or any(map(str.strip, found)):
                 yield found
 
     def _trimmed(self, value: str) -> str:
@@ -192,11 +199,20 @@ def packed(
         How many go together at most.
     slots
         Among so many commands the last rows are shared out.
+
+    Raises
+    ------
+    ConfigError
+        One row is too long by itself.
     """
     group: list[Row] = []
     size = 0
     for row in rows:
         one = len(text_of([row]).encode("utf-8", "surrogateescape"))
+        if one > room:
+            raise ConfigError(
+                f"a command of {one} bytes is too long, with {', '.join(row)[:40]!r}"
+            )
         more = len(text_of([row, row]).encode("utf-8", "surrogateescape")) - one
         if group and (size + more > room or len(group) == most):
             yield group
