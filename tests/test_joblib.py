@@ -175,6 +175,23 @@ class TestLoops:
             joblib.effective_n_jobs(0)
 
 
+def loop_by_name(item):
+    def inner(number):
+        with joblib.parallel_config("ostap", ncpus=1):
+            return sum(Parallel(n_jobs=2)(delayed(abs)(-one) for one in range(number)))
+
+    return Parallel(n_jobs=2, backend="ostap")(delayed(inner)(number) for number in range(item))
+
+
+def test_loops_in_tasks_that_name_the_backend():
+    found = Parallel(n_jobs=2, backend="ostap")(delayed(loop_by_name)(item) for item in (3, 4))
+    assert found == [[0, 0, 1], [0, 0, 1, 3]]
+    assert joblib.parallel.BACKENDS["ostap"] is OstapBackend
+    with ThreadPoolExecutor(1) as threads, joblib.parallel_config("ostap", executor=threads):
+        assert Parallel(n_jobs=2)(delayed(abs)(item) for item in (-3, 4)) == [3, 4]
+    assert joblib.parallel.BACKENDS["ostap"] is OstapBackend
+
+
 class Gauge:
     """Counts how many threads are in it at the same time; there is one, wherever it is sent."""
 

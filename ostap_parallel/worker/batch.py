@@ -21,9 +21,15 @@ def run_batch(
 
 def _use(nested: bytes) -> AbstractContextManager[Any]:
     try:
-        from joblib import parallel_config
+        from joblib import parallel, parallel_config
     except ImportError:  # then there are no loops within
         return nullcontext()
     backend, n_jobs = pickle.loads(nested)
+    if "ostap" not in parallel.BACKENDS:  # they may ask for it by name, as where they come from
+
+        def make(nesting_level: int | None = None, **settings: Any) -> Any:
+            return type(backend)(nesting_level=nesting_level)
+
+        parallel.register_parallel_backend("ostap", make)
     loops: AbstractContextManager[Any] = parallel_config(backend=backend, n_jobs=n_jobs)
     return loops
