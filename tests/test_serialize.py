@@ -315,8 +315,47 @@ RESULTS = program("""
         assert isinstance(made["instance"], made["class"])
 """)
 
+REFUSED = program("""
+    import contextvars, ctypes, random, threading
+    from sys import flags, float_info, version_info
+    own, entropy = threading.local(), random.SystemRandom()
+    class Own(threading.local):
+        def __init__(self, x): self.x = x
+    with_own = Own(2)
+    level, unset = contextvars.ContextVar("level", default=1), contextvars.ContextVar("unset")
+    c, maths = ctypes.CDLL(None), ctypes.CDLL("libm.so.6", use_errno=True)
+    class Quotient(ctypes.Structure):
+        _fields_ = [("quotient", ctypes.c_int), ("rest", ctypes.c_int)]
+    c.div.restype = Quotient
+    maths.cos.restype, maths.cos.argtypes = ctypes.c_double, [ctypes.c_double]
+    cos, absolute, bare = maths.cos, c.abs, c["labs"]
+    bare.restype, bare.argtypes = ctypes.c_long, [ctypes.c_long]
+    def of_threads(x):
+        found = []
+        thread = threading.Thread(target=lambda: found.append(hasattr(own, "x")))
+        thread.start(); thread.join()
+        return own.x, found, with_own.x
+    def in_context(x): return level.get(), changes(x), level.get(), unset.get("none")
+    def changes(x): level.set(x)
+    def of_system(x): return version_info[:2], flags.optimize, float_info.dig, entropy.random() < 1
+    def of_c(x):
+        return c.abs(-3), c.div(7, 2).rest, cos(0), maths.cos(0), absolute(-x), bare(-(1 << 40))
+    # run
+    own.x = 5
+    assert wm.process(of_threads, [1]) == [(5, [False], 2)]
+    assert wm.process(in_context, [3]) == [(1, None, 3, "none")]
+    level.set(2)
+    assert wm.process(in_context, [3]) == [(2, None, 3, "none")] and level.get() == 2
+    assert wm.process(of_system, [1]) == [(version_info[:2], flags.optimize, float_info.dig, True)]
+    assert wm.process(of_c, [4]) == [(3, 1, 1.0, 1.0, 4, 1 << 40)]
+    assert wm.process(lambda f: f(-9), [absolute]) == [9]
+    (there,) = wm.process(lambda x: (cos, level, own, maths), [1])  # and back
+    assert there[0](0) == 1.0 and there[1].get() == 2 and there[2].x == 5 and there[3].cos(0) == 1
+""")
+
 PROGRAMS = {
     "functions": FUNCTIONS,
+    "what pickle refuses": REFUSED,
     "functions that call each other": EACH_OTHER,
     "what changes between runs": RUN_AGAIN,
     "functions that are objects": CACHED,

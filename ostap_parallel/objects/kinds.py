@@ -9,11 +9,14 @@ import functools
 import io
 import operator
 import pickle
+import random
 import sys
 import threading
 import typing
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
+from contextvars import ContextVar
 from pathlib import Path
 from types import CellType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -24,6 +27,7 @@ from ostap_parallel.lending import lender
 from ostap_parallel.objects import byvalue
 from ostap_parallel.objects.byvalue import Place
 from ostap_parallel.objects.places import is_importable, place_of
+from ostap_parallel.objects.program import is_by_value
 
 PROTOCOL = 5
 
@@ -79,6 +83,33 @@ def _lock(pickler: Any, lock: Any) -> Any:
 
 
 _LOCK, _RLOCK = type(threading.Lock()), type(threading.RLock())
+
+
+def _local(pickler: Any, local: threading.local) -> Any:
+    """Reduce what each thread has of its own to what this thread has."""
+    return copyreg.__newobj__, (type(local),), dict(vars(local)) or None  # type: ignore[attr-defined]
+
+
+def _context_variable(pickler: Any, variable: ContextVar[Any]) -> Any:
+    """Reduce a context variable to its value, unless it is one of a module that is there, too."""
+    for module in list(sys.modules.values()):
+        names = getattr(module, "__dict__", {})
+        if names.get(variable.name) is variable and not is_by_value(module):
+            return getattr, (module, variable.name)
+    with suppress(LookupError):
+        return make_context_variable, (variable.name, variable.get())
+    return ContextVar, (variable.name,)
+
+
+def make_context_variable(name: str, value: Any) -> ContextVar[Any]:
+    """Make a context variable that has a value from the beginning."""
+    return ContextVar(name, default=value)
+
+
+def _of_system(pickler: Any, facts: Any) -> Any:
+    """Reduce what Python tells of itself to what it is called: it is another one's there."""
+    name = type(facts).__name__
+    return (getattr, (sys, name)) if getattr(sys, name, None) is facts else NotImplemented
 
 
 def _file(pickler: Any, file: Any) -> Any:
@@ -205,7 +236,47 @@ def rebuild_proxy(make: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         raise RuntimeError(f"{reason}: {type(exc).__name__}: {exc}") from exc
 
 
+_C_FUNCTION: Any = ctypes.CFUNCTYPE(None).__base__  # what all pointers to functions derive from
+_USE_ERRNO = 8  # flag of those that keep the number of an error
+
+
+def _library(pickler: Any, library: ctypes.CDLL) -> Any:
+    """Reduce a library of C to its name, and to what its functions are said to take and give."""
+    functions = {name: one for name, one in vars(library).items() if isinstance(one, _C_FUNCTION)}
+    declared = {name: _declared(one) for name, one in functions.items()}
+    keeps_errno = bool(library._FuncPtr._flags_ & _USE_ERRNO)
+    return _load, (type(library), library._name, keeps_errno), declared, None, None, _declare
+
+
+def _declared(function: Any) -> dict[str, Any]:
+    names = "restype", "argtypes", "errcheck"
+    found = {name: getattr(function, name, None) for name in names}
+    return {name: value for name, value in found.items() if value is not None or name == "restype"}
+
+
+def _load(kind: Any, name: str | None, keeps_errno: bool) -> Any:
+    return kind(name, use_errno=True) if keeps_errno else kind(name)
+
+
+def _declare(library: ctypes.CDLL, declared: dict[str, dict[str, Any]]) -> None:
+    for name, attributes in declared.items():
+        byvalue.set_each(getattr(library, name), attributes)
+
+
+def _c_function(pickler: Any, function: Any) -> Any:
+    kept = (function._objects or {}).values()
+    library = next((one for one in kept if isinstance(one, ctypes.CDLL)), None)
+    if library is None:
+        raise pickle.PicklingError("it is a pointer to a function here: make it in the task")
+    return _find, (library, function.__name__), _declared(function), None, None, byvalue.set_each
+
+
+def _find(library: ctypes.CDLL, name: str) -> Any:
+    return library[name]
+
+
 _FILES = io.TextIOWrapper, io.BufferedReader, io.BufferedWriter, io.BufferedRandom, io.FileIO
+_SYSTEM = sys.flags, sys.version_info, sys.float_info, sys.int_info, sys.hash_info, sys.thread_info
 _TYPING = typing.TypeVar, typing.ParamSpec, typing.NewType
 _TYPING += tuple(
     getattr(typing, name) for name in ("TypeVarTuple", "TypeAliasType") if hasattr(typing, name)
@@ -222,6 +293,12 @@ _WAYS: dict[type, Way] = {
     weakref.WeakValueDictionary: _weak_mapping,
     _CACHED: _cached,
     enum.Enum: _member,
+    threading.local: _local,
+    ContextVar: _context_variable,
+    random.SystemRandom: lambda pickler, generator: (type(generator), ()),
+    **dict.fromkeys([type(one) for one in _SYSTEM], _of_system),
+    ctypes.CDLL: _library,
+    _C_FUNCTION: _c_function,
     **dict.fromkeys(_TYPING, _typing),
 }
 
