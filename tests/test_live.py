@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import pty
@@ -19,6 +20,7 @@ from pathlib import Path
 import functions
 import pytest
 from helpers import open_manager, wait_until
+from rich.console import Console
 
 from ostap_parallel import WorkManager
 from ostap_parallel.cli import main
@@ -26,7 +28,7 @@ from ostap_parallel.runs.progress import open_progress
 from ostap_parallel.runs.snapshot import Coming
 from ostap_parallel.supply.source import HostStatus
 from ostap_parallel.views import live
-from ostap_parallel.views.screen import text_of
+from ostap_parallel.views.screen import screen_of, text_of
 
 PATIENCE = 60.0
 ROOT = Path(__file__).parents[1]
@@ -306,6 +308,26 @@ def test_what_is_waited_for_is_told(monkeypatch):
 
 
 @pytest.mark.slow
+def test_why_a_host_is_not_up_has_a_line_of_its_own():
+    words = "run: main: line 80: 18863 Killed, and much more that ssh\n has said of it, at length"
+    known = {"workers": 0, "busy": 0, "lost": 1, "for": 3.0, "step": "copy"}
+    hosts = [
+        {**known, "host": "h1", "state": "lost", "reason": words},
+        {**known, "host": "h2", "state": "up", "workers": 2, "reason": "", "load": 1.25},
+    ]
+    run = {"title": "f", "done": 1, "total": 5, "seconds": 2.0, "hosts": hosts}
+    console = Console(width=80, file=io.StringIO())
+    console.print(screen_of([run]))
+    lines = [line.rstrip() for line in console.file.getvalue().splitlines()]
+    _, _, _, titles, first, second, why, *_ = lines
+    assert titles.split() == ["host", "state", "workers", "busy", "load", "memory", "lost"]
+    assert first.split() == ["h1", "lost", "(copy)", "for", "3", "s", "0", "0", "1"]
+    assert second.split() == ["h2", "up", "2", "0", "1.2", "1"]
+    assert (
+        why == "h1: run: main: line 80: 18863 Killed, and much more that ssh has said of it, at…"
+    )
+
+
 def test_what_a_start_is_at_is_told(hosts, tmp_path):
     """A host waits for a file: the bar, `top`, a notebook and the status of the host say so."""
     go, gate = tmp_path / "go", hosts["h1"].home / "gate"

@@ -144,14 +144,14 @@ class TestReport:
         report.failures += [raised(n, ValueError(f"bad \x1b{n}"), 81, "h2") for n in (40, 12, 17)]
         report.failures += [raised(5, ValueError("other"), 90)]
         report.failures += [
-            Failure(n, "x", WorkerLost(n, "h1", f"worker {n} was killed"), "", "h1", n, 3)
-            for n in (8, 7)
+            Failure(n, "x", WorkerLost(n, host, f"worker {n} was killed"), "", host, n, 3)
+            for n, host in ((8, "h2"), (7, "h1"))
         ]
         first, *groups = report.failed_in_groups().split("\n")
         assert first == "6 of 60 items FAILED; first: item 5 on h1: ValueError: other"
         assert groups == [
             "  3 x ValueError in fit.py:81, first item 12 on h2: bad ?12",
-            "  2 x WorkerLost, first item 7 on h1: item 7 on h1: worker 7 was killed",
+            "  2 x WorkerLost, first item 7 on h1: worker 7 was killed",
             "  1 x ValueError in fit.py:90, first item 5 on h1: other",
         ]
         assert groups[0].strip() in str(report)

@@ -131,7 +131,8 @@ class Snapshots:
         workers = dict(self._run.backend.workers)
         rows = []
         for host in self._run.backend.hosts:
-            reason = host.reason or (str(host.error) if host.error else "")
+            why = host.error
+            reason = host.reason or (f"{why.step}: {why.reason}" if why else "")
             row: dict[str, Any] = {"host": host.name, "state": host.state, "lost": host.lost}
             row["for"], row["step"] = self._coming.seconds(host), host.step
             row["workers"] = workers.pop(host.name, 0)

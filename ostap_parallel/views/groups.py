@@ -58,7 +58,7 @@ def groups_of(failures: Iterable[Mapping[str, Any]]) -> list[Group]:
     """
     found: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for failure in failures:
-        name, _, reason = failure["error"].partition(": ")
+        name, reason = failure["error"].partition(": ")[0], _reason_of(failure)
         place = place_of(failure["traceback"])
         # numbers in the reason are of processes: it is the same one
         alike = place or re.sub(r"\d+", "#", reason)
@@ -66,12 +66,18 @@ def groups_of(failures: Iterable[Mapping[str, Any]]) -> list[Group]:
     groups = []
     for (name, _), members in found.items():
         first = min(members, key=lambda failure: int(failure["index"]))
-        reason = first["error"].partition(": ")[2].split("\n")[0]
+        reason = _reason_of(first).split("\n")[0]
         if len(reason) > _MAX_REASON:
             reason = f"{reason[: _MAX_REASON - 3]}..."
         place = place_of(first["traceback"])
         groups.append(Group(len(members), name, place, first["index"], first["host"], reason))
     return sorted(groups, key=lambda group: (-group.count, group.index))
+
+
+def _reason_of(failure: Mapping[str, Any]) -> str:
+    """Return what was said, but for which item it was, and where."""
+    reason: str = failure["error"].partition(": ")[2]
+    return reason.removeprefix(f"item {failure['index']} on {failure['host']}: ")
 
 
 def place_of(traceback: str) -> str:

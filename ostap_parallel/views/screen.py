@@ -10,6 +10,7 @@ from ostap_parallel.views.words import duration, named, printable
 if TYPE_CHECKING:
     from rich.console import Group
     from rich.table import Table
+    from rich.text import Text
 
 # Items that run, the longest first, that are shown of each run.
 MOST = 15
@@ -96,7 +97,7 @@ def screen_of(runs: Sequence[Run]) -> Group:
             parts.append(bar)
         parts += (Text(printable(note)) for note in run.get("notes", ()))
         if run.get("hosts"):
-            parts.append(_hosts(run["hosts"]))
+            parts += [_hosts(run["hosts"]), *_reasons(run["hosts"])]
         if run.get("running"):
             parts.append(_running(run["running"]))
         parts.append(Text())
@@ -106,7 +107,7 @@ def screen_of(runs: Sequence[Run]) -> Group:
 def _hosts(hosts: Sequence[Mapping[str, Any]]) -> Table:
     from rich.text import Text
 
-    table = _table("host", "state", ">workers", ">busy", ">load", ">memory", ">lost", "")
+    table = _table("host", "state", ">workers", ">busy", ">load", ">memory", ">lost")
     for host in hosts:
         is_up = host["state"] == "up"
         state = Text("up", "green") if is_up else Text(_since(host))
@@ -115,10 +116,19 @@ def _hosts(hosts: Sequence[Mapping[str, Any]]) -> Table:
         load, memory = used_by(host)
         counts = str(host["workers"]), str(host["busy"])
         used = load.removeprefix("load "), memory, str(host["lost"])
-        texts = (Text(printable(host[name])) for name in ("host", "reason"))
-        name, reason = texts
-        table.add_row(name, state, *counts, *used, reason)
+        table.add_row(Text(printable(host["host"])), state, *counts, *used)
     return table
+
+
+def _reasons(hosts: Sequence[Mapping[str, Any]]) -> list[Text]:
+    """Return a line for each host that is not up for a reason that is known."""
+    from rich.text import Text
+
+    lines = (f"{host['host']}: {host['reason']}" for host in hosts if host["reason"])
+    return [
+        Text(printable(" ".join(line.split())), "dim", overflow="ellipsis", no_wrap=True)
+        for line in lines
+    ]
 
 
 def _running(running: Sequence[Mapping[str, Any]]) -> Table:
