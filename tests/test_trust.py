@@ -250,7 +250,7 @@ def test_a_black_hole_among_three_hosts_loses_nothing(wm, what, caplog):
     assert list(report.left_out) == ["h2"]
     assert "h2 (left out: " in str(report)
     assert sum("h2 is not used any more" in one.getMessage() for one in caplog.records) == 1
-    assert report.retried < 20
+    assert report.retried < 30  # of sixty: a host that fails at once would take most of them
 
 
 @pytest.mark.parametrize("what", ["imports", "prepares"])
