@@ -215,6 +215,41 @@ def listening(text):
     return {tuple(row[1].split(":")) for row in rows if len(row) > 3 and row[3] == "0A"}
 
 
+# Accounts of hosts, and what a job of one does while the other's runs: it looks what there is of
+# whom, and what of that it may read; that of bob goes on after all of ann's has gone.
+USERS = {"ann": 54321, "bob": 54322}
+USER = """
+import glob, os, sys, time
+from ostap_parallel.pipeline import LOFARnodeTCP
+
+def until(happened):
+    deadline = time.monotonic() + 100
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+def owners(paths):
+    return sorted({os.stat(path).st_uid for path in paths})
+
+class script(LOFARnodeTCP):
+    def run(self, name, other):
+        open("/tmp/there-" + name, "w").close()
+        until(lambda: os.path.exists("/tmp/there-" + other))
+        paths = glob.glob("/tmp/ostap-parallel*")
+        readable = [path for path in paths if os.access(path, os.R_OK) or os.access(path, os.X_OK)]
+        self.outputs.update(uid=os.getuid(), all=owners(paths), open=owners(readable))
+        with open("/tmp/there-" + name, "w") as file:
+            file.write("seen")
+        until(lambda: open("/tmp/there-" + other).read())
+        if name == "bob":
+            until(lambda: owners(glob.glob("/tmp/ostap-parallel*")) == [os.getuid()])
+        return 0
+
+jobid, host, port = sys.argv[1:4]
+sys.exit(script(jobid, host, port).run_with_stored_arguments())
+"""
+
+
 class TestOnHosts:
     @pytest.mark.slow
     def test_many_jobs_on_two_hosts(self, recipe, tmp_path):
@@ -242,6 +277,40 @@ class TestOnHosts:
         for thread in threads:
             thread.join(PATIENCE)
         assert {job.results["returncode"] for theirs in jobs for job in theirs} == {2}
+
+    def test_two_users_at_once(self, make_hosts):
+        made = make_hosts(2, path="/usr/bin:/bin")
+        if os.getuid() or not made[0].private:
+            pytest.skip("accounts of others need root, and hosts of their own")
+        for host in made:
+            for name, uid in USERS.items():
+                home = host.home.parent / name
+                home.mkdir(mode=0o700)
+                os.chown(home, uid, uid)
+                with (host.home.parent / "etc/passwd").open("a") as file:
+                    file.write(f"{name}:x:{uid}:{uid}::{host.inside(home)}:/bin/sh\n")
+                with (host.home.parent / "etc/shadow").open("a") as file:
+                    file.write(f"{name}:*:19000::::::\n")
+        jobs, threads = {}, []
+        for name, other in (("ann", "bob"), ("bob", "ann")):
+            recipe = Recipe()
+            recipe.settings = {"ssh_config": made.ssh_config, "config": ()}
+            recipe.servers = [f"{name}@{host.name}" for host in made]
+            command = f"python -c '{USER}'"
+            jobs[name] = [ComputeJob(host.name, command, [name, other]) for host in made]
+            threads.append(threading.Thread(target=recipe._schedule_jobs, args=[jobs[name]]))
+            threads[-1].start()
+        for thread in threads:
+            thread.join(2 * PATIENCE)
+        for name, uid in USERS.items():
+            for job in jobs[name]:
+                found = {key: job.results.get(key) for key in ("returncode", "uid", "all", "open")}
+                every = sorted(USERS.values())
+                assert found == {"returncode": 0, "uid": uid, "all": every, "open": [uid]}
+        for host in made:
+            assert {path.name for path in host.tmp.iterdir()} == {"there-ann", "there-bob"}
+            for path in host.tmp.iterdir():
+                path.unlink()
 
     @pytest.mark.slow
     def test_five_hundred(self, recipe):
