@@ -43,6 +43,17 @@ def wait_until(predicate: Callable[[], T], seconds: float, what: str) -> T:
     return value
 
 
+def processes_of(run: Path) -> list[int]:
+    """Return the processes here that do jobs of the run in a directory."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            words = (entry / "cmdline").read_bytes().split(b"\0")
+            if entry.name.isdigit() and os.fsencode(run / "start.py") in words:
+                found.append(int(entry.name))
+    return sorted(found)
+
+
 def open_manager(hosts: Hosts, servers: str = "h1*1 h2*1", ncpus: int = 0, **given: Any):
     """Return a manager of private hosts that says nothing."""
     settings = {"ssh_config": hosts.ssh_config, "config": (), "silent": True, **given}

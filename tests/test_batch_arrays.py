@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 from functions import PATIENCE, Refusal, Unsendable, refuse, script_environ, wait_for
-from helpers import wait_until
+from helpers import processes_of, wait_until
 
 from ostap_parallel import SerializeError, TaskMerger, WorkerLost, WorkManager
 from ostap_parallel.batch import JobRefused, Run, SgePool, SlurmPool
@@ -226,7 +226,7 @@ class TestAttaching:
                 driver.kill()
         run = Run(root, **QUICK)
         assert not run.wait(1)
-        for pid in job_processes(root)[:2]:  # as from outside: the scheduler finds out
+        for pid in processes_of(root)[:2]:  # as from outside: the scheduler finds out
             os.kill(pid, signal.SIGKILL)
         go.touch()
         assert Run(runs, **QUICK).results() == [item * 7 for item in range(8)]
@@ -305,17 +305,6 @@ class TestAttaching:
     def test_no_run(self, tmp_path):
         with pytest.raises(FileNotFoundError, match="there is no run"):
             Run(tmp_path)
-
-
-def job_processes(root: Path) -> list[int]:
-    """Return the processes that do jobs of a run."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        with contextlib.suppress(OSError):
-            words = (entry / "cmdline").read_bytes().split(b"\0")
-            if entry.name.isdigit() and os.fsencode(root / "start.py") in words:
-                found.append(int(entry.name))
-    return sorted(found)
 
 
 NAMES = ["it's #1", 'a "b" c', "back\\slash and\ttab", "a,b:c", "a$HOME b `id` %j", "ünï *?"]

@@ -17,11 +17,11 @@ import pytest
 from clusters import open_slurm
 from conftest import cluster_or_skip
 from functions import PATIENCE, attempts, note, script_environ, wait_for
-from helpers import wait_until
+from helpers import processes_of, wait_until
 
 from ostap_parallel import WorkerLost
 from ostap_parallel.arrays.layout import Layout
-from ostap_parallel.batch import JobRefused, Run, SgePool, SlurmPool
+from ostap_parallel.batch import JobRefused, SgePool, SlurmPool
 from ostap_parallel.schedulers.scheduler import End
 
 QUICK = {"polling": 0.5, "grace": 3.0}
@@ -62,6 +62,17 @@ def submitted(run):
     return [len(layout.elements(array)) for array in layout.arrays()]
 
 
+def noting(folder, seconds=PATIENCE):
+    """Return a function that counts its attempts on an item, and waits for a file ``go``."""
+
+    def work(item):
+        note(folder, item)
+        wait_for(folder / "go", seconds)
+        return item
+
+    return work
+
+
 def wrapper(path: Path, text: str) -> str:
     """Write a command that stands in front of a real one."""
     path.write_text(f"#!/bin/bash\n{textwrap.dedent(text)}")
@@ -88,12 +99,7 @@ class TestOnSlurm:
             pool.map(fill, [250])
 
     def test_preempted(self, on_slurm, cluster, tmp_path):
-        def work(item):
-            note(tmp_path, item)
-            wait_for(tmp_path / "go")
-            return item
-
-        run = on_slurm(options="--exclusive").submit(work, [0, 1])
+        run = on_slurm(options="--exclusive").submit(noting(tmp_path), [0, 1])
         wait_until(lambda: len(list(tmp_path.glob("[01]"))) == 2, PATIENCE, "both run")
         argv = ["-p", "urgent", "--exclusive", "-N2", "-n2", "-o", "/dev/null"]
         cluster.run("sbatch", *argv, data="#!/bin/bash\nsleep 0.5\n")
@@ -103,12 +109,7 @@ class TestOnSlurm:
         run.remove()
 
     def test_a_node_is_lost(self, on_slurm, cluster, tmp_path):
-        def work(item):
-            note(tmp_path, item)
-            wait_for(tmp_path / "go")
-            return item
-
-        run = on_slurm(options="--no-requeue").submit(work, [7])
+        run = on_slurm(options="--no-requeue").submit(noting(tmp_path), [7])
         wait_until((tmp_path / "7").exists, PATIENCE, "it runs")
         (state,) = run.settings.scheduler().states(run.jobs()).values()
         node = f"nodename={state.host}"
@@ -165,15 +166,12 @@ class TestOnSlurm:
     def test_a_job_that_dies_has_its_own_last_words(self, on_slurm, tmp_path):
         """Those of another element of its array are not taken for them."""
 
-        def work(item):
-            note(tmp_path, item)
-            wait_for(tmp_path / "go")
-            return item
-
         words = 'echo "words of $SLURM_ARRAY_TASK_ID"'
-        run = on_slurm(retries=0, environment=words).submit(work, [0, 1])
+        run = on_slurm(retries=0, environment=words).submit(noting(tmp_path), [0, 1])
         wait_until(lambda: len(list(tmp_path.glob("[01]"))) == 2, PATIENCE, "both run")
-        commands = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in session_of(run)}
+        commands = {
+            pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in processes_of(run.directory)
+        }
         os.kill(
             min(p for p, text in commands.items() if text.endswith(b"\x000\x00")), signal.SIGKILL
         )
@@ -313,7 +311,7 @@ class TestOnSge:
 
         run = on_sge(cpus=2).submit(work, [0])
         wait_until((tmp_path / "0").exists, PATIENCE, "it runs")
-        for pid in session_of(run):
+        for pid in processes_of(run.directory):
             for number in (signal.SIGUSR1, signal.SIGUSR2):
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(os.getpgid(pid), number)
@@ -323,12 +321,7 @@ class TestOnSge:
         run.remove()
 
     def test_begun_anew_by_the_scheduler(self, on_sge, cluster, tmp_path):
-        def work(item):
-            note(tmp_path, item)
-            wait_for(tmp_path / "go")
-            return item
-
-        run = on_sge(options="-r y").submit(work, [3])
+        run = on_sge(options="-r y").submit(noting(tmp_path), [3])
         wait_until((tmp_path / "3").exists, PATIENCE, "it runs")
         cluster.run("qmod", "-rj", *run.jobs())
         wait_until(lambda: not run.wait(0.3) and attempts(tmp_path, 3) >= 2, PATIENCE, "anew")
@@ -348,17 +341,6 @@ class TestOnSge:
         assert run.results() == [1]
         assert len(submitted(run)) >= 3
         run.remove()
-
-
-def session_of(run: Run) -> list[int]:
-    """Return the processes that do jobs of a run."""
-    needle = os.fsencode(run.directory / "start.py")
-    found = []
-    for entry in Path("/proc").iterdir():
-        with contextlib.suppress(OSError):
-            if entry.name.isdigit() and needle in (entry / "cmdline").read_bytes():
-                found.append(int(entry.name))
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -412,12 +394,7 @@ class TestLimits:
     def test_the_end_of_an_element_that_the_queue_has_forgotten(self, pool_of, cluster, tmp_path):
         """The other one runs, and the accounts tell."""
 
-        def work(item):
-            note(tmp_path, item)
-            wait_for(tmp_path / "go", 4 * PATIENCE)
-            return item
-
-        run = pool_of(chunks=2).submit(work, [0, 1])
+        run = pool_of(chunks=2).submit(noting(tmp_path, 4 * PATIENCE), [0, 1])
         wait_until(lambda: len(list(tmp_path.glob("[01]"))) == 2, PATIENCE, "both run")
         (job,) = run.jobs()
         cluster.run("scancel", f"{job}_0")

@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+BETWEEN = 0.5  # seconds between lines that tell how many are done
+
 CANCELLED = "the run was cancelled"
 
 
@@ -194,7 +196,7 @@ class Doing:
 
     def _arrivals(self) -> Generator[Batch | Outcome, None, None]:
         run = self._run = self._make(self._stopping)
-        is_over, done, failures = False, 0, 0
+        is_over, done, failures, next_line = False, 0, 0, 0.0
         try:
             for outcome in run.arrivals(self._order):
                 assert isinstance(outcome, Outcome)
@@ -203,7 +205,8 @@ class Doing:
                     note = f"the run is kept, see: ostap-parallel jobs {run.directory}"
                     add_note(outcome.error, note)
                 done += 1
-                if self._is_verbose:
+                if self._is_verbose and (done == run.total or time.monotonic() > next_line):
+                    next_line = time.monotonic() + BETWEEN
                     now = time.strftime("%H:%M:%S")
                     print(f"[{now}] {done} of {run.total} done, {failures} failed", flush=True)
                 yield outcome
