@@ -28,6 +28,8 @@ _FILES = dict.fromkeys(
 
 # The libraries that types belong to, by the top-level package of these.
 _OWNERS = {"cppyy": "ROOT"}
+# Those that say that they are Python's own.
+_FOREIGN = {"nullptr_t": "ROOT"}
 
 
 class Support(Protocol):
@@ -76,6 +78,8 @@ def _support(name: str) -> Support:
 def support_of(kind: type) -> Support | None:
     """Return who knows objects of a type."""
     name = _OWNERS.get(str(kind.__module__).partition(".")[0])
+    if kind.__module__ == "builtins":
+        name = _FOREIGN.get(kind.__name__)
     return None if name is None else _support(name)
 
 

@@ -186,6 +186,11 @@ class TestObjects:
             def made(item):
                 return Event("a" * item).GetTitle()
 
+            none, null = ROOT.gROOT.FindObject("no such"), ROOT.nullptr
+
+            def nothing(item):
+                return item == ROOT.nullptr and null == item and not none
+
             vector = ROOT.RooArgSet()
             kinds = [ROOT.TH1F, ROOT.std.vector["int"]]
             with open_() as wm:
@@ -201,6 +206,7 @@ class TestObjects:
                     cls=[one.GetTitle() for one in wm.process(lambda n: ROOT.TNamed("a", n), "b")],
                     kinds=wm.process(lambda kind: kind.__cpp_name__, kinds),
                     made=wm.process(made, range(3)),
+                    nothing=wm.process(nothing, [null, none]) == [True, True],
                     generators=wm.process(both, range(4)) == [both(n) for n in range(4)],
                     template=template,
                 )

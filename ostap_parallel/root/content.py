@@ -27,6 +27,8 @@ def parts_of(obj: Any) -> Any:
         return [kind, scope, owner, obj.__name__]
     if kind == "TemplateProxy":
         return [kind, str(obj.__doc__)]
+    if kind == "nullptr_t":
+        return [kind]
     if isinstance(obj, int):
         return [type(obj).__cpp_name__, int(obj)]  # type: ignore[attr-defined]
     if (name := name_of_global(obj)) is not None:

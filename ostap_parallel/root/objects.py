@@ -24,6 +24,8 @@ def way_of(kind: type) -> Callable[[Any, Any], Any] | None:
         return _function
     if kind.__name__ == "TemplateProxy":
         return _template
+    if kind.__name__ == "nullptr_t":
+        return lambda pickler, null: (find, ("nullptr",))
     if issubclass(kind, type):
         return _class
     return _object if hasattr(kind, "__cpp_name__") else None
