@@ -650,6 +650,13 @@ class TestBytes:
         error = pickle.loads(pickle.dumps(caught.value))
         assert (error.what, error.reason) == ("my thing", "ValueError: stays here")
 
+    def test_functions_that_are_alike_keep_their_files(self):
+        made = [{}, {}]
+        for number, names in enumerate(made):
+            exec(compile("def f(x): return x / 0", f"file{number}.py", "exec"), names)
+        names = [serialize.loads(serialize.dumps(one["f"])).__code__.co_filename for one in made]
+        assert names == ["file0.py", "file1.py"]
+
     def test_a_class_of_ours_is_the_same_after_a_round_trip(self):
         class Local:
             pass

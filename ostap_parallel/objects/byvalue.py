@@ -123,7 +123,9 @@ def reduce_function(
         state["__defaults__"] = tuple(with_names(dict(enumerate(function.__defaults__))).values())
     if function.__kwdefaults__:
         state["__kwdefaults__"] = with_names(function.__kwdefaults__)
-    args = (variables, _dump_code(function.__code__), function.__closure__, place, imports)
+    code = function.__code__
+    packed = _dump_code(code, code.co_filename, code.co_linetable)
+    args = (variables, packed, function.__closure__, place, imports)
     return make_function, args, (state, function.__dict__, loose), None, None, fill_function
 
 
@@ -136,8 +138,11 @@ _VERSION = b"%d.%d" % sys.version_info[:2]
 
 
 @functools.lru_cache(maxsize=1024)
-def _dump_code(code: CodeType) -> bytes:
-    """Return the byte code, behind the version that it is of and the function's name."""
+def _dump_code(code: CodeType, *where: object) -> bytes:
+    """Return the byte code, behind the version that it is of and the function's name.
+
+    It may be equal to that of another file or line, which `where` tells apart.
+    """
     return b"\0".join([_VERSION, code.co_name.encode(), marshal.dumps(code)])
 
 
