@@ -345,7 +345,7 @@ def test_what_a_start_is_at_is_told(hosts, tmp_path):
                 assert (row["state"], row["step"]) == ("starting", "environment")
                 assert str(Coming(wm.backend)).startswith("h1 starting (environment) for ")
                 assert "<td>starting (environment)</td>" in wm.executor.hosts._repr_html_()
-                assert status._repr_html_() == "<pre>h1: starting (environment), 0 workers</pre>"
+                assert status._repr_html_() == "<p>h1: starting (environment), 0 workers</p>"
             finally:
                 go.touch()
                 gate.touch()

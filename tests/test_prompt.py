@@ -77,7 +77,7 @@ def test_an_exception_that_takes_no_attributes(manager):
 def test_html_and_rich(manager):
     manager.process(abs, [1, 2])
     for shown in manager, manager.report:
-        assert shown._repr_html_().startswith("<pre>")
+        assert shown._repr_html_().startswith("<pre ")
         console = Console(file=io.StringIO(), width=200)
         console.print(shown)
         assert console.file.getvalue().strip() == str(shown).strip()

@@ -361,7 +361,7 @@ def test_a_plot(tmp_path):
     assert {r"f \$x", "failed"} <= labels
     assert [label.get_text() for label in axes.get_yticklabels()] == ["local"]
     assert "<svg" in (tmp_path / "run.svg").read_text()
-    assert shown.startswith("<pre>")
+    assert shown.startswith("<pre style='font-family: monospace'>")
     assert 'src="data:image/svg+xml;base64,' in shown
 
 

@@ -21,7 +21,8 @@ class Shown:
     """Shows its text: in a notebook as it is, and by rich without markup."""
 
     def _repr_html_(self) -> str:
-        return f"<pre>{html.escape(str(self))}</pre>"
+        # not all notebooks, and none of nbconvert's, have columns of one width by themselves
+        return f"<pre style='font-family: monospace'>{html.escape(str(self))}</pre>"
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
         printer.text(str(self))

@@ -73,7 +73,7 @@ class HostStatus:
         stage = f"{self.state} ({self.step})" if self.step else self.state
         why = self.reason or (str(self.error) if self.error and self.state != "up" else "")
         text = f"{self.name}: {stage}, {self.workers} workers" + (f": {why}" if why else "")
-        return f"<pre>{html.escape(text)}</pre>"
+        return f"<p>{html.escape(text)}</p>"
 
     def since(self, lost: int) -> HostStatus:
         """Return a copy that tells what has happened since it had been lost `lost` times."""
