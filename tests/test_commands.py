@@ -370,7 +370,7 @@ class TestOnHosts:
         assert len(found) == 20
         assert max(found) <= 2
 
-    @pytest.mark.parametrize(("host", "most"), [("h1", 1100), (None, 20)])
+    @pytest.mark.parametrize(("host", "most"), [("h1", 1100), (None, 40)])
     def test_an_endless_source_is_read_as_far_as_there_is_use(self, pair, host, most):
         read = 0
 

@@ -52,6 +52,9 @@ __all__ = [
 # Bytes of each output that are kept in memory.
 KEEP = 16 << 20
 
+# Commands that a thread reads before it waits for whoever takes them: one by one costs more.
+AT_ONCE = 16
+
 
 def run(commands: Iterable[Command | Sequence[str] | str], **settings: Any) -> list[Done]:
     """Run commands and return what became of each, in their order; see `run_as_completed`."""
@@ -180,7 +183,7 @@ def _reading(commands: Iterable[Any], wake: Callable[[], object]) -> Iterator[It
     reader = Reader(commands, wake)
 
     def read() -> Iterator[Any]:
-        while found := list(reader.take(1)):
+        while found := list(reader.take(AT_ONCE)):
             yield from found
 
     try:
