@@ -72,6 +72,48 @@ def test_the_initializer_runs_once_per_process_and_what_it_has_set_up_stays(host
         assert {future.result(30) for future in futures} == {"1"}
 
 
+INITIALIZED = """\
+import decimal, os, signal, sys, time
+from ostap_parallel import Executor, Pool
+
+class Late(Exception):
+    pass
+
+def late(number, frame):
+    raise Late
+
+def set_up():
+    signal.signal(signal.SIGALRM, late)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    decimal.getcontext().prec = 7
+    sys.setrecursionlimit(4321)
+    os.environ["MARK"] = "set"
+
+def look(x):
+    os.kill(os.getpid(), signal.SIGUSR1)
+    signal.setitimer(signal.ITIMER_REAL, 0.05)
+    try:
+        time.sleep(60)
+    except Late:
+        return decimal.getcontext().prec, sys.getrecursionlimit(), os.environ["MARK"]
+
+def other(x):
+    return decimal.getcontext().prec
+
+with Executor(1, initializer=set_up) as executor, Pool(1, set_up) as pool:
+    for _ in range(2):
+        assert list(executor.map(look, [1])) == pool.map(look, [1]) == [(7, 4321, "set")]
+        assert executor.submit(look, 1).result() == pool.apply(look, (1,)) == (7, 4321, "set")
+        assert list(executor.map(other, [1])) == pool.map(other, [1]) == [7]
+"""
+
+
+@pytest.mark.slow
+def test_what_an_initializer_has_set_holds_for_calls_and_maps(tmp_path):
+    (tmp_path / "script.py").write_text(INITIALIZED)
+    run_python("script.py", cwd=tmp_path)
+
+
 @pytest.mark.slow
 def test_what_an_initializer_is_given_travels_once_per_worker(hosts, ssh_config):
     class Large:

@@ -174,6 +174,8 @@ class Executing:
         Prints what C code has held back.
     state
         Of the call of the last chunk.
+    on_alarm
+        Takes the alarms that tasks set for themselves.
     """
 
     position: MutableSequence[int] | memoryview
@@ -187,6 +189,7 @@ class Executing:
     noted: int = 0
     flush: Callable[[], object] = lambda: None
     state: dict[str, Any] | None = None
+    on_alarm: Callable[[int, FrameType | None], Any] | None = None
 
 
 executing = Executing([-1, 0, -1], NoBaseline())
@@ -268,9 +271,11 @@ def _prepare(data: bytes, location: str) -> dict[str, Any]:
         logging.getLogger().setLevel(call.log_level)
         generators.prepare(call.seed is not None, settings.Here.is_ours)
         if call.initializer is not None:
-            call.initializer()
+            begin = call.initializer
+            begin()
             if call.goes_on:  # it came with the program as that was before
                 call = serialize.loads(data)
+                begin()
         is_new = call.initializer is not None or len(sys.modules) > before
         settings.be_ready(is_new)
         if call.worker_init is not None:
@@ -456,13 +461,22 @@ def restore() -> None:
 
 
 def take_signals() -> None:
-    """Have SIGINT and SIGALRM interrupt the item that is run, and nothing else."""
+    """Have SIGINT and SIGALRM interrupt the item that is run, and nothing else.
+
+    What an initializer has set for alarms gets those that tasks set.
+    """
+    handler = signal.getsignal(signal.SIGALRM)
+    if callable(handler) and not is_ours(handler):
+        executing.on_alarm = handler
     signal.signal(signal.SIGINT, _on_signal)
     signal.signal(signal.SIGALRM, _on_signal)
 
 
 def _on_signal(signum: int, frame: FrameType | None) -> None:
     is_own = signum == signal.SIGALRM and time.monotonic() < executing.due - EARLY
+    if is_own and executing.on_alarm is not None:
+        executing.on_alarm(signum, frame)
+        return
     if is_own:  # the task's, without a handler
         signal.signal(signum, signal.SIG_DFL)
         signal.raise_signal(signum)
