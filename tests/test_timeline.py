@@ -273,7 +273,7 @@ def read_trace(text):
 
     trace = json.loads(text, parse_constant=refuse)
     assert trace["displayTimeUnit"] in ("ms", "ns")
-    named, used, before = {}, set(), 0.0
+    named, used, before = {}, {}, 0.0
     for event in trace["traceEvents"]:
         kinds = PHASES[event["ph"]]
         assert event.keys() == kinds.keys() | {"ph"}
@@ -290,8 +290,10 @@ def read_trace(text):
             continue
         assert event["ts"] >= before
         before = event["ts"]
-        used.add(where)
+        end = used.setdefault(where, 0.0)
         if event["ph"] == "X":
+            assert event["ts"] >= end - 1e-3, "of a thread one follows another"
+            used[where] = event["ts"] + event["dur"]
             assert event["dur"] >= 0
             assert event["cname"] in COLOURS
         else:
@@ -309,6 +311,8 @@ def test_a_trace_of_all_that_can_become_of_items():
     timeline.add(outcome("h1", 7, [0.5, 0.25], begun, failed=[1]), [0, 1], timeline.start)
     timeline.add(Lost("h2", 8, "it was killed"), [2], timeline.start)
     timeline.add(Lost("h2", 9, INTERRUPTED), [3], timeline.start)
+    for item in 4, 5, 6:  # at the same time, by nobody knows which workers
+        timeline.add(Lost("h2", 0, "the host was lost"), [item], timeline.start + item)
     timeline.note("h3", "up")
     timeline.start += 5  # as if its clock had been set meanwhile
     trace = read_trace(json.dumps(trace_of(timeline.picture())))
