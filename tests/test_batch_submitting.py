@@ -14,8 +14,10 @@ from helpers import wait_until
 
 from ostap_parallel.arrays import settings, submitting
 from ostap_parallel.arrays.backend import ArrayBackend
-from ostap_parallel.arrays.layout import Layout
+from ostap_parallel.arrays.layout import Header, Layout
+from ostap_parallel.arrays.records import Record, Told
 from ostap_parallel.arrays.run import Run, create
+from ostap_parallel.arrays.verdict import judge
 from ostap_parallel.arrays.watching import Hint
 from ostap_parallel.cli import main
 from ostap_parallel.errors import (
@@ -174,6 +176,39 @@ class TestRuns:
         with pytest.raises(FileExistsError):
             create(home, settings.make("slurm"), abs, [1])
         assert home.stat().st_mode & 0o777 == 0o755
+
+
+def growing(attempt):
+    return f"{attempt}G"
+
+
+class TestVerdicts:
+    @pytest.mark.parametrize(("memory", "tries"), [("1G", 2), (growing, 4)])
+    def test_without_more_memory_it_is_tried_once_more(self, memory, tries):
+        given = settings.make("slurm", memory=memory)
+        record = Record(0, lost="SIGKILL", out_of_memory=True)
+        told = Told({0: record}, end="done", has_begun=True)
+        for attempt in range(1, tries):
+            (again,) = judge(given, Header(0, [0], attempt), told).again
+            assert (again.indices, again.attempt) == ([0], attempt + 1)
+        assert judge(given, Header(0, [0], tries), told).records == {0: record}
+
+    @pytest.mark.parametrize(("walltime", "tries"), [("1:00:00", 2), ("", 2), (lambda n: n, 4)])
+    def test_without_more_time_it_is_tried_once_more(self, walltime, tries):
+        given = settings.make("slurm", walltime=walltime, processes=2)
+        told = Told(running={0, 1}, end="wall time", words="TIMEOUT", has_begun=True)
+        for attempt in range(1, tries):
+            (again,) = judge(given, Header(0, [0, 1], attempt), told).again
+            assert (again.indices, again.attempt) == ([0, 1], attempt + 1)
+        failed = judge(given, Header(0, [0, 1], tries), told).failed
+        assert failed.keys() == {0, 1}
+        assert f"wall time, {tries} times" in failed[0]
+
+    def test_what_began_late_in_a_job_has_not_had_all_its_time(self):
+        given = settings.make("slurm", walltime="1:00:00")
+        told = Told({0: Record(0, ok=True)}, {1}, end="wall time", has_begun=True)
+        (again,) = judge(given, Header(0, [0, 1], 2), told).again
+        assert again.indices == [1]
 
 
 class TestBackends:

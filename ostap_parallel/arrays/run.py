@@ -79,6 +79,7 @@ class Run:
         self._submitter = Submitter(self._layout, self.settings)
         self._headers: dict[int, Header] = {}
         self._verdicts: dict[int, Verdict] = {}
+        self._begun_again: set[int] = set()  # chunks with items for which that holds
         self._latest: dict[int, int] = {}  # by item: the last chunk it is in, unless the first
         self._outcomes: dict[int, tuple[int, Outcome]] = {}  # with the chunk
         self._fresh: list[int] = []  # items of which somebody is to be told
@@ -137,6 +138,8 @@ class Run:
         """Take in what became of a chunk."""
         header = self._headers[number]
         verdict = self._verdicts[number] = judge(self.settings, header, told)
+        if verdict.again:
+            self._begun_again.add(number)
         for index, record in verdict.records.items():
             if self._chunk_of(index) <= number:
                 self._outcomes[index] = number, outcome_of(record)
@@ -149,9 +152,11 @@ class Run:
     def _missing_again(self) -> list[tuple[int, int]]:
         """Write the chunks of what is to be begun again; return them with their attempts."""
         made: list[tuple[int, int]] = []
+        if not self._begun_again:
+            return made
         known = {(h.of, tuple(h.indices)) for h in self._headers.values() if h.of >= 0}
-        for number, verdict in sorted(self._verdicts.items()):
-            for again in verdict.again:
+        for number in sorted(self._begun_again):
+            for again in self._verdicts[number].again:
                 indices = [index for index in again.indices if self._chunk_of(index) == number]
                 if indices and (number, tuple(again.indices)) not in known:
                     header = Header(0, indices, again.attempt, again.blameless, number)

@@ -60,7 +60,7 @@ def judge(settings: Settings, header: Header, told: Told) -> Verdict:
     for index in header.indices:
         record = told.records.get(index)
         if record is not None:
-            if may_go_on and _wants_more_memory(settings, record):
+            if may_go_on and _wants_more_memory(settings, header, record):
                 more.indices.append(index)
             else:
                 verdict.records[index] = record
@@ -111,15 +111,16 @@ def _is_worth_it(told: Told) -> bool:
     return told.end in _AGAIN or (told.end == End.DONE.value and not told.has_begun)
 
 
-def _wants_more_memory(settings: Settings, record: Record) -> bool:
-    """Return whether more memory would help an item: that of the next attempt, if there is more.
+def _wants_more_memory(settings: Settings, header: Header, record: Record) -> bool:
+    """Return whether another attempt may have memory enough for an item.
 
-    Where memory is limited by the address space, the program is told so and may raise that.
+    If it has no more than this one, it is tried once: others may have had too much. Where memory
+    is limited by the address space, the program is told so and may raise that.
     """
     if record.ok:
         return False
     if record.out_of_memory:
-        return True
+        return len(settings.memory) > 1 or header.attempt == 1
     if len(settings.memory) == 1 or record.lost:
         return False
     return isinstance(outcome_of(record).error, MemoryError)
