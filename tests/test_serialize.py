@@ -411,6 +411,9 @@ GO_ON = program("""
         loaded[x] = None
         return count, len(loaded)
     def plus(x): return x + offset
+    class Sum:
+        def __init__(self): self.total = 0
+        def add(self, x): self.total += x; return self.total
     class Needs:
         def __call__(self, x): return x
         def __reduce__(self): return read, ()
@@ -429,6 +432,8 @@ GO_ON = program("""
     assert list(one.map(counts, [2])) == [(6, 3)]
     count = 100  # what is changed here counts
     assert list(one.map(counts, [2])) == [(101, 3)]
+    for _ in range(2):  # the object of a method comes anew with each map
+        assert pool.map(Sum().add, [1, 2]) == list(one.map(Sum().add, [1, 2])) == [1, 3]
     asked = []  # each with what was there then, though they take turns
     for offset in 10, 20, 30:
         asked.append(pool.map_async(plus, range(5), 1))

@@ -38,6 +38,7 @@ from ostap_parallel.runs.report import Running
 from ostap_parallel.runs.trust import DEFAULT_RULES, HostRules, Trust, is_of_host, why
 from ostap_parallel.runs.watching import Watch
 from ostap_parallel.worker.chunk import (
+    GOES_ON,
     INTERRUPTED,
     ChunkOutcome,
     Lost,
@@ -188,7 +189,7 @@ class Run:
         on_run.get()(self)
         self._input = iter(self.items)
         # other programs may use the same servers
-        self._id = b"" if self.call.goes_on else os.urandom(16)
+        self._id = GOES_ON * self.call.goes_on + os.urandom(16)
         # items that are sent as they are; a journal wants to see them all
         self._as_it_is = SMALL if self.checkpoint is None else frozenset[type]()
         _ = self.submit
@@ -478,9 +479,8 @@ class Run:
             yield self._given_up(item, lost)
 
     def _given_up(self, item: Item, lost: Lost) -> Outcome:
-        error: Exception = WorkerLost(item.index, lost.host, lost.reason)
-        if lost.timed_out:
-            error = self._timed_out(item, lost.host)
+        late = self._timed_out(item, lost.host) if lost.timed_out else None
+        error: Exception = late or WorkerLost(item.index, lost.host, lost.reason)
         self.trust.count_given_up(item)
         rest = (lost.reason, lost.host, lost.pid, 0.0, item.attempts - 1)
         return Outcome(item.index, item.item, None, error, *rest)

@@ -191,7 +191,8 @@ def pack_chunk(
 ) -> bytes:
     """Return the argument message for a chunk of items, packed by a `Writer` or by `pack_value`.
 
-    `run` is the same for all chunks of a run, and no other run has it. When the items have taken
+    `run` is the same for all chunks of a run, and no other run has it; it begins with `GOES_ON` if
+    they find the program as other such runs, and calls, have left it. When the items have taken
     `limit` seconds, those that are left are given back. `settings` hold in place of the call's.
     """
     head = pickle.dumps((run, limit, settings, indices, items), serialize.PROTOCOL)
@@ -210,6 +211,9 @@ def locate(chunk: bytes, location: str, places: bytes) -> bytes:
     return b"".join((os.fsencode(location), b"\0", places, memoryview(chunk)[1:]))
 
 
+GOES_ON = b"+"
+
+
 class Received:
     """A chunk as a worker has got it.
 
@@ -219,6 +223,8 @@ class Received:
         Where the shared object, and the user's modules, are on this machine.
     run, limit, settings, indices, items
         As of `pack_chunk`; each of `items` is to be read by `read`, in their order.
+    goes_on
+        Whether it shares the program with other runs, or is a call.
     is_broken
         Whether what is left of the stream cannot be read, as the last item could not.
     """
@@ -236,6 +242,7 @@ class Received:
         self.items: Sequence[Any]
         self.settings: bytes
         self.run, self.limit, self.settings, self.indices, self.items = pickle.load(file)
+        self.goes_on = not self.run or self.run.startswith(GOES_ON)
         self.is_broken = False
         self._stream = serialize.Unpickler(file)
 

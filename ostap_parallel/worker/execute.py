@@ -202,7 +202,7 @@ def bind(call: bytes) -> Callable[[bytes], bytes]:
     def run(message: bytes) -> bytes:
         chunk = Received(message)
         state, result = _state_of(call, chunk.run), new_outcome()
-        if chunk.run and "space" not in state:
+        if not chunk.goes_on and "space" not in state:
             state["space"] = program.Space(is_fixed=True)
         is_ours = isinstance(executing.baseline, Baseline)
         with program.inside(state.get("space", program.POOL), is_ours):
@@ -210,9 +210,6 @@ def bind(call: bytes) -> Callable[[bytes], bytes]:
                 if modules.use(chunk.places):
                     shared.forget()
                     _begin_anew()
-                    executing.state = None
-                if not chunk.run:
-                    state.pop("error", None)  # it may be well the next time
                 if state.keys() <= {"space"}:
                     executing.position[0], executing.interrupted = chunk.indices[0], False
                     prepared = _prepare(call, chunk.location)
@@ -220,7 +217,7 @@ def bind(call: bytes) -> Callable[[bytes], bytes]:
                         executing.position[0] = -1
                         return pack_result(result)
                     state.update(prepared)
-                elif not chunk.run and executing.state is not state:
+                elif chunk.goes_on and executing.state is not state:
                     _read_again(call, state)
                 executing.state = state if is_ours else None
                 now = _hold_settings(state, chunk)
@@ -293,12 +290,13 @@ def _prepare(data: bytes, location: str) -> dict[str, Any]:
 def _read_again(data: bytes, state: dict[str, Any]) -> None:
     """Have what a call needs of the program be as it was sent: others share that, or have left it.
 
-    What tasks have changed stays, unless other values have come for it meanwhile.
+    What tasks have changed stays, unless other values have come for it meanwhile, and so does the
+    function itself.
     """
     if "call" not in state:
         return
     try:
-        state["call"] = serialize.loads(data)
+        serialize.loads(data)
     except BaseException as exc:
         state.update(error=_pack_error(exc))
 
