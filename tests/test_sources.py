@@ -17,7 +17,7 @@ from servers import open_server
 from ostap_parallel import ConfigError, HostError, WorkManager
 from ostap_parallel.config import HostConfig
 from ostap_parallel.machine.endpoint import Endpoint
-from ostap_parallel.supply import supervisor
+from ostap_parallel.supply import host, supervisor
 from ostap_parallel.supply.existing import ExistingSource
 from ostap_parallel.supply.host import HostSource
 from ostap_parallel.supply.processes import run_apart
@@ -343,6 +343,23 @@ class TestAnotherWay:
         assert (manager.workers, status.state) == ({"here": 1}, "up")
         command = Path(f"/proc/{status.about['pid']}/cmdline").read_bytes()
         assert b"/ppserver\0" in command
+
+    def test_what_it_is_sent_is_made_while_it_is_reached(self, manage_here, monkeypatch):
+        made, make = threading.Event(), host.bundle
+
+        def making(version):
+            data = make(version)
+            made.set()
+            return data
+
+        class Slow(Here):
+            def argv(self):
+                assert made.wait(60)
+                return super().argv()
+
+        monkeypatch.setattr(host, "bundle", making)
+        manager, _ = manage_here(Slow)
+        assert manager.wait_for_hosts(60)
 
     def test_tasks_can_be_interrupted_there(self, manage_here):
         manager, status = manage_here(Here)

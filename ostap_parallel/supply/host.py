@@ -214,6 +214,8 @@ class HostServer(Server):
     def _start(self) -> Grant:
         with self._watch.slot():
             self._deadline = time.monotonic() + self.source.start_timeout
+            # while the way is slow: whoever needs it waits for it
+            threading.Thread(target=make_bundle, name="bundle", daemon=True).start()
             directory = self._connect()
             assert self._way is not None
             left = max(1.0, self._deadline - time.monotonic())
@@ -429,6 +431,12 @@ class HostServer(Server):
         if words and self._step != "connect" and self._way.judge(status, words) == "ended":
             words = f"{words} ({ended})"
         return HostError(self.host.label, self._step, words or ended)
+
+
+def make_bundle() -> None:
+    """Have ready what all hosts are sent; if that fails, it does so again for who needs it."""
+    with contextlib.suppress(Exception):
+        bundle(sys.version_info[:2])
 
 
 def serve_line(host: HostConfig) -> str:
