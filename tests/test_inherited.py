@@ -5,18 +5,26 @@ Each program runs with `multiprocessing.Pool` and with ours, and asserts the sam
 
 from __future__ import annotations
 
+import errno
+import itertools
 import multiprocessing
 import os
+import resource
 import signal
+import socket
+import sys
 import textwrap
 import threading
+from multiprocessing import connection
+from types import SimpleNamespace
 
 import pytest
 from functions import run_python
 from helpers import wait_until
 
 from ostap_parallel import Executor, Pool, SerializeError
-from ostap_parallel.lending import lender
+from ostap_parallel.engine import engine
+from ostap_parallel.lending import borrower, lender
 
 PREAMBLE = """
 import ctypes, multiprocessing, sys, threading
@@ -284,6 +292,127 @@ def test_others_are_not_answered(monkeypatch):
             loan.ask("acquire", False, None)
     finally:
         lends.close()
+
+
+def test_a_borrower_trusts_nobody_who_has_taken_the_name(monkeypatch, lends):
+    loan = lends.lend("key", multiprocessing.Lock)
+    monkeypatch.setattr(borrower, "uid_of", lambda connection: os.getuid() + 1)
+    with pytest.raises(ConnectionRefusedError, match="another user"):
+        loan.detach()
+    with pytest.raises(RuntimeError, match="has ended"):
+        loan.ask("value")
+
+
+@pytest.fixture
+def lends():
+    made = lender.Lender()
+    yield made
+    made.close()
+
+
+def interrupted(n, call):
+    """Call, and interrupt that before the n-th line that asks; return whether it was."""
+    left = [n]
+
+    def look(frame, event, arg):
+        left[0] -= event == "line"
+        if event == "line" and left[0] == 0:
+            raise KeyboardInterrupt
+        return look
+
+    def trace(frame, event, arg):
+        code = frame.f_code
+        asks = code.co_filename == borrower.__file__ and code.co_name in ("ask", "_link")
+        return look if asks or code.co_filename == connection.__file__ else None
+
+    sys.settrace(trace)
+    try:
+        call()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(None)
+    return False
+
+
+@pytest.mark.parametrize("make", [multiprocessing.Lock, multiprocessing.RLock])
+@pytest.mark.parametrize("verb", ["acquire", "release"])
+def test_who_is_interrupted_holds_no_lock(lends, make, verb):
+    lock = make()
+    inner = borrower.Borrowed(lends.lend("key", lambda: lock), make is multiprocessing.RLock)
+
+    def is_free():
+        return lock.acquire(False) and lock.release() is None
+
+    # before the first lines of `ask` a release has not begun
+    for n in itertools.count(1 if verb == "acquire" else 4):
+        if verb == "release":
+            assert inner.acquire()
+        was_interrupted = interrupted(n, getattr(inner, verb))
+        if verb == "acquire" and not was_interrupted:
+            inner.release()
+        wait_until(is_free, 60, f"the lock is free, line {n}")
+        assert inner._count() == 0
+        if not was_interrupted:
+            break
+    assert n > 20
+
+
+def test_of_a_semaphore_no_more_is_given_back_than_was_taken(lends):
+    few = multiprocessing.Semaphore(3)
+    inner = borrower.Borrowed(lends.lend("key", lambda: few), False)
+    for n in itertools.count(1):
+        assert inner.acquire()
+        if not interrupted(n, inner.acquire):
+            break
+        wait_until(lambda: few.get_value() == 2, 60, f"one is taken, line {n}")
+        inner.release()
+    assert few.get_value() == 1
+
+
+def test_where_there_are_no_more_files_workers_wait(lends, monkeypatch, caplog):
+    accept, errors = socket.socket.accept, [OSError(errno.EMFILE, "Too many open files")]
+
+    def fails_first(server):
+        if errors:
+            raise errors.pop()
+        return accept(server)
+
+    monkeypatch.setattr(socket.socket, "accept", fails_first)
+    loan, told = lends.lend("key", multiprocessing.Lock), []
+    asking = threading.Thread(target=lambda: told.append(loan.ask("value")), daemon=True)
+    asking.start()
+    wait_until(lambda: told == [1], 60, "there is room again")
+    assert "Too many open files" in caplog.text
+
+
+def test_what_is_lent_is_taken_back_without_any_more_files(lends):
+    loan = lends.lend("key", multiprocessing.Lock)
+    assert loan.ask("value") == 1
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        lends.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    with pytest.raises(RuntimeError, match="has ended"):
+        loan.ask("value")
+    with pytest.raises(RuntimeError, match="has ended"):
+        loan.ask("value")
+
+
+def test_workers_end_whatever_becomes_of_what_they_have_borrowed():
+    ended = []
+
+    def fail():
+        raise OSError("too many open files")
+
+    core = SimpleNamespace(close=lambda: ended.append("core"))
+    loans = SimpleNamespace(close=fail)
+    supervisor = SimpleNamespace(hang_up=fail, close=lambda: ended.append("hosts"))
+    with pytest.raises(OSError, match="too many"):
+        engine._close(os.getpid(), core, supervisor, loans)
+    assert ended == ["core", "hosts"]
 
 
 @pytest.mark.parametrize("make", [multiprocessing.Lock, lambda: multiprocessing.RawArray("i", 3)])

@@ -559,7 +559,8 @@ def _close(pid: int, core: Core, supervisor: Supervisor, loans: Lender) -> None:
     """Close what an executor owns; a function, so that a forgotten executor can be collected."""
     if os.getpid() != pid:  # a fork that exits: nothing of this is its own
         return
-    supervisor.hang_up()
-    loans.close()
-    core.close()
-    supervisor.close()
+    with contextlib.ExitStack() as closing:  # each, whatever becomes of the others
+        closing.callback(supervisor.close)
+        closing.callback(core.close)
+        closing.callback(loans.close)
+        supervisor.hang_up()

@@ -7,14 +7,20 @@ the caller's own, by their descriptors; a semaphore without a name is asked for 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import socket
+import struct
 import threading
 from dataclasses import dataclass
 from multiprocessing import reduction
 from typing import Any
 from weakref import WeakSet
+
+_CREDENTIALS = struct.Struct("=3i")  # pid, uid, gid
+
+_numbers = itertools.count()  # of questions
 
 
 class Here:
@@ -32,6 +38,16 @@ def check_near(what: str) -> None:
         )
 
 
+# Says that what was acquired has arrived: otherwise it is released if the link ends.
+KEPT = b"kept"
+
+
+def uid_of(connection: socket.socket) -> int:
+    """Return the user at the other end of a connection."""
+    data = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    return int(_CREDENTIALS.unpack(data)[1])
+
+
 @dataclass(frozen=True)
 class Loan:
     """What a process lends: the name of its socket, and the number there."""
@@ -40,25 +56,37 @@ class Loan:
     number: int
 
     def ask(self, verb: str, *args: Any) -> Any:
-        """Return the answer to a question, which is about this thread's share in it."""
-        link = self._link()
+        """Return the answer to a question, which is about this thread's share in it.
+
+        Where Ctrl-C, or the time limit of an item, comes in between, nothing was acquired, and
+        what was to be released is.
+        """
+        number = next(_numbers)
+        message = json.dumps([self.number, number, verb, *args]).encode()
         try:
-            link.send_bytes(json.dumps([self.number, verb, *args]).encode())
+            link = self._link()
+            link.send_bytes(message)
             answer, error = json.loads(link.recv_bytes())
-        except BaseException as exc:  # also Ctrl-C: whoever answers sees that nobody waits
+            if verb == "acquire" and answer:
+                link.send_bytes(KEPT)
+            if error is None:
+                return answer
+        except (OSError, EOFError) as exc:
             self._hang_up()
-            if isinstance(exc, (OSError, EOFError)):
-                raise RuntimeError("the pool that this belongs to has ended") from exc
+            raise RuntimeError("the pool that this belongs to has ended") from exc
+        except BaseException:  # nobody knows how far it has come: what is sent twice counts once
+            with contextlib.suppress(OSError):
+                undo = json.dumps([self.number, number, "undo"]).encode()
+                self._link().send_bytes(undo if verb == "acquire" else message)
+            self._hang_up()
             raise
-        if error is not None:
-            raise ValueError(error)
-        return answer
+        raise ValueError(error)
 
     def detach(self) -> int:
         """Return a descriptor of one's own."""
         check_near("pipe or piece of shared memory")
         with self.connect() as link:
-            link.send_bytes(json.dumps([self.number, "take"]).encode())
+            link.send_bytes(json.dumps([self.number, next(_numbers), "take"]).encode())
             return int(reduction.recv_handle(link))
 
     def connect(self) -> Any:
@@ -67,6 +95,8 @@ class Loan:
 
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(f"\0{self.name}")
+            if uid_of(client) != os.getuid():  # who takes the name when its owner has gone
+                raise ConnectionRefusedError(f"{self.name} is another user's")
             return Connection(client.detach())
 
     def _link(self) -> Any:
@@ -77,8 +107,8 @@ class Loan:
         return _links.of[key]
 
     def _hang_up(self) -> None:
-        with contextlib.suppress(OSError):
-            _links.of.pop((os.getpid(), self)).close()
+        if (link := _links.of.pop((os.getpid(), self), None)) is not None:
+            link.close()
 
 
 class _Links(threading.local):
@@ -114,7 +144,13 @@ class Borrowed:
         if self._is_recursive and not self._is_mine():
             raise AssertionError("attempt to release recursive lock not owned by thread")
         if not self._is_recursive or self._held == 1:
-            self.loan.ask("release")
+            try:
+                self.loan.ask("release")
+            except ValueError:  # it was not to be released
+                raise
+            except BaseException:
+                self._held -= 1
+                raise
         self._held -= 1
 
     def __enter__(self) -> bool:
@@ -167,7 +203,7 @@ def borrow_queue(cls: Any, state: Any, loan: Loan) -> Any:
     if (key := (os.getpid(), loan.name)) not in _watched:
         _watched.add(key)
         link = loan.connect()
-        link.send_bytes(json.dumps([loan.number, "watch"]).encode())
+        link.send_bytes(json.dumps([loan.number, next(_numbers), "watch"]).encode())
         link.recv_bytes()  # from now on the caller waits for this process
         threading.Thread(target=_watch, args=(link,), name="queues", daemon=True).start()
     return queue

@@ -9,14 +9,15 @@ where a thread for each thread of a worker gets and releases them, see `borrower
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import io
 import json
+import logging
 import math
 import os
 import secrets
 import socket
-import struct
 import sys
 import threading
 import time
@@ -26,14 +27,24 @@ from contextvars import ContextVar
 from multiprocessing import context, reduction
 from typing import Any
 
-from ostap_parallel.lending.borrower import Borrowed, Loan, borrow, borrow_queue, reopen
+from ostap_parallel.lending.borrower import (
+    KEPT,
+    Borrowed,
+    Loan,
+    borrow,
+    borrow_queue,
+    reopen,
+    uid_of,
+)
+
+logger = logging.getLogger(__name__)
 
 # Seconds after which a thread that waits on behalf of a worker looks whether that still does.
 LOOK = 0.2
 # Seconds that workers have for sending what they have put into queues.
 PATIENCE = 10.0
 
-_CREDENTIALS = struct.Struct("=3i")  # pid, uid, gid
+_CLOSED = errno.EBADF, errno.EINVAL  # what `accept` says then
 
 _lender: ContextVar[Lender | None] = ContextVar("lender", default=None)
 
@@ -100,13 +111,23 @@ class Lender:
 
     def serve(self, link: Any) -> None:
         """Answer a thread of a worker."""
+        last, is_granted = -1, False
         with self._changed:
+            if not self._name:  # closed just now
+                link.close()
+                return
             self._links.add(link)
         try:
             while True:
-                number, verb, *args = json.loads(link.recv_bytes())
-                self._answer(link, self._things[number], verb, args)
-        except (OSError, EOFError):  # it has gone
+                number, question, verb, *args = json.loads(link.recv_bytes())
+                thing = self._things[number]
+                if verb == "undo":
+                    if is_granted and question == last:
+                        thing.release()
+                    return
+                if question != last:
+                    last, is_granted = question, self._answer(link, thing, verb, args)
+        except (OSError, EOFError, IndexError):  # it has gone, or all was taken back
             pass
         finally:
             with self._changed:
@@ -115,18 +136,19 @@ class Lender:
                 self._changed.notify_all()
                 link.close()
 
-    def _answer(self, link: Any, thing: Any, verb: str, args: list[Any]) -> None:
+    def _answer(self, link: Any, thing: Any, verb: str, args: list[Any]) -> bool:
+        """Do what a worker asks for; return whether that has acquired something."""
         value: int | None = None
         error: str | None = None
         match verb:
             case "take":
                 reduction.send_handle(link, thing, 0)
-                return
+                return False
             case "watch":
                 with self._changed:
                     self._watchers.add(link)
             case "acquire":
-                value = _acquire(link, thing, *args)
+                return _acquire(link, thing, *args)
             case "value":
                 value = _value_of(thing)
             case "release":
@@ -135,6 +157,7 @@ class Lender:
                 except ValueError as exc:
                     error = str(exc)
         link.send_bytes(json.dumps([value, error]).encode())
+        return False
 
     def close(self) -> None:
         """Take all back, once workers have sent what they have put into queues."""
@@ -144,8 +167,9 @@ class Lender:
                     link.send_bytes(b"end")
             self._changed.wait_for(lambda: not self._watchers, PATIENCE)
             for link in self._links:
-                with socket.socket(fileno=os.dup(link.fileno())) as client:
-                    _wake(client)
+                client = socket.socket(fileno=link.fileno())
+                _wake(client)
+                client.detach()  # who serves it closes it
             self._opened.close()
             self._things.clear()
             self._loans.clear()
@@ -159,13 +183,28 @@ def _in_thread(function: Callable[..., None], *args: Any) -> None:
 def _accept(lends: weakref.ref[Lender], server: socket.socket) -> None:
     from multiprocessing.connection import Connection  # only where there is something to lend
 
-    with contextlib.suppress(OSError):  # closed
-        while True:
+    is_told = False
+    while True:
+        try:
             client, _ = server.accept()
             with client:
                 if uid_of(client) == os.getuid() and (lender := lends()) is not None:
-                    _in_thread(lender.serve, Connection(client.detach()))
-                    del lender  # or it would never be forgotten
+                    link = Connection(client.detach())
+                    try:
+                        _in_thread(lender.serve, link)
+                    except RuntimeError:
+                        link.close()
+                        raise
+                    finally:
+                        del lender  # or it would never be forgotten
+        except (OSError, RuntimeError) as exc:
+            if isinstance(exc, OSError) and exc.errno in _CLOSED:
+                return
+            if not is_told:
+                text = "a worker has to wait for a lock or the like: %s; see ulimit -n and -u"
+                logger.warning(text, exc)
+            is_told = True
+            time.sleep(LOOK)  # who asks is still there when there is room again
 
 
 def _close(pid: int, opened: contextlib.ExitStack) -> None:
@@ -183,8 +222,23 @@ def _acquire(link: Any, semaphore: Any, block: bool, timeout: float | None) -> b
             if is_got:
                 semaphore.release()
             raise EOFError
-        if is_got or not block or left <= LOOK:
-            return is_got
+        if is_got:
+            return _hand_over(link, semaphore)
+        if not block or left <= LOOK:
+            link.send_bytes(json.dumps([False, None]).encode())
+            return False
+
+
+def _hand_over(link: Any, semaphore: Any) -> bool:
+    """Tell who has asked that it has a semaphore; release it if that does not arrive."""
+    is_kept = False
+    try:
+        link.send_bytes(json.dumps([True, None]).encode())
+        is_kept = bool(link.recv_bytes() == KEPT)
+    finally:
+        if not is_kept:
+            semaphore.release()
+    return is_kept
 
 
 def _value_of(semaphore: Any) -> int:
@@ -193,12 +247,6 @@ def _value_of(semaphore: Any) -> int:
     if is_free := semaphore.acquire(False):
         semaphore.release()
     return int(is_free)
-
-
-def uid_of(connection: socket.socket) -> int:
-    """Return the user at the other end of a connection."""
-    data = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    return int(_CREDENTIALS.unpack(data)[1])
 
 
 def _wake(connection: socket.socket) -> None:

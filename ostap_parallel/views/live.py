@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from ostap_parallel.lending.lender import uid_of
+from ostap_parallel.lending.borrower import uid_of
 
 # Seconds after which a run is told of: shorter ones are not worth a socket.
 DELAY = 1.0
