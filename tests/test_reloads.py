@@ -87,6 +87,30 @@ def test_on_a_host(hosts, module):
         assert wm.process(module.f, [1]) == [2]
 
 
+LAZY = """
+import importlib.util, pathlib, sys
+pathlib.Path("lazy.py").write_text("raise ImportError('it was loaded')")
+spec = importlib.util.find_spec("lazy")
+spec.loader = importlib.util.LazyLoader(spec.loader)
+sys.modules["lazy"] = module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+class Odd:
+    def __getattr__(self, name):
+        raise ImportError("it was asked")
+sys.modules["odd"] = Odd()
+from ostap_parallel import Pool
+if __name__ == "__main__":
+    with Pool(1) as pool:
+        assert pool.map(abs, [1]) == [pool.apply(abs, (1,))]
+    print("ok")
+"""
+
+
+def test_who_looks_loads_nothing(tmp_path):
+    (tmp_path / "script.py").write_text(LAZY)
+    assert run_python("script.py", cwd=tmp_path) == "ok\n"
+
+
 SESSION = """
 import os, sys, time
 from IPython.terminal.interactiveshell import TerminalInteractiveShell

@@ -371,8 +371,11 @@ def _is_standard(function: FunctionType) -> bool:
 
 def is_installed(module: ModuleType) -> bool:
     """Return whether a module is part of Python, or of a package that was installed."""
-    if module.__name__.partition(".")[0] in sys.stdlib_module_names:
+    return is_of_installed(module.__name__, getattr(module, "__file__", None) or "")
+
+
+def is_of_installed(name: str, file: str) -> bool:
+    """Return whether a module of that name and file is part of Python, or was installed."""
+    if name.partition(".")[0] in sys.stdlib_module_names:
         return True
-    return not {"site-packages", "dist-packages"}.isdisjoint(
-        Path(getattr(module, "__file__", None) or "").parts
-    )
+    return not {"site-packages", "dist-packages"}.isdisjoint(Path(file).parts)

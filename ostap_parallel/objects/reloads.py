@@ -10,7 +10,7 @@ from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any, ClassVar
 
-from ostap_parallel.objects.kinds import is_installed
+from ostap_parallel.objects.kinds import is_of_installed
 
 _OURS = {"__main__", "__mp_main__", "ostap_parallel"}
 
@@ -31,8 +31,9 @@ def look() -> int:
         _Known.modules = [one for one in list(sys.modules.values()) if _is_of_user(one)]
     follows_files = "IPython.extensions.autoreload" in sys.modules  # it changes what is there
     for module in _Known.modules:
-        name, spec = module.__name__, module.__spec__
-        changed = _modified(module) if follows_files else 0
+        names = _names_of(module)
+        name, spec = names["__name__"], names.get("__spec__")
+        changed = _modified(names["__file__"]) if follows_files else 0
         before = _Known.states.get(name, (spec, changed))
         _Known.states[name] = spec, changed
         if before[0] is not spec or before[1] != changed:
@@ -40,17 +41,26 @@ def look() -> int:
     return sum(_Known.counts.values())
 
 
-def _modified(module: ModuleType) -> int:
+def _names_of(module: ModuleType) -> dict[str, Any]:
+    """Return what a module has; to ask one that is lazy for anything would load it."""
+    names: dict[str, Any] = object.__getattribute__(module, "__dict__")
+    return names
+
+
+def _modified(file: str) -> int:
     with contextlib.suppress(OSError):
-        return Path(str(module.__file__)).stat().st_mtime_ns
+        return Path(file).stat().st_mtime_ns
     return 0
 
 
 def _is_of_user(module: Any) -> bool:
-    if not isinstance(module, ModuleType) or not getattr(module, "__file__", None):
+    if not issubclass(type(module), ModuleType):
         return False
-    top = module.__name__.partition(".")[0]
-    return module.__spec__ is not None and top not in _OURS and not is_installed(module)
+    names = _names_of(module)
+    name, file = names.get("__name__"), names.get("__file__")
+    if not isinstance(name, str) or not isinstance(file, str) or names.get("__spec__") is None:
+        return False
+    return name.partition(".")[0] not in _OURS and not is_of_installed(name, file)
 
 
 def counts() -> dict[str, int]:
