@@ -559,8 +559,6 @@ def _close(pid: int, core: Core, supervisor: Supervisor, loans: Lender) -> None:
     """Close what an executor owns; a function, so that a forgotten executor can be collected."""
     if os.getpid() != pid:  # a fork that exits: nothing of this is its own
         return
-    with contextlib.ExitStack() as closing:  # each, whatever becomes of the others
-        closing.callback(supervisor.close)
-        closing.callback(core.close)
-        closing.callback(loans.close)
-        supervisor.hang_up()
+    with contextlib.ExitStack() as closing:  # each, from the last, whatever becomes of the others
+        for step in supervisor.close, core.close, loans.close, supervisor.hang_up:
+            closing.callback(step)
