@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -23,6 +24,7 @@ import ostap_parallel
 from ostap_parallel import ConfigError, ServersUnavailable, Slurm, WorkerLost, WorkManager
 from ostap_parallel.engine import retries
 from ostap_parallel.errors import JobRefused
+from ostap_parallel.runs.snapshot import Coming
 from ostap_parallel.supply import allocated as allocated_
 from ostap_parallel.supply import allocations, supervisor
 
@@ -97,6 +99,34 @@ def test_a_manager_in_a_job(within, tmp_path):
     assert "'nowhere', 'failed', 'nowhere: connect:" in said
     assert said.count("'up'") == 2
     assert said.endswith("[1]\nover 0\n"), said
+
+
+RECIPE = """\
+import os, sys
+from ostap_parallel.pipeline import BaseRecipe, ComputeJob, RemoteCommandRecipeMixIn
+
+class recipe(BaseRecipe, RemoteCommandRecipeMixIn):
+    def go(self):
+        super().go()
+        marks = os.path.abspath("marks")
+        command = f"echo $SLURM_JOB_ID $SLURM_STEP_ID $SLURMD_NODENAME >> {marks}; true"
+        self._schedule_jobs([ComputeJob(name, command) for name in os.environ["NODES"].split()])
+        return int(self.error.is_set())
+
+raise SystemExit(recipe().main(["-j", "x", "-v"]))
+"""
+
+
+def test_a_recipe_in_a_job(within, slurm, tmp_path):
+    (tmp_path / "recipe.py").write_text(RECIPE)
+    (tmp_path / "pipeline.cfg").write_text("[remote]\nmethod = slurm_srun\n")
+    text = f"cd {tmp_path}\nexport NODES=$(scontrol show hostnames $SLURM_JOB_NODELIST)\n"
+    said = within(f"{text}{sys.executable} recipe.py 2>&1; echo status $?", "-N2", "-n2")
+    assert "status 0" in said, said
+    found = [line.split() for line in (tmp_path / "marks").read_text().splitlines()]
+    assert sorted(node for _, _, node in found) == slurm.nodes, said
+    assert len({job for job, _, _ in found}) == 1
+    assert all(step.isdigit() for _, step, _ in found)
 
 
 @pytest.fixture
@@ -228,9 +258,9 @@ class TestOnTheLoginNode:
             wait_until(lambda: status.state == "queued", PATIENCE, "it is queued")
             wait_until(lambda: "Resources" in status.reason, PATIENCE, "the reason")
             future = manager.executor.submit(abs, -1)
-            assert "expected to start at" in wait_until(
-                lambda: "expected" in status.reason and status.reason, PATIENCE, "the time"
-            )
+            wait_until(lambda: "expected to start at" in status.reason, PATIENCE, "the time")
+            bar = str(Coming(manager.executor.backend))
+            assert re.match(r"gpu/1 queued \(Resources, expected to start at 2[-\dT:]+\) for", bar)
             on_slurm.run("scancel", f"--user={os.getuid()}", "--name=sbatch")
             assert future.result(PATIENCE) == 1
             assert (status.state, status.reason, status.lost) == ("up", "", 0)
@@ -270,6 +300,20 @@ class TestOnTheLoginNode:
             with manage(jobs(2, options=options)) as manager:
                 assert not manager.wait_for_hosts(5)
                 assert words in str(state_of(manager).error)
+
+    def test_jobs_that_are_of_no_use_in_a_row(self, on_slurm, tmp_path, monkeypatch):
+        """A start-up file of the site's that fails; its words are the error of the last job."""
+        profile = tmp_path / "profile"
+        profile.write_text(
+            'case "$SLURM_STEP_ID" in [0-9]*)\n'
+            f"echo >> {tmp_path}/tries; echo no license today >&2; exit 1;; esac\n"
+        )
+        monkeypatch.setenv("BASH_ENV", str(profile))  # which bash reads in jobs
+        with manage(jobs(2)) as manager:
+            status = state_of(manager)
+            wait_until(lambda: status.state == "failed", PATIENCE, "it is given up")
+            assert "no license today" in str(status.error)
+            assert (tmp_path / "tries").read_text() == "\n" * allocations.FAILURES
 
     def test_a_script_of_the_user_that_fails(self, on_slurm):
         with manage(jobs(2, environment="module load root")) as manager:
@@ -323,6 +367,18 @@ if __name__ == "__main__":
 
 
 class TestMishaps:
+    def test_what_killed_sessions_have_left_on_a_node_goes_with_the_next(self, on_slurm, tmp_path):
+        with manage(jobs(2)) as manager:
+            assert manager.wait_for_hosts(PATIENCE)
+            (left,) = (tmp_path / "there").glob("ostap-parallel.*")
+            for pid, words in steps_of(on_slurm):
+                if b"slurm_script" not in words:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+            assert manager.process(abs, [-1]) == [1]
+            wait_until(lambda: not left.exists(), PATIENCE, "it is gone")
+            assert len(list((tmp_path / "there").glob("ostap-parallel.*"))) == 1
+
     def test_a_submission_that_is_answered_late_is_not_repeated(
         self, on_slurm, tmp_path, monkeypatch
     ):
@@ -537,9 +593,7 @@ class TestTheEndIsNear:
 
     def test_what_takes_all_the_wall_time_is_to_blame(self, on_slurm, monkeypatch):
         def claim(self, claim):
-            held = real(self, claim)
-            self.rename(held, soon := replace(held, ends=time.monotonic() + 8))
-            return soon
+            return replace(real(self, claim), ends=time.monotonic() + 8)
 
         real = allocations.Allocations.claim
         monkeypatch.setattr(allocations.Allocations, "claim", claim)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
 import pytest
 
@@ -48,7 +49,8 @@ def make(site, **given):
 def test_options_of_sessions_beside_those_that_they_have_no_use_for(site):
     jobs = make(site, options='-cwd -q "my queue" -j y -l a=1')
     argv = jobs.session_argv(Held("gpu-1", "", "", None))
-    assert argv[-6:] == ["-q", "my queue", "-l", "a=1", "bash", "-s"]
+    assert argv[argv.index("-q") :][:4] == ["-q", "my queue", "-l", "a=1"]
+    assert argv[-2:] == ["bash", "-s"]
     assert not {"-cwd", "-j", "-wd", "-o", "-S", "y"} & set(argv)
 
 
@@ -62,8 +64,16 @@ def test_others_need_not_wait_while_a_login_host_is_reached(site):
     assert not other.is_alive()
     site.is_reached.set()
     entering.join(PATIENCE)
-    (held,) = jobs._held
+    (held,) = jobs._held.values()
     jobs.release(held)
+
+
+def test_a_session_of_which_more_is_known_is_still_the_same(site):
+    jobs = make(site)
+    site.is_reached.set()
+    jobs.release(replace(jobs.enter(), number="7", ends=1.0))
+    assert not jobs._held
+    assert site.closed == 1
 
 
 def test_a_login_host_that_is_away_is_tried_later_and_keeps_nothing(site):

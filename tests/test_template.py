@@ -7,6 +7,8 @@ import os
 import random
 import signal
 import sys
+import threading
+import types
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from helpers import open_manager, wait_until
 from sshd import descendants
 
 from ostap_parallel import ConfigError, WorkerLost, WorkManager
+from ostap_parallel.machine import templates as templates_
 
 
 def open_here(request, where, **given):
@@ -198,3 +201,28 @@ class TestStopped:
             assert manager.process(work, range(6), chunk_size=1) == list(range(6))
             assert manager.report.retried == 1
             assert manager.workers == {"local": 2}
+
+
+def test_who_wants_a_template_does_not_wait_for_one_that_is_told_to_wait(monkeypatch):
+    is_told, may_go = threading.Event(), threading.Event()
+
+    def send(connection, message):
+        is_told.set()
+        assert may_go.wait(PATIENCE)
+
+    monkeypatch.setattr(templates_, "_waiting", [])
+    monkeypatch.setattr(templates_.control, "send", send)  # a template that reads nothing
+    ends = os.pipe()
+    parked = types.SimpleNamespace(printed=ends, control=None)
+    parking = threading.Thread(target=templates_.park, args=[parked])
+    parking.start()
+    assert is_told.wait(PATIENCE)
+    taking = threading.Thread(target=templates_.take, args=[{}])
+    taking.start()
+    taking.join(PATIENCE / 2)
+    assert not taking.is_alive()
+    may_go.set()
+    parking.join(PATIENCE)
+    assert templates_._waiting == [parked]
+    for descriptor in (*ends, *parked.printed):
+        os.close(descriptor)

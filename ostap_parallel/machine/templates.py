@@ -97,10 +97,10 @@ def park(template: Template) -> None:
     """Keep a template, whose workers are to end, for the next owner; it ends after some time."""
     printed = os.dup(template.printed[0]), os.dup(template.printed[1])
     template.printed = printed  # its owner closes the others
+    with contextlib.suppress(OSError):
+        control.send(template.control, {"park": IDLE})
     with _lock:
         others, _waiting[:] = list(_waiting), [template]
-        with contextlib.suppress(OSError):
-            control.send(template.control, {"park": IDLE})
         if _is_over:
             others, _waiting[:] = [*others, template], []
     for other in others:

@@ -23,7 +23,7 @@ MOST = 200
 
 # Hosts that are waited for, and named one by one.
 FEW = 2
-SHORT = 50  # characters of what they wait for
+SHORT = 72  # characters of what they wait for
 
 
 class Coming:

@@ -63,6 +63,7 @@ class JobServer(HostServer):
         self._allocations = allocations
         self._held: Held | None = None
         self._asking, self._answer = threading.Lock(), ""
+        self._knowing = threading.Lock()  # more of the job
         self.explain = self._why
 
     def start(self) -> Grant:
@@ -84,7 +85,8 @@ class JobServer(HostServer):
     def close(self, patience: float = 3.0) -> None:
         """End the server and its job."""
         super().close(patience)
-        held, self._held = self._held, None
+        with self._knowing:
+            held, self._held = self._held, None
         if held is not None:
             self._allocations.release(held)
 
@@ -216,10 +218,9 @@ class SessionServer(JobServer):
             pause = min(LOOKS, 1.5 * pause)
 
     def _change(self, **known: Any) -> None:
-        held = self._held
-        if held is not None:
-            self._held = replace(held, **known)
-            self._allocations.rename(held, self._held)
+        with self._knowing:
+            if self._held is not None:
+                self._held = replace(self._held, **known)
 
     def _connect(self) -> str:
         directory = super()._connect()

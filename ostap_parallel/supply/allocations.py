@@ -112,7 +112,7 @@ class Allocations:
         self._count = 0  # submissions
         self._claims: list[Claim] = []
         self._waiting: dict[str, float] = {}  # jobs, and since when they are unknown
-        self._held: set[Held] = set()
+        self._held: dict[str, Held] = {}  # by what messages call them
         self._doubtful = ""  # the name of a submission of which nobody knows whether it was done
         self._doubtful_since = 0.0
         self._failures = 0
@@ -154,7 +154,7 @@ class Allocations:
     def release(self, held: Held) -> None:
         """Cancel a job that is used no more."""
         with self._changed:
-            self._held.discard(held)
+            self._held.pop(held.id, None)
             is_last = not (self._held or self._claims or self._waiting)
         if is_last:
             self._dismiss()
@@ -183,7 +183,7 @@ class Allocations:
         with self._changed:
             self._count += 1
             held = Held(f"{self.name}-{self._token}-{self._count}", "", "", None)
-            self._held.add(held)
+            self._held[held.id] = held
         try:
             self._guard_over(held.id)
         except SchedulerUnavailable as exc:
@@ -199,13 +199,6 @@ class Allocations:
         with contextlib.suppress(SchedulerUnavailable):
             return "".join(self._scheduler.find(held.id)[-1:])
         return ""
-
-    def rename(self, held: Held, now: Held) -> None:
-        """Take notice of what is known by now of a session."""
-        with self._changed:
-            if held in self._held:
-                self._held.remove(held)
-                self._held.add(now)
 
     def session_argv(self, held: Held) -> list[str]:
         """Return what submits a session of SGE, and is its standard input and output."""
@@ -389,7 +382,7 @@ class Allocations:
             if not self._claims:
                 return False
             del self._waiting[job]
-            self._held.add(held)
+            self._held[job] = held
             self._claims.pop(0).settle(held)
         return True
 

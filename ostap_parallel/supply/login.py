@@ -59,7 +59,9 @@ class Login:
         return Guard(self.program(["bash", "-p"]), kind)
 
     def close(self) -> None:
-        """End the connection."""
+        """End the connection, also one that is being made."""
+        if (session := self._session) is not None:
+            session.close()  # who holds the lock may be waiting for it
         with self._changing:
             session, self._session = self._session, None
             if session is not None:

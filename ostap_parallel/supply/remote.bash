@@ -5,7 +5,7 @@
 
 exec 19>&1 # our lines have a descriptor of their own
 op_rm=$(type -P rm) op_tar=$(type -P tar) op_path=$PATH
-op_dir=
+op_dir= op_here=
 
 op_say() { printf '\n%s%s %s\n' "$op_mark" "$1" "$2" >&19; }
 
@@ -73,8 +73,38 @@ op_serve() {
     exit "$1"
 }
 
+# Tell where this session is, in a file of its directory: which kernel has been booted, among which
+# processes, and its number.
+op_settle() {
+    local boot line
+    set +eu
+    read -r boot </proc/sys/kernel/random/boot_id && read -r line <"/proc/$$/stat" || return
+    set -- ${line##*) }
+    op_here="$boot $(readlink /proc/self/ns/pid)"
+    echo "$op_here $4" >"$op_dir/session"
+} 2>/dev/null
+
+# Remove what sessions of ours have left here that were killed: those of which no process is there.
+op_sweep() {
+    local other line session stat
+    [ -n "$op_here" ] || return
+    for other in "$op_tmpdir"/ostap-parallel.*/; do
+        [ -O "$other" ] && read -r line <"$other/session" || continue
+        session=${line##* }
+        [ "${line% *}" = "$op_here" ] && ! [ -e "/proc/$session" ] || continue
+        for stat in /proc/[0-9]*/stat; do
+            read -r line <"$stat" || continue
+            set -- ${line##*) }
+            [ "$4" != "$session" ] || continue 2
+        done
+        "$op_rm" -rf -- "$other"
+    done
+} 2>/dev/null
+
 trap "$op_leave" EXIT
 op_say step tmpdir
 op_dir=$(mktemp -d -- "$op_tmpdir/ostap-parallel.XXXXXXXXXX") || exit
 [[ $op_dir == /* ]] || op_dir=$PWD/$op_dir # a script may go elsewhere
+op_settle
 op_say directory "$op_dir"
+op_sweep
