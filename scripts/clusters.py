@@ -53,6 +53,7 @@ class Cluster:
     nodes: list[str] = field(default_factory=list)
     _daemons: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     _argv: dict[str, Sequence[str]] = field(default_factory=dict)
+    _before: dict[str, str] = field(default_factory=lambda: dict(os.environ))
 
     def run(self, *argv: str, data: str = "") -> str:
         """Run a command; return what it printed."""
@@ -75,7 +76,7 @@ class Cluster:
         with (self.directory / f"{daemon}.out").open("ab") as out:
             self._daemons[daemon] = subprocess.Popen(
                 [*bound, *self._argv[daemon]],
-                env={**os.environ, **self.environ},
+                env={**self._before, **self.environ},  # nothing of a test's that starts it again
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,

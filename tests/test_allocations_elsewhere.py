@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -187,14 +188,43 @@ class TestSge:
 
 
 @pytest.fixture
-def login(slurm, make_hosts):
+def gateway(slurm, make_hosts):
     """A host from which a SLURM is reached that is not to be reached from here."""
     hosts = make_hosts(1, env={"SLURM_CONF": "/srv/home/slurm.conf"})
     (host,) = hosts
     text = Path(slurm.environ["SLURM_CONF"]).read_text()
     (host.home / "slurm.conf").write_text(text)
-    yield {"login": host.name, "ssh_config": hosts.ssh_config}
+    yield host
     wait_until(lambda: not slurm.jobs(), PATIENCE, "no job is left")
+
+
+@pytest.fixture
+def login(gateway):
+    """How that is named."""
+    return {"login": gateway.name, "ssh_config": gateway.ssh_config}
+
+
+def words_of(pid):
+    """Return the command line of a process."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b""
+
+
+# As it is on a laptop that sleeps, or whose cable is cut.
+LAPTOP = """\
+import sys, time
+from ostap_parallel import Slurm, WorkManager
+
+if __name__ == "__main__":
+    entry = Slurm(
+        2, cpus=2, walltime="10m", login=sys.argv[1], ssh_config=sys.argv[2], keepalive=3
+    )
+    with WorkManager(0, [entry], config=(), silent=True) as manager:
+        manager.process(time.sleep, [600])
+"""
+
+BLOCK = "#!/bin/sh\nexec sleep 600\n"
 
 
 def jobs(workers, **given):
@@ -224,6 +254,33 @@ class TestThroughALoginHost:
             jobs(2, **elsewhere).check()
         with pytest.raises(ConfigError, match="wanted"):
             jobs(2, login="h*2")
+
+    def test_a_client_that_is_cut_off(self, slurm, gateway, tmp_path):
+        """Its jobs go, also those that wait, even if the controller is away just then."""
+        folder = Path(tempfile.mkdtemp(prefix="op-"))
+        (tmp_path / "client.py").write_text(LAPTOP)
+        argv = [sys.executable, tmp_path / "client.py", gateway.name, gateway.ssh_config]
+        environ = {**os.environ, "PYTHONPATH": str(PACKAGE_PARENT), "TMPDIR": str(folder)}
+        options = "--parsable", "--exclusive", "-N2", "--output=/dev/null"
+        blocks = slurm.run("sbatch", *options, data=BLOCK).strip()
+        with subprocess.Popen(argv, env=environ, stderr=subprocess.DEVNULL) as client:
+            try:
+                wait_until(lambda: len(slurm.jobs()) == 2, PATIENCE, "it waits")
+                ours = [pid for pid, _ in processes_with(folder)]
+                for pid in ours:  # nothing goes either way then, and nobody is told
+                    os.kill(pid, signal.SIGSTOP)
+                slurm.stop("slurmctld", signal.SIGTERM)  # it keeps what it knows
+                far = [pid for pid in gateway.processes() if b"\0-I\0" in words_of(pid)]
+                assert far
+                wait_until(lambda: not any(map(words_of, far)), PATIENCE, "the far end has gone")
+                slurm.start("slurmctld")
+                wait_until(lambda: len(slurm.jobs()) == 1, 2 * PATIENCE, "only the other is left")
+            finally:
+                for pid, _ in processes_with(folder):
+                    os.kill(pid, signal.SIGKILL)
+                client.wait(PATIENCE)
+                slurm.try_("scancel", blocks)
+                shutil.rmtree(folder)
 
     def test_a_connection_that_breaks(self, slurm, login):
         with manage(jobs(4, **login), patience=PATIENCE) as manager:
