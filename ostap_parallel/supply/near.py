@@ -63,7 +63,11 @@ class Near:
         self._control.bind(f"{directory}/relay")
         self._control.listen(128)
         self._program = subprocess.Popen(
-            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, preexec_fn=_bound()
+            argv,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,  # srun is two processes
+            preexec_fn=_bound(),
         )
         assert self._program.stdin is not None
         assert self._program.stdout is not None
@@ -71,11 +75,16 @@ class Near:
         self._reader, self._writer = self._program.stdout.fileno(), self._program.stdin.fileno()
 
     def _terminate(self, *_: object) -> None:
-        self._program.terminate()
+        self._signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._program.wait(REST)
-        self._program.kill()  # qrsh that waits in a queue may not mind the first one for long
+        self._signal(signal.SIGKILL)  # qrsh in a queue may not mind the first one for long
         os._exit(FAILED)
+
+    def _signal(self, number: int) -> None:
+        """Send a signal to the program, and to what it has started."""
+        with contextlib.suppress(OSError):
+            os.killpg(self._program.pid, number)
 
     def run(self) -> int:
         """Lead there and back until one of the ends has gone; return the exit status."""
@@ -115,7 +124,7 @@ class Near:
         while GREETING not in before:
             for descriptor, _ in poll.poll():
                 if descriptor == 0:
-                    self._program.terminate()
+                    self._signal(signal.SIGTERM)
                     return None
             data = os.read(self._reader, PART)
             if not data:
@@ -133,12 +142,12 @@ class Near:
             assert pipe is not None
             with contextlib.suppress(OSError):
                 pipe.close()
-        for end in (self._program.terminate, self._program.kill):
+        for number in (signal.SIGTERM, signal.SIGKILL):
             try:
                 self._program.wait(GRACE + REST)
                 break
             except subprocess.TimeoutExpired:
-                end()
+                self._signal(number)
         status = self._program.wait()
         if self._status is None:
             how = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
