@@ -311,21 +311,21 @@ TOLD = """
 """
 
 BLAME = """
-    import contextvars, sqlite3, threading
+    import hashlib, sqlite3
     from ostap_parallel import SerializeError
-    local, base = threading.local(), sqlite3.connect(":memory:")
-    var = contextvars.ContextVar("var")
-    def uses_local(x): return local.x
+    steps, base = (one for one in ()), sqlite3.connect(":memory:")
+    digest = hashlib.md5()
+    def uses_steps(x): return next(steps)
     def calls(x): return uses_base(x)
     def uses_base(x): return base.execute(x)
     class Has:
-        def method(self): return var.get()
+        def method(self): return digest.digest()
     # run
     for function, parts in [
-        (uses_local, ("local", "uses_local")),
+        (uses_steps, ("steps", "uses_steps")),
         (calls, ("base", "uses_base")),
-        (Has().method, ("var", "Has.method")),
-        (lambda x: local, ("local", "<lambda>")),
+        (Has().method, ("digest", "Has.method")),
+        (lambda x: steps, ("steps", "<lambda>")),
     ]:
         try: wm.process(function, [1])
         except SerializeError as exc: text = str(exc)
