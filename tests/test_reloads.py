@@ -75,6 +75,17 @@ def test_here(module):
             wm.process(lambda c: c.old(), [module.C()])
 
 
+def test_one_that_is_removed_and_imported_again(module):
+    module, write = module
+    with WorkManager(1, silent=True) as wm:
+        assert wm.process(module.f, [1]) == [1]
+        for text, value in (NEW, 2), (OLD, 1):  # there are as many modules as before
+            write(text)
+            del sys.modules[module.__name__]
+            module = importlib.import_module(module.__name__)
+            assert wm.process(module.f, [1]) == [value]
+
+
 def test_on_a_host(hosts, module):
     module, write = module
     with open_manager(hosts, "h1*1", environment=importable(hosts)) as wm:

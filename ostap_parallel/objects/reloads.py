@@ -18,22 +18,26 @@ _OURS = {"__main__", "__mp_main__", "ostap_parallel"}
 class _Known:
     """What is known of modules; a worker has only been told."""
 
-    modules: ClassVar[list[ModuleType]] = []  # the user's, of so many
-    of = 0
+    names: ClassVar[list[str]] = []  # the user's, of so many and this as the last
+    of: ClassVar[tuple[int, str]] = 0, ""
     states: ClassVar[dict[str, Any]] = {}  # of each: its specification, which a load makes anew
     counts: ClassVar[dict[str, int]] = {}  # of reloads, by name
 
 
 def look() -> int:
     """Return how many reloads there have been in this process, as far as anybody has looked."""
-    if len(sys.modules) != _Known.of:
-        _Known.of = len(sys.modules)
-        _Known.modules = [one for one in list(sys.modules.values()) if _is_of_user(one)]
+    of = len(sys.modules), next(reversed(sys.modules))
+    if of != _Known.of:
+        _Known.of = of
+        _Known.names = [name for name, one in list(sys.modules.items()) if _is_of_user(name, one)]
     follows_files = "IPython.extensions.autoreload" in sys.modules  # it changes what is there
-    for module in _Known.modules:
+    for name in _Known.names:
+        module = sys.modules.get(name)  # maybe another, where it was removed and imported again
+        if module is None or not issubclass(type(module), ModuleType):
+            continue
         names = _names_of(module)
-        name, spec = names["__name__"], names.get("__spec__")
-        changed = _modified(names["__file__"]) if follows_files else 0
+        spec = names.get("__spec__")
+        changed = _modified(str(names.get("__file__"))) if follows_files else 0
         before = _Known.states.get(name, (spec, changed))
         _Known.states[name] = spec, changed
         if before[0] is not spec or before[1] != changed:
@@ -53,14 +57,14 @@ def _modified(file: str) -> int:
     return 0
 
 
-def _is_of_user(module: Any) -> bool:
+def _is_of_user(key: str, module: Any) -> bool:
     if not issubclass(type(module), ModuleType):
         return False
     names = _names_of(module)
     name, file = names.get("__name__"), names.get("__file__")
     if not isinstance(name, str) or not isinstance(file, str) or names.get("__spec__") is None:
         return False
-    return name.partition(".")[0] not in _OURS and not is_of_installed(name, file)
+    return key == name and name.partition(".")[0] not in _OURS and not is_of_installed(name, file)
 
 
 def counts() -> dict[str, int]:
