@@ -486,8 +486,7 @@ CLOSURES_OF_MODULES = """
     import pathlib, tempfile
     D = tempfile.mkdtemp(); sys.path.insert(0, D)
     pathlib.Path(D, "makers.py").write_text('''
-    import threading
-    STATE = threading.local(); STATE.n = 0  # cannot be sent
+    STATE = (n for n in ())  # cannot be sent
     COUNT = [0]
     def bump(): COUNT[0] += 1; return COUNT[0]
     def maker(n):

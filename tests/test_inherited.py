@@ -279,7 +279,7 @@ def test_a_pool_ends_though_its_workers_wait():
 def test_nothing_is_served_where_initargs_cannot_be_sent():
     before = threading.active_count()
     with pytest.raises(SerializeError):
-        Pool(1, adopt, (multiprocessing.Lock(), threading.local()))
+        Pool(1, adopt, (multiprocessing.Lock(), (n for n in ())))
     wait_until(lambda: threading.active_count() <= before, 60, "no thread is left")
 
 
