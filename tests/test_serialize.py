@@ -401,7 +401,7 @@ STAYS = program("""
 """)
 
 GO_ON = program("""
-    import pathlib, sys
+    import os, pathlib, sys
     from ostap_parallel import Executor, Pool
     from ostap_parallel.pools import ParallelPool
     count, loaded, offset = 0, {}, 0
@@ -445,6 +445,10 @@ GO_ON = program("""
     try: pool.map(Needs(), [1])
     except ModuleNotFoundError: pathlib.Path("appears.py").touch()
     assert pool.map(Needs(), [1]) == [1]  # an error is not kept
+    draw = os.urandom
+    os.urandom = lambda size: b"+" + draw(size - 1)  # whatever is drawn, a run has its own
+    with WorkManager(executor=one, silent=True) as wm:
+        assert [wm.process(counts, [5]) for _ in range(2)] == [[(101, 1)], [(101, 1)]]
     one.shutdown()
     pool.terminate()
 """)

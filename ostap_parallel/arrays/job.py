@@ -21,7 +21,7 @@ from ostap_parallel.arrays.layout import Header, Layout
 from ostap_parallel.arrays.records import MAX_OUTPUT, Record, Writer, read
 from ostap_parallel.engine.core import Core
 from ostap_parallel.machine.jobs import Job
-from ostap_parallel.worker.chunk import Lost, pack_chunk, unpack_result
+from ostap_parallel.worker.chunk import Lost, draw_id, pack_chunk, unpack_result
 
 # Items that take less than so many seconds, and print nothing, are run together, up to so many.
 BRIEF = 0.001
@@ -56,7 +56,7 @@ class Items:
         self._together = 1
         self._losses: dict[int, int] = {}
         self._lost_retries: int = settings["lost_retries"]
-        self._run = os.urandom(16)
+        self._run = draw_id(goes_on=False)
         self._news: queue.SimpleQueue[tuple[int, bytes] | str] = queue.SimpleQueue()
         self._printed: dict[int, dict[str, list[str]]] = {}
         self._kills = memory.count_kills()

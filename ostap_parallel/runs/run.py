@@ -38,10 +38,10 @@ from ostap_parallel.runs.report import Running
 from ostap_parallel.runs.trust import DEFAULT_RULES, HostRules, Trust, is_of_host, why
 from ostap_parallel.runs.watching import Watch
 from ostap_parallel.worker.chunk import (
-    GOES_ON,
     INTERRUPTED,
     ChunkOutcome,
     Lost,
+    draw_id,
     pack_chunk,
     traced,
     unpack_answer,
@@ -189,7 +189,7 @@ class Run:
         on_run.get()(self)
         self._input = iter(self.items)
         # other programs may use the same servers
-        self._id = GOES_ON * self.call.goes_on + os.urandom(16)
+        self._id = draw_id(self.call.goes_on)
         # items that are sent as they are; a journal wants to see them all
         self._as_it_is = SMALL if self.checkpoint is None else frozenset[type]()
         _ = self.submit

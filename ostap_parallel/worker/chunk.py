@@ -191,9 +191,9 @@ def pack_chunk(
 ) -> bytes:
     """Return the argument message for a chunk of items, packed by a `Writer` or by `pack_value`.
 
-    `run` is the same for all chunks of a run, and no other run has it; it begins with `GOES_ON` if
-    they find the program as other such runs, and calls, have left it. When the items have taken
-    `limit` seconds, those that are left are given back. `settings` hold in place of the call's.
+    `run` is the same for all chunks of a run, and no other run has it; see `draw_id`.
+    When the items have taken `limit` seconds, those that are left are given back. `settings` hold
+    in place of the call's.
     """
     head = pickle.dumps((run, limit, settings, indices, items), serialize.PROTOCOL)
     return b"".join((b"\0\0", head, stream))
@@ -211,7 +211,12 @@ def locate(chunk: bytes, location: str, places: bytes) -> bytes:
     return b"".join((os.fsencode(location), b"\0", places, memoryview(chunk)[1:]))
 
 
-GOES_ON = b"+"
+_GOES_ON, _BEGINS_ANEW = b"+", b"-"
+
+
+def draw_id(goes_on: bool) -> bytes:
+    """Return an id for a run, which tells whether its items share the program with other runs."""
+    return (_GOES_ON if goes_on else _BEGINS_ANEW) + os.urandom(16)
 
 
 class Received:
@@ -242,7 +247,7 @@ class Received:
         self.items: Sequence[Any]
         self.settings: bytes
         self.run, self.limit, self.settings, self.indices, self.items = pickle.load(file)
-        self.goes_on = not self.run or self.run.startswith(GOES_ON)
+        self.goes_on = not self.run or self.run.startswith(_GOES_ON)
         self.is_broken = False
         self._stream = serialize.Unpickler(file)
 
