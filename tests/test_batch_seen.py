@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -206,3 +207,19 @@ def test_directories_without_a_run(tmp_path, capsys):
     for command in ["report"], ["status"], ["top"]:
         assert main([*command, str(tmp_path)]) == 2
         assert "there is no run in " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("left", [True, False], ids=["partly", "wholly"])
+def test_a_run_whose_directory_goes_while_somebody_looks(layout, left):
+    now = time.time()
+    result(layout, 0, "done", [record(0, now - 100), record(1, now - 90)])
+    (layout.root / "cancelled").touch()  # no scheduler is asked
+    account = Account(Run(layout.root))
+    assert look(account)["notes"] == ["cancelled"]
+    if left:
+        shutil.rmtree(layout.root / "results")
+    else:
+        layout.remove()
+    told = look(account)
+    assert told["notes"] == ["its directory has been removed"]
+    assert (told["done"], told["total"], told["running"]) == (2, 6, [])

@@ -78,6 +78,15 @@ class Account:
             if number not in self.ended
         }
 
+    def look_again(self) -> list[str]:
+        """Take in what there is now; return how the run stands, in lines."""
+        try:
+            self.refresh()
+            return [state_of(self.run), *self.jobs()]
+        except FileNotFoundError:  # as pools do with runs that have ended well
+            self.going = {}
+            return ["its directory has been removed"]
+
     def records(self) -> Iterator[Record]:
         """Yield what is known of items that have ended; of one that was begun again, each time."""
         for told, _ in itertools.chain(self.ended.values(), self.going.values()):
@@ -257,7 +266,7 @@ def _bars(records: list[Record], start: float) -> Iterator[tuple[Lane, Bar]]:
 
 def look(account: Account) -> dict[str, Any]:
     """Return how far a run is, as `runs.snapshot.Snapshots.look` does of one of a manager."""
-    account.refresh()
+    notes = account.look_again()
     run, running = account.run, account.running()
     seconds = (time.time() if running else account.last) - account.began
     well, badly = account.fresh()
@@ -275,7 +284,7 @@ def look(account: Account) -> dict[str, Any]:
         "left": (run.total - done) / rate if rate and running else None,
         "hosts": list(_hosts(account)),
         "running": [{**asdict(one), "item": texts.get(one.index, "")} for one in running[:MOST]],
-        "notes": [state_of(run), *account.jobs()],
+        "notes": notes,
     }
 
 
