@@ -135,6 +135,22 @@ class TestRuns:
             assert main(["jobs", str(run.directory), "--resubmit"]) == 1
         assert run.resubmit() == 0
 
+    def test_a_fork_keeps_nobody_from_looking_after_a_run(self, answers, tmp_path):
+        run = make(tmp_path)
+        reader, writer = os.pipe()
+        with contextlib.ExitStack() as stack:
+            assert run._lead(stack)
+            if not (pid := os.fork()):
+                os.close(writer)
+                os.read(reader, 1)  # until the other process lets it go
+                os._exit(0)
+            os.close(reader)
+        with contextlib.ExitStack() as stack:
+            found = run._lead(stack)
+        os.close(writer)
+        os.waitpid(pid, 0)
+        assert found
+
     def test_who_waits_beside_another_keeps_no_files(self, answers, tmp_path):
         run = make(tmp_path)
         with contextlib.ExitStack() as stack, contextlib.ExitStack() as others:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import logging
+import os
 import threading
 import time
 import weakref
@@ -12,7 +13,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ostap_parallel.arrays.layout import DIRECTORY, Header, Layout
 from ostap_parallel.arrays.records import Record, Told, read
@@ -259,6 +260,7 @@ class Run:
         except OSError as exc:  # a file system without locks: to be trusted with one process
             logger.warning("%s cannot be locked (%s): wait in one process only", file.name, exc)
         stack.enter_context(file)
+        stack.callback(_unlock, file, os.getpid())
         return True
 
     def _recover(self, watcher: Watcher) -> None:
@@ -440,6 +442,13 @@ class Run:
         if self._layout.root.parent.name == DIRECTORY:
             with contextlib.suppress(OSError):  # others may be in there
                 self._layout.root.parent.rmdir()
+
+
+def _unlock(file: IO[bytes], owner: int) -> None:
+    """Give a lock back, also of a file that a fork has open; nothing in a fork."""
+    if os.getpid() == owner:
+        with contextlib.suppress(OSError):  # of a file system without locks
+            fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def _only_run(directory: Path) -> Path:
