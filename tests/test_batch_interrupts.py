@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+import weakref
 from pathlib import Path
 
 import pytest
@@ -71,7 +72,7 @@ def queue(monkeypatch):
 
 @pytest.fixture
 def pool(queue, tmp_path):
-    gc.collect()  # an interrupt while a pool of another test is collected would be nobody's
+    gc.collect()  # what other tests have left is not to be collected while this one runs
     with SlurmPool(tmp_path / "runs", polling=0.1, grace=0.1) as pool:
         yield pool
 
@@ -88,7 +89,7 @@ class Tracer:
         self.places = tuple(str(PACKAGE / part) for part in parts)
 
     def __call__(self, frame, event, arg):
-        if frame.f_code.co_filename.startswith(self.places):
+        if frame.f_code.co_filename.startswith(self.places) and not is_finalizing(frame):
             return functools.partial(self.look, set())
         return None
 
@@ -104,9 +105,20 @@ class Tracer:
         return functools.partial(self.look, entered)
 
 
+def is_finalizing(frame):
+    """Return whether a frame is that of a finalizer, or called by one: what it raises is lost."""
+    while frame is not None:
+        code = frame.f_code
+        if code.co_name == "__del__" or code.co_filename == weakref.__file__:
+            return True
+        frame = frame.f_back
+    return False
+
+
 def interrupted(n, call, *parts):
     """Call, and interrupt that before its n-th line; return its value, and whether it was."""
     tracer = Tracer(n, *parts)
+    gc.disable()  # the collector may come at any line, and take long
     sys.settrace(tracer)
     try:
         return call(), False
@@ -114,6 +126,7 @@ def interrupted(n, call, *parts):
         return None, tracer.left <= 0
     finally:
         sys.settrace(None)
+        gc.enable()
 
 
 @pytest.fixture
