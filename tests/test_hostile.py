@@ -294,3 +294,21 @@ class TestTasks:
                 assert seen == str(Path(folder).resolve())
 
         check()
+
+
+def test_a_link_among_what_killed_sessions_have_left(tmp_path):
+    """Anybody can make one in a directory for temporary files."""
+    there, home = tmp_path / "there", tmp_path / "home"
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    gone = (
+        f"{boot} {Path('/proc/self/ns/pid').readlink()} {1 << 23}\n"  # no process has that number
+    )
+    for directory in home, there / "ostap-parallel.killed":
+        directory.mkdir(parents=True)
+        (directory / "session").write_text(gone)
+    (there / "ostap-parallel.link").symlink_to(home)
+    script = Path(hosts_server.__file__).with_name("remote.bash").read_text()
+    text = f"op_mark=@ op_tmpdir={there}\n{script}"
+    subprocess.run(["bash", "-s"], input=text, text=True, timeout=60, check=False)
+    assert list(there.iterdir()) == []
+    assert (home / "session").read_text() == gone

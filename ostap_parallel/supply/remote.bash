@@ -97,7 +97,7 @@ op_sweep() {
             set -- ${line##*) }
             [ "$4" != "$session" ] || continue 2
         done
-        "$op_rm" -rf -- "$other"
+        "$op_rm" -rf -- "${other%/}" # of a link, which anybody may have made, just that
     done
 } 2>/dev/null
 
