@@ -274,21 +274,31 @@ class TestAttaching:
             result.get(PATIENCE)
         wait_until(lambda: not cluster.jobs(), PATIENCE, "they are gone")
 
-    def test_ctrl_c_cancels_the_jobs_of_a_map(self, cluster, tmp_path):
+    @pytest.mark.parametrize(
+        ("call", "moment"),
+        [
+            ("pool.map", "items/*/*"),
+            ("pool.map", "jobs/*.sh"),
+            ("pool.map", "jobs/*.id"),
+            ("WorkManager(executor=pool).process", "jobs/*.id"),
+            ("WorkManager(executor=pool).process", "results/*/*"),
+        ],
+    )
+    def test_ctrl_c_cancels_the_jobs(self, cluster, tmp_path, call, moment):
+        """While it is written, submitted, waits and runs."""
         script = tmp_path / "script.py"
         script.write_text(
-            "import sys, time\nfrom ostap_parallel.batch import SgePool, SlurmPool\n"
+            "import sys, time\nfrom ostap_parallel import WorkManager\n"
+            "from ostap_parallel.batch import SgePool, SlurmPool\n"
             "pools = {'slurm': SlurmPool, 'sge': SgePool}\n"
-            "with pools[sys.argv[1]](chunks=1) as pool:\n    pool.map(time.sleep, [300])\n"
+            f"with pools[sys.argv[1]](chunks=1) as pool:\n    {call}(time.sleep, [300])\n"
         )
         environ = script_environ(**cluster.environ)
         argv = [sys.executable, str(script), cluster.name]
         with subprocess.Popen(
             argv, cwd=tmp_path, env=environ, stderr=subprocess.PIPE, text=True
         ) as driver:
-            wait_until(
-                lambda: list(tmp_path.glob(".ostap*/*/jobs/*.id")), PATIENCE, "it is submitted"
-            )
+            wait_until(lambda: list(tmp_path.glob(f".ostap*/*/{moment}")), PATIENCE, moment)
             driver.send_signal(signal.SIGINT)
             assert "KeyboardInterrupt" in driver.communicate(timeout=PATIENCE)[1]
         wait_until(lambda: not cluster.jobs(), PATIENCE, "they are gone")

@@ -145,14 +145,14 @@ def cancelled(monkeypatch):
 @pytest.fixture
 def at_waiting(monkeypatch):
     """What is done when the main thread is about to wait, in a list."""
-    found, result = [], calls.Future.result
+    found, wait = [], calls.wait
 
-    def waiting(future, timeout=None):
-        if threading.current_thread() is threading.main_thread():
+    def waiting(futures, timeout=None):
+        if threading.current_thread() is threading.main_thread() and timeout == calls.LOOKING:
             found[0]()
-        return result(future, timeout)
+        return wait(futures, timeout)
 
-    monkeypatch.setattr(calls.Future, "result", waiting)
+    monkeypatch.setattr(calls, "wait", waiting)
     return found
 
 

@@ -91,7 +91,12 @@ class ArrayBackend(Backend):
         """Write down what is called."""
         packed = pack_function(call)
         layout, number = self._begun(), next(self._calls)
-        layout.write(f"calls/{number}", packed)
+        try:
+            layout.write(f"calls/{number}", packed)
+        except OSError:
+            if self._refusal is not None:  # with which the directory went
+                self.window()
+            raise
 
         def submit(
             chunk: bytes, *, is_short: bool = False, hosts: frozenset[str] | None = None

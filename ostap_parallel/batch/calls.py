@@ -23,6 +23,10 @@ T = TypeVar("T")
 
 BETWEEN = 0.5  # seconds between lines that tell how many are done
 
+# Seconds between looks at whether there was a signal: one that comes just before the waiting
+# begins does not end that.
+LOOKING = 2.0
+
 CANCELLED = "the run was cancelled"
 
 
@@ -151,7 +155,10 @@ class Doing:
     def apart(self, work: Callable[[Doing], T]) -> T:
         """Have a thread do it, and wait; if that is interrupted, nothing is left of it."""
         try:
-            return self.begin(work).result()
+            done = self.begin(work)
+            while not wait([done], LOOKING).done:
+                pass
+            return done.result()
         except BaseException:
             self.cancel()
             wait([self.ended])
