@@ -109,10 +109,18 @@ class Odd:
     def __getattr__(self, name):
         raise ImportError("it was asked")
 sys.modules["odd"] = Odd()
+from contextvars import ContextVar
 from ostap_parallel import Pool
+from ostap_parallel.worker import generators
+known = ContextVar("known")
+def value(x):
+    return known.get()
 if __name__ == "__main__":
+    known.set(7)
+    generators.find()
     with Pool(1) as pool:
         assert pool.map(abs, [1]) == [pool.apply(abs, (1,))]
+        assert pool.map(value, [1]) == [7]
     print("ok")
 """
 

@@ -14,7 +14,7 @@ import sys
 import threading
 import typing
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from contextvars import ContextVar
 from pathlib import Path
@@ -93,8 +93,7 @@ def _local(pickler: Any, local: threading.local) -> Any:
 def _context_variable(pickler: Any, variable: ContextVar[Any]) -> Any:
     """Reduce a context variable to its value, unless it is one of a module that is there, too."""
     for module in list(sys.modules.values()):
-        names = getattr(module, "__dict__", {})
-        if names.get(variable.name) is variable and not is_by_value(module):
+        if names_of(module).get(variable.name) is variable and not is_by_value(module):
             return getattr, (module, variable.name)
     with suppress(LookupError):
         return make_context_variable, (variable.name, variable.get())
@@ -367,6 +366,15 @@ def _is_standard(function: FunctionType) -> bool:
     module = str(function.__module__)
     # named tuples have a constructor of their own making
     return module.startswith("namedtuple_") or module.split(".")[0] in sys.stdlib_module_names
+
+
+def names_of(module: Any) -> Mapping[str, Any]:
+    """Return what a module has; to ask one that is lazy for anything would load it."""
+    try:
+        names: Mapping[str, Any] = object.__getattribute__(module, "__dict__")
+    except AttributeError:  # programs put all sorts of things there
+        return {}
+    return names
 
 
 def is_installed(module: ModuleType) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any, ClassVar
 
-from ostap_parallel.objects.kinds import is_of_installed
+from ostap_parallel.objects.kinds import is_of_installed, names_of
 
 _OURS = {"__main__", "__mp_main__", "ostap_parallel"}
 
@@ -35,7 +35,7 @@ def look() -> int:
         module = sys.modules.get(name)  # maybe another, where it was removed and imported again
         if module is None or not issubclass(type(module), ModuleType):
             continue
-        names = _names_of(module)
+        names = names_of(module)
         spec = names.get("__spec__")
         changed = _modified(str(names.get("__file__"))) if follows_files else 0
         before = _Known.states.get(name, (spec, changed))
@@ -43,12 +43,6 @@ def look() -> int:
         if before[0] is not spec or before[1] != changed:
             _Known.counts[name] = _Known.counts.get(name, 0) + 1
     return sum(_Known.counts.values())
-
-
-def _names_of(module: ModuleType) -> dict[str, Any]:
-    """Return what a module has; to ask one that is lazy for anything would load it."""
-    names: dict[str, Any] = object.__getattribute__(module, "__dict__")
-    return names
 
 
 def _modified(file: str) -> int:
@@ -60,7 +54,7 @@ def _modified(file: str) -> int:
 def _is_of_user(key: str, module: Any) -> bool:
     if not issubclass(type(module), ModuleType):
         return False
-    names = _names_of(module)
+    names = names_of(module)
     name, file = names.get("__name__"), names.get("__file__")
     if not isinstance(name, str) or not isinstance(file, str) or names.get("__spec__") is None:
         return False

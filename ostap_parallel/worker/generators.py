@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from ostap_parallel import libraries
+from ostap_parallel.objects.kinds import names_of
 
 
 class _Current(threading.local):
@@ -92,9 +93,10 @@ def find() -> list[Any]:
         kinds = (*kinds, sys.modules["numpy.random"].Generator)
     found: dict[int, Any] = {}
     for module in list(sys.modules.values()):
-        values = list(getattr(module, "__dict__", {}).values())
-        found.update((id(one), one) for one in values if isinstance(one, kinds))
-    found.update((id(one), one) for one in gc.get_objects() if isinstance(one, kinds))
+        values = list(names_of(module).values())
+        found.update((id(one), one) for one in values if issubclass(type(one), kinds))
+    # not isinstance, which asks what stands for something else
+    found.update((id(one), one) for one in gc.get_objects() if issubclass(type(one), kinds))
     return list(found.values())
 
 
