@@ -236,12 +236,13 @@ class Run:
                 if (chunk := self._running.pop(done, None)) is not None:  # else it was dropped
                     yield from self._arrivals_of(done, chunk)
 
-    def _patience(self) -> float | None:
-        """Return after how many seconds without news there is something to look at, if ever."""
-        times = [self._watch.patience(), self.trust.time_alone()]
+    def _patience(self) -> float:
+        """Return after how many seconds without news there is something to look at."""
+        # five: a signal that comes just before a wait without end would not be heard
+        times = [5.0, self._watch.patience(), self.trust.time_alone()]
         if self._pinned:
             times.append(self.trust.time_left())
-        return min((seconds for seconds in times if seconds), default=None)
+        return min(seconds for seconds in times if seconds)
 
     def _feed(self) -> None:
         """Keep as many chunks under way as the backend wants, and never more."""

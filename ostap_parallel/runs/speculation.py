@@ -45,9 +45,9 @@ class SpeculatingRun(ReadingRun):
         if self._running and not self._again:
             self._look_again = self._copy()
 
-    def _patience(self) -> float | None:
-        times = super()._patience(), self._look_again
-        return min((seconds for seconds in times if seconds is not None), default=None)
+    def _patience(self) -> float:
+        seconds = super()._patience()
+        return seconds if self._look_again is None else min(seconds, self._look_again)
 
     def _copy(self) -> float | None:
         """Begin copies of what is late; return the seconds until more may be, if ever."""
