@@ -73,15 +73,14 @@ op_serve() {
     exit "$1"
 }
 
-# Tell where this session is, in a file of its directory: which kernel has been booted, among which
-# processes, and its number.
+# Tell where this session is, in a file of its directory: which kernel has been booted, when the
+# first process was started, as containers have their own, and its number.
 op_settle() {
     local boot line
-    set +eu
-    read -r boot </proc/sys/kernel/random/boot_id && read -r line <"/proc/$$/stat" || return
+    read -r boot </proc/sys/kernel/random/boot_id && read -r line </proc/1/stat || return 0
     set -- ${line##*) }
-    op_here="$boot $(readlink /proc/self/ns/pid)"
-    echo "$op_here $4" >"$op_dir/session"
+    op_here="$boot ${20}"
+    read -r line <"/proc/$$/stat" && set -- ${line##*) } && echo "$op_here $4" >"$op_dir/session"
 } 2>/dev/null
 
 # Remove what sessions of ours have left here that were killed: those of which no process is there.
