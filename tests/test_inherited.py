@@ -436,3 +436,17 @@ def test_process_map_of_tqdm(monkeypatch):
     monkeypatch.setattr("concurrent.futures.ProcessPoolExecutor", Executor)
     monkeypatch.setattr("concurrent.futures.process.ProcessPoolExecutor", Executor)
     assert concurrent.process_map(abs, [-1, 2, -3], max_workers=2, disable=True) == [1, 2, 3]
+
+
+def take_in_child(lock):
+    with lock:
+        child = multiprocessing.Process(target=lambda: os._exit(lock.acquire(False)))
+        child.start()
+        child.join()
+        return child.exitcode
+
+
+def test_a_child_of_a_task_does_not_hold_what_its_parent_holds():
+    lock = multiprocessing.RLock()
+    with Pool(1) as pool:
+        assert pool.map(lambda x: take_in_child(lock), [1]) == [0]

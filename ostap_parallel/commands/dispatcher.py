@@ -184,7 +184,7 @@ class Dispatcher:
                 self._submits[function] = self.backend.open(Call(function, log_level=level))
             chunk = pack_chunk([job.number], [pack_value(item, f"command {job.number}")])
             future = self._submits[function](chunk, hosts=frozenset([job.label]))
-            job.future = future
+            job.future, job.is_taken_back = future, False
             future.add_done_callback(lambda future: self._news.put((job, future)))
             return
         self._free(job)

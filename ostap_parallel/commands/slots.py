@@ -73,7 +73,7 @@ class Job:
     def begin(self, course: Generator[Any, Any, None]) -> None:
         """Begin with the steps that it takes."""
         self._course, self.begun = course, time.monotonic()
-        self.is_overdue = self.is_taken_back = False
+        self.is_overdue = False
 
     def step(self, value: Any) -> Any:
         """Return the next step, after what came of the last one; StopIteration at the end."""

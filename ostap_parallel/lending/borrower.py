@@ -14,7 +14,7 @@ import socket
 import struct
 import threading
 from dataclasses import dataclass
-from multiprocessing import reduction
+from multiprocessing import reduction, util
 from typing import Any
 from weakref import WeakSet
 
@@ -129,6 +129,10 @@ class Borrowed:
         self._is_recursive = is_recursive
         self._held = 0
         self._owner = 0  # the thread that was the last to get it
+        util.register_after_fork(self, Borrowed._begin_anew)
+
+    def _begin_anew(self) -> None:
+        self._held = 0  # the parent has it
 
     def acquire(self, block: bool = True, timeout: float | None = None) -> bool:
         """Get it, as a thread of the caller would."""

@@ -31,7 +31,10 @@ class Doing(NamedTuple):
 
 def doing(item: int, pid: int) -> Doing:
     """Return what a worker of this machine does."""
-    return Doing(item, pid, _memory_of(pid), os.getloadavg()[0])
+    load = 0.0
+    with contextlib.suppress(OSError):  # not to be had
+        load = os.getloadavg()[0]
+    return Doing(item, pid, _memory_of(pid), load)
 
 
 def _memory_of(pid: int) -> int:

@@ -217,7 +217,7 @@ def bind(call: bytes) -> Callable[[bytes], bytes]:
                         executing.position[0] = -1
                         return pack_result(result)
                     state.update(prepared)
-                elif chunk.goes_on and executing.state is not state:
+                elif chunk.goes_on and (executing.state is not state or "error" in state):
                     _read_again(call, state)
                 executing.state = state if is_ours else None
                 now = _hold_settings(state, chunk)
@@ -295,6 +295,7 @@ def _read_again(data: bytes, state: dict[str, Any]) -> None:
     """
     if "call" not in state:
         return
+    state.pop("error", None)  # of the last time: what was wrong then may have passed
     try:
         serialize.loads(data)
     except BaseException as exc:
