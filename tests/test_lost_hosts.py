@@ -149,7 +149,7 @@ def test_its_last_worker_cannot_be_replaced(make_hosts):
 
 
 def test_its_disk_is_full(make_hosts):
-    full, _ = hosts = make_hosts(each=[HostOptions(tmp_size="8M"), HostOptions()])
+    full, _ = hosts = make_hosts(each=[HostOptions(tmp_size="12M"), HostOptions()])
 
     def fill(n):
         Path(f"/tmp/fill.{n}").write_bytes(bytes(64 << 20))
