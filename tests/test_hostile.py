@@ -300,9 +300,8 @@ def test_a_link_among_what_killed_sessions_have_left(tmp_path):
     """Anybody can make one in a directory for temporary files."""
     there, home = tmp_path / "there", tmp_path / "home"
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    gone = (
-        f"{boot} {Path('/proc/self/ns/pid').readlink()} {1 << 23}\n"  # no process has that number
-    )
+    first = Path("/proc/1/stat").read_text().rpartition(")")[2].split()[19]  # when it began
+    gone = f"{boot} {first} {1 << 23}\n"  # no process has that number
     for directory in home, there / "ostap-parallel.killed":
         directory.mkdir(parents=True)
         (directory / "session").write_text(gone)

@@ -287,11 +287,13 @@ def test_what_is_waited_for_is_told(monkeypatch):
     now = 1000.0
     monkeypatch.setattr(time, "time", lambda: now)
     third = HostStatus(
-        "h3", "queued", reason="a partition known for the very long waits that it has"
+        "h3",
+        "queued",
+        reason="a partition known in all of the house for the very long waits that it has",
     )
     backend = Hosts(HostStatus("h1", step="copy"), HostStatus("h2", "up", 2), third)
     coming = Coming(backend)
-    why = "(a partition known for the very long waits that ...)"
+    why = "(a partition known in all of the house for the very long waits that it...)"
     assert str(coming) == f"h1 starting (copy) for 1 s, h3 queued {why} for 1 s"
     now += 90
     assert str(coming) == f"h1 starting (copy) for 90 s, h3 queued {why} for 90 s"

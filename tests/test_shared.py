@@ -246,7 +246,7 @@ class TestTrouble:
         assert [n for n in found if isinstance(n, int)] == [n for n in range(20) if n != 5]
 
     def test_a_full_disk(self, make_hosts):
-        hosts = make_hosts(each=[HostOptions(tmp_size="8M"), HostOptions()])
+        hosts = make_hosts(each=[HostOptions(tmp_size="12M"), HostOptions()])
         data = buffer(size=2 * SIZE)
         with open_manager(hosts, "h1*2 h2*1", environment=importable(hosts)) as manager:
             assert manager.wait_for_hosts(PATIENCE)
@@ -261,7 +261,7 @@ class TestTrouble:
             assert manager.process(functions.square, range(5)) == [0, 1, 4, 9, 16]
 
     def test_nowhere_is_room(self, make_hosts):
-        hosts = make_hosts(tmp_size="8M")
+        hosts = make_hosts(tmp_size="12M")
         with open_manager(hosts, "h1*2", environment=importable(hosts)) as manager:
             with pytest.raises(ServersUnavailable, match="shared: No space left"):  # as it joins
                 manager.process(sharers.digest, range(4), shared=buffer(size=2 * SIZE))

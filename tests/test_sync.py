@@ -225,7 +225,7 @@ def test_servers_that_run_already_keep_clients_apart(one_host, lib, monkeypatch)
 
 
 def test_a_host_without_room(make_hosts, lib):
-    hosts = make_hosts(each=[HostOptions(tmp_size="8M"), HostOptions()])
+    hosts = make_hosts(each=[HostOptions(tmp_size="12M"), HostOptions()])
     write(lib, op_one="VERSION = 1")
     (lib / "noise").write_bytes(os.urandom(12 << 20))
     given = {"environment": importable(hosts), "sync": lib}

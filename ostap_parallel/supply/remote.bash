@@ -80,7 +80,8 @@ op_settle() {
     read -r boot </proc/sys/kernel/random/boot_id && read -r line </proc/1/stat || return 0
     set -- ${line##*) }
     op_here="$boot ${20}"
-    read -r line <"/proc/$$/stat" && set -- ${line##*) } && echo "$op_here $4" >"$op_dir/session"
+    read -r line <"/proc/$$/stat" && set -- ${line##*) } &&
+        (umask 077 && echo "$op_here $4" >"$op_dir/session")
 } 2>/dev/null
 
 # Remove what sessions of ours have left here that were killed: those of which no process is there.
