@@ -8,7 +8,7 @@ import functools
 import logging
 import os
 import sys
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from numbers import Real
@@ -202,7 +202,10 @@ class WorkManager(Shown):
         return f"<WorkManager {workers or 'without workers'}>"
 
     def _repr_html_(self) -> str:
-        return super()._repr_html_() + hosts_table(self._owned.hosts if self._owned else ())
+        return super()._repr_html_() + hosts_table(self._hosts())
+
+    def _hosts(self) -> Sequence[HostStatus]:
+        return () if self._owned is None else self._owned.hosts
 
     @property
     def workers(self) -> dict[str, int]:
@@ -457,8 +460,7 @@ class WorkManager(Shown):
             timeline = Timeline(title) if self._keeps_timeline else None
             recorder = Recorder(run, reporter, timeline, self._tails)
             self.report = recorder.report
-            hosts = [] if self._owned is None else self._owned.hosts
-            lost = {host.name: host.lost for host in hosts}
+            lost = {host.name: host.lost for host in self._hosts()}
             try:
                 with telling(Snapshots(run, reporter, title, coming).look):
                     yield recorder
@@ -470,7 +472,7 @@ class WorkManager(Shown):
             finally:
                 self.backend.flush()
                 self._tails.close()
-                told = (host.since(lost.get(host.name, 0)) for host in hosts)
+                told = (host.since(lost.get(host.name, 0)) for host in self._hosts())
                 recorder.report.hosts = HostList(told)
         report = recorder.report
         if failed := report.failed_in_short() if self._silent else report.failed_in_groups():
