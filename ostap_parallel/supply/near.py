@@ -254,7 +254,8 @@ def execute(path: str, argv: list[str]) -> int:
         control.connect(path)
         order = json.dumps({"do": "exec", "argv": argv}).encode() + b"\n"
         sent = socket.send_fds(control, [order], [0, 1, 2])
-        control.sendall(order[sent:])
+        if sent < len(order):  # to send nothing fails where the command has ended already
+            control.sendall(order[sent:])
         for descriptor in (0, 1):
             os.close(descriptor)
         answer = b""
