@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ from ostap_parallel.engine.engine import Engine
 from ostap_parallel.supply.processes import run_apart, start_apart
 from ostap_parallel.supply.session import Session
 from ostap_parallel.supply.ssh import Ssh, control_directory
+from ostap_parallel.worker.processes import keep_from_forks, let_forks_keep
 
 PATIENCE = 60  # seconds; only a hang takes that long
 PACKAGE_PARENT = Path(sys.modules["ostap_parallel"].__file__).parents[1]
@@ -328,3 +330,19 @@ def test_a_reader_goes_on_after_a_line_that_made_it_raise(hosts, caplog):
         wait_until(lambda: lines == ["one", "two", None], PATIENCE, "all lines")
         session.close()
     assert len([r for r in caplog.records if "is lost" in r.getMessage()]) == 1
+
+
+def test_forks_keep_what_has_the_number_of_something_of_ours():
+    other, ours = os.pipe()
+    keep_from_forks(ours)
+    os.close(ours)  # by whoever has it otherwise
+    reader, writer = os.pipe()
+    try:
+        assert reader == ours
+        if not (pid := os.fork()):
+            os._exit(not stat.S_ISFIFO(os.fstat(reader).st_mode))
+        assert os.waitpid(pid, 0)[1] == 0
+    finally:
+        let_forks_keep(ours)
+        for descriptor in (other, reader, writer):
+            os.close(descriptor)

@@ -164,7 +164,7 @@ class Worker:
         self.close_theirs()
         if hasattr(self, "channel"):
             self.channel.close()
-        self._socket.close()
+        close_kept(self._socket.detach())  # unless the channel has closed it
         close_kept(self._lifeline)
         self._position.close()
 

@@ -20,7 +20,7 @@ TERMINAL_SIGNALS = (signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP, signal.SIGHUP
 
 # Descriptors that a fork of this process must not keep open: who reads from the other end would
 # never see its end, however dead we are. No fork may come while they are made or closed.
-_ours: set[int] = set()
+_ours: dict[int, tuple[int, int] | None] = {}
 forking = threading.RLock()
 
 
@@ -102,12 +102,12 @@ def disconnect(*descriptors: int) -> None:
 
 def keep_from_forks(descriptor: int) -> None:
     """Have forks of this process disconnect a descriptor."""
-    _ours.add(descriptor)
+    _ours[descriptor] = _identity(descriptor)
 
 
 def let_forks_keep(descriptor: int) -> None:
     """Undo `keep_from_forks`; to be called before the descriptor is closed."""
-    _ours.discard(descriptor)
+    _ours.pop(descriptor, None)
 
 
 def close_kept(descriptor: int) -> None:
@@ -122,8 +122,18 @@ def _let_go() -> None:
     """Give up our descriptors in a fork, in place: who owns their numbers may close them."""
     forking.release()
     if _ours:
-        disconnect(*_ours)
+        # a number whose owner has closed it otherwise may be somebody else's by now
+        disconnect(*(number for number, what in _ours.items() if _identity(number) == what))
         _ours.clear()
+
+
+def _identity(descriptor: int) -> tuple[int, int] | None:
+    """Return what a descriptor leads to, if it is open."""
+    try:
+        found = os.fstat(descriptor)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 os.register_at_fork(
