@@ -132,10 +132,12 @@ def test_a_change_is_noticed_in_the_next_run(wm, hosts, lib, sent):
 
     def kept():
         versions("op_lib.deep")  # a worker that has had no item since keeps what it has used
-        return [len(list(host.tmp.glob("ostap-parallel.*/sync-*"))) for host in hosts]
+        return [sorted(host.tmp.glob("ostap-parallel.*/sync-*")) for host in hosts]
 
-    # what nobody needs any more is removed
-    wait_until(lambda: kept() == [1, 1], PATIENCE, "one directory each")
+    try:  # what nobody needs any more is removed
+        wait_until(lambda: list(map(len, kept())) == [1, 1], PATIENCE, "one directory each")
+    except AssertionError:
+        raise AssertionError(kept(), wm.executor.hosts) from None
 
 
 def test_the_next_map_of_an_executor_notices_a_change(lib):
