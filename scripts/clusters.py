@@ -88,7 +88,7 @@ class Cluster:
         process = self._daemons.pop(daemon)
         process.send_signal(number)
         try:
-            process.wait(5)
+            process.wait(READY)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
