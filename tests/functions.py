@@ -58,6 +58,12 @@ def version_of(name):
     return module.VERSION, str(Path(module.__file__).parent)
 
 
+def version_of_slowly(name):
+    """Return the same, after some time: other workers have items, too, then."""
+    time.sleep(0.1)
+    return version_of(name)
+
+
 def wait_for(path, seconds=PATIENCE):
     """Wait, in a worker, for a file that somebody else makes."""
     deadline = time.monotonic() + seconds

@@ -131,7 +131,8 @@ def test_a_change_is_noticed_in_the_next_run(wm, hosts, lib, sent):
     assert versions("op_lib.deep") == {1}
 
     def kept():
-        versions("op_lib.deep")  # a worker that has had no item since keeps what it has used
+        # a worker that has had no item since keeps what it has used
+        wm.process(functions.version_of_slowly, ["op_lib.deep"] * 12, chunk_size=1)
         return [sorted(host.tmp.glob("ostap-parallel.*/sync-*")) for host in hosts]
 
     try:  # what nobody needs any more is removed
