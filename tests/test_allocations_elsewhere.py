@@ -275,6 +275,8 @@ class TestThroughALoginHost:
                 wait_until(lambda: not any(map(words_of, far)), PATIENCE, "the far end has gone")
                 slurm.start("slurmctld")
                 wait_until(lambda: len(slurm.jobs()) == 1, 2 * PATIENCE, "only the other is left")
+            except AssertionError as exc:
+                raise AssertionError(slurm.jobs(), gateway.processes()) from exc
             finally:
                 for pid, _ in processes_with(folder):
                     os.kill(pid, signal.SIGKILL)
