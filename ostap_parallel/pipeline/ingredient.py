@@ -76,36 +76,30 @@ class StringField(Field):
         return isinstance(value, str)
 
 
-class IntField(Field):
+class _NumberField(Field):
+    kind: type
+
+    def is_valid(self, value: Any) -> bool:
+        """Return whether it is one."""
+        return isinstance(value, self.kind)
+
+    def coerce(self, value: Any) -> Any:
+        """Return a number for text."""
+        with contextlib.suppress(ValueError, TypeError):
+            return self.kind(value)
+        return value
+
+
+class IntField(_NumberField):
     """A whole number."""
 
-    wanted = "a whole number"
-
-    def is_valid(self, value: Any) -> bool:
-        """Return whether it is one."""
-        return isinstance(value, int)
-
-    def coerce(self, value: Any) -> Any:
-        """Return a number for text."""
-        with contextlib.suppress(ValueError, TypeError):
-            return int(value)
-        return value
+    wanted, kind = "a whole number", int
 
 
-class FloatField(Field):
+class FloatField(_NumberField):
     """A number."""
 
-    wanted = "a number"
-
-    def is_valid(self, value: Any) -> bool:
-        """Return whether it is one."""
-        return isinstance(value, float)
-
-    def coerce(self, value: Any) -> Any:
-        """Return a number for text."""
-        with contextlib.suppress(ValueError, TypeError):
-            return float(value)
-        return value
+    wanted, kind = "a number", float
 
 
 class FileField(Field):
