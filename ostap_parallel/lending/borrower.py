@@ -42,6 +42,12 @@ def check_near(what: str) -> None:
 KEPT = b"kept"
 
 
+def wake(connection: socket.socket) -> None:
+    """Wake who waits at a socket: closing alone does not."""
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
+
+
 def uid_of(connection: socket.socket) -> int:
     """Return the user at the other end of a connection."""
     data = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)

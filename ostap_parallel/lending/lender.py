@@ -35,6 +35,7 @@ from ostap_parallel.lending.borrower import (
     borrow_queue,
     reopen,
     uid_of,
+    wake,
 )
 
 logger = logging.getLogger(__name__)
@@ -106,7 +107,7 @@ class Lender:
         server.bind(f"\0{name}")
         server.listen(128)
         _in_thread(_accept, weakref.ref(self), server)
-        self._opened.callback(_wake, server)
+        self._opened.callback(wake, server)
         self._name = name
 
     def serve(self, link: Any) -> None:
@@ -168,7 +169,7 @@ class Lender:
             self._changed.wait_for(lambda: not self._watchers, PATIENCE)
             for link in self._links:
                 client = socket.socket(fileno=link.fileno())
-                _wake(client)
+                wake(client)
                 client.detach()  # who serves it closes it
             self._opened.close()
             self._things.clear()
@@ -247,12 +248,6 @@ def _value_of(semaphore: Any) -> int:
     if is_free := semaphore.acquire(False):
         semaphore.release()
     return int(is_free)
-
-
-def _wake(connection: socket.socket) -> None:
-    """Wake who waits at a socket: closing alone does not."""
-    with contextlib.suppress(OSError):
-        connection.shutdown(socket.SHUT_RDWR)
 
 
 # How they are reduced. Whoever has such objects has loaded the modules that they are of.

@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from ostap_parallel.lending.borrower import uid_of
+from ostap_parallel.lending.borrower import uid_of, wake
 
 # Seconds after which a run is told of: shorter ones are not worth a socket.
 DELAY = 1.0
@@ -132,10 +132,8 @@ def telling(look: Look) -> contextlib.AbstractContextManager[None]:
 
 
 def _wake(server: socket.socket, pid: int) -> None:
-    """Wake who waits for connections in this process: closing alone does not."""
-    with contextlib.suppress(OSError):
-        if os.getpid() == pid:  # in a fork it would end that of the other process
-            server.shutdown(socket.SHUT_RDWR)
+    if os.getpid() == pid:  # in a fork it would end that of the other process
+        wake(server)
 
 
 def runs() -> list[dict[str, Any]]:
