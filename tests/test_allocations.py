@@ -577,6 +577,17 @@ class TestEntries:
             WorkManager(0, [Slurm(9, cpus=4, jobs=2)], config=())
 
 
+def preempt(slurm, seconds=1):
+    """Have all nodes taken by a job that comes first."""
+    urgent = "-p", "urgent", "-N2", "--exclusive", "--output=/dev/null"
+    slurm.run("sbatch", *urgent, data=f"#!/bin/sh\nsleep {seconds}\n")
+
+
+def cancel(slurm):
+    """Cancel all jobs."""
+    slurm.run("scancel", *slurm.run("squeue", "-h", "-r", "-o", "%i").split())
+
+
 class TestTheEndIsNear:
     def test_wall_time(self, on_slurm, caplog, monkeypatch):
         """Nothing is begun any more when the end of the job is near, and another one comes."""
@@ -630,34 +641,28 @@ class TestTheEndIsNear:
             for number, (value, _, _) in enumerate(manager.iexecute(where, range(200))):
                 total += value
                 if number == 20:
-                    on_slurm.run(
-                        *("sbatch", "-p", "urgent", "-N2", "--exclusive", "--output=/dev/null"),
-                        data="#!/bin/sh\nsleep 3\n",
-                    )
+                    preempt(on_slurm, seconds=3)
             assert total == SQUARES
             assert manager.wait_for_hosts(PATIENCE)
 
 
 class TestWhyItDied:
-    def test_a_job_that_is_cancelled(self, on_slurm, monkeypatch):
+    @pytest.mark.parametrize(
+        ("end", "words"),
+        [
+            pytest.param(cancel, r"job \d+_0 was cancelled: CANCELLED", id="cancelled"),
+            pytest.param(
+                preempt, r"job \d+_0 was preempted by another job: PREEMPTED", id="preempted"
+            ),
+        ],
+    )
+    def test_a_job_that_is_ended(self, on_slurm, monkeypatch, end, words):
         monkeypatch.setattr(retries.Limits.__init__, "__defaults__", (0, 0, 0))
         monkeypatch.setattr(allocated_, "LAST_WORDS", PATIENCE)
         with manage(jobs(2)) as manager:
             running = manager.executor.submit(time.sleep, 600)
             wait_until(running.running, PATIENCE, "it runs")
-            on_slurm.run("scancel", *on_slurm.run("squeue", "-h", "-r", "-o", "%i").split())
-            with pytest.raises(WorkerLost, match=r"job \d+_0 was cancelled: CANCELLED"):
-                running.result(2 * PATIENCE)
-
-    def test_preemption(self, on_slurm, monkeypatch):
-        monkeypatch.setattr(retries.Limits.__init__, "__defaults__", (0, 0, 0))
-        monkeypatch.setattr(allocated_, "LAST_WORDS", PATIENCE)
-        with manage(jobs(2)) as manager:
-            running = manager.executor.submit(time.sleep, 600)
-            wait_until(running.running, PATIENCE, "it runs")
-            urgent = "-p", "urgent", "-N2", "--exclusive", "--output=/dev/null"
-            on_slurm.run("sbatch", *urgent, data="#!/bin/sh\nsleep 1\n")
-            words = r"job \d+_0 was preempted by another job: PREEMPTED"
+            end(on_slurm)
             with pytest.raises(WorkerLost, match=words):
                 running.result(2 * PATIENCE)
 

@@ -190,13 +190,14 @@ def test_the_number_of_workers_as_programs_ask_for_it():
         assert executor._max_workers == 2
 
 
+def told():
+    """Return what is told of runs here of which one call is done and another one runs."""
+    runs = [run for run in live.runs() if run["process"] == os.getpid()]
+    return [run for run in runs if run["done"] == 1 and run["running"]]
+
+
 def test_a_map_is_told_of_to_who_looks(tmp_path, monkeypatch):
     monkeypatch.setattr(live, "DELAY", 0.05)
-
-    def told():
-        runs = [run for run in live.runs() if run["process"] == os.getpid()]
-        return [run for run in runs if run["done"] == 1 and run["running"]]
-
     there, go = tmp_path / "there", tmp_path / "go"
     there.touch()
     with Executor(1) as executor:
@@ -213,11 +214,6 @@ def test_a_map_is_told_of_to_who_looks(tmp_path, monkeypatch):
 
 def test_calls_are_told_of_to_who_looks(tmp_path, monkeypatch):
     monkeypatch.setattr(live, "DELAY", 0.05)
-
-    def told():
-        runs = [run for run in live.runs() if run["process"] == os.getpid()]
-        return [run for run in runs if run["done"] == 1 and run["running"]]
-
     there, go = tmp_path / "there", tmp_path / "go"
     there.touch()
     with Executor(1) as executor:
