@@ -29,7 +29,7 @@ from ostap_parallel.views.groups import Group, groups_of
 from ostap_parallel.views.page import BARS, Facts, page_of
 from ostap_parallel.views.timeline import Timeline
 from ostap_parallel.views.trace import trace_of
-from ostap_parallel.views.words import duration, named, printable
+from ostap_parallel.views.words import cut, duration, named, printable
 from ostap_parallel.worker.profiling import PROFILED
 
 if TYPE_CHECKING:
@@ -579,8 +579,7 @@ def _one_line(obj: Any, to_text: Any) -> str:
         raise
     except BaseException as exc:  # user code
         text = f"<{type(obj).__name__} whose text raises {type(exc).__name__}>"
-    text = printable(text)
-    return text if len(text) <= _MAX_REPR else f"{text[: _MAX_REPR - 3]}..."
+    return cut(printable(text), _MAX_REPR)
 
 
 def relay(host: str, event: Mapping[str, Any], out: TextIO | None = None) -> None:

@@ -16,7 +16,7 @@ from ostap_parallel.runs.progress import ProgressReporter
 from ostap_parallel.runs.report import Running
 from ostap_parallel.supply.source import HostStatus
 from ostap_parallel.views.live import telling
-from ostap_parallel.views.words import duration
+from ostap_parallel.views.words import cut, duration
 
 # Items that are told of as running, the longest first.
 MOST = 200
@@ -93,7 +93,7 @@ class Counted(Protocol):
 def _at(host: HostStatus) -> str:
     """Return what a host that is not up is at, or waits for, if that is known."""
     text = host.step or host.reason
-    return f" ({text if len(text) <= SHORT else f'{text[: SHORT - 3]}...'})" if text else ""
+    return f" ({cut(text, SHORT)})" if text else ""
 
 
 class Snapshots:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ostap_parallel.views.words import printable
+from ostap_parallel.views.words import cut, printable
 
 _FRAME = re.compile(r'^\s+File "(.+)", line (\d+)', re.MULTILINE)
 
@@ -66,9 +66,7 @@ def groups_of(failures: Iterable[Mapping[str, Any]]) -> list[Group]:
     groups = []
     for (name, _), members in found.items():
         first = min(members, key=lambda failure: int(failure["index"]))
-        reason = _reason_of(first).split("\n")[0]
-        if len(reason) > _MAX_REASON:
-            reason = f"{reason[: _MAX_REASON - 3]}..."
+        reason = cut(_reason_of(first).split("\n")[0], _MAX_REASON)
         place = place_of(first["traceback"])
         groups.append(Group(len(members), name, place, first["index"], first["host"], reason))
     return sorted(groups, key=lambda group: (-group.count, group.index))

@@ -19,6 +19,11 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() or char in "\n\t" else "?" for char in text)
 
 
+def cut(text: str, length: int) -> str:
+    """Return a text of so many characters at most; dots stand for what is missing."""
+    return text if len(text) <= length else f"{text[: length - 3]}..."
+
+
 def named(index: int, item: str) -> str:
     """Return which item it is, with its text if that is known."""
     return f"item {index} ({item})" if item else f"item {index}"
