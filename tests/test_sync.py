@@ -125,8 +125,9 @@ def test_a_change_is_noticed_in_the_next_run(wm, hosts, lib, sent):
     assert {wm.executor.submit(functions.version_of, "op_new").result()[0] for _ in "abc"} == {4}
     assert versions("op_lib.deep") == {3}
     shutil.rmtree(lib / "op_lib")
-    with pytest.raises(ModuleNotFoundError):
+    with pytest.raises(ModuleNotFoundError) as kept_error:
         everywhere(wm, "op_lib.deep")
+    assert kept_error.value.__traceback__ is not None  # holds what the run was made of
     write(lib, op_lib__deep="VERSION = 1")
     assert versions("op_lib.deep") == {1}
 

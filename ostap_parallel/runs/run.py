@@ -194,6 +194,8 @@ class Run:
         self._as_it_is = SMALL if self.checkpoint is None else frozenset[type]()
         _ = self.submit
         with contextlib.ExitStack() as leaving:
+            # the traceback of an error that is kept holds this run, but not what has travelled
+            leaving.callback(vars(self).pop, "submit", None)
             leaving.callback(self._stop)
             leaving.callback(self.backend.listen(self.wake))
             arriving = self._as_they_come()
@@ -280,8 +282,7 @@ class Run:
         size = self._wanted_size(workers)
         if self.ordered:  # what is held back for one slow item must not grow without limit
             size = min(size, 8 * size * workers + 64 - (self._next - self._ordering.first))
-            under_way = sum(len(chunk.items) for chunk in self._running.values())
-            size = max(0, int(min(size, self._ordering.room(under_way))))
+            size = max(0, int(min(size, self._ordering.room(self._under_way()))))
         if not isinstance(self.items, (range, list, tuple)):
             return self._pack(itertools.islice(self._input, size), size)
         values = self.items[self._next : self._next + size]
@@ -304,10 +305,8 @@ class Run:
         last = self._next + size
         self._is_paused = False
         for value in values:
-            if value is PAUSE:
-                self._is_paused = True
-                break
-            if not packing.has_room(value):
+            self._is_paused = value is PAUSE
+            if self._is_paused or not packing.has_room(value):
                 break
             index, self._next = self._next, self._next + 1
             self._add(packing, index, value)
@@ -337,9 +336,12 @@ class Run:
             return self.chunk_size
         left = (self.total or 0) - self._next + given_back
         if len(self._running) < workers:  # what the others have is no less than this one's share
-            left += sum(len(chunk.items) for chunk in self._running.values())
+            left += self._under_way()
         known = workers, self.total, left, self.backend.round_trip, self._is_heavy
         return self._size.choose(*known)
+
+    def _under_way(self) -> int:
+        return sum(len(chunk.items) for chunk in self._running.values())
 
     def _take_again(self, workers: int) -> tuple[Chunk, bytes] | None:
         """Take items that are run again, or of those that were given back, which may be many."""
