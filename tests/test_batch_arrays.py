@@ -168,8 +168,9 @@ class TestRecords:
 
     def test_the_directory_is_private_and_has_few_files(self, pool, cluster, monkeypatch):
         monkeypatch.setenv("MY_TOKEN", "s3cr3t-in-the-environment")
-        run = pool.submit(square, range(500), chunksize=250)
+        run = pool.submit(square, range(500))
         run.wait()
+        wait_until(lambda: not cluster.jobs(), PATIENCE, "each has seen to its output")
         assert stat.S_IMODE(run.directory.stat().st_mode) == 0o700
         files = [path for path in run.directory.rglob("*") if path.is_file()]
         assert len(files) < 20

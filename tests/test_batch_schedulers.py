@@ -110,6 +110,13 @@ class TestOnBoth:
         scheduler.cancel(["999999"])
         assert scheduler.largest_array() > 100
 
+    def test_how_many_cores_there_are(self, scheduler):
+        option = {"slurm": "-p", "sge": "-q"}[scheduler.name]
+        known = {"slurm": ["urgent", "main"], "sge": ["all.q", "a*@host1"]}[scheduler.name]
+        assert scheduler.cores("") == 4
+        assert [scheduler.cores(f"{option} {name}") for name in known] == [4, 4]
+        assert scheduler.cores(f"{option} nowhere") == 0
+
     def test_options_win_and_skip_leaves_out(self, scheduler):
         spec = JobSpec(name="a", body="", cpus=2, memory="4G", walltime="1:00:00", elements=3)
         text = scheduler.script(spec)

@@ -7,6 +7,7 @@ import gc
 import io
 import os
 import threading
+from dataclasses import replace
 
 import pytest
 from functions import PATIENCE
@@ -17,6 +18,7 @@ from ostap_parallel.arrays.backend import ArrayBackend
 from ostap_parallel.arrays.layout import Header, Layout
 from ostap_parallel.arrays.records import Record, Told
 from ostap_parallel.arrays.run import Run, create
+from ostap_parallel.arrays.sizes import chunk_size
 from ostap_parallel.arrays.verdict import judge
 from ostap_parallel.arrays.watching import Hint
 from ostap_parallel.cli import main
@@ -43,6 +45,7 @@ class Answers(Slurm):
         self.names: list[str] = []
         self.cancelled: list[str] = []
         self.is_away = False
+        self.count = 0  # of cores
 
     def submit(self, script, timeout=60.0):
         error = self.errors.pop(0) if self.errors else None
@@ -66,6 +69,10 @@ class Answers(Slurm):
 
     def largest_array(self):
         return 1000
+
+    def cores(self, options):
+        self._answer()
+        return self.count
 
     def _answer(self):
         if self.is_away:
@@ -92,6 +99,38 @@ def chunks_of(run):
     """Return the chunks of all elements of arrays."""
     layout = Layout(run.directory)
     return [number for array in layout.arrays() for number in layout.elements(array)]
+
+
+class TestHowManyJobs:
+    @pytest.mark.parametrize(
+        ("total", "cores", "given", "jobs"),
+        [
+            (10**6, 4, {}, 16),  # four for each that may run at the same time
+            (10**6, 4, {"limit": 10}, 40),
+            (10**6, 64, {"cpus": 8, "processes": 1}, 32),
+            (10**6, 9000, {}, 1000),
+            (10**6, 9000, {"limit": 5000}, 1000),
+            (10**6, 0, {}, 1000),  # nobody tells
+            (64, 9000, {}, 64),
+            (64, 4, {}, 16),
+            (64, 9000, {"cpus": 8}, 8),  # all cores of a job have something to do
+            (5, 0, {"cpus": 8}, 1),
+            (0, 4, {}, 0),
+        ],
+    )
+    def test_by_what_may_run_at_a_time(self, answers, total, cores, given, jobs):
+        answers.count = cores
+        made = settings.make("slurm", **given)
+        size = chunk_size(total, made)
+        assert replace(made, total=total, size=size).chunks == jobs
+
+    def test_that_is_given(self, answers):
+        made = settings.make("slurm", limit=1)
+        assert [chunk_size(n, made, 40) for n in (10**6, 50, 3)] == [25_000, 2, 1]
+
+    def test_while_the_scheduler_does_not_answer(self, answers):
+        answers.is_away = True
+        assert chunk_size(10**6, settings.make("slurm")) == 1000
 
 
 class TestRuns:

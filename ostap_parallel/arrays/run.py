@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
+from ostap_parallel.arrays import sizes
 from ostap_parallel.arrays.layout import DIRECTORY, Header, Layout
 from ostap_parallel.arrays.records import Record, Told, read
 from ostap_parallel.arrays.settings import Settings, start_file
@@ -38,7 +39,8 @@ LOOKING = 2.0
 POLLING = 5.0
 GRACE = 60.0
 
-PENDING, DONE, FAILED = 0, 1, 2
+# Of an item whose value somebody else has.
+_DONE = Outcome(-1, None)
 
 
 class Run:
@@ -83,6 +85,7 @@ class Run:
         self._begun_again: set[int] = set()  # chunks with items for which that holds
         self._latest: dict[int, int] = {}  # by item: the last chunk it is in, unless the first
         self._outcomes: dict[int, tuple[int, Outcome]] = {}  # with the chunk
+        self._done: dict[int, tuple[int, Outcome]] = {}  # by chunk: of items that are not kept
         self._fresh: list[int] = []  # items of which somebody is to be told
         self._stopping = self._submitter.stopping
         self._watcher: Watcher | None = None
@@ -141,7 +144,8 @@ class Run:
         verdict = self._verdicts[number] = judge(self.settings, header, told)
         if verdict.again:
             self._begun_again.add(number)
-        for index, record in verdict.records.items():
+        records, verdict.records = verdict.records, {}  # each has its outcome: there may be many
+        for index, record in records.items():
             if self._chunk_of(index) <= number:
                 self._outcomes[index] = number, outcome_of(record)
                 self._fresh.append(index)
@@ -187,8 +191,15 @@ class Run:
 
     # -- going on
 
-    def arrivals(self, ordered: bool = False) -> Generator[Batch | Outcome, None, None]:
+    def arrivals(
+        self, ordered: bool = False, keep: bool = True
+    ) -> Generator[Batch | Outcome, None, None]:
         """Yield what becomes of the items, as they come or in their order.
+
+        Parameters
+        ----------
+        keep
+            Have values in memory for `results`, too; else of what was yielded only errors.
 
         Raises
         ------
@@ -197,14 +208,16 @@ class Run:
         concurrent.futures.CancelledError
             The run was cancelled before all was done.
         """
-        arriving: Iterator[Batch | Outcome] = self._as_they_come()
+        arriving: Iterator[Batch | Outcome] = self._as_they_come(keep=keep)
         yield from Ordering(float("inf")).in_order(arriving) if ordered else arriving
 
-    def _as_they_come(self, end: float | None = None) -> Generator[Outcome, None, None]:
+    def _as_they_come(
+        self, end: float | None = None, keep: bool = True
+    ) -> Generator[Outcome, None, None]:
         """Yield outcomes until there are all, or until a time of ``time.monotonic``."""
         self._refresh()
         self._fresh = sorted(self._outcomes)
-        given: set[int] = set()
+        given, left_over = bytearray(self.total), self.total
         with contextlib.ExitStack() as stack:
             is_leader = self._lead(stack)
             watcher = self._watcher = self._watcher_for(is_leader)
@@ -216,10 +229,10 @@ class Run:
             while True:
                 fresh, self._fresh = self._fresh, []
                 for index in fresh:
-                    if index not in given:
-                        given.add(index)
-                        yield self._outcomes[index][1]
-                if len(given) == self.total:
+                    if not given[index]:
+                        given[index], left_over = True, left_over - 1
+                        yield self._outcome(index, keep)
+                if not left_over:
                     return
                 if self._stopping.is_set() or self.is_cancelled:
                     raise CancelledError("the run was cancelled")
@@ -236,6 +249,13 @@ class Run:
                 if time.monotonic() > next_look:
                     next_look = time.monotonic() + LOOKING
                     is_leader = self._look_around(watcher, stack, is_leader)
+
+    def _outcome(self, index: int, keep: bool) -> Outcome:
+        """Return what became of an item; only that it is done is known then, unless it is kept."""
+        number, outcome = self._outcomes[index]
+        if not keep and outcome.error is None:
+            self._outcomes[index] = self._done.setdefault(number, (number, _DONE))
+        return outcome
 
     def _watcher_for(self, is_leader: bool) -> Watcher:
         """Return what watches; who waits again and again, for short times, has the same one.
@@ -478,8 +498,7 @@ def create(
     Parameters
     ----------
     chunk_size, chunks
-        Items that a job does, or the number of jobs; by default as many jobs as there are items,
-        but not more than `MOST`, or with a limit `PER_SLOT` for each that may run at a time.
+        Items that a job does, or the number of jobs; by default see `sizes.chunk_size`.
     stopping
         Is set, by another thread, when the run is not wanted any more; see `Run.stop`.
     timing
@@ -498,7 +517,7 @@ def create(
     """
     stopping = stopping or threading.Event()
     items = items if isinstance(items, Sequence) else list(items)
-    size = chunk_size or _size(len(items), settings, chunks)
+    size = chunk_size or sizes.chunk_size(len(items), settings, chunks)
     settings = replace(settings, total=len(items), size=size, function=title_of(function))
     layout = Layout(root)
     layout.create()
@@ -532,14 +551,3 @@ def find_runs(directory: Path, **timing: float) -> list[Run]:
         return [Run(directory, **timing)]
     below = sorted(directory.iterdir()) if directory.is_dir() else []
     return [Run(one, **timing) for one in below if Layout(one).exists()]
-
-
-# Jobs of a run, if not told: for each that may run at the same time, and altogether.
-PER_SLOT = 4
-MOST = 1000
-
-
-def _size(total: int, settings: Settings, chunks: int | None) -> int:
-    slots = settings.limit * settings.processes
-    wanted = chunks or (PER_SLOT * slots if slots else MOST)
-    return max(1, -(-total // max(1, wanted)))

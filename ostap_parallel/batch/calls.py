@@ -205,7 +205,7 @@ class Doing:
         run = self._run = self._make(self._stopping)
         is_over, done, failures, next_line = False, 0, 0, 0.0
         try:
-            for outcome in run.arrivals(self._order):
+            for outcome in run.arrivals(self._order, keep=False):
                 assert isinstance(outcome, Outcome)
                 failures += outcome.error is not None
                 if outcome.error is not None and self._keep is not False:

@@ -238,8 +238,9 @@ class SlurmPool(ArrayPool):
     limit
         Jobs at the same time at most; by default as many as there can be.
     chunks
-        Jobs of a call; by default one for each item and not more than 1000, or with a `limit`
-        four for each of these.
+        Jobs of a call, each with items in it that follow one another. By default four for each
+        that may run at the same time, by `limit` or else by the cores that the scheduler tells of,
+        but not more than 1000, nor than there are items.
     retries
         How often items are submitted again whose jobs were ended by the loss of their node,
         preemption, the wall time or a want of memory.
@@ -311,8 +312,12 @@ def _only(doing: Doing) -> Any:
 
 def _all(doing: Doing) -> list[Any]:
     """Return all values; raise the first error once all items have ended."""
-    outcomes = [one for one in doing.arrivals() if isinstance(one, Outcome)]
-    for outcome in outcomes:
-        if outcome.error is not None:
-            raise outcome.error
-    return [outcome.value for outcome in outcomes]
+    values: list[Any] = []
+    error: BaseException | None = None
+    for outcome in doing.arrivals():
+        assert isinstance(outcome, Outcome)
+        values.append(outcome.value)
+        error = outcome.error if error is None else error
+    if error is not None:
+        raise error
+    return values

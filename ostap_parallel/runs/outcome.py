@@ -11,7 +11,7 @@ from ostap_parallel.views.timeline import Timeline
 from ostap_parallel.worker.execute import Call
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """What became of one item.
 

@@ -66,18 +66,19 @@ def names_in(options: str, *, glued: bool) -> set[str]:
     return names
 
 
-def name_in(options: str, names: Collection[str]) -> str:
-    """Return the name for jobs that options have, made of what every scheduler takes."""
+def value_in(options: str, names: Collection[str]) -> str:
+    """Return the value that options give by one of these names, or nothing."""
     words = shlex.split(options)
     for word, following in itertools.zip_longest(words, words[1:], fillvalue=""):
         for name in names:
             if word == name:
-                return _plain(following)
+                return following
             is_glued = word.startswith(f"{name}=") or (len(name) == 2 and word.startswith(name))
             if is_glued:
-                return _plain(word.removeprefix(name).removeprefix("="))
+                return word.removeprefix(name).removeprefix("=")
     return ""
 
 
-def _plain(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_-]+", "_", name)
+def name_in(options: str, names: Collection[str]) -> str:
+    """Return the name for jobs that options have, made of what every scheduler takes."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", value_in(options, names))

@@ -237,3 +237,6 @@ class Scheduler(Protocol):
 
     def largest_array(self) -> int:
         """Return how many elements an array may have."""
+
+    def cores(self, options: str) -> int:
+        """Return how many cores there are for jobs with such options; 0: nobody tells."""

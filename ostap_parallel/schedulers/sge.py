@@ -6,11 +6,12 @@ import re
 import shlex
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from xml.etree import ElementTree
 
 from ostap_parallel.errors import SchedulerUnavailable
 from ostap_parallel.schedulers.answers import ask, refuse
-from ostap_parallel.schedulers.directives import Directive, enter, print_to, script_of
+from ostap_parallel.schedulers.directives import Directive, enter, print_to, script_of, value_in
 from ostap_parallel.schedulers.quantities import clock, parse_memory, parse_walltime
 from ostap_parallel.schedulers.scheduler import Done, End, JobSpec, JobState, Phase, Runner
 
@@ -109,7 +110,7 @@ class Sge:
     def find(self, name: str) -> list[str]:
         """Return the ids of the user's jobs of a name, also of those that have just ended."""
         argv = [self.qstat, "-xml", "-u", "$user"]
-        jobs = _jobs(ask(self.run, argv))
+        jobs = _elements(ask(self.run, argv), "job_list")
         found = {_text(job, "JB_job_number") for job in jobs if _text(job, "JB_name") == name}
         ended = self.run(["qacct", "-j", name])  # fails where there are no accounts, or none such
         return sorted(found | set(re.findall(r"^jobnumber +(\d+)", ended.output, re.MULTILINE)))
@@ -123,7 +124,8 @@ class Sge:
             return {}
         arrays = {job.partition("_")[0] for job in ids}
         found: dict[str, JobState] = {}
-        for job in _jobs(ask(self.run, [self.qstat, "-xml", "-u", "$user"])):
+        argv = [self.qstat, "-xml", "-u", "$user"]
+        for job in _elements(ask(self.run, argv), "job_list"):
             if (number := _text(job, "JB_job_number")) in arrays:
                 state = self._state(job)
                 found |= {name: state for name in _expand(number, _text(job, "tasks"))}
@@ -191,6 +193,16 @@ class Sge:
         found = re.search(r"^max_aj_tasks +(\d+)", ask(self.run, ["qconf", "-sconf"]).output, re.M)
         return max(1, int(found[1]) if found else 75000)
 
+    def cores(self, options: str) -> int:
+        """Return how many slots the queues have that jobs with such options go to."""
+        wanted = [name.partition("@")[0] for name in value_in(options, ("-q",)).split(",")]
+        queues = _elements(ask(self.run, [self.qstat, "-g", "c", "-xml"]), "cluster_queue_summary")
+        return sum(
+            int(_text(queue, "total") or 0) - int(_text(queue, "manual_intervention") or 0)
+            for queue in queues
+            if any(fnmatchcase(_text(queue, "name"), name or "*") for name in wanted)
+        )
+
 
 def _waits(state: JobState) -> bool:
     return state.phase in (Phase.QUEUED, Phase.STUCK)
@@ -201,9 +213,9 @@ def _per_core(spec: JobSpec) -> int:
     return max(1, -(-parse_memory(spec.memory) // spec.cpus) >> 20)
 
 
-def _jobs(done: Done) -> list[ElementTree.Element]:
+def _elements(done: Done, name: str) -> list[ElementTree.Element]:
     try:
-        return list(ElementTree.fromstring(done.output).iter("job_list"))
+        return list(ElementTree.fromstring(done.output).iter(name))
     except ElementTree.ParseError as exc:
         raise SchedulerUnavailable("qstat", f"no XML in its answer: {exc}") from None
 

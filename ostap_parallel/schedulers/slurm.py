@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from ostap_parallel.errors import SchedulerUnavailable
 from ostap_parallel.schedulers.answers import ask, refuse
-from ostap_parallel.schedulers.directives import Directive, enter, print_to, script_of
+from ostap_parallel.schedulers.directives import Directive, enter, print_to, script_of, value_in
 from ostap_parallel.schedulers.quantities import clock, parse_memory, parse_walltime
 from ostap_parallel.schedulers.scheduler import End, JobSpec, JobState, Phase, Runner
 
@@ -150,6 +150,17 @@ class Slurm:
         argv = ["scontrol", *self._where(), "show", "config"]
         found = re.search(r"MaxArraySize\s*=\s*(\d+)", ask(self.run, argv).output)
         return max(1, int(found[1]) if found else 1000)
+
+    def cores(self, options: str) -> int:
+        """Return how many cores the partitions have that jobs with such options go to."""
+        argv = ["sinfo", *self._where(), "--noconvert", "-h", "-o", "%P|%C"]
+        wanted = value_in(options, ("--partition", "-p")).split(",")
+        total = 0
+        for line in ask(self.run, argv).output.splitlines():
+            found = re.fullmatch(r"(\S+?)(\*?)\|(\d+)/(\d+)/\d+/\d+", line)  # the rest is down
+            if found and (found[1] in wanted or (found[2] and wanted == [""])):
+                total += int(found[3]) + int(found[4])
+        return total
 
     def _where(self) -> list[str]:
         return [f"--clusters={self.clusters}"] if self.clusters else []
