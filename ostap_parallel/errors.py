@@ -10,6 +10,9 @@ import sys
 from concurrent.futures import BrokenExecutor
 from concurrent.futures.process import BrokenProcessPool
 
+# The cause of a task's exception: the traceback as text, with host and item.
+from multiprocessing.pool import RemoteTraceback as RemoteTraceback  # type: ignore[attr-defined]
+
 # Chapters of the manual that messages name, for `ostap-parallel help`; tests/test_manual.py sees
 # that they are there.
 CHAPTERS = {
@@ -309,22 +312,6 @@ class RemoteError(OstapParallelError):
         return f"{self.name}: {self.message}" if self.message else self.name
 
 
-class RemoteTraceback(Exception):
-    """The cause of a task's exception: the traceback as text, with host and item."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(text)
-        self.text = text
-
-    @property
-    def tb(self) -> str:
-        """The same, by the name that it has in `multiprocessing`."""
-        return str(self)
-
-    def __str__(self) -> str:
-        return f"\n{self.text}"
-
-
 def last_words(error: BaseException, count: int = 10) -> list[str]:
     """Return the last lines that a failed command wrote, where `subprocess` has captured them."""
     if hasattr(error, "cmd"):
@@ -340,5 +327,5 @@ def add_note(error: BaseException, note: str) -> None:
     if sys.version_info >= (3, 11):
         error.add_note(note)
     elif not isinstance(error.__cause__, RemoteTraceback):  # which tells the item already
-        cause = RemoteTraceback(note)
+        cause = RemoteTraceback(f"\n{note}")
         cause.__cause__, error.__cause__ = error.__cause__, cause

@@ -190,6 +190,22 @@ def test_the_number_of_workers_as_programs_ask_for_it():
         assert executor._max_workers == 2
 
 
+def test_workers_can_be_looked_at_and_ended_as_in_the_standard_library(tmp_path):
+    executor = Executor(2)
+    found = executor._processes
+    assert executor.submit(functions.pid_of, 1).result() in found
+    assert [process.pid for process in found.values()] == [*found]
+    waiting = executor.submit(functions.late, tmp_path / "never", 1)
+    executor.terminate_workers()
+    assert waiting.exception(functions.PATIENCE) is not None
+    for process in found.values():
+        process.join(functions.PATIENCE)
+        assert not process.is_alive()
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        executor.submit(abs, 1)
+    executor.kill_workers()
+
+
 def told():
     """Return what is told of runs here of which one call is done and another one runs."""
     runs = [run for run in live.runs() if run["process"] == os.getpid()]

@@ -111,7 +111,8 @@ DOORS = {
     },
     "config": {"", "batch", "entries", "files", "host", "hostlist", "load", "requests"},
     "machine": {
-        *("channel", "cpus", "crew", "endpoint", "handshake", "jobs", "loop", "output"),
+        *("channel", "cpus", "crew", "endpoint", "handle", "handshake", "jobs", "loop"),
+        "output",
         *("serve", "server", "templates", "usage", "wire"),
         "",
     },

@@ -166,7 +166,7 @@ class TestInterface:
             with pytest.raises(functions.Refusal) as caught:
                 call()
             assert (caught.value.item, caught.value.reason) == (3, "divisible")
-            assert type(caught.value.__cause__).__name__ == "RemoteTraceback"
+            assert type(caught.value.__cause__) is multiprocessing.pool.RemoteTraceback
             assert "raise Refusal(item" in str(caught.value.__cause__)
             assert "raise Refusal(item" in caught.value.__cause__.tb
 
@@ -193,6 +193,13 @@ class TestInterface:
                 found.extend(iterator)
             found.extend(iterator)  # the original's imap_unordered may be early with the error
             assert sorted(found) == list(range(count))
+
+    @pytest.mark.parametrize(("count", "whole"), [(7, 6), (8, 8), (1, 0)])
+    def test_a_chunk_whose_input_raises_is_dropped(self, pool, count, whole):
+        iterator = pool.imap(functions.same, failing(count), 2)
+        assert [next(iterator) for _ in range(whole)] == list(range(whole))
+        with pytest.raises(LookupError, match="the input"):
+            next(iterator)
 
     def test_results_come_before_the_next_item(self, pool):
         for iterate, wrap in (
@@ -291,6 +298,34 @@ class TestProcesses:
         pool.join()
         assert not result.ready() or not result.successful()
         assert not alive(workers)
+
+    def test_they_can_be_looked_at_and_waited_for(self, open_pool):
+        with open_pool() as pool:
+            workers = list(pool._pool)
+            assert {os.getpid()}.isdisjoint(worker.pid for worker in workers)
+            assert pool.apply(functions.pid_of, (1,)) in [worker.pid for worker in workers]
+            assert len({worker.name for worker in workers}) == 2
+            for worker in workers:
+                assert (worker.is_alive(), worker.exitcode, worker.daemon) == (True, None, True)
+                worker.join(0)
+                assert worker.is_alive()
+        pool.join()
+        for worker in workers:
+            worker.join(PATIENCE)
+            assert not worker.is_alive()
+            assert worker.exitcode is not None
+
+    @pytest.mark.parametrize(("end", "number"), [("terminate", "TERM"), ("kill", "KILL")])
+    def test_they_can_be_ended_and_others_come(self, open_pool, end, number):
+        with open_pool() as pool:
+            first = pool._pool[0]
+            getattr(first, end)()
+            first.join(PATIENCE)
+            assert first.exitcode == -getattr(signal, f"SIG{number}")
+            wait_until(lambda: first.pid not in pids(pool), PATIENCE, "another worker")
+            pool._repopulate_pool()
+            assert len(pool._pool) == 2
+            assert sorted(pool.map(functions.same, range(4), 1)) == [0, 1, 2, 3]
 
     @pytest.mark.slow
     def test_an_initializer(self, open_pool):

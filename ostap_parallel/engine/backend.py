@@ -185,6 +185,14 @@ class Backend(ABC):
         submit = self.open(Call(apply, shared=shared, log_level=logging.getLogger().level))
         return _Called(self.name, submit, chunk)
 
+    def processes(self) -> Sequence[Any]:
+        """Return its local processes, as `multiprocessing.Process` is one; others have none."""
+        return ()
+
+    def pids(self) -> list[int]:
+        """Return the process ids of the local workers."""
+        return [process.pid for process in self.processes()]
+
     def share(self, value: Any) -> Any:
         """Return a handle of something large that calls may name; ``None`` if that cannot be."""
         return None

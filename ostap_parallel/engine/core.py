@@ -18,6 +18,7 @@ from ostap_parallel.errors import HostError, StartError
 from ostap_parallel.machine.cpus import usable_cpus
 from ostap_parallel.machine.crew import Crew
 from ostap_parallel.machine.endpoint import Endpoint
+from ostap_parallel.machine.handle import Handle
 from ostap_parallel.machine.jobs import Job, Queue, deferring_interrupts
 from ostap_parallel.machine.loop import Loop
 from ostap_parallel.machine.output import OutputReader
@@ -140,10 +141,10 @@ class Core:
             self._libraries = now
             self._crew.look()
 
-    def pids(self) -> list[int]:
-        """Return the process ids of the local workers."""
+    def processes(self) -> list[Handle]:
+        """Return the processes of the local workers."""
         self._check_process()
-        return self._crew.pids()
+        return self._crew.processes()
 
     def attach(
         self, label: str, endpoint: Endpoint, limit: int | None = None, is_shared: bool = False

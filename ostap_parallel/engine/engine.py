@@ -33,6 +33,7 @@ from ostap_parallel.engine.future import Future
 from ostap_parallel.engine.retries import Attempts, Limits
 from ostap_parallel.errors import ConfigError, SerializeError, ServersUnavailable
 from ostap_parallel.lending.lender import Lender
+from ostap_parallel.machine.handle import Handle
 from ostap_parallel.machine.jobs import Job, deferring_interrupts
 from ostap_parallel.machine.usage import Doing
 from ostap_parallel.objects import serialize, settings
@@ -178,9 +179,9 @@ class Engine(Backend):
         if not self._closed.is_set():
             self._core.set_ncpus(ncpus)
 
-    def pids(self) -> list[int]:
-        """Return the process ids of the local workers."""
-        return self._core.pids()
+    def processes(self) -> list[Handle]:
+        """Return the processes of the local workers."""
+        return self._core.processes()
 
     @property
     def round_trip(self) -> float:  # type: ignore[override]

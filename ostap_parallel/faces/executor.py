@@ -172,6 +172,11 @@ class Executor(concurrent.futures.Executor):
         """The number of workers, which many programs ask for."""
         return sum(self.workers.values())
 
+    @property
+    def _processes(self) -> dict[int, Any]:
+        """The local workers by process id, for programs that look after them."""
+        return {process.pid: process for process in self.backend.processes()}
+
     def add_hosts(self, servers: str | int | Iterable[str | int]) -> list[HostStatus]:
         """Start servers on more hosts, without waiting: they join what is going on.
 
@@ -321,6 +326,9 @@ class Executor(concurrent.futures.Executor):
         if self._lives.alive:
             self._told.close()
             self.backend.close()
+
+    # As in Python 3.14; workers have nothing that a milder signal would let them end.
+    terminate_workers = kill_workers = close
 
     def _end(self) -> None:
         try:

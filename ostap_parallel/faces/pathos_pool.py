@@ -94,9 +94,9 @@ class ParallelPool(PathosParallelPool):  # type: ignore[misc]
     ) -> None:
         if nodes is not None and ncpus is not None:
             raise TypeError("got multiple values for keyword argument 'ncpus'")
-        self._nodes = _number(ncpus if nodes is None else nodes)
-        if executor is not None and self._nodes is None:
-            self._nodes = executor.backend.ncpus
+        self.__nodes = _number(ncpus if nodes is None else nodes)
+        if executor is not None and self.__nodes is None:
+            self.__nodes = executor.backend.ncpus
         self._servers = _entries(servers)
         self._settings: dict[str, Any] = dict(settings)
         self._executor = executor
@@ -111,11 +111,11 @@ class ParallelPool(PathosParallelPool):  # type: ignore[misc]
     @property
     def nodes(self) -> int | str:
         """Number of local workers, or ``"*"``; it can be set."""
-        return "*" if self._nodes is None else self._nodes
+        return "*" if self.__nodes is None else self.__nodes
 
     @nodes.setter
     def nodes(self, nodes: Nodes) -> None:
-        self._nodes = _number(nodes)
+        self.__nodes = _number(nodes)
         self._serve()
 
     ncpus = nodes
@@ -207,15 +207,15 @@ class ParallelPool(PathosParallelPool):  # type: ignore[misc]
             if service is not None:
                 service.pool.close()  # what is under way goes on
             if self._executor is None:
-                pool = Pool(self._nodes, **options)
+                pool = Pool(self.__nodes, **options)
             else:
                 pool = Pool(executor=self._executor)
             pool.tally = Tally()
             service = _Service(pool, options)
             self._services[self._id] = service
         engine = cast(Engine, service.pool.backend)
-        if self._nodes is not None and self._nodes != engine.ncpus:
-            engine.set_ncpus(self._nodes)
+        if self.__nodes is not None and self.__nodes != engine.ncpus:
+            engine.set_ncpus(self.__nodes)
         return service.pool
 
 

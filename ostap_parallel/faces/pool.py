@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import functools
+import itertools
 import logging
 import math
 import multiprocessing.pool
@@ -225,9 +226,13 @@ class Pool(multiprocessing.pool.Pool):
         return sum(self.backend.workers.values())
 
     @property
-    def _pool(self) -> range:
-        """As many as there are workers, for programs that count them."""
-        return range(self._processes)
+    def _pool(self) -> list[Any]:
+        """The local processes, and ``None`` for each worker of a host, for who looks at them."""
+        local = list(self.backend.processes())
+        return [*local, *[None] * (self._processes - len(local))]
+
+    def _repopulate_pool(self) -> None:
+        """Do nothing, as workers that have ended are replaced at once."""
 
     def apply_async(  # type: ignore[override]
         self,
@@ -345,7 +350,9 @@ class Pool(multiprocessing.pool.Pool):
         self, func: Function, iterable: Iterable[Any], chunksize: int | None, ordered: bool
     ) -> Stream:
         # what has a length may be lazy all the same: a progress bar around a generator
-        source = iterable if hasattr(iterable, "__getitem__") else _Source(iterable)
+        source = (
+            iterable if hasattr(iterable, "__getitem__") else _Source(iterable, chunksize or 1)
+        )
         run = self._run(func, source, chunksize, ordered)
         arrivals = told(run, title_of(func))
         if isinstance(source, _Source):
@@ -382,11 +389,12 @@ def _check_callbacks(callback: Any, error_callback: Any) -> None:
 class _Source:
     """An input that a thread reads: results come though the next item does not.
 
-    Its error comes after the results of what it gave before.
+    Its error comes after the results of the chunks that it gave before.
     """
 
-    def __init__(self, iterable: Iterable[Any]) -> None:
+    def __init__(self, iterable: Iterable[Any], chunksize: int) -> None:
         self.wake: Callable[[], None] = lambda: None
+        self._chunksize = chunksize
         self._iterator = iter(iterable)
         self._held: deque[Any] = deque()
         self._changed = threading.Condition()
@@ -409,10 +417,10 @@ class _Source:
 
     def _read(self) -> None:
         try:
-            for item in self._iterator:
+            while chunk := list(itertools.islice(self._iterator, self._chunksize)):
                 with self._changed:
                     self._changed.wait_for(lambda: len(self._held) < self._room)
-                    self._held.append(item)
+                    self._held.extend(chunk)
                 self._tell()
                 if self._room == math.inf:
                     return

@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ostap_parallel.logs import logger_of
+from ostap_parallel.machine.handle import Handle
 from ostap_parallel.machine.jobs import Job, Machine, Queue
 from ostap_parallel.machine.local import OVERDUE, Worker
 from ostap_parallel.machine.loop import Loop, Timer
@@ -83,11 +84,11 @@ class Crew(Machine):
         """Return the number of workers."""
         return len(self._workers)
 
-    def pids(self) -> list[int]:
-        """Return the process ids of the workers, also of those that are just being started."""
+    def processes(self) -> list[Handle]:
+        """Return the processes of the workers, also of those that are just being started."""
         with self._loop.lock:
             self._changed.wait_for(lambda: all(w.pid for w in self._workers), PATIENCE)
-            return [worker.pid for worker in self._workers if worker.pid]
+            return [Handle(worker, self._changed) for worker in self._workers if worker.pid]
 
     def own_processes(self) -> list[int]:
         """Return the children of this process whose end is waited for already."""

@@ -345,7 +345,7 @@ def traced(error: BaseException, result: ChunkOutcome, text: str, what: str = ""
     """Return an error that knows where it was raised, by the traceback that came with it."""
     if error.__cause__ is None:
         where = f"{what} on {result.host}, process {result.pid}".lstrip()
-        error.__cause__ = RemoteTraceback(f"{where}:\n{text}")
+        error.__cause__ = RemoteTraceback(f"\n{where}:\n{text}")
     return error
 
 
