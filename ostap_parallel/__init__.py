@@ -74,7 +74,11 @@ def __getattr__(name: str) -> Any:
     home = "faces.scoop" if name in _TOLD else _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{home}"), name)
+    try:
+        module = importlib.import_module(f"{__name__}.{home}")
+    except AttributeError as exc:  # of this kind nobody would see it
+        raise ImportError(f"{__name__}.{name}: {exc}") from exc
+    value = getattr(module, name)
     if name not in _TOLD:
         globals()[name] = value
     return value

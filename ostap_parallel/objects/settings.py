@@ -6,6 +6,7 @@ import contextlib
 import functools
 import importlib
 import operator
+import os
 import pickle
 import re
 import sys
@@ -16,6 +17,7 @@ from types import MappingProxyType, ModuleType
 from typing import Any, ClassVar, NamedTuple
 
 from ostap_parallel import libraries
+from ostap_parallel.lending import borrower
 from ostap_parallel.objects import program, reloads
 
 # Begins the keys of what the program has told a library.
@@ -69,6 +71,7 @@ class Here:
     is_ours = False
     at_first: ClassVar[dict[str, Any]] = {}  # what this process had before
     told: ClassVar[dict[str, Any]] = {}  # to libraries: that stays
+    path: ClassVar[list[str]] = []  # where the caller looks for modules, as far as it was told
     ready = Held()  # when the last run could begin: it has come, and initializers have run
     held = Held()
 
@@ -226,7 +229,7 @@ def _look_at_process() -> tuple[Any, ...]:
     if (process := modules.get("multiprocessing.process")) is not None:
         seen.append(process.current_process().authkey)
     if not Here.is_ours:
-        seen.append(reloads.look())
+        seen += reloads.look(), list(sys.path)
     return tuple(seen)
 
 
@@ -248,6 +251,7 @@ def _find_here() -> dict[str, Any]:
         "warnings": list(warnings.filters),
         "recursion": sys.getrecursionlimit(),
         "reloads": reloads.counts(),
+        "path": Here.path if Here.is_ours else _find_path(),
     }
     for key, (module, find) in _FINDERS.items():
         if module in sys.modules:  # otherwise nobody has set anything
@@ -279,6 +283,25 @@ def _text_of(pattern: Any) -> tuple[str, int] | str | None:
 
 def _pattern_of(text: tuple[str, int] | str | None) -> Any:
     return re.compile(*text) if isinstance(text, tuple) else text
+
+
+def _find_path() -> list[str]:
+    entries = [entry for entry in sys.path if isinstance(entry, str | bytes | os.PathLike)]
+    with contextlib.suppress(OSError):  # the working directory was removed
+        return [os.path.abspath(os.fsdecode(entry)) for entry in entries]  # noqa: PTH100
+    return []
+
+
+def _set_path(wanted: list[str]) -> None:
+    """Look for modules where the caller does by now; elsewhere are others' directories."""
+    Here.path = wanted
+    if not borrower.Here.is_near:
+        return
+    own = {os.path.abspath(entry): entry for entry in sys.path}  # noqa: PTH100
+    if not own.keys() >= set(wanted):
+        more = [entry for place, entry in own.items() if place not in wanted]
+        sys.path[:] = [*(own.get(place, place) for place in wanted), *more]
+        importlib.invalidate_caches()
 
 
 def _set_argv(argv: list[str]) -> None:
@@ -341,6 +364,7 @@ _FINDERS: dict[str, tuple[str, Callable[[Any], Any]]] = {
 
 _SETTERS: dict[str, Callable[[Any], None]] = {
     "argv": _set_argv,
+    "path": _set_path,
     "warnings": _set_filters,
     "recursion": sys.setrecursionlimit,
     "reloads": reloads.take,

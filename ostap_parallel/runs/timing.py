@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import overload
@@ -49,7 +48,9 @@ class Times:
     @property
     def median(self) -> float:
         """The median, about."""
-        return statistics.median(self._kept) if self._kept else 0.0
+        ordered = sorted(self._kept)
+        middle = len(ordered) // 2
+        return (ordered[middle] + ordered[~middle]) / 2 if ordered else 0.0
 
 
 @dataclass(frozen=True, order=True)

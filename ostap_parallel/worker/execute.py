@@ -318,7 +318,7 @@ def _hold_settings(state: dict[str, Any], chunk: Received) -> dict[str, Any]:
             state["held"] = settings.keep()
     except BaseException as exc:  # what a library was told
         return {"error": _pack_error(exc)}
-    executing.baseline.recursion_limit = sys.getrecursionlimit()
+    executing.baseline.note_settings()
     return state
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import cProfile
 import logging
 import os
 import sys
@@ -13,7 +12,7 @@ from typing import Any
 
 from ostap_parallel.worker.execute import executing
 from ostap_parallel.worker.process import LogToServer
-from ostap_parallel.worker.profiling import packed
+from ostap_parallel.worker.profiling import new_profile, packed
 
 # Name of the records of the log that bring profiles, packed.
 PROFILE = "ostap_parallel.worker.profile"
@@ -55,7 +54,7 @@ class _Profiler:
     """Profiles chunks, and sends the profile of each when it ends."""
 
     def __init__(self) -> None:
-        self._profile = cProfile.Profile()
+        self._profile = new_profile()
         self._depth = 0
         handlers = logging.getLogger().handlers
         self._log = next(one for one in handlers if isinstance(one, LogToServer))

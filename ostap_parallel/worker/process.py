@@ -19,7 +19,7 @@ import json
 import locale  # noqa: F401
 import logging
 import mmap
-import multiprocessing
+import multiprocessing.process
 import os
 import signal
 import socket
@@ -79,6 +79,20 @@ def _name_process(host: str, number: int) -> None:
     this: Any = multiprocessing.current_process()
     this.name = f"{host}-PoolWorker-{number}" if host else f"PoolWorker-{number}"
     this._identity = (number,)
+    vars(multiprocessing.process)["_parent_process"] = _Parent()
+
+
+class _Parent:
+    """What ``multiprocessing.parent_process`` returns: by it programs ask whether they are one."""
+
+    name = "MainProcess"
+
+    def __init__(self) -> None:
+        self.pid = self.ident = os.getppid()
+
+    def is_alive(self) -> bool:
+        """Return true: a worker ends with it."""
+        return True
 
 
 class _Protocol(Buffered):

@@ -82,7 +82,7 @@ def describe_status(status: int) -> str:
 
 def interpreter_options() -> list[str]:
     """Return the options of this interpreter that code may depend on, for another one."""
-    options = ["-O"] * sys.flags.optimize
+    options = ["-O"] * sys.flags.optimize + ["-b"] * sys.flags.bytes_warning
     for option in sys.warnoptions:
         options.append(f"-W{option}")
     for name, value in sys._xoptions.items():

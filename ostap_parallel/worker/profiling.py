@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import cProfile
 import functools
 import logging
 import marshal
@@ -12,9 +11,12 @@ import os
 import threading
 import zlib
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ostap_parallel.worker.process import LogToServer
+
+if TYPE_CHECKING:
+    import cProfile
 
 Generator = Callable[[], Any]
 
@@ -46,7 +48,7 @@ def thread_id() -> int:
 
 def enable_profiling(*args: Any) -> None:
     """Have functions that are `profiled` be so, in this process and where they are sent."""
-    _Current.profiler = cProfile.Profile()
+    _Current.profiler = new_profile()
 
 
 def disable_profiling(*args: Any) -> None:
@@ -145,7 +147,7 @@ class Profiled:
         current = _Current.profiler
         if not (self._is_on or current is not None):
             return function(*args, **kwargs)
-        profile = cProfile.Profile() if log is not None or current is None else current
+        profile = new_profile() if log is not None or current is None else current
         profile.enable()
         try:
             return function(*args, **kwargs)
@@ -206,6 +208,13 @@ class profile:
         )
 
 
+def new_profile() -> cProfile.Profile:
+    """Return a profile that is empty."""
+    import cProfile  # it wants `profile`, which may be a file of the user's beside the script
+
+    return cProfile.Profile()
+
+
 def packed(profile: cProfile.Profile) -> str:
     """Return a profile as text for a record."""
     return base64.b64encode(zlib.compress(marshal.dumps(_stats_of(profile)))).decode()
@@ -223,15 +232,17 @@ def _stats_of(profile: cProfile.Profile) -> dict[Any, Any]:
     cProfile's own way keeps one of several functions with the same name and place, and each time
     that one is sent it is another.
     """
+    from cProfile import label
+
     stats: dict[Any, Any] = {}
     entries: list[Any] = profile.getstats()
     for entry in entries:
-        name, count = cProfile.label(entry.code), entry.callcount
+        name, count = label(entry.code), entry.callcount
         new = count - entry.reccallcount, count, entry.inlinetime, entry.totaltime
         *old, callers = stats.get(name, (0, 0, 0, 0, {}))
         stats[name] = (*map(operator.add, old, new), callers)
     for entry in entries:
-        caller = cProfile.label(entry.code)
+        caller = label(entry.code)
         for call in entry.calls or ():
             callers, count = stats[cProfile.label(call.code)][4], call.callcount
             new = count, count - call.reccallcount, call.inlinetime, call.totaltime

@@ -31,7 +31,7 @@ class Baseline:
     def __init__(self) -> None:
         # By descriptor: it leads back also when the directory was renamed or removed.
         self._directory = os.open(".", os.O_PATH)
-        self._path, self._entries = sys.path, list(sys.path)
+        self._path = sys.path
         self._encoded = os.environ._data.copy()  # type: ignore[attr-defined]
         self._handlers = [(number, getsignal(number)) for number in SIGNALS]
         self._mask: set[int] = pthread_sigmask(signal.SIG_BLOCK, ())
@@ -40,7 +40,12 @@ class Baseline:
         self._streams: list[Any] = [sys.stdin, sys.stdout, sys.stderr]
         self._umask = os.umask(0o077)
         os.umask(self._umask)
+        self.note_settings()
+
+    def note_settings(self) -> None:
+        """Take for the process's own what the caller has set meanwhile."""
         self.recursion_limit = sys.getrecursionlimit()
+        self._entries = list(sys.path)
 
     def close(self) -> None:
         """Give back the descriptors that `restore` needs."""
@@ -120,6 +125,9 @@ class NoBaseline:
     """Stands for the state of processes that are not ours: they are left as they are."""
 
     recursion_limit = 0
+
+    def note_settings(self) -> None:
+        """Do nothing."""
 
     def is_intact(self) -> bool:
         """Return whether nothing has to be done."""
