@@ -29,7 +29,7 @@ from ostap_parallel.engine.backend import (
 )
 from ostap_parallel.engine.core import LOCAL, SHUT_DOWN, Core, check_open
 from ostap_parallel.engine.fitness import Fitness
-from ostap_parallel.engine.future import Future
+from ostap_parallel.engine.future import Future, weak
 from ostap_parallel.engine.retries import Attempts, Limits
 from ostap_parallel.errors import ConfigError, SerializeError, ServersUnavailable
 from ostap_parallel.lending.lender import Lender
@@ -127,9 +127,9 @@ class Engine(Backend):
         self._movable: weakref.WeakSet[Job] = weakref.WeakSet()  # calls that are pinned to hosts
         self._closed = threading.Event()
         self._alone_since: float | None = None  # when the last worker was lost
-        self._alarm = threading.Timer(0, _ignore)  # rings when that is too long ago
-        level = logging.getLogger().level
-        self._call = Call(apply, initializer=self._initializer, log_level=level)
+        self._interrupt = weak(self.give_up)
+        self._alarm = threading.Timer(0, self._interrupt)  # rings when that is too long ago
+        self._call = Call(apply, initializer=self._initializer, log_level=_log_level())
         self._apply = serialize.dumps(self._call)
         self._core = Core(
             ncpus, on_event, tasks_per_worker=tasks_per_worker, preload=preload, fresh=fresh
@@ -138,17 +138,12 @@ class Engine(Backend):
         for item in large.items():
             self.set_constant(*item)
         sources = sources_of(hosts, self._secret, tasks_per_worker)
-        self._supervisor = Supervisor(self._core, sources, timeout, on_event, self._call_back())
+        self._supervisor = Supervisor(self._core, sources, timeout, on_event, weak(self._changed))
         self._core.answer_to(self._supervisor)
         self.hosts: list[HostStatus] = self._supervisor.statuses
         owned = self._core, self._supervisor, self._loans
         self._finalizer = weakref.finalize(self, _close, os.getpid(), *owned)
         self._supervisor.start()
-
-    def _call_back(self) -> Callable[[], None]:
-        """Return what calls `_changed`, without keeping a forgotten engine alive."""
-        changed = weakref.WeakMethod(self._changed)
-        return lambda: (changed() or _ignore)()
 
     def __enter__(self) -> Engine:
         return self
@@ -393,8 +388,7 @@ class Engine(Backend):
         self._alarm.cancel()
 
     def _new_future(self) -> Future[Any]:
-        interrupt = weakref.WeakMethod(self.give_up)
-        future: Future[Any] = Future(lambda futures: (interrupt() or _ignore)(futures))
+        future: Future[Any] = Future(self._interrupt)
         future.add_done_callback(_tell_cancelled)
         return future
 
@@ -474,7 +468,7 @@ class Engine(Backend):
             again = None if is_over else lambda: self._try(future, chunk, blob, attempts, tried)
             settle(future, result, again)
 
-        places = self._fitness.places(self.workers, tried)
+        places = self._fitness.places(self.workers, tried) if tried or self._fitness else None
         self._insert(future, call, chunk, take, blob, hosts=places)
         if places is not None:
             self._movable.add(self._jobs[future])
@@ -511,8 +505,7 @@ class Engine(Backend):
             alone = not self.workers
             if alone and self._alone_since is None and self._supervisor.has("lost"):
                 self._alone_since = time.monotonic()
-                this = weakref.WeakMethod(self._changed)
-                self._alarm = threading.Timer(self.patience, lambda: (this() or _ignore)())
+                self._alarm = threading.Timer(self.patience, weak(self._changed))
                 self._alarm.daemon = True
                 self._alarm.start()
             elif not alone:
@@ -541,8 +534,8 @@ def _complete(place: Place, told: threading.Semaphore, doing: Doing) -> None:
     told.release()
 
 
-def _ignore(*what: object) -> None:
-    """Do nothing."""
+def _log_level() -> int:
+    return logging.getLogger().level
 
 
 def _tell_cancelled(future: AnyFuture) -> None:

@@ -34,6 +34,10 @@ class Fitness:
             logger.warning(text, result.host, error)
         return True
 
+    def __bool__(self) -> bool:
+        """Return whether there is anything to be heeded."""
+        return bool(self._strikes)
+
     def places(self, workers: Mapping[str, int], tried: Places) -> Places | None:
         """Return the hosts for a call that has been tried on some; ``None``: any will do."""
         unfit = {host for host, strikes in self._strikes.items() if strikes >= STRIKES}

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import concurrent.futures
 import threading
+import weakref
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
@@ -60,3 +61,14 @@ class Future(concurrent.futures.Future[T], Generic[T]):
         if is_cancelled and has_begun and not was_cancelled:
             self._interrupt([self])
         return is_cancelled
+
+
+def weak(method: Callable[..., object]) -> Callable[..., None]:
+    """Return what calls a method, without keeping a forgotten object alive."""
+    this = weakref.WeakMethod(method)
+
+    def call(*args: Any) -> None:
+        if (found := this()) is not None:
+            found(*args)
+
+    return call

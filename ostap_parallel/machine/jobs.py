@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 import signal
-import threading
 import time
 from _signal import getsignal  # type: ignore[import-not-found]
 from _signal import signal as set_signal
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from threading import get_ident, main_thread
+from types import FrameType
 from typing import Any
 
 from ostap_parallel.machine.loop import Loop
@@ -18,6 +18,8 @@ from ostap_parallel.machine.usage import Doing
 from ostap_parallel.worker.chunk import INTERRUPTED, Lost, pack_result
 
 _numbers = itertools.count(1)
+
+_SIGINT = int(signal.SIGINT)  # an enumeration takes longer
 
 
 class Job:
@@ -317,24 +319,27 @@ def _may(machine: Machine, job: Job) -> bool:
     return job.hosts is None or machine.label in job.hosts
 
 
-@contextmanager
-def deferring_interrupts() -> Iterator[None]:
+class deferring_interrupts:
     """Raise for Ctrl-C behind the body, which must not be left half done.
 
-    Only the main thread is interrupted; and only by what Python code handles.
+    Only the main thread is interrupted; and only by what Python code handles. No generator, as
+    each call goes through this.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handler = getsignal(signal.SIGINT)
-    if not callable(handler):
-        yield
-        return
-    noted: list[int] = []
-    set_signal(signal.SIGINT, lambda number, frame: noted.append(number))
-    try:
-        yield
-    finally:
-        set_signal(signal.SIGINT, handler)
-        if noted:
-            signal.raise_signal(signal.SIGINT)
+
+    __slots__ = ("_handler", "_noted")
+
+    def __enter__(self) -> None:
+        self._handler: Any = None
+        if get_ident() == main_thread().ident and callable(handler := getsignal(_SIGINT)):
+            self._noted: list[int] = []
+            self._handler = handler
+            set_signal(_SIGINT, self._note)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._noted.append(number)
+
+    def __exit__(self, *error: object) -> None:
+        if self._handler is not None:
+            set_signal(_SIGINT, self._handler)
+            if self._noted:
+                signal.raise_signal(signal.SIGINT)

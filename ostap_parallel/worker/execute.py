@@ -233,7 +233,10 @@ def bind(call: bytes) -> Callable[[bytes], bytes]:
 
 def new_outcome() -> ChunkOutcome:
     """Return an outcome of this process without any items."""
-    return ChunkOutcome(socket.gethostname(), os.getpid())
+    return ChunkOutcome(_hostname(), os.getpid())
+
+
+_hostname = functools.cache(socket.gethostname)
 
 
 _bind_once = functools.lru_cache(maxsize=8)(bind)
