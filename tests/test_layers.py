@@ -111,8 +111,8 @@ DOORS = {
     },
     "config": {"", "batch", "entries", "files", "host", "hostlist", "load", "requests"},
     "machine": {
-        *("channel", "cpus", "crew", "endpoint", "handle", "handshake", "jobs", "loop"),
-        "output",
+        *("channel", "cpus", "crew", "endpoint", "forked", "handle", "handshake", "jobs"),
+        *("loop", "output"),
         *("serve", "server", "templates", "usage", "wire"),
         "",
     },
@@ -132,7 +132,7 @@ DOORS = {
             "profiling",
             "reaper",
         ),
-        *("shared", "standin", "tasks", "transport"),
+        *("shared", "standin", "tasks", "template", "transport"),
         "",
     },
     "objects": {

@@ -6,6 +6,7 @@ import logging
 import os
 import random
 import signal
+import subprocess
 import sys
 import threading
 import types
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from functions import PATIENCE, square
-from helpers import open_manager, wait_until
+from helpers import open_manager, processes_with, wait_until
 from sshd import descendants
 
 from ostap_parallel import ConfigError, WorkerLost, WorkManager
@@ -120,6 +121,75 @@ class TestForks:
     def test_another_way_to_start(self):
         with pytest.raises(ConfigError, match="start: neither 'fork' nor 'spawn'"):
             WorkManager(1, start="thread")
+
+
+FORKED = """\
+import os, sys, threading
+from ostap_parallel.engine.core import Core
+from ostap_parallel.engine.backend import pack_function
+from ostap_parallel.machine import forked
+from ostap_parallel.machine.jobs import Job
+from ostap_parallel.worker.chunk import Writer, draw_id, pack_chunk, unpack_result
+from ostap_parallel.worker.execute import Call
+
+def begun():
+    words = open(f"/proc/{pid}/comm").read(), open(f"/proc/{pid}/cmdline").read()
+    return words == ("pptemplate\\n", open("/proc/self/cmdline").read())
+
+secret = "of the program"
+print("before", flush=True)  # so that the file has a place
+forked.begin()
+if sys.argv[1] == "unused":
+    sys.exit()
+done, printed = threading.Event(), []
+core = Core(1, lambda host, event: printed.append(event.get("text")), fresh=sys.argv[1] == "fresh")
+(pid,) = core._crew.own_processes()
+code = "import sys; print(hasattr(sys.modules['__main__'], 'secret'), sys.stdin.read())"
+chunk = pack_chunk([0], [Writer(together=False).add(code, "code")], b"", draw_id(goes_on=False))
+core.add(Job(pack_function(Call(exec)), chunk, lambda result: done.set()))
+done.wait(60)
+core.hand_on_output()
+print(begun(), printed, os.path.exists(f"/proc/{pid}"))
+core.close()
+print(os.path.exists(f"/proc/{pid}"))
+"""
+
+
+class TestFork:
+    """One that is a fork of a program of ours, which has imported the same."""
+
+    @pytest.mark.parametrize(
+        ("how", "said"),
+        {
+            "used": ["before", "True ['False '] True", "False"],
+            "fresh": ["before", "False ['False '] True", "False"],
+            "unused": ["before"],
+        }.items(),
+    )
+    def test_it_is_as_an_interpreter_of_its_own(self, how, said, tmp_path):
+        program, output = tmp_path / "program.py", tmp_path / "output"
+        program.write_text(FORKED)
+        with output.open("wb") as file:
+            argv = [sys.executable, str(program), how]
+            subprocess.run(
+                argv, stdin=subprocess.DEVNULL, stdout=file, check=True, timeout=PATIENCE
+            )
+        assert output.read_text().splitlines() == said
+        assert not processes_with(tmp_path)
+
+    def test_hosts_have_it(self, hosts):
+        """No interpreter is started but the server's."""
+
+        def commands(item):
+            parent = os.getppid()
+            above = int(Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()[1])
+            paths = (Path(f"/proc/{pid}/cmdline") for pid in (os.getpid(), parent, above))
+            return tuple(path.read_text() for path in paths)
+
+        with open_manager(hosts, "h1*1") as manager:
+            ((worker, template, server),) = set(manager.process(commands, range(2)))
+        assert "ppserver" in server
+        assert worker == template == server
 
 
 class TestItsDeath:

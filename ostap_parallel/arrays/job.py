@@ -20,6 +20,7 @@ from ostap_parallel.arrays import memory
 from ostap_parallel.arrays.layout import Header, Layout
 from ostap_parallel.arrays.records import MAX_OUTPUT, Record, Writer, read
 from ostap_parallel.engine.core import Core
+from ostap_parallel.machine import forked
 from ostap_parallel.machine.jobs import Job
 from ostap_parallel.worker.chunk import Lost, draw_id, pack_chunk, unpack_result
 
@@ -225,6 +226,7 @@ def work(layout: Layout, array: int, element: int) -> None:
     final = layout.root / layout.name("results", number)
     if final.exists():
         return
+    forked.begin()  # the worker comes of it while this reads and gets ready
     settings = layout.read_json("settings")
     header, items = layout.read_chunk(number)
     call = layout.read(f"calls/{header.call}")

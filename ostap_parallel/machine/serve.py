@@ -25,6 +25,7 @@ from typing import Any
 
 from ppft.transport import version
 
+from ostap_parallel.machine import forked
 from ostap_parallel.machine.cpus import usable_cpus
 from ostap_parallel.machine.server import Server
 from ostap_parallel.worker.control import set_name
@@ -53,6 +54,7 @@ class Events:
 
 def main() -> int:
     """Serve until the lifeline ends; return the exit status."""
+    forked.begin()  # before anything that tasks are not to have is here, and any thread
     events = Events(os.dup(1))
     os.dup2(2, 1)  # whatever prints from here on is not an event
     set_name("ppserver")

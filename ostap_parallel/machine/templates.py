@@ -9,9 +9,10 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 from ostap_parallel import libraries
 from ostap_parallel.machine.cpus import thread_limits
@@ -33,6 +34,27 @@ PATIENCE = 10.0
 IDLE = 60.0
 
 
+class Process(Protocol):
+    """What is asked of the process of a template, as `subprocess.Popen` has it."""
+
+    @property
+    def pid(self) -> int:
+        """Its number."""
+
+    @property
+    def returncode(self) -> int | Any:
+        """How it has ended, once `wait` or `poll` have said so."""
+
+    def poll(self) -> int | None:
+        """Return how it has ended; ``None``: it has not."""
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait until it has ended; raises subprocess.TimeoutExpired."""
+
+    def kill(self) -> None:
+        """Kill it."""
+
+
 @dataclass
 class Template:
     """A template.
@@ -49,10 +71,10 @@ class Template:
         What it was told last of what holds for all workers.
     """
 
-    process: subprocess.Popen[bytes]
+    process: Process
     control: socket.socket
     printed: tuple[int, int]
-    sessions: dict[str, Any]
+    sessions: dict[str, Any] = field(default_factory=dict)
     told: dict[str, object] = field(default_factory=dict)
 
     def end(self) -> None:
@@ -64,27 +86,63 @@ class Template:
         self.process.wait()
 
 
+# Makes a process of what are its control connection, standard output and error.
+Begin = Callable[[socket.socket, int, int], Process]
+
+
 def start(preload: Collection[str], sessions: Mapping[str, Any], fresh: bool) -> Template:
-    """Start a template; raises OSError."""
-    with forking, contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
+    """Start a template, or use one that was begun already; raises OSError."""
+    template = _take_begun(fresh)
+    if template is None:
+        with forking:
+            template = begin_by(partial(_begin, fresh))
+    control.send(template.control, {"preload": list(preload), "sessions": dict(sessions)})
+    template.sessions = dict(sessions)
+    return template
+
+
+def begin_by(begin: Begin) -> Template:
+    """Return a template that waits to be told what to import; raises OSError."""
+    with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
         mine, yours = socket.socketpair()
         mine.settimeout(PATIENCE)
         ours.callback(mine.close)
         theirs.callback(yours.close)
         (out_r, out_w), (err_r, err_w) = open_pipe(ours, theirs), open_pipe(ours, theirs)
-        words = control.command(module_path(), "template", (yours.fileno(), fresh))
-        process = start_apart(
-            [sys.executable, *interpreter_options(), *words],
-            stdin=subprocess.DEVNULL,
-            stdout=out_w,
-            stderr=err_w,
-            env={**os.environ, **thread_limits(os.environ)},
-            pass_fds=[yours.fileno()],
-        )
-        control.send(mine, {"preload": list(preload), "sessions": dict(sessions)})
+        process = begin(yours, out_w, err_w)
         ours.pop_all()
         keep_from_forks(mine.fileno())
-    return Template(process, mine, (out_r, err_r), dict(sessions))
+    return Template(process, mine, (out_r, err_r))
+
+
+def _begin(fresh: bool, theirs: socket.socket, out: int, err: int) -> Process:
+    words = control.command(module_path(), "template", (theirs.fileno(), fresh))
+    return start_apart(
+        [sys.executable, *interpreter_options(), *words],
+        stdin=subprocess.DEVNULL,
+        stdout=out,
+        stderr=err,
+        env={**os.environ, **thread_limits(os.environ)},
+        pass_fds=[theirs.fileno()],
+    )
+
+
+_begun: list[Template] = []  # that have no owner yet, see `forked`
+
+
+def _take_begun(fresh: bool) -> Template | None:
+    with _lock:
+        template = _begun.pop() if _begun else None
+    if template is None or (template.process.poll() is None and not fresh):
+        return template
+    _discard(template)
+    return None
+
+
+def give(template: Template) -> None:
+    """Have the next owner use a template that `begin_by` has returned."""
+    with _lock:
+        _begun.append(template)
 
 
 _waiting: list[Template] = []
@@ -138,8 +196,9 @@ def _discard(template: Template) -> None:
 def _end() -> None:
     global _is_over
     with _lock:
-        _is_over, others = True, list(_waiting)
+        _is_over, others = True, [*_waiting, *_begun]
         _waiting.clear()
+        _begun.clear()
     for other in others:
         _discard(other)
 
@@ -148,8 +207,9 @@ def _forget() -> None:
     """Leave to the parent, in a fork, what waits there."""
     global _lock
     _lock = threading.Lock()
-    _of_parent.extend(_waiting)  # to forget them would be to complain of them
-    _waiting.clear()
+    for others in _waiting, _begun:
+        _of_parent.extend(others)  # to forget them would be to complain of them
+        others.clear()
 
 
 atexit.register(_end)
