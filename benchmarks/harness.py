@@ -25,8 +25,9 @@ from benchmarks.faults import kill_marked
 ROOT = Path(__file__).parents[1]
 DEADLINE = 240.0  # seconds that one measurement gets
 
-# What one measurement gives, by the names of its columns; and all that a case has given.
-Figures = dict[str, float]
+# What one measurement gives, by the names of its columns, also in words; and all that a case has
+# given.
+Figures = dict[str, Any]
 Rounds = list[Figures]
 
 
@@ -222,8 +223,8 @@ def table(benchmark: Benchmark, results: Results) -> str:
 def spread(rounds: Rounds, column: str) -> str:
     """Return a figure's median and, behind it, its range."""
     found = [one[column] for one in rounds if column in one]
-    if not found:
-        return ""
+    if not found or isinstance(found[0], str):
+        return "; ".join(dict.fromkeys(found))
     middle = figure(statistics.median(found))
     low, high = figure(min(found)), figure(max(found))
     return middle if low == high else f"{middle} ({low} to {high})"
