@@ -176,9 +176,8 @@ class Scheduler(Protocol):
     ----------
     name
         ``"slurm"`` or ``"sge"``.
-    index, first, restarted
-        The variable that has the number of an array's element; the number of the first; and the
-        variable that is positive in a job that the scheduler has begun anew.
+    index, first
+        The variable that has the number of an array's element, and the number of the first.
     job
         The variable that has the id.
     naming
@@ -188,7 +187,6 @@ class Scheduler(Protocol):
     name: str
     index: str
     first: int
-    restarted: str
     job: str
     naming: str
 

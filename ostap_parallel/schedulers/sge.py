@@ -62,7 +62,6 @@ class Sge:
     job = "JOB_ID"
     index = "SGE_TASK_ID"
     first = 1
-    restarted = "RESTARTED"
     naming = "-N"
 
     def script(self, spec: JobSpec) -> str:

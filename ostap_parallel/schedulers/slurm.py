@@ -68,7 +68,6 @@ class Slurm:
     job = "SLURM_JOB_ID"
     index = "SLURM_ARRAY_TASK_ID"
     first = 0
-    restarted = "SLURM_RESTART_COUNT"
     naming = "--job-name -J"
 
     def script(self, spec: JobSpec) -> str:

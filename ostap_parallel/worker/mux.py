@@ -167,10 +167,6 @@ class Mux:
         for stream in list(self.streams.values()):
             self._finish(stream)
 
-    def is_sent(self) -> bool:
-        """Return whether nothing waits to be sent, or cannot be any more."""
-        return not self._out or not self.is_open
-
     def feed(self, data: bytes) -> None:
         """Take what has been read from the other end."""
         self._in += data
