@@ -197,10 +197,11 @@ class ArrayBackend(Backend):
     ) -> None:
         assert self._layout is not None
         for number, (header, chunk) in new.items():
-            if self._futures[number].set_running_or_notify_cancel():
+            future = self._futures.get(number)
+            if future is not None and future.set_running_or_notify_cancel():
                 self._layout.write_chunk(number, header, chunk)
             else:
-                self._futures.pop(number)
+                self._futures.pop(number, None)
         chunks = [(number, 1) for number in new if number in self._futures]
         tried, made = [*submitter.waiting, *chunks], list[int]()
         error: Exception | None = None
@@ -243,8 +244,13 @@ class ArrayBackend(Backend):
         with self._changed:
             wanted = None if given is None else set(map(id, chunks_of(given)))
             for number, future in list(self._futures.items()):
-                if (wanted is None or id(future) in wanted) and not future.cancel():
+                if wanted is not None and id(future) not in wanted:
+                    continue
+                if not future.cancel():
                     self._unwanted.add(number)
+                elif number not in self._new:  # whose submission was interrupted
+                    self._futures.pop(number, None)
+            self._changed.notify_all()
         if self._watcher is not None:
             self._watcher.wake()
 
