@@ -478,6 +478,7 @@ class TestRefusals:
             ({"limit": 0}, ValueError),
             ({"retries": -1}, ValueError),
             ({"chunks": 0}, ValueError),
+            ({"chunks": 2.5}, ValueError),
             ({"polling": 0}, ValueError),
             ({"options": "a\nb"}, ValueError),
             ({"partition": "a"}, TypeError),
@@ -486,3 +487,14 @@ class TestRefusals:
     def test_bad_settings(self, wrong, error):
         with pytest.raises(error):
             SlurmPool(**wrong)
+
+    @pytest.mark.parametrize("name", ["map", "imap", "imap_unordered", "map_async", "submit"])
+    def test_bad_sizes_of_chunks(self, name, tmp_path):
+        with SlurmPool(tmp_path) as pool:
+            call = getattr(pool, name)
+            for wrong in 0, -1, 1.5:
+                with pytest.raises(ValueError, match="chunksize"):
+                    call(square, [1], chunksize=wrong)
+            with pytest.raises(TypeError):
+                call(5, [1])
+        assert not list(tmp_path.iterdir())

@@ -22,6 +22,7 @@ from ostap_parallel.arrays.run import GRACE, POLLING, Run
 from ostap_parallel.arrays.settings import RETRIES, Amount
 from ostap_parallel.batch.calls import Calls, Doing
 from ostap_parallel.faces.pool import TERMINATED, AsyncResult, Callback, Pool
+from ostap_parallel.runs.checks import check_callable, check_number
 from ostap_parallel.runs.outcome import Outcome
 from ostap_parallel.runs.stream import Stream
 
@@ -63,8 +64,7 @@ class ArrayPool(Pool):
     ) -> None:
         if unknown := sorted(commands.keys() - set(self.commands)):
             raise TypeError(f"{type(self).__name__} takes no {', '.join(unknown)}")
-        if chunks is not None and chunks < 1:
-            raise ValueError(f"chunks must be at least 1, not {chunks}")
+        check_number("chunks", chunks, 1, or_none=True)
         self._timing = _timing(polling, grace)
         self.directory = Path(directory or DIRECTORY).absolute()
         self._settings = arrays.make(
@@ -158,6 +158,8 @@ class ArrayPool(Pool):
         order: bool = True,
     ) -> Doing:
         self._check_running()
+        check_callable("func", func)
+        check_number("chunksize", chunksize, 1, or_none=True)
         polling, grace = self._timing
         held = items if isinstance(items, (list, tuple, range)) else list(items)
         # each run has jobs by a name of its own
