@@ -50,6 +50,21 @@ _CLOSED = errno.EBADF, errno.EINVAL  # what `accept` says then
 _lender: ContextVar[Lender | None] = ContextVar("lender", default=None)
 
 
+class Lending:
+    """The block of `Lender.lending`; each call goes through one."""
+
+    __slots__ = ("_lender", "_mark")
+
+    def __init__(self, lender: Lender) -> None:
+        self._lender = lender
+
+    def __enter__(self) -> None:
+        self._mark = _lender.set(self._lender)
+
+    def __exit__(self, *error: object) -> None:
+        _lender.reset(self._mark)
+
+
 class Lender:
     """Lends to workers on this machine what is pickled while it is `lending`, until `close`.
 
@@ -66,14 +81,9 @@ class Lender:
         self._opened = contextlib.ExitStack()
         weakref.finalize(self, _close, os.getpid(), self._opened)
 
-    @contextlib.contextmanager
-    def lending(self) -> Iterator[None]:
+    def lending(self) -> Lending:
         """Have what is pickled in the block be lent."""
-        token = _lender.set(self)
-        try:
-            yield
-        finally:
-            _lender.reset(token)
+        return Lending(self)
 
     def lend(self, key: Any, make: Callable[[], Any]) -> Loan:
         """Return the loan of a key; what is lent is made for the first."""

@@ -147,7 +147,7 @@ class Program:
         if packed:
             _count[0] += 1
         space = self.space
-        if not packed or (space.is_fixed and packed in space.done):
+        if not packed or packed in space.done:
             return
         with self._lock:
             sender, definitions = pickle.loads(packed)
@@ -161,6 +161,8 @@ class Program:
                     space.known[key] = data
                 elif old is None or _is_other(space, key, old, data):
                     self._pending[key] = data, is_optional
+            if self._pending and not space.is_fixed:
+                space.done.clear()  # what they have read is not what is there now
             while self._pending and not self._reading:
                 self._read(next(iter(self._pending)))
             space.done.add(packed)
@@ -196,6 +198,7 @@ class Program:
             if is_optional and isinstance(exc, Exception):
                 return
             self._pending.clear()
+            self.space.done.clear()
             for one in keys:
                 self.space.known.pop(one, None)
             raise
@@ -417,19 +420,22 @@ _MANY = 64
 POOL = Space()  # stands for the one that all calls of a program's pool share
 
 
-@contextlib.contextmanager
-def inside(space: Space, stays: bool) -> Iterator[None]:
+class inside:
     """Have a space's program be this process', until another one is, or while the body runs."""
-    mark = _now.set(space)
-    before = sys.modules.get("__main__")
-    try:
-        if space.program is not None:
-            _enter(space.program, space)
-        yield
-    finally:
-        _now.reset(mark)
-        if not stays and sys.modules.get("__main__") is not before:
-            _leave(space, before)
+
+    def __init__(self, space: Space, stays: bool) -> None:
+        self._space, self._stays = space, stays
+
+    def __enter__(self) -> None:
+        self._before = sys.modules.get("__main__")
+        if self._space.program is not None:
+            _enter(self._space.program, self._space)
+        self._mark = _now.set(self._space)
+
+    def __exit__(self, *error: object) -> None:
+        _now.reset(self._mark)
+        if not self._stays and sys.modules.get("__main__") is not self._before:
+            _leave(self._space, self._before)
 
 
 def _leave(space: Space, before: ModuleType | None) -> None:

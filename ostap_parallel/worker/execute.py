@@ -376,7 +376,7 @@ def run_items(state: dict[str, Any], chunk: Received, result: ChunkOutcome) -> N
             if os.getpid() != result.pid:
                 _flush()  # a fork that came back from the task: this is not its work
                 os._exit(0)
-            restore()
+            restore(in_part=not combiner and len(result.answers) + 1 == len(items))
         limit -= seconds
         if executing.interrupted:  # the run is over: no outcome for this item, none for the rest
             break
@@ -452,11 +452,18 @@ def _pack_error(exc: BaseException) -> bytes:
     return pack_error(exc, lambda: executing.timed_out)
 
 
-def restore() -> None:
-    """Bring the process back to what it was before the first item."""
+def restore(in_part: bool = False) -> None:
+    """Bring the process back to what it was before the first item.
+
+    As far as it is seen `in_part`: behind the last item of a chunk the rest can wait until its
+    result is on its way, but for what could come between.
+    """
     for _ in range(3):
         try:
-            executing.baseline.restore()
+            if in_part and executing.baseline.is_intact():
+                executing.baseline.restore_signals()
+            else:
+                executing.baseline.restore()
             break
         except BaseException:  # a signal handler that the task has left may raise here
             continue

@@ -69,7 +69,7 @@ class Baseline:
 
     def restore(self) -> None:
         """Bring the process back; what is impossible is left as it is."""
-        self._restore_signals()
+        self.restore_signals()
         self._restore_descriptors()
         try:  # noqa: SIM105 - suppressing costs more than all of it
             os.fchdir(self._directory)
@@ -87,7 +87,8 @@ class Baseline:
             sys.setrecursionlimit(self.recursion_limit)
         sys.stdin, sys.stdout, sys.stderr = self._streams
 
-    def _restore_signals(self) -> None:
+    def restore_signals(self) -> None:
+        """Have no timer of a task's go on, and signals mean what they meant before."""
         for timer in _TIMERS:
             signal.setitimer(timer, 0)
         for number, handler in self._handlers:
@@ -135,6 +136,8 @@ class NoBaseline:
 
     def restore(self) -> None:
         """Do nothing."""
+
+    restore_signals = restore
 
 
 def _open_stream(descriptor: int) -> IO[Any]:
