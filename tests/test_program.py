@@ -417,7 +417,69 @@ FALSE = """
     assert wm.process(nested, [1]) == ["raised"]
 """
 
+CHANGING = """
+    from math import floor
+    factor, names, seen = 3, ["a"], []
+    def helper(x): return x + 1
+    def f(x, by=2, *, more=0): return helper(floor(x)) * factor + by + more
+    def named(x): return names[x], len(names)
+    def shared(x): return len(offset) if "offset" in globals() else x
+    def again(n): return n if n < 2 else again(n - 1) + again(n - 2)
+    def load(x):
+        seen.append(x)
+        return seen
+    def later(x): return absent
+    # run
+    def both(function, *args, **kwargs):
+        found = wm.executor.submit(function, *args, **kwargs).result()
+        assert found == function(*args, **kwargs), (found, function, args)
+        return found
+    for _ in range(2):
+        assert both(f, 1) == 8 and both(f, 1, 3) == 9 and both(f, 1.5, more=10) == 18
+    factor = 4
+    assert both(f, 1) == 10
+    def helper(x): return x + 2
+    assert both(f, 1) == 14
+    old, f.__defaults__ = f.__defaults__, (5,)
+    assert both(f, 1) == 17
+    f.__defaults__ = old
+    helper.__code__ = (lambda x: x + 3).__code__
+    assert both(f, 1) == 18
+    floor = lambda x: 100  # what was imported is the program's own now
+    assert both(f, 1) == 414
+    del floor
+    floor = round
+    assert both(f, 1) == 18
+    names.append("b")
+    assert both(named, 1) == ("b", 2)
+    names[1] = "c"
+    assert both(named, 1) == ("c", 2)
+    assert both(shared, 1) == 1
+    offset = "four"
+    assert both(shared, 1) == 4
+    assert both(again, 10) == 55
+    again_before = again
+    def again(n): return -n
+    assert both(again, 10) == -10 and both(again_before, 10) == -17
+    for _ in range(2):
+        error = wm.executor.submit(later, 1).exception()
+        assert type(error) is NameError, error
+    absent = 7
+    assert both(later, 1) == 7
+    del absent
+    # what a task leaves stays as long as the caller's is as it was
+    assert [wm.executor.submit(load, x).result() for x in (1, 2)] == [[1], [1, 2]]
+    seen = [0]
+    assert wm.executor.submit(load, 3).result() == [0, 3]
+    # by turns, and a function that has gone by its name
+    for x in range(3):
+        assert both(f, x) and both(named, 0) == ("a", 2)
+    mine, f = f, None
+    assert both(mine, 1) == 18
+"""
+
 PROGRAMS = {
+    "changes between calls": CHANGING,
     "state": SHARED,
     "names": NAMES,
     "pools": POOLS,

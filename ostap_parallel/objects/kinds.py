@@ -27,9 +27,8 @@ from ostap_parallel.lending import lender
 from ostap_parallel.objects import byvalue
 from ostap_parallel.objects.byvalue import Place
 from ostap_parallel.objects.places import is_importable, place_of
+from ostap_parallel.objects.plain import PROTOCOL as PROTOCOL
 from ostap_parallel.objects.program import is_by_value
-
-PROTOCOL = 5
 
 # Takes the pickler, and the object.
 Way = Callable[[Any, Any], Any]

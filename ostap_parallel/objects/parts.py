@@ -20,24 +20,65 @@ def are_same(before: list[Any], now: list[Any]) -> bool:
     return len(before) == len(now) and all(map(operator.is_, before, now))
 
 
-def parts_of_all(function: FunctionType, token: str, seen: set[Any]) -> list[Any] | None:
-    """Return all that makes a function, and those that it uses, what they are."""
-    parts = parts_of(function, token)
-    if parts is None:
-        return None
-    seen.add(function)
-    for value in globals_of(function).values():
-        parts.append(value)
-        if type(value) in PLAIN or _is_fixed(value):
-            continue
-        if not isinstance(value, FunctionType):
-            return None
-        if value not in seen:
-            inner = parts_of_all(value, token, seen)
-            if inner is None:
-                return None
-            parts += inner
-    return parts
+_ABSENT = object()
+
+
+class Parts:
+    """All that makes a function, and those that it uses, what they are; asked whether it still is.
+
+    To ask takes no longer than to look at each once: it is what a call in a loop waits for.
+
+    Raises
+    ------
+    LookupError
+        Some of it may change from within, and nobody could tell.
+    """
+
+    def __init__(self, function: FunctionType, token: str) -> None:
+        self._token, self._modules = token, _count_modules()
+        self._own = _own_parts(function)
+        self._others: list[tuple[FunctionType, tuple[Any, ...]]] = []
+        self._names: list[tuple[dict[str, Any], str, Any]] = []
+        self._fixed: list[Any] = []
+        self._add(function, {function})
+
+    def _add(self, function: FunctionType, seen: set[FunctionType]) -> None:
+        if parts_of(function, self._token) is None:
+            raise LookupError
+        variables = function.__globals__
+        for name in names_in(function.__code__).globals:
+            value = variables.get(name, _ABSENT)
+            self._names.append((variables, name, value))
+            if value is _ABSENT or type(value) in PLAIN:
+                continue
+            if _is_fixed(value):
+                self._fixed.append(value)
+            elif not isinstance(value, FunctionType):
+                raise LookupError
+            elif value not in seen:
+                seen.add(value)
+                self._others.append((value, _own_parts(value)))
+                self._add(value, seen)
+
+    def are_of(self, function: FunctionType, token: str) -> bool:
+        """Return whether they are what makes the function still."""
+        return (
+            all(map(operator.is_, self._own, _own_parts(function)))
+            and all(variables.get(name, _ABSENT) is it for variables, name, it in self._names)
+            and all(all(map(operator.is_, own, _own_parts(one))) for one, own in self._others)
+            and self._token == token
+            and self._modules == _count_modules()  # submodules that are used by dotted names
+            and all(map(_is_fixed, self._fixed))
+        )
+
+
+def _own_parts(function: FunctionType) -> tuple[Any, ...]:
+    own = function.__code__, function.__name__, function.__qualname__, function.__defaults__
+    return *own, bool(function.__dict__ or function.__kwdefaults__)
+
+
+def _count_modules() -> tuple[int, str]:
+    return len(sys.modules), next(reversed(sys.modules))
 
 
 def _is_fixed(value: object) -> bool:

@@ -15,17 +15,10 @@ from weakref import WeakKeyDictionary
 import cloudpickle
 
 from ostap_parallel import libraries
-from ostap_parallel.objects import aside, byvalue, kinds, program, sharing
+from ostap_parallel.objects import aside, byvalue, kinds, plain, program, sharing
 from ostap_parallel.objects.byvalue import Place, names_in
 from ostap_parallel.objects.kinds import PROTOCOL
-from ostap_parallel.objects.parts import (
-    PLAIN,
-    are_same,
-    globals_of,
-    imports_of,
-    parts_of,
-    parts_of_all,
-)
+from ostap_parallel.objects.parts import PLAIN, Parts, are_same, globals_of, imports_of, parts_of
 from ostap_parallel.objects.places import is_importable, module_of, place_of
 from ostap_parallel.objects.program import Content, Definition, Key
 
@@ -342,13 +335,16 @@ class Outer(_Pickler):
             value = vars(program.module_by(module)).get(name)
         if not isinstance(value, FunctionType):
             return program.pack(self._definitions(needs))
-        parts = parts_of_all(value, program.home(), set())
-        before, keys, packed = _known_with_all.get(value, ([], [], b""))
-        if parts is None or not are_same(parts, before):
+        keys, packed = plain.known_definitions(value) or ([], None)
+        if packed is None:
+            try:
+                parts = Parts(value, program.home())
+            except LookupError:
+                parts = None
             definitions = self._definitions(needs)
             keys, packed = [one[:2] for one in definitions], program.pack(definitions)
             if parts is not None:
-                _known_with_all[value] = parts, keys, packed
+                plain.known[value] = parts, keys, packed
         self._sent.update(keys)
         return packed
 
@@ -455,11 +451,6 @@ def _dump_entry(value: Any, place: Place) -> tuple[bytes, _Needs]:
         data, needs = _dump(value, False, place)
         _known[value] = parts, data, needs
     return data, needs
-
-
-# The same for functions with all that they use.
-_known_with_all: WeakKeyDictionary[FunctionType, tuple[list[Any], list[Key], bytes]]
-_known_with_all = WeakKeyDictionary()
 
 
 # What to do about objects of each type, if pickle itself does not know.

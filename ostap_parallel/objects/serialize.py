@@ -18,6 +18,7 @@ from ostap_parallel.objects import program
 from ostap_parallel.objects.kinds import PROTOCOL as PROTOCOL
 from ostap_parallel.objects.kinds import has_reader
 from ostap_parallel.objects.pickler import Outer
+from ostap_parallel.objects.plain import dumps_call as dumps_call
 
 loads: Callable[[bytes], Any] = pickle.loads
 Unpickler = pickle.Unpickler  # of a `Stream`

@@ -201,8 +201,10 @@ def pack_chunk(
 
 def pack_call(function: Any, args: Iterable[Any], kwargs: Any, settings: bytes = b"") -> bytes:
     """Return the message for a chunk of one call, which `execute.apply` does; see `pack_chunk`."""
-    what = f"the call of {getattr(function, '__qualname__', type(function).__name__)}"
-    item = serialize.pack((function, tuple(args), dict(kwargs)), what)
+    call = function, tuple(args), dict(kwargs)
+    if (item := serialize.dumps_call(call)) is None:
+        what = f"the call of {getattr(function, '__qualname__', type(function).__name__)}"
+        item = serialize.pack(call, what)
     return pack_chunk([0], [item], settings=settings)
 
 
