@@ -498,13 +498,48 @@ CLOSURES_OF_MODULES = """
         def count(x): COUNT[0] += 1; return COUNT[0], bump()
         return count
     ''')
-    import makers
+    pathlib.Path(D, "packed").mkdir()
+    pathlib.Path(D, "packed", "inner.py").write_text("def value(): return 7")
+    pathlib.Path(D, "packed", "__init__.py").write_text('''
+    def relative():
+        def inner(x):
+            from . import inner as one
+            from .inner import value
+            return one.value() + value() + x
+        return inner
+    ''')
+    import makers, packed
     # run
     assert wm.process(makers.maker(5), [1]) == [6]
+    assert wm.process(packed.relative(), [1]) == [15]
     ((own, seen),) = wm.process(makers.counter(), [1])
     assert seen == own + 1, "its globals are copies"
 """
 
+REGISTERED = """
+    import cloudpickle, pathlib, tempfile
+    D = tempfile.mkdtemp(); sys.path.insert(0, D)
+    pathlib.Path(D, "here_only").mkdir()
+    pathlib.Path(D, "here_only", "inner.py").write_text('''
+    K = 3
+    class Thing:
+        def go(self): return K
+    ''')
+    pathlib.Path(D, "here_only", "__init__.py").write_text('''
+    from here_only.inner import K, Thing
+    FACTOR = 2
+    def scaled(x): return x * FACTOR * K
+    ''')
+    import here_only
+    cloudpickle.register_pickle_by_value(here_only)
+    here_only.FACTOR = 5
+    def use(x): return here_only.scaled(x)
+    # run
+    assert wm.process(here_only.scaled, [1]) == wm.process(use, [1]) == [15]
+    assert wm.process(lambda one: one.go(), [here_only.Thing()]) == [3]
+    assert type(wm.process(same, [here_only.Thing()])[0]) is here_only.Thing
+    assert cloudpickle.list_registry_pickle_by_value() == {"here_only"}
+"""
 REDUCERS = """
     import collections, contextvars, types, weakref
     class Odd:
@@ -531,7 +566,12 @@ REDUCERS = """
     proxy = types.MappingProxyType({"a": 1})
     part = functools.partialmethod(lambda self, x: x, 2)
     class WithPart: go = part
+    class OfNoModule:
+        __module__ = None
+        def __reduce__(self): return OfNoModule, ()
+        def go(self): return 4
     # run
+    assert wm.process(lambda o: o.go(), [OfNoModule()]) == [4]
     assert wm.process(lambda o: o.x, [Odd(1)]) == [2]
     assert wm.process(lambda s: s.x, [Stated()]) == [1]
     slotted = Slotted(); slotted.a = 1; slotted.b = 2
@@ -698,6 +738,7 @@ KINDS = {
     "modules made at run time": MADE_MODULES,
     "ctypes and attributes of functions": CTYPES,
     "closures of modules": CLOSURES_OF_MODULES,
+    "modules that the user sends by value": REGISTERED,
     "reducers": REDUCERS,
     "functions of many forms": MIXED,
 }

@@ -156,8 +156,7 @@ class TestLoops:
         calls = [delayed(row)(table, n) for n in range(20)]
         sums, writeable = zip(*Parallel(batch_size=1, max_nbytes="1M")(calls), strict=True)
         assert sums == tuple(table[:20].sum(axis=1))
-        assert writeable[0]  # it was new
-        assert not any(writeable[4:])
+        assert not any(writeable)  # as with joblib's own backends
         _, writeable = zip(*Parallel(batch_size=1, max_nbytes=None)(calls), strict=True)
         assert all(writeable)
 

@@ -75,6 +75,64 @@ def test_here(module):
             wm.process(lambda c: c.old(), [module.C()])
 
 
+WITHOUT_CELLS = """
+class Base:
+    def m(self): return 1
+class C(Base):
+    def grows(self): return 0
+    def shrinks(self): return super().m()
+    def moves(self, x): return (lambda: (x, 1))()
+    @property
+    def p(self): return 0
+    @staticmethod
+    def s(): return 0
+def make(n):
+    def inner(): return n
+    return inner
+made = make(5)
+"""
+WITH_CELLS = """
+class Base:
+    def m(self): return 2
+class C(Base):
+    def grows(self): return super().m() + 1
+    def shrinks(self): return 7
+    def moves(self, y): return (lambda: (y, super(__class__, self).m()))()
+    @property
+    def p(self): return super().m() + 2
+    @staticmethod
+    def s(): return __class__
+def make(n):
+    def inner(): return n * 10
+    return inner
+made = make(6)
+"""
+
+
+def test_what_a_worker_holds_has_the_new_code_whatever_it_closes_over(module):
+    module, write = module
+
+    def keep():
+        sys.kept_here = module.C(), module.made, module.C
+
+    def look():
+        kept, made, cls = sys.kept_here
+        calls = kept.grows(), kept.shrinks(), kept.moves(3), kept.p
+        return calls, made(), kept.s() is cls if kept.s() else kept.s(), type(kept) is module.C
+
+    write(WITHOUT_CELLS)
+    importlib.reload(module)
+    with Pool(1) as pool:
+        pool.apply(keep)
+        assert pool.apply(look) == ((0, 1, (3, 1), 0), 5, 0, True)
+        write(WITH_CELLS)
+        importlib.reload(module)
+        assert pool.apply(look) == ((3, 7, (3, 2), 4), 60, True, False)
+        write(WITHOUT_CELLS)
+        importlib.reload(module)
+        assert pool.apply(look) == ((0, 1, (3, 1), 0), 5, 0, False)
+
+
 def test_one_that_is_removed_and_imported_again(module):
     module, write = module
     with WorkManager(1, silent=True) as wm:

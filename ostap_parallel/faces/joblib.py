@@ -12,6 +12,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from joblib import register_parallel_backend
@@ -22,6 +23,7 @@ from ostap_parallel.engine.core import LOCAL
 from ostap_parallel.engine.foreign import backend_of
 from ostap_parallel.faces.executor import Executor, Settings
 from ostap_parallel.faces.manager import WorkManager
+from ostap_parallel.objects import serialize
 from ostap_parallel.runs import calls as looked
 from ostap_parallel.worker.batch import run_batch
 from ostap_parallel.worker.shared import KEPT, shared
@@ -246,24 +248,30 @@ class _Loop:
     def _share(self, calls: Calls) -> tuple[Any, Calls]:
         """Share large arguments that have come before, and put references in their place."""
         found: dict[int, Any] = {}
+        large: set[int] = set()
         for _, args, kwargs in calls:
-            common = filter(self._is_common, (*args, *kwargs.values()))
-            found.update((id(arg), arg) for arg in common)
+            for arg in filter(self._is_large, (*args, *kwargs.values())):
+                large.add(id(arg))
+                if self._is_common(arg):
+                    found[id(arg)] = arg
         known, handle = self._handle(found) if found else ({}, None)
         places = {key: place for place, key in enumerate(known)}
 
         def refer(arg: Any) -> Any:
-            return _Reference(places[id(arg)]) if id(arg) in places else arg
+            if id(arg) in places:
+                return _Reference(places[id(arg)])
+            return _Lone(arg) if id(arg) in large else arg
 
         return handle, [
             (function, [*map(refer, args)], {name: refer(arg) for name, arg in kwargs.items()})
             for function, args, kwargs in calls
         ]
 
+    def _is_large(self, arg: Any) -> bool:
+        return self._max_nbytes is not None and _size(arg) > self._max_nbytes
+
     def _is_common(self, arg: Any) -> bool:
-        """Return whether an argument is large, and was seen before in this loop."""
-        if self._max_nbytes is None or _size(arg) <= self._max_nbytes:
-            return False
+        """Return whether an argument was seen before in this loop."""
         if self._seen.get(id(arg)) is arg:
             return True
         with suppress(TypeError):  # no weak references to it
@@ -290,6 +298,19 @@ class _Reference:
 
     def __reduce__(self) -> Any:
         return shared, (self._place,)
+
+
+class _Lone:
+    """Stands for a large argument of one batch: its arrays are as read-only as shared ones."""
+
+    def __init__(self, arg: Any) -> None:
+        self._arg = arg
+
+    def __reduce__(self) -> Any:
+        buffers: list[pickle.PickleBuffer] = []
+        data = serialize.dumps(self._arg, buffers=buffers)
+        fixed = [pickle.PickleBuffer(buffer.raw().toreadonly()) for buffer in buffers]
+        return partial(pickle.loads, data, buffers=fixed), ()
 
 
 def _size(arg: Any) -> int:

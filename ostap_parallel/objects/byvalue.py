@@ -216,35 +216,37 @@ class OwnVariables:
 class LooseVariables:
     """Stands for global variables that are in no module; functions bring those that they use."""
 
-    def __init__(self, name: str | None) -> None:
-        self._name = name
+    def __init__(self, variables: dict[str, Any]) -> None:
+        self._names = variables.get("__name__"), variables.get("__package__")
 
     def __reduce__(self) -> Any:
-        return _make_variables, (self._name,)
+        return _make_variables, self._names
 
 
-def _make_variables(name: str | None) -> dict[str, Any]:
-    return {"__name__": name, "__builtins__": __builtins__}
+def _make_variables(name: str | None, package: str | None) -> dict[str, Any]:
+    # by the package relative imports are understood
+    return {"__name__": name, "__package__": package, "__builtins__": __builtins__}
 
 
 class BorrowedVariables:
     """Stands for the global variables of a module that can be imported, but maybe not there."""
 
-    def __init__(self, module: str, values: dict[str, bytes]) -> None:
-        self._module, self._values = module, values
+    def __init__(self, module: ModuleType, values: dict[str, bytes]) -> None:
+        self._content = module.__name__, module.__package__, values
 
     def __reduce__(self) -> Any:
-        return borrow, (self._module, self._values)
+        return borrow, self._content
 
 
-def borrow(module: str, values: dict[str, bytes]) -> dict[str, Any]:
+def borrow(module: str, package: str | None, values: dict[str, bytes]) -> dict[str, Any]:
     """Return a module's global variables; copies of some if it cannot be imported here."""
     try:
         return vars(importlib.import_module(module))
     except ModuleNotFoundError as exc:
         if (exc.name or "").partition(".")[0] != module.partition(".")[0]:
             raise
-        return _make_variables(module) | {key: pickle.loads(data) for key, data in values.items()}
+        found = {key: pickle.loads(data) for key, data in values.items()}
+        return _make_variables(module, package) | found
 
 
 # Classes

@@ -48,7 +48,7 @@ def way_of(kind: type, in_table: bool) -> Way | None:
     managers: Any = sys.modules.get("multiprocessing.managers")
     if managers is not None and issubclass(kind, managers.BaseProxy):
         return _proxy
-    if kind.__module__.partition(".")[0] in sys.stdlib_module_names:
+    if str(kind.__module__).partition(".")[0] in sys.stdlib_module_names:
         return None
     own = [getattr(kind, name, None) for name in ("__reduce__", "__reduce_ex__")]
     return _by_itself if any(isinstance(one, FunctionType) for one in own) else None

@@ -144,8 +144,10 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             return support.reduce_class(cls)
         reduced = super().reducer_override(cls)
         if reduced is NotImplemented:  # cloudpickle takes its module for one to be imported
-            cloudpickle.register_pickle_by_value(sys.modules[cls.__module__])
+            module = sys.modules[cls.__module__]
+            cloudpickle.register_pickle_by_value(module)
             reduced = super().reducer_override(cls)
+            cloudpickle.unregister_pickle_by_value(module)
         if len(reduced) < 6:  # cloudpickle finds it somewhere else
             return reduced
         return byvalue.reduce_class(cls, place, self.with_names(reduced[2][0]))
@@ -180,7 +182,9 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             if name not in program.MAIN and program.is_by_value(sys.modules.get(name)):
                 self.need_all(sys.modules[name])
         if module is None:
-            variables = self._shared(function, lambda: byvalue.LooseVariables(module_of(function)))
+            variables = self._shared(
+                function, lambda: byvalue.LooseVariables(function.__globals__)
+            )
             return byvalue.reduce_function(
                 function, variables, place, imports, used, self.with_names
             )
@@ -192,9 +196,9 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             variables = self._shared(function, lambda: byvalue.OwnVariables(*own))
         elif used:
             values = self._copies_of(module, used)
-            variables = byvalue.BorrowedVariables(module.__name__, values)
+            variables = byvalue.BorrowedVariables(module, values)
         else:  # no reason to import it
-            variables = byvalue.LooseVariables(module.__name__)
+            variables = byvalue.LooseVariables(function.__globals__)
         return byvalue.reduce_function(function, variables, place, imports, {}, self.with_names)
 
     def _shared(self, function: FunctionType, make: Callable[[], Any]) -> Any:

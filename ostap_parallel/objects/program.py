@@ -24,6 +24,8 @@ from types import ModuleType
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
 
+import cloudpickle
+
 from ostap_parallel.objects.attributes import MISSING, give, give_content
 
 MAIN = ("__main__", "__mp_main__")
@@ -537,6 +539,10 @@ def is_by_value(module: Any) -> bool:
 
 def _can_be_found(module: ModuleType) -> bool:
     name = module.__name__
+    if any(
+        f"{name}.".startswith(f"{one}.") for one in cloudpickle.list_registry_pickle_by_value()
+    ):
+        return False  # the user has said so
     if sys.modules.get(name) is not module:  # another one, or an alias
         return any(module is other for other in list(sys.modules.values()))
     top = name.partition(".")[0]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from types import FunctionType, ModuleType
+from types import CellType, FunctionType, ModuleType
 from typing import Any, ClassVar
+from weakref import WeakSet
 
 from ostap_parallel.objects.kinds import is_of_installed, names_of
 
@@ -22,6 +24,8 @@ class _Known:
     of: ClassVar[tuple[int, str]] = 0, ""
     states: ClassVar[dict[str, Any]] = {}  # of each: its specification, which a load makes anew
     counts: ClassVar[dict[str, int]] = {}  # of reloads, by name
+    # What modules have had by their names, and somebody may still hold.
+    held: ClassVar[dict[tuple[str, str], WeakSet[Any]]] = {}
 
 
 def look() -> int:
@@ -77,22 +81,55 @@ def take(wanted: Mapping[str, int]) -> None:
             with contextlib.suppress(Exception):  # the caller's attempt has failed, too
                 importlib.reload(module)
             for key, old in before.items():
-                _renew(old, vars(module).get(key), name)
+                if isinstance(old, FunctionType | type) and old.__module__ == name:
+                    held = _Known.held.setdefault((name, key), WeakSet())
+                    held.add(old)
+                    for one in list(held):
+                        _renew(one, vars(module).get(key), name)
 
 
-def _renew(old: Any, new: Any, module: str) -> None:
-    """Have what others hold be like what there is now, as IPython's autoreload does."""
+def _renew(old: Any, new: Any, module: str) -> bool:
+    """Have what others hold be like what there is now, as IPython's autoreload does, if it can."""
     if old is new or getattr(old, "__module__", None) != module:
-        return
+        return False
     if isinstance(old, FunctionType) and isinstance(new, FunctionType):
-        with contextlib.suppress(ValueError):  # it is another closure
-            old.__code__ = new.__code__
-            old.__defaults__, old.__kwdefaults__ = new.__defaults__, new.__kwdefaults__
+        names = new.__code__.co_freevars
+        if old.__code__.co_freevars != names:  # a function keeps its cells
+            return False
+        for name, cell, now in zip(
+            names, old.__closure__ or (), new.__closure__ or (), strict=True
+        ):
+            if name != _CLASS:
+                with contextlib.suppress(ValueError):  # not yet filled
+                    cell.cell_contents = now.cell_contents
+        old.__code__ = new.__code__
+        old.__defaults__, old.__kwdefaults__ = new.__defaults__, new.__kwdefaults__
     elif isinstance(old, type) and isinstance(new, type):
         for key, value in list(vars(new).items()):
-            before = vars(old).get(key)
-            if isinstance(before, FunctionType) and isinstance(value, FunctionType):
-                _renew(before, value, module)
-            elif key not in ("__dict__", "__weakref__"):
+            if key not in ("__dict__", "__weakref__") and not _renew(
+                vars(old).get(key), value, module
+            ):
                 with contextlib.suppress(AttributeError, TypeError):
-                    setattr(old, key, value)
+                    setattr(old, key, _of_class(value, old))
+    else:
+        return False
+    return True
+
+
+_CLASS = "__class__"  # the cell by which super() finds the class
+
+
+def _of_class(value: Any, cls: type) -> Any:
+    """Return an attribute of a class as one of another class: super() in it is about that."""
+    if isinstance(value, staticmethod | classmethod):
+        return type(value)(_of_class(value.__func__, cls))
+    if isinstance(value, property):
+        get, put, delete = (_of_class(part, cls) for part in (value.fget, value.fset, value.fdel))
+        return property(get, put, delete, value.__doc__)
+    if not isinstance(value, FunctionType) or _CLASS not in value.__code__.co_freevars:
+        return value
+    names = zip(value.__code__.co_freevars, value.__closure__ or (), strict=True)
+    cells = tuple(CellType(cls) if name == _CLASS else cell for name, cell in names)
+    made = FunctionType(value.__code__, value.__globals__, closure=cells)
+    made.__defaults__, made.__kwdefaults__ = value.__defaults__, value.__kwdefaults__
+    return functools.update_wrapper(made, value)
