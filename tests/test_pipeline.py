@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import platform
+import pwd
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
@@ -215,12 +218,13 @@ def listening(text):
     return {tuple(row[1].split(":")) for row in rows if len(row) > 3 and row[3] == "0A"}
 
 
-# Accounts of hosts, and what a job of one does while the other's runs: it looks what there is of
-# whom, and what of that it may read; that of bob goes on after all of ann's has gone.
+# Accounts of hosts, each with the user of this machine who has it, and what a job of one does
+# while the other's runs: it looks what there is of whom, and what of that it may read; that of bob
+# goes on after all of ann's has gone.
 USERS = {"ann": 54321, "bob": 54322}
-USER = """
-import glob, os, sys, time
-from ostap_parallel.pipeline import LOFARnodeTCP
+CLIENTS = {"ann": "daemon", "bob": "nobody"}
+LOOK = """
+import glob, json, os, sys, threading, time
 
 def until(happened):
     deadline = time.monotonic() + 100
@@ -231,13 +235,22 @@ def until(happened):
 def owners(paths):
     return sorted({os.stat(path).st_uid for path in paths})
 
+def look(folder):
+    paths = glob.glob(folder + "/ostap-parallel*")
+    readable = [path for path in paths if os.access(path, os.R_OK) or os.access(path, os.X_OK)]
+    return {"uid": os.getuid(), "all": owners(paths), "open": owners(readable)}
+"""
+USER = (
+    LOOK
+    + """
+from ostap_parallel.pipeline import LOFARnodeTCP
+
 class script(LOFARnodeTCP):
     def run(self, name, other):
         open("/tmp/there-" + name, "w").close()
         until(lambda: os.path.exists("/tmp/there-" + other))
-        paths = glob.glob("/tmp/ostap-parallel*")
-        readable = [path for path in paths if os.access(path, os.R_OK) or os.access(path, os.X_OK)]
-        self.outputs.update(uid=os.getuid(), all=owners(paths), open=owners(readable))
+        until(lambda: os.path.exists("/tmp/go"))
+        self.outputs.update(look("/tmp"))
         with open("/tmp/there-" + name, "w") as file:
             file.write("seen")
         until(lambda: open("/tmp/there-" + other).read())
@@ -248,6 +261,107 @@ class script(LOFARnodeTCP):
 jobid, host, port = sys.argv[1:4]
 sys.exit(script(jobid, host, port).run_with_stored_arguments())
 """
+)
+
+# What a user runs here; it looks around, too, while the jobs of both are held up.
+CLIENT = (
+    LOOK
+    + """
+import tempfile
+from ostap_parallel.pipeline import BaseRecipe, ComputeJob, RemoteCommandRecipeMixIn
+
+class Recipe(BaseRecipe, RemoteCommandRecipeMixIn):
+    pass
+
+name, other, command, hosts = sys.argv[1:]
+here = tempfile.gettempdir()
+
+def report():
+    until(lambda: len(owners(glob.glob(here + "/ostap-parallel*"))) == 2)
+    with open(f"{here}/found-{name}", "w") as file:
+        json.dump(look(here), file)
+    os.rename(f"{here}/found-{name}", f"{here}/told-{name}")
+
+threading.Thread(target=report, daemon=True).start()
+recipe = Recipe()
+recipe.settings = {"ssh_config": f"{os.path.dirname(__file__)}/config", "config": ()}
+recipe.servers = [f"{name}@{host}" for host in hosts.split()]
+jobs = [ComputeJob(host, command, [name, other]) for host in hosts.split()]
+recipe._schedule_jobs(jobs)
+keys = "returncode", "uid", "all", "open"
+print(json.dumps([{key: job.results.get(key) for key in keys} for job in jobs]))
+"""
+)
+
+# Has a directory that others may not enter hold nothing but one of those in it, which they may:
+# the interpreter may be in the home of who runs the tests. $1 is the one, $2 the other.
+OPEN = """
+set -e
+if [ "$1" ]; then
+    mount -t tmpfs -o mode=755 open /mnt
+    mkdir -p "/mnt/${2#"$1"}"
+    mount --bind "$2" "/mnt/${2#"$1"}"
+    mount --rbind /mnt "$1"
+fi
+shift 2
+exec "$@"
+"""
+
+
+def as_user(name):
+    """Return the words before a command that have a user of this machine run it."""
+    prefix = Path(os.path.realpath(sys.executable)).parents[1]
+    closed = [path for path in reversed(prefix.parents) if not path.stat().st_mode & 1]
+    opened = [str(closed[0]), str(prefix)] if closed else ["", ""]
+    account = pwd.getpwnam(name)
+    user = [f"--reuid={account.pw_uid}", f"--regid={account.pw_gid}", "--clear-groups"]
+    inner = ["setpriv", *user, "--inh-caps=-all", "--bounding-set=-all"]
+    return ["unshare", "--mount", "sh", "-c", OPEN, "sh", *opened, *inner]
+
+
+@pytest.fixture
+def shared(hosts_of_two):
+    """A directory like /tmp, in which the two users of this machine have what they need."""
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="two-users-") as folder:
+        path = Path(folder)
+        path.chmod(0o1777)
+        source = hosts_of_two.ssh_config.parent
+        for name in CLIENTS.values():
+            account, home = pwd.getpwnam(name), path / f"of-{name}"
+            home.mkdir(mode=0o700)
+            (home / "client.py").write_text(CLIENT)
+            for file in ("user_key", "known_hosts"):
+                shutil.copy(source / file, home)
+            config = hosts_of_two.ssh_config.read_text()
+            (home / "config").write_text(config.replace(str(source), str(home)))
+            for one in (home, *home.iterdir()):
+                os.chown(one, account.pw_uid, account.pw_gid)
+        yield path
+
+
+@pytest.fixture
+def hosts_of_two(make_hosts):
+    """Two hosts on which two users have accounts."""
+    if os.getuid():
+        pytest.skip("only root can be other users")
+    words = [*as_user("nobody"), sys.executable, "-c", "import ostap_parallel.pipeline"]
+    path = os.pathsep.join(filter(None, sys.path))
+    tried = subprocess.run(words, env={"PYTHONPATH": path}, cwd="/", stderr=subprocess.DEVNULL)
+    if tried.returncode:
+        pytest.skip("other users cannot run this interpreter, or have no way to this package")
+    made = make_hosts(2, path="/usr/bin:/bin")
+    if not made[0].private:
+        pytest.skip("accounts of others need hosts of their own")
+    for host in made:
+        for name, uid in USERS.items():
+            home = host.home.parent / name
+            home.mkdir(mode=0o700)
+            os.chown(home, uid, uid)
+            with (host.home.parent / "etc/passwd").open("a") as file:
+                file.write(f"{name}:x:{uid}:{uid}::{host.inside(home)}:/bin/sh\n")
+            with (host.home.parent / "etc/shadow").open("a") as file:
+                file.write(f"{name}:*:19000::::::\n")
+    return made
 
 
 class TestOnHosts:
@@ -278,37 +392,37 @@ class TestOnHosts:
             thread.join(PATIENCE)
         assert {job.results["returncode"] for theirs in jobs for job in theirs} == {2}
 
-    def test_two_users_at_once(self, make_hosts):
-        made = make_hosts(2, path="/usr/bin:/bin")
-        if os.getuid() or not made[0].private:
-            pytest.skip("accounts of others need root, and hosts of their own")
-        for host in made:
-            for name, uid in USERS.items():
-                home = host.home.parent / name
-                home.mkdir(mode=0o700)
-                os.chown(home, uid, uid)
-                with (host.home.parent / "etc/passwd").open("a") as file:
-                    file.write(f"{name}:x:{uid}:{uid}::{host.inside(home)}:/bin/sh\n")
-                with (host.home.parent / "etc/shadow").open("a") as file:
-                    file.write(f"{name}:*:19000::::::\n")
-        jobs, threads = {}, []
-        for name, other in (("ann", "bob"), ("bob", "ann")):
-            recipe = Recipe()
-            recipe.settings = {"ssh_config": made.ssh_config, "config": ()}
-            recipe.servers = [f"{name}@{host.name}" for host in made]
-            command = f"python -c '{USER}'"
-            jobs[name] = [ComputeJob(host.name, command, [name, other]) for host in made]
-            threads.append(threading.Thread(target=recipe._schedule_jobs, args=[jobs[name]]))
-            threads[-1].start()
-        for thread in threads:
-            thread.join(2 * PATIENCE)
+    def test_two_users_at_once(self, hosts_of_two, shared):
+        made, clients = hosts_of_two, {}
+        names = " ".join(host.name for host in made)
+        environ = {"TMPDIR": str(shared), "PATH": os.environ["PATH"]}
+        environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+        with contextlib.ExitStack() as ending:
+            for name, other in (("ann", "bob"), ("bob", "ann")):
+                user = CLIENTS[name]
+                script = shared / f"of-{user}" / "client.py"
+                words = [sys.executable, script, name, other, f"python -c '{USER}'", names]
+                clients[name] = ending.enter_context(
+                    subprocess.Popen(
+                        [*as_user(user), *words], env=environ, cwd="/", stdout=subprocess.PIPE
+                    )
+                )
+                ending.callback(clients[name].kill)
+            for name in USERS:
+                told = lambda name=name: (shared / f"told-{name}").exists()  # noqa: E731
+                wait_until(told, 2 * PATIENCE, f"{name} has looked around")
+            for host in made:
+                (host.tmp / "go").touch()
+            outputs = {name: clients[name].communicate(timeout=2 * PATIENCE)[0] for name in USERS}
+        uids = {name: pwd.getpwnam(user).pw_uid for name, user in CLIENTS.items()}
         for name, uid in USERS.items():
-            for job in jobs[name]:
-                found = {key: job.results.get(key) for key in ("returncode", "uid", "all", "open")}
-                every = sorted(USERS.values())
-                assert found == {"returncode": 0, "uid": uid, "all": every, "open": [uid]}
+            told = json.loads((shared / f"told-{name}").read_text())
+            assert told == {"uid": uids[name], "all": sorted(uids.values()), "open": [uids[name]]}
+            found = {"returncode": 0, "uid": uid, "all": sorted(USERS.values()), "open": [uid]}
+            assert json.loads(outputs[name]) == [found, found]
+        assert [path.name for path in shared.iterdir() if path.name.startswith("ostap")] == []
         for host in made:
-            assert {path.name for path in host.tmp.iterdir()} == {"there-ann", "there-bob"}
+            assert {path.name for path in host.tmp.iterdir()} == {"go", "there-ann", "there-bob"}
             for path in host.tmp.iterdir():
                 path.unlink()
 
