@@ -370,15 +370,18 @@ class TestOnHosts:
         assert len(found) == 20
         assert max(found) <= 2
 
-    @pytest.mark.parametrize(("host", "most"), [("h1", 1100), (None, 40)])
-    def test_an_endless_source_is_read_as_far_as_there_is_use(self, pair, host, most):
+    @pytest.mark.parametrize(
+        ("host", "text", "most"),
+        [("h1", "true", 1400), (None, "true", 400), (None, "sleep 0.1", 40)],
+    )
+    def test_an_endless_source_is_read_as_far_as_there_is_use(self, pair, host, text, most):
         read = 0
 
         def endless():
             nonlocal read
             while read < 5000:
                 read += 1
-                yield Command("true", host=host)
+                yield Command(text, host=host)
 
         results = run_as_completed(endless(), executor=pair)
         assert [next(results).host for _ in range(5)].count("h1") in (

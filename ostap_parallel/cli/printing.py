@@ -84,7 +84,8 @@ class Printer:
                         self._print(done.number, file, is_error)
             else:
                 for data, is_error in zip(done.data, (False, True), strict=True):
-                    self._print(done.number, io.BytesIO(data), is_error)
+                    if data:
+                        self._print(done.number, io.BytesIO(data), is_error)
         if (done.error and not done.status) or done.timed_out:
             print(f"ostap-parallel do: {done.command}: {done.reason()}", file=sys.stderr)
 

@@ -132,7 +132,7 @@ class Command:
             text = text.on(host, slot)
         shell = (*nice, SHELL, "-c", text)
         if _PLAIN.fullmatch(text) and not nice:
-            return tuple(shlex.split(text)), shell
+            return tuple(shlex.split(text) if "'" in text else text.split()), shell
         return shell, ()
 
     def spec(

@@ -69,12 +69,15 @@ def _run(
     job: Job, stdin: bytes, directory: str, outputs: Outputs, levels: Levels
 ) -> Generator[Step, Any, None]:
     command = job.command
-    log = logging.getLogger(f"{job.label}.{command.label}")
-    out, err = (level if level and log.isEnabledFor(level) else None for level in levels)
-    spec = command.spec(
-        job.label, stdin, (out, err), outputs.keep, outputs.is_whole, slot=job.seat
-    )
-    ended: Ended = yield run_command, replace(spec, directory=directory)
+    if any(levels):
+        log = logging.getLogger(f"{job.label}.{command.label}")
+        out, err = (level if level and log.isEnabledFor(level) else None for level in levels)
+        levels = out, err
+    seat = job.seat.number if job.seat else 1
+    spec = command.spec(job.label, stdin, levels, outputs.keep, outputs.is_whole, slot=seat)
+    if directory != spec.directory:
+        spec = replace(spec, directory=directory)
+    ended: Ended = yield run_command, spec
     done = job.done
     take(done, ended)
     done.host, done.attempts = job.label, job.tries

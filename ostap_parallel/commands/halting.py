@@ -33,6 +33,8 @@ class Halt:
 
     Attributes
     ----------
+    is_set
+        Whether there is anything that stops it.
     is_now
         Whether to end what runs.
     is_percentage
@@ -54,6 +56,7 @@ class Halt:
                 f"halt: {text!r} is not understood: never, or one of now and soon, a comma, and "
                 "fail, success or done with a number or percentage, as in now,fail=1"
             )
+        self.is_set = form is not None
         self.is_now = form is not None and form[1] == "now"
         self._why, self._limit = (form[2], int(form[3])) if form else ("done", 0)
         self.is_percentage = bool(form and form[4])

@@ -127,7 +127,7 @@ def run_as_completed(
         raise ConfigError(f"max_per_node must be at least 1, not {max_per_node!r}")
     listed: Any = _listed(commands)
     halt = halt if isinstance(halt, Halt) else Halt(halt)
-    pace = Pace(delay, percent)
+    pace = Pace(delay, percent, one_by_one=halt.is_set)
     outputs = Outputs(keep, results, overflow)
     log, past = _past(joblog, resume)
     with contextlib.ExitStack() as stack:
@@ -136,7 +136,7 @@ def run_as_completed(
             executor = stack.enter_context(_open_for(listed, servers, **own))
         backend = _backend_of(executor)
         dispatcher = Dispatcher(backend, max_per_node, outputs, levels, pace)
-        stack.callback(dispatcher.close)
+        dispatcher.close_with(stack)
         given, ahead = listed, float("inf")
         if isinstance(commands, Sequence):
             total = len(listed)

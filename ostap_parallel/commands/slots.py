@@ -8,12 +8,34 @@ import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any
 
 from ostap_parallel.commands.command import Command, Done
 from ostap_parallel.engine.backend import AnyFuture, Backend
 from ostap_parallel.engine.names import HERE, Absences, labels_of
 from ostap_parallel.engine.retries import Attempts
+
+
+@dataclass(eq=False)
+class Seat:
+    """Slots of a host, and the commands that have them, one after another.
+
+    Attributes
+    ----------
+    number
+        The lowest, from 1 on, that no other has.
+    """
+
+    label: str
+    slots: int
+    number: int
+    jobs: dict[Job, None] = field(default_factory=dict)
+
+    @property
+    def first(self) -> Job:
+        """The one that runs, as far as is known here."""
+        return next(iter(self.jobs))
 
 
 @dataclass(eq=False)
@@ -24,12 +46,10 @@ class Job:
     ----------
     labels
         The hosts that may run it, as the backend calls them; ``None``: any.
-    slots
-        How many slots of its host it holds.
     tries, lost
         How often it has begun, and how often of these it was lost.
     seat
-        The lowest number, from 1 on, that no other command has that runs.
+        What it holds, from when it begins.
     begun
         When, by the clock that only goes forward.
     is_overdue
@@ -48,8 +68,7 @@ class Job:
     lost: int = 0
     failed_on: set[str] = field(default_factory=set)
     label: str = ""
-    slots: int = 0
-    seat: int = 0
+    seat: Seat | None = None
     begun: float = 0.0
     is_overdue: bool = False
     is_taken_back: bool = False
@@ -64,6 +83,13 @@ class Job:
         """Whether it runs on this machine."""
         return self.label in HERE
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether it may go to its host together with others."""
+        command = self.command
+        is_one = command.cores == 1 and command.transfer is None and command.arguments is None
+        return is_one and not self.tries and not isinstance(command.stdin, PurePath)
+
     def waits_for(self, label: str | None) -> bool:
         """Return whether it waits for a host, or for any."""
         if self.labels is None or label is None:
@@ -72,7 +98,7 @@ class Job:
 
     def begin(self, course: Generator[Any, Any, None]) -> None:
         """Begin with the steps that it takes."""
-        self._course, self.begun = course, time.monotonic()
+        self._course, self.begun, self.future = course, time.monotonic(), None
         self.is_overdue = False
 
     def step(self, value: Any) -> Any:
@@ -90,32 +116,49 @@ class Job:
 
 
 class Load:
-    """The slots that are taken on each host, by all that run commands on a backend."""
+    """The slots that are taken on each host, by all that run commands on a backend.
+
+    They are counted for each of these: what one has leaves with it, whatever it has come to.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._used: Counter[str] = Counter()
+        self._used: dict[object, Counter[str]] = {}
         self.listeners: set[Callable[[], object]] = set()
 
-    def take(self, label: str, slots: int, capacity: int) -> bool:
+    def take(self, owner: object, label: str, slots: int, capacity: int) -> bool:
         """Take slots of a host; return whether there were as many."""
         with self._lock:
-            if self._used[label] + slots > capacity:
+            if self._count(label) + slots > capacity:
                 return False
-            self._used[label] += slots
+            self._used.setdefault(owner, Counter())[label] += slots
             return True
 
-    def give(self, label: str, slots: int, giver: Callable[[], object]) -> None:
-        """Give slots back, and tell all that listen but the one who does."""
+    def give(self, owner: object, label: str, slots: int) -> None:
+        """Give slots back."""
         with self._lock:
-            self._used[label] -= slots
-        for listener in self.listeners - {giver}:
-            listener()
+            self._used[owner][label] -= slots
+        self._tell(owner)
+
+    def leave(self, owner: object) -> None:
+        """Give all back that one has."""
+        with self._lock:
+            self._used.pop(owner, None)
+        self._tell(owner)
 
     def free(self, label: str, capacity: int) -> int:
         """Return how many are left."""
         with self._lock:
-            return capacity - self._used[label]
+            return capacity - self._count(label)
+
+    def _count(self, label: str) -> int:
+        return sum(used[label] for used in self._used.values())
+
+    def _tell(self, owner: object) -> None:
+        """Tell all that listen but the one who gives."""
+        for listener in list(self.listeners):
+            if getattr(listener, "__self__", None) is not owner:
+                listener()
 
 
 _loads: weakref.WeakKeyDictionary[Any, Load] = weakref.WeakKeyDictionary()
@@ -129,13 +172,21 @@ def load_of(backend: Backend) -> Load:
 class Queues:
     """Commands that wait: those for any host, and those that are pinned to some."""
 
-    def __init__(self, backend: Backend, max_per_node: int | None) -> None:
-        self._backend, self._most = backend, max_per_node
+    def __init__(self, backend: Backend, max_per_node: int | None, owner: object) -> None:
+        self._backend, self._most, self._owner = backend, max_per_node, owner
         self.load = load_of(backend)
         self._absences = Absences(backend)
         self._any: deque[Job] = deque()
         self._pinned: dict[str, deque[Job]] = {}
         self.waiting = 0
+        self.capacities: Mapping[str, int] = {}
+        self.look()
+
+    def look(self) -> None:
+        """See which hosts are up, and how many slots each has."""
+        most = self._most or float("inf")
+        workers = self._backend.workers.items()
+        self.capacities = {label: int(min(most, n)) for label, n in workers if n}
 
     @property
     def unpinned(self) -> int:
@@ -146,19 +197,25 @@ class Queues:
         """Return what the backend calls the hosts; names that it does not know stay."""
         return labels_of(names, self._backend)
 
-    def put(self, job: Job) -> None:
-        """Have a command wait."""
+    def put(self, job: Job, first: bool = False) -> None:
+        """Have a command wait, behind all others or in front of them."""
         job.is_waiting = True
         self.waiting += 1
-        if job.labels is None:
-            self._any.append(job)
-        for label in job.labels or ():
-            self._pinned.setdefault(label, deque()).append(job)
+        queues = [self._pinned.setdefault(label, deque()) for label in job.labels or ()]
+        for queue in queues if job.labels is not None else [self._any]:
+            (queue.appendleft if first else queue.append)(job)
 
-    def next(self) -> Job | None:
-        """Take the next command that can begin now, with its slots; it knows where."""
-        capacities = self.capacities()
-        free = {label: self.load.free(label, count) for label, count in capacities.items()}
+    def next(self, number: int, most: int) -> Seat | None:
+        """Take the next command that can begin now, and those that go with it.
+
+        Parameters
+        ----------
+        number
+            Of the seat that they get.
+        most
+            How many there are at most.
+        """
+        free = {label: self.load.free(label, n) for label, n in self.capacities.items()}
         while free:
             label = max(free, key=free.__getitem__)
             if free.pop(label) <= 0:
@@ -166,24 +223,24 @@ class Queues:
             job = self._oldest(label)
             if job is None:
                 continue
-            slots = min(job.command.cores, capacities[label])
-            if self.load.take(label, slots, capacities[label]):
-                self._take(job)
-                job.label, job.slots = label, slots
-                return job
+            slots = min(job.command.cores, self.capacities[label])
+            if self.load.take(self._owner, label, slots, self.capacities[label]):
+                seat = Seat(label, slots, number)
+                self._take(job, seat)
+                while job.is_plain and len(seat.jobs) < most:
+                    job = self._oldest(label)
+                    if job is None or not job.is_plain:
+                        break
+                    self._take(job, seat)
+                return seat
         return None
-
-    def capacities(self) -> Mapping[str, int]:
-        """Return the slots of each host that is up."""
-        most = self._most or float("inf")
-        return {label: int(min(most, n)) for label, n in self._backend.workers.items() if n}
 
     def drop(self) -> list[Job]:
         """Take all."""
         queues = [self._any, *self._pinned.values()]
         jobs = {job: None for queue in queues for job in queue if job.is_waiting}
         for job in jobs:
-            self._take(job)
+            self._leave(job)
         self._any.clear()
         self._pinned.clear()
         return sorted(jobs, key=lambda job: job.number)
@@ -201,7 +258,7 @@ class Queues:
                     if not job.labels & usable:
                         reason = reasons.get(label) or f"{label} is not among the hosts"
                         found[job] = reason
-                        self._take(job)
+                        self._leave(job)
                 del self._pinned[label]
         if not usable:
             text = "\n".join(filter(None, reasons.values())) or "there is no host"
@@ -217,6 +274,11 @@ class Queues:
                 heads.append(queue[0])
         return min(heads, key=lambda job: job.number, default=None)
 
-    def _take(self, job: Job) -> None:
+    def _take(self, job: Job, seat: Seat) -> None:
+        self._leave(job)
+        job.label, job.seat = seat.label, seat
+        seat.jobs[job] = None
+
+    def _leave(self, job: Job) -> None:
         job.is_waiting = False
         self.waiting -= 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import logging
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import CancelledError, InvalidStateError
@@ -13,6 +14,7 @@ from typing import Any, Protocol
 from ostap_parallel.engine import baggage, unseeded
 from ostap_parallel.engine.retries import Attempts, Limits
 from ostap_parallel.errors import WorkerLost
+from ostap_parallel.machine.usage import Doing
 from ostap_parallel.objects import aside, serialize
 from ostap_parallel.supply.source import HostStatus
 from ostap_parallel.worker.chunk import (
@@ -73,6 +75,12 @@ class Place:
     index: int | None = None
     memory: int = 0
     load: float | None = None
+
+    def complete(self, told: threading.Semaphore, doing: Doing) -> None:
+        """Take what its worker does, and tell of that."""
+        self.index = doing.item if doing.item >= 0 else None
+        _, self.pid, self.memory, self.load = doing
+        told.release()
 
 
 class Submit(Protocol):
@@ -151,6 +159,13 @@ class Backend(ABC):
     def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
         """Have `listener` called, from any thread, when the window changes; return the undoing."""
         return lambda: None
+
+    def hear(self, name: str, hearer: Callable[[Any], object] | None) -> bool:
+        """Have `hearer` called, from any thread, with what tasks tell to a name while they run.
+
+        ``None``: nobody hears it any more. Returns whether tasks can tell anything.
+        """
+        return False
 
     def wait_for_hosts(self, timeout: float | None = None) -> bool:
         """Wait until every host is up or has failed; return whether all are up."""

@@ -35,7 +35,6 @@ from ostap_parallel.errors import ConfigError, SerializeError, ServersUnavailabl
 from ostap_parallel.lending.lender import Lender
 from ostap_parallel.machine.handle import Handle
 from ostap_parallel.machine.jobs import Job, deferring_interrupts
-from ostap_parallel.machine.usage import Doing
 from ostap_parallel.objects import serialize, settings
 from ostap_parallel.supply.source import HostStatus
 from ostap_parallel.supply.sources import sources_of
@@ -247,6 +246,11 @@ class Engine(Backend):
             self._changed()
         return lambda: self._listeners.remove(listener)
 
+    def hear(self, name: str, hearer: Callable[[Any], object] | None) -> bool:
+        """Have `hearer` called with what tasks tell to a name; see `Backend.hear`."""
+        self._core.nesting.hear(name, hearer)
+        return True
+
     def open(self, call: Call) -> Submit:
         """Pack a call for workers, and see to it that they find what it needs."""
         blob = None
@@ -336,7 +340,7 @@ class Engine(Backend):
                 if job.state == "running" and job.machine is not None:
                     place = found[future] = Place(job.label, now - job.begun)
                     if wait:
-                        job.machine.place(job, partial(_complete, place, unknown))
+                        job.machine.place(job, partial(place.complete, unknown))
                         asked += 1
         end = now + wait
         while asked and unknown.acquire(timeout=max(0.0, end - time.monotonic())):
@@ -526,12 +530,6 @@ def _check(secret: str | None, tasks_per_worker: Any) -> None:
         raise ConfigError(f"tasks_per_worker must be at least 1, not {tasks_per_worker!r}")
     if secret == "":
         raise ConfigError("secret: it is empty; leave it out for a random one")
-
-
-def _complete(place: Place, told: threading.Semaphore, doing: Doing) -> None:
-    place.index = doing.item if doing.item >= 0 else None
-    _, place.pid, place.memory, place.load = doing
-    told.release()
 
 
 def _log_level() -> int:

@@ -21,6 +21,7 @@ import re
 import signal
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -116,6 +117,7 @@ class Nesting:
 
     def __init__(self, queue: Queue, loop: Loop) -> None:
         self.call = b""
+        self._hearers: dict[str, Callable[[Any], object]] = {}
         self._queue, self._loop = queue, loop
         self._numbers = itertools.count()
         self._stacks: dict[Job, Stack] = {}
@@ -151,6 +153,18 @@ class Nesting:
             answer = ("error", exc)
         if answer is not None:
             self._reply(stack, answer)
+
+    def hear(self, name: str, hearer: Callable[[Any], object] | None) -> None:
+        """Have somebody get what tasks tell to a name, or nobody any more."""
+        if hearer is None:
+            self._hearers.pop(name, None)
+        else:
+            self._hearers[name] = hearer
+
+    def _answer_tell(self, level: Level, name: str, value: Any) -> tuple[Any, ...]:
+        if hearer := self._hearers.get(name):
+            self._loop.deliver(partial(hearer, value))
+        return ("told",)
 
     def _reply(self, stack: Stack, answer: tuple[Any, ...]) -> None:
         if stack.job.machine is not None:

@@ -15,11 +15,12 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
+from ostap_parallel.worker import nested
 from ostap_parallel.worker.control import receive, send, set_name
 from ostap_parallel.worker.node import Messages
 from ostap_parallel.worker.printed import Stream, Taken
@@ -30,6 +31,9 @@ GRACE = 1.0
 
 # Seconds that what a command has started may outlive it, as a `tee` does at the end of a pipe.
 LINGER = 0.2
+
+# Seconds after which commands that were sent together are not to wait for one another any more.
+TOGETHER = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,20 +122,47 @@ class Ended:
 
 def run(spec: Spec) -> Ended:
     """Run a command; if this is interrupted, end it."""
+    (ended,) = _exchange([spec], lambda ended: None)
+    return ended
+
+
+def run_all(work: tuple[str, int, list[Spec]]) -> list[Ended]:
+    """Run commands one after another; if this is interrupted, end the one that runs.
+
+    Returns how they have ended that were run, and not told of before. When some time is over no
+    more are begun; and of the one that runs then is told that all others are to be had back: who
+    hears the name that is given gets the number that is, and how those before it have ended.
+    """
+    name, number, specs = work
+    return _exchange(specs, lambda ended: nested.tell(name, (number, ended)))
+
+
+def _exchange(specs: list[Spec], tell: Callable[[list[Ended]], object]) -> list[Ended]:
+    """Have commands run; `tell` is called at most once, see `run_all`."""
     keeper = _keepers[0] if _keepers else _Keeper()
     _keepers[:] = [keeper]
     try:
-        send(keeper.socket, spec)
+        send(keeper.socket, specs)
         answer = receive(keeper.socket, [])
+        if isinstance(answer, Sooner):
+            tell(answer.ended)
+            answer = receive(keeper.socket, [])
     except BaseException:
         _keepers.clear()
         keeper.dismiss()
         raise
-    if isinstance(answer, Ended):
+    if isinstance(answer, list):
         return answer
     _keepers.clear()
     keeper.dismiss()
     raise RuntimeError(answer or "what runs this worker's commands was killed")
+
+
+@dataclass(frozen=True)
+class Sooner:
+    """What a keeper says while a command takes long: how those before it have ended."""
+
+    ended: list[Ended]
 
 
 def read_piece(wanted: tuple[str, int, int]) -> bytes:
@@ -176,17 +207,8 @@ def _keep(control: socket.socket) -> NoReturn:
         for number in (signal.SIGINT, signal.SIGALRM, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
         set_name("ppkeeper")
-        reaper = Reaper()
-        kept: list[Stream] = []
-        while isinstance(spec := receive(control, []), Spec):
-            kept = [stream for stream in kept if stream.is_wanted()]
-            try:
-                running = _Running(spec, control, reaper)
-                ended = running.run()
-                kept += running.streams
-            finally:
-                reaper.end_all(GRACE)
-            send(control, ended)
+        _keep_from_commands(control)
+        _serve(control, Reaper())
     except OSError:  # the worker has gone
         pass
     except BaseException:
@@ -198,14 +220,71 @@ def _keep(control: socket.socket) -> NoReturn:
         os._exit(0)
 
 
-class _Running:
-    """One command, from its start to the end of all that it has started."""
+def _keep_from_commands(control: socket.socket) -> None:
+    """Have no descriptor of this process but its outputs be inherited."""
+    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208
+        if int(name) > 2:
+            with contextlib.suppress(OSError):
+                os.set_inheritable(int(name), False)
 
-    def __init__(self, spec: Spec, control: socket.socket, reaper: Reaper) -> None:
+
+def _serve(control: socket.socket, reaper: Reaper) -> None:
+    """Run what commands come, until there are no more."""
+    poll = select.poll()
+    poll.register(control, select.POLLIN)
+    poll.register(reaper.woken, select.POLLIN)
+    kept: list[Stream] = []
+    while isinstance(specs := receive(control, []), list):
+        kept = [stream for stream in kept if stream.is_wanted()]
+        send(control, _run_together(specs, kept, (control, reaper, poll)))
+
+
+def _run_together(
+    specs: list[Spec], kept: list[Stream], means: tuple[socket.socket, Reaper, select.poll]
+) -> list[Ended]:
+    """Run commands one after another for a moment; return how they have ended that were run."""
+    control, reaper, _ = means
+    ended: list[Ended] = []
+    together = time.monotonic() + TOGETHER
+
+    def tell() -> None:
+        send(control, Sooner(ended.copy()))
+        ended.clear()
+
+    for position, spec in enumerate(specs, 1):
+        hurry = (together, tell) if position < len(specs) else None
+        running = _Running(spec, *means, hurry)
+        try:
+            ended.append(running.run())
+        finally:
+            reaper.end_all(GRACE)
+        kept += [stream for stream in running.streams if stream.is_wanted()]
+        if time.monotonic() > together:
+            break
+    return ended
+
+
+class _Running:
+    """One command, from its start to the end of all that it has started.
+
+    Parameters
+    ----------
+    poll
+        Waits for word from the worker, and from the reaper.
+    hurry
+        When to call what, if it still runs then.
+    """
+
+    def __init__(
+        self,
+        spec: Spec,
+        control: socket.socket,
+        reaper: Reaper,
+        poll: select.poll,
+        hurry: tuple[float, Callable[[], object]] | None = None,
+    ) -> None:
         self._spec, self._control, self._reaper = spec, control, reaper
-        self._poll = select.poll()
-        self._poll.register(control, select.POLLIN)
-        self._poll.register(reaper.woken, select.POLLIN)
+        self._poll, self._hurry = poll, hurry
         self._open: dict[int, Stream | Messages] = {}
         self.streams: list[Stream] = []
         self._timed_out = False
@@ -226,6 +305,8 @@ class _Running:
         try:
             self._watch(begin)
         finally:
+            for descriptor in self._open:
+                self._poll.unregister(descriptor)
             for descriptor in process.outputs:
                 os.close(descriptor)
         usage, status = self._reaper.usage, self._reaper.status
@@ -261,8 +342,10 @@ class _Running:
         while not reaper.is_done() or self._open:
             if reaper.ended_at is not None and len(steps) == 2:
                 deadline = min(deadline, reaper.ended_at + LINGER)
-            left = 0.0 if self._error and len(steps) == 2 else deadline - time.monotonic()
+            now = time.monotonic()
+            left = 0.0 if self._error and len(steps) == 2 else deadline - now
             if left > 0:
+                left = min(left, self._hurry_in(now))
                 timeout = None if left == float("inf") else left * 1000 + 1
                 self._take(self._poll.poll(timeout))
                 continue
@@ -272,6 +355,16 @@ class _Running:
                 self._timed_out = reaper.status is None and not self._error
             steps.pop(0)()
             deadline = time.monotonic() + GRACE
+
+    def _hurry_in(self, now: float) -> float:
+        """Return in how many seconds to tell that it still runs; tell it if it is time."""
+        if self._hurry is None:
+            return float("inf")
+        due, tell = self._hurry
+        if now >= due:
+            self._hurry = None
+            tell()
+        return max(0.0, due - now) or float("inf")
 
     def _take(self, events: list[tuple[int, int]]) -> None:
         """Take what is there."""

@@ -361,6 +361,11 @@ class DoneAndNotDone(NamedTuple):
     not_done: set[Future]
 
 
+def tell(name: str, value: Any) -> None:
+    """Have who hears a name at the caller's get a value meanwhile, see `Backend.hear`."""
+    _ask("tell", name, value)
+
+
 def available() -> bool:
     """Return whether this process runs a task, in a worker of ours."""
     return _link is not None and _link.is_open and _link.pid == os.getpid()

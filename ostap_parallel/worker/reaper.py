@@ -23,6 +23,9 @@ PYTHON = "OSTAP_PARALLEL_PYTHON"
 
 SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER
 
+# What Python ignores and programs do not.
+_DEFAULT_SIGNALS = (signal.SIGPIPE, signal.SIGXFSZ)
+
 
 @dataclass(frozen=True)
 class Started:
@@ -53,6 +56,7 @@ class Reaper:
             os.set_blocking(descriptor, False)
         signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
+        self._environ = dict(os.environb)
         self._pid = 0
         self._is_done = True
         self.status: int | None = None
@@ -75,34 +79,69 @@ class Reaper:
         self.usage = {"memory": 0, "user": 0.0, "system": 0.0, "read": 0, "written": 0}
         added = dict(environment)
         where = os.path.expanduser(os.path.expandvars(directory)) if directory else None  # noqa: PTH111
+        is_plain = not (stdin or where or "PATH" in added) and arguments is None
         with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
-            source = _file(stdin, theirs) if stdin else subprocess.DEVNULL
             pipes = [os.pipe() for _ in range(2 if arguments is None else 3)]
             for reader, writer in pipes:
                 theirs.callback(os.close, writer)
                 ours.callback(os.close, reader)
-            passed: tuple[int, ...] = ()
-            if arguments is not None:
-                passed = (_file(arguments, theirs), pipes[2][1])
-                added |= _for_node(passed, added.get("PYTHONPATH", os.environ.get("PYTHONPATH")))
+            outputs = pipes[0][1], pipes[1][1]
             try:
-                process = subprocess.Popen(
-                    argv,
-                    stdin=source,
-                    stdout=pipes[0][1],
-                    stderr=pipes[1][1],
-                    cwd=where,
-                    env={**os.environ, **added} if added else None,
-                    start_new_session=True,
-                    pass_fds=passed,
-                )
+                if is_plain:
+                    self._pid = self._spawn(argv, added, outputs)
+                else:
+                    passed: tuple[int, ...] = ()
+                    source = _file(stdin, theirs) if stdin else subprocess.DEVNULL
+                    if arguments is not None:
+                        passed = (_file(arguments, theirs), pipes[2][1])
+                        others = added.get("PYTHONPATH", os.environ.get("PYTHONPATH"))
+                        added |= _for_node(passed, others)
+                    self._pid = self._open(argv, added, (source, *outputs), where, passed)
             except BaseException:
                 self._is_done = True
                 raise
             ours.pop_all()
-        self._pid = process.pid
+        return Started(self._pid, tuple(reader for reader, _ in pipes))
+
+    def _spawn(
+        self, argv: Sequence[str], added: Mapping[str, str], outputs: tuple[int, int]
+    ) -> int:
+        """Start a program without more ado: this takes half the time of the other way."""
+        encoded = {os.fsencode(name): os.fsencode(value) for name, value in added.items()}
+        return os.posix_spawnp(
+            argv[0],
+            tuple(argv),
+            self._environ | encoded,
+            file_actions=[
+                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                (os.POSIX_SPAWN_DUP2, outputs[0], 1),
+                (os.POSIX_SPAWN_DUP2, outputs[1], 2),
+            ],
+            setsid=True,
+            setsigdef=_DEFAULT_SIGNALS,
+        )
+
+    def _open(
+        self,
+        argv: Sequence[str],
+        added: Mapping[str, str],
+        standard: tuple[int, int, int],
+        where: str | None,
+        passed: tuple[int, ...],
+    ) -> int:
+        stdin, stdout, stderr = standard
+        process = subprocess.Popen(
+            argv,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            cwd=where,
+            env={**os.environ, **added} if added else None,
+            start_new_session=True,
+            pass_fds=passed,
+        )
         process.returncode = 0  # `reap` waits for it
-        return Started(process.pid, tuple(reader for reader, _ in pipes))
+        return process.pid
 
     def reap(self) -> None:
         """Take notice of all that has ended."""
@@ -128,7 +167,8 @@ class Reaper:
     def _count_bytes(self, pid: int) -> None:
         """Add what a process has read and written that has ended, and is remembered still."""
         with contextlib.suppress(OSError, ValueError):
-            lines = Path(f"/proc/{pid}/io").read_text().split()
+            with open(f"/proc/{pid}/io", "rb", buffering=0) as file:  # noqa: PTH123 - it is quick
+                lines = file.read().split()
             self.usage["read"] += int(lines[1])
             self.usage["written"] += int(lines[3])
 
