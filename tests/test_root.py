@@ -247,6 +247,118 @@ class TestObjects:
         """)
         assert told == {"same": True, "distinct": 12, "entries": [200] * 4, "means": True}
 
+    def test_results_of_fits(self, root):
+        told, _ = root.run("""
+            import ROOT
+
+            def fit(seed):
+                histogram = ROOT.TH1D("h", "", 20, -3, 3)
+                generator = ROOT.TRandom3(seed)
+                for _ in range(500):
+                    histogram.Fill(generator.Gaus())
+                return histogram.Fit("gaus", "SQN"), histogram.Fit("gaus", "QN")
+
+            def numbers(pair):
+                result, status = pair
+                covariance = result.CovMatrix(1, 2)
+                told = result.Parameter(1), result.Status(), int(result), covariance
+                return *told, int(status), bool(status.Get())
+
+            def both(seed):
+                pair = fit(seed)
+                return pair, numbers(pair)
+
+            with open_() as wm:
+                for pair, expected in wm.process(both, [1, 2]):
+                    assert numbers(pair) == expected
+                pair = fit(3)
+                assert wm.process(numbers, [pair]) == [numbers(pair)]
+                tell(good=True)
+        """)
+        assert told == {"good": True}
+
+    def test_what_belongs_to_a_file_or_an_event_loop_is_refused(self, root):
+        told, _ = root.run("""
+            import ROOT
+
+            ROOT.gInterpreter.Declare("struct NoDefault { NoDefault(int x) : v(x) {} int v; };")
+            ROOT.RDataFrame(5).Define("x", "1.0 * rdfentry_").Snapshot("t", "tree.root")
+            frame = ROOT.RDataFrame(5).Define("x", "1.0 * rdfentry_")
+            counted, file = frame.Count(), ROOT.TFile.Open("tree.root")
+            tree, reader = file["t"], ROOT.TTreeReader("t", file)
+            plain, odd = ROOT.RDataFrame(5), ROOT.NoDefault(1)
+            chain = ROOT.TChain("t")
+            chain.Add(os.path.abspath("tree.root"))
+            found = {}
+            with open_() as wm:
+                for name in "frame", "counted", "file", "tree", "reader", "plain", "odd":
+                    try:
+                        wm.process(eval(f"lambda x: {name}"), [1])
+                    except SerializeError as exc:
+                        found[name] = str(exc)
+                bound = frame.Filter
+                try:
+                    wm.process(lambda x: bound, [1])
+                except SerializeError as exc:
+                    found["bound"] = str(exc)
+            tell(**found)
+        """)
+        here = "make it in the function"
+        advice = {"frame": here, "plain": here, "bound": here, "reader": here}
+        advice |= {"counted": "GetValue()", "file": "open the file in the task"}
+        advice |= {"tree": "use a TChain", "odd": "no constructor without arguments"}
+        assert told.keys() == advice.keys()
+        assert all(advice[name] in text for name, text in told.items()), told
+
+
+class TestOptions:
+    def test_what_a_program_tells_root_holds_on_workers(self, root):
+        told, errors = root.run("""
+            def look(_):
+                import ROOT
+                service, options = ROOT.RooMsgService.instance(), ROOT.Math.MinimizerOptions
+                histogram = ROOT.TH1D("h", "", 2, 0, 1)
+                config = ROOT.RooAbsReal.defaultIntegratorConfig()
+                return (
+                    *(histogram.GetSumw2N(), bool(histogram.GetDirectory())),
+                    *(int(ROOT.gErrorIgnoreLevel), int(service.globalKillBelow())),
+                    *(int(service.getStream(1).topic), config.epsRel()),
+                    *(str(options.DefaultMinimizerType()), str(options.DefaultMinimizerAlgo())),
+                    *(options.DefaultTolerance(), options.DefaultStrategy()),
+                    *(ROOT.gStyle.GetOptStat(), ROOT.gStyle.GetOptFit()),
+                )
+
+            def warn(_):
+                import ROOT
+                ROOT.Warning("here", "must not be seen")
+
+            with open_() as wm:
+                first = wm.process(look, [1])
+                import ROOT
+                ROOT.TH1.SetDefaultSumw2()
+                ROOT.TH1.AddDirectory(False)
+                ROOT.gROOT.ProcessLine("gErrorIgnoreLevel = kError;")
+                ROOT.RooMsgService.instance().setGlobalKillBelow(ROOT.RooFit.ERROR)
+                ROOT.RooMsgService.instance().getStream(1).removeTopic(ROOT.RooFit.Fitting)
+                ROOT.RooAbsReal.defaultIntegratorConfig().setEpsRel(1e-9)
+                ROOT.Math.MinimizerOptions.SetDefaultMinimizer("Minuit", "Simplex")
+                ROOT.Math.MinimizerOptions.SetDefaultTolerance(0.25)
+                ROOT.Math.MinimizerOptions.SetDefaultStrategy(2)
+                ROOT.gStyle.SetOptStat(0)
+                ROOT.gStyle.SetOptFit(111)
+                told = {"kept": wm.process(look, [1]) == [look(1)] != first}
+                told["submitted"] = wm.executor.submit(look, 1).result() == look(1)
+                wm.process(warn, [1])
+                ROOT.gErrorIgnoreLevel = -1
+                ROOT.TH1.AddDirectory(True)
+                told["back"] = wm.process(look, [1]) == [look(1)]
+            with open_() as wm:
+                told["next"] = wm.process(look, range(4)) == [look(1)] * 4
+            tell(**told)
+        """)
+        assert told == {"kept": True, "submitted": True, "back": True, "next": True}
+        assert "must not be seen" not in errors
+
 
 class TestRandomNumbers:
     def test_they_are_those_of_the_item(self, root):

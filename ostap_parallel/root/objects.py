@@ -36,8 +36,44 @@ def _object(pickler: Any, obj: Any) -> Any:
         return find_value, (type(obj).__cpp_name__, int(obj))  # type: ignore[attr-defined]
     if (name := name_of_global(obj)) is not None:
         return find, (name,)
+    if type(obj).__name__ == "TFitResultPtr":
+        return make_fit, (int(obj), obj.Get() or None)
+    _check(obj)
     make, args, *rest = obj.__reduce__()
     return make_object, (make.__module__, make.__name__, args), *rest
+
+
+# What does not hold what it is about, by the name of a class or of its name space, and what to do.
+_BOUND = {
+    "ROOT::RDF::RResultPtr": "return what its GetValue() gives, or a Clone() of that",
+    "ROOT::RDF::": "make it in the function",
+    "ROOT::RDataFrame": "make it in the function",
+    "TTreeReader": "make it in the function",
+}
+
+
+def _check(obj: Any) -> None:
+    """Raise PicklingError for what ROOT cannot write; to try ends the process, or loses it."""
+    root, kind = ready(), type(obj)
+    name = str(kind.__cpp_name__)
+    if name.startswith(_DERIVED):
+        return
+    advice = next((text for start, text in _BOUND.items() if name.startswith(start)), None)
+    if advice is None and isinstance(obj, root.TDirectoryFile):
+        advice = "open the file in the task"
+    if advice is None and isinstance(obj, root.TTree) and not isinstance(obj, root.TChain):
+        advice = "open its file in the task, or use a TChain" if obj.GetCurrentFile() else None
+    if advice is None and kind not in _writable:
+        described = root.TClass.GetClass(name)
+        if described and not described.HasDefaultConstructor():
+            advice = "it has no constructor without arguments, by which it could be read"
+        else:
+            _writable.add(kind)
+    if advice is not None:
+        raise pickle.PicklingError(f"ROOT cannot write an object of {name}: {advice}")
+
+
+_writable: set[type] = set()
 
 
 def name_of_global(obj: Any) -> str | None:
@@ -62,6 +98,14 @@ def make_object(module: str, name: str, args: tuple[Any, ...]) -> Any:
 
 
 _known: set[str] = set()
+
+
+def make_fit(status: int, result: Any) -> Any:
+    """Return what a fit returns: ROOT itself writes nothing of what that points to."""
+    root = ready()
+    if result is not None:
+        return root.TFitResultPtr(root.std.make_shared["TFitResult"](result))
+    return root.TFitResultPtr(status or False)  # 0 would be taken for a null pointer
 
 
 def reduce_class(cls: Any) -> tuple[Any, ...]:

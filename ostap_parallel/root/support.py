@@ -9,10 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ostap_parallel.root import declared
+from ostap_parallel.root import declared, options
 from ostap_parallel.root.content import parts_of as parts_of
-from ostap_parallel.root.declared import state as state
-from ostap_parallel.root.declared import take as take
 from ostap_parallel.root.numbers import seed as seed
 from ostap_parallel.root.objects import find
 from ostap_parallel.root.objects import reduce_class as reduce_class
@@ -23,6 +21,19 @@ from ostap_parallel.root.start import begin_in_worker, ready
 def arrive() -> None:
     """Have ROOT begin as a worker's."""
     begin_in_worker()
+    options.begin()
+
+
+def state() -> tuple[Any, ...]:
+    """Return what the program has declared, and what it has told ROOT otherwise."""
+    return *declared.state(), *options.look()
+
+
+def take(state: tuple[Any, ...]) -> None:
+    """Declare, and tell ROOT, what `state` has returned there."""
+    told = [one for one in state if isinstance(one, options.Option)]
+    declared.take(one for one in state if not isinstance(one, options.Option))
+    options.take(told)
 
 
 def session() -> dict[str, Any]:
@@ -76,6 +87,7 @@ def _warm(root: Any) -> None:
         histogram.GetEntries()
         make, args = way_of(kind)(None, histogram)  # type: ignore[misc]
         make(*args)
+    options.look()
     root.gRandom.Rndm()
     root.gRandom.Gaus(0.0, 1.0)
     if "libRooFitCore" in str(root.gSystem.GetLibraries()):
