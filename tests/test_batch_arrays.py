@@ -15,13 +15,14 @@ import sys
 import textwrap
 import time
 from concurrent.futures import CancelledError
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from functions import PATIENCE, Refusal, Unsendable, refuse, script_environ, wait_for
 from helpers import processes_of, wait_until
 
-from ostap_parallel import SerializeError, TaskMerger, WorkerLost, WorkManager
+from ostap_parallel import SerializeError, Slurm, TaskMerger, WorkerLost, WorkManager
 from ostap_parallel.batch import JobRefused, Run, SgePool, SlurmPool
 from ostap_parallel.batch import slurm as party_slurm
 from ostap_parallel.batch import sun_grid_engine as party_sge
@@ -482,11 +483,25 @@ class TestRefusals:
             ({"polling": 0}, ValueError),
             ({"options": "a\nb"}, ValueError),
             ({"partition": "a"}, TypeError),
+            ({"directory": 4}, TypeError),
+            ({"options": ["-p", 4]}, TypeError),
+            ({"environment": 4}, TypeError),
         ],
     )
     def test_bad_settings(self, wrong, error):
         with pytest.raises(error):
             SlurmPool(**wrong)
+
+    def test_lists_and_times_in_settings(self, tmp_path):
+        lines = ["module load root", "export A='b c'"]
+        given = {"options": ["-p main", "--account=a"], "environment": lines}
+        with SlurmPool(tmp_path, walltime=timedelta(minutes=90), **given) as pool:
+            made = pool._settings
+        script = made.scheduler().script(made.spec(tmp_path, 0, 1, 1, 0))
+        assert "#SBATCH -p main --account=a\n" in script
+        assert "#SBATCH --time=1:30:00\n" in script
+        assert "\n{}\n{}\nexec ".format(*lines) in script
+        assert Slurm(2, walltime=timedelta(minutes=5), options=["-p", "a"]).script().count("\n")
 
     @pytest.mark.parametrize("name", ["map", "imap", "imap_unordered", "map_async", "submit"])
     def test_bad_sizes_of_chunks(self, name, tmp_path):

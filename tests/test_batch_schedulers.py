@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from datetime import timedelta
 from functools import partial
 
 import pytest
@@ -265,12 +266,31 @@ class TestSge:
     def test_what_will_never_start_is_told(self, on_sge):
         stuck = submit(on_sge, "true", output="/nowhere/at/all")
         assert "/nowhere/at/all" in until(on_sge, stuck, Phase.STUCK).reason
+        assert "Eqw, in error" in on_sge.states([stuck])[stuck].words
         held = submit(on_sge, "true", options="-h")
-        until(on_sge, held, Phase.STUCK)
+        assert "hqw, held (" in until(on_sge, held, Phase.STUCK).words
+        both = submit(on_sge, "true", options=f"-h -hold_jid {held}")
+        until(on_sge, both, Phase.STUCK)
+        after = submit(on_sge, "true", options=f"-hold_jid {held}", elements=2)
+        waits = on_sge.states([after])
+        assert {state.phase for state in waits.values()} == {Phase.QUEUED}
+        assert {state.reason for state in waits.values()} == {f"it waits for job {held}"}
         large = submit(on_sge, "true", options="-l mem_free=900T")
         reason = wait_until(lambda: on_sge.states([large])[large].reason, PATIENCE, "a reason")
         assert "mem_free" in reason
-        on_sge.cancel([stuck, held, large])
+        on_sge.cancel([stuck, held, both, after, large])
+
+    def test_what_is_suspended_is_told(self, on_sge, sge):
+        job = submit(on_sge, "exec sleep 300")
+        until(on_sge, job, Phase.RUNNING)
+        sge.run("qmod", "-sj", job)
+        state = wait_until(
+            lambda: (s := on_sge.states([job])[job]).is_suspended and s,
+            PATIENCE,
+            "it is suspended",
+        )
+        assert (state.phase, state.words) == (Phase.RUNNING, "s, suspended (all.q)")
+        on_sge.cancel([job])
 
     def test_begun_anew(self, on_sge, sge, tmp_path):
         mark = tmp_path / "mark"
@@ -313,10 +333,13 @@ class TestWithoutAny:
             *(0, 600, 129600, 5400),
             45,
         ]
+        slurm = {"1-0": 86400, "1-12": 129600, "1-12:30": 131400, "4 hours": 14400, "30min": 1800}
+        assert {text: parse_walltime(text) for text in slurm} == slurm
+        assert parse_walltime(timedelta(hours=1)) == 3600
         for wrong in ("4", "G", "-1G", "0G", 4):
             with pytest.raises(ValueError, match="with its unit"):
                 parse_memory(wrong)
-        for wrong in ("90", "1:30", "soon", -1, True):
+        for wrong in ("90", "1:30", "soon", -1, True, timedelta(0), "4 moons"):
             with pytest.raises(ValueError, match="such as 4:00:00"):
                 parse_walltime(wrong)
 

@@ -8,12 +8,13 @@ import shlex
 import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import ostap_parallel
 from ostap_parallel.engine.retries import LOST_RETRIES
-from ostap_parallel.schedulers.directives import name_in
+from ostap_parallel.schedulers.directives import joined, name_in
 from ostap_parallel.schedulers.quantities import parse_memory, parse_walltime
 from ostap_parallel.schedulers.scheduler import JobSpec, Scheduler
 from ostap_parallel.schedulers.sge import Sge
@@ -44,7 +45,7 @@ from ostap_parallel.arrays.job import main
 main()
 """
 
-Amount = str | int | Callable[[int], str | int]
+Amount = str | int | timedelta | Callable[[int], str | int | timedelta]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,14 +176,19 @@ def amounts(value: Amount, retries: int, check: Callable[[Any], int], name: str)
     """
     if not callable(value):
         check(value)
-        return [value]
+        return [_plain(value)]
     found = [value(attempt) for attempt in range(1, retries + 2)]
     for attempt, one in enumerate(found, 1):
         try:
             check(one)
         except ValueError as exc:
             raise ValueError(f"{name} for attempt {attempt}: {exc}") from None
-    return found
+    return list(map(_plain, found))
+
+
+def _plain(value: Any) -> Any:
+    """Return what JSON knows."""
+    return int(value.total_seconds()) if isinstance(value, timedelta) else value
 
 
 def make(
@@ -194,6 +200,8 @@ def make(
     processes: int | None = None,
     limit: int | None = None,
     retries: int = RETRIES,
+    options: str | Collection[str] = "",
+    environment: str | Collection[str] = "",
     skip: str | Collection[str] = (),
     commands: Mapping[str, str] = {},
     root: Path = Path("/directory"),
@@ -226,6 +234,8 @@ def make(
         walltime=amounts(walltime, retries, parse_walltime, "walltime"),
         limit=limit or 0,
         retries=retries,
+        options=joined("options", options, " "),
+        environment=joined("environment", environment, "\n"),
         skip=skip.split() if isinstance(skip, str) else list(skip),
         commands=dict(commands),
         **rest,

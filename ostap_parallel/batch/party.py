@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from ostap_parallel.batch.pool import SgePool, SlurmPool
+from ostap_parallel.schedulers.directives import joined
 
 # How often pypoolparty submits again if nobody says how often.
 UNLIMITED = 1_000_000
@@ -142,7 +143,8 @@ class SunGridEnginePool(SgePool):
         **settings: Any,
     ) -> None:
         if queue_name:
-            settings["options"] = f"-q {queue_name} {settings.get('options', '')}".strip()
+            others = joined("options", settings.get("options", ""), " ")
+            settings["options"] = f"-q {queue_name} {others}".strip()
         super().__init__(
             work_dir,
             chunks=num_chunks,

@@ -48,9 +48,9 @@ class ArrayPool(Pool):
         processes: int | None = None,
         memory: Amount = "",
         walltime: Amount = "",
-        options: str = "",
+        options: str | Collection[str] = "",
         skip: str | Collection[str] = (),
-        environment: str = "",
+        environment: str | Collection[str] = "",
         limit: int | None = None,
         chunks: int | None = None,
         retries: int = RETRIES,
@@ -66,6 +66,9 @@ class ArrayPool(Pool):
             raise TypeError(f"{type(self).__name__} takes no {', '.join(unknown)}")
         check_number("chunks", chunks, 1, or_none=True)
         self._timing = _timing(polling, grace)
+        if not isinstance(directory, str | Path | None):
+            what = "how many jobs there are at a time is limit="
+            raise TypeError(f"directory must be a path, not {directory!r}: {what}")
         self.directory = Path(directory or DIRECTORY).absolute()
         self._settings = arrays.make(
             self.kind,
@@ -228,11 +231,12 @@ class SlurmPool(ArrayPool):
     processes
         Items that a job does at the same time; by default as many as it has cores.
     memory, walltime
-        Of each job, such as ``"4G"`` and ``"4:00:00"``; or a function that gets the number of the
-        attempt, from 1 on: items whose job has run out of it are begun again, with more.
+        Of each job, such as ``"4G"``, and ``"4:00:00"`` or a ``timedelta``; or a function that
+        gets the number of the attempt, from 1 on: items whose job has run out of it are begun
+        again, with more.
     options
-        Directives as in the site's manual, such as ``"--partition=gpu --account=abc"``; they win
-        over ours.
+        Directives as in the site's manual, such as ``"--partition=gpu --account=abc"``, or a list
+        of them; they win over ours.
     skip
         Directives of ours to be left out, such as ``"--mem"``.
     environment

@@ -10,7 +10,8 @@ from ostap_parallel.config.batch import BATCH_KEYS, BatchConfig
 from ostap_parallel.config.entries import Entry, parse_entry
 from ostap_parallel.config.host import Setting, check_name, check_number
 from ostap_parallel.errors import ConfigError
-from ostap_parallel.schedulers.quantities import parse_memory, parse_walltime
+from ostap_parallel.schedulers.directives import joined
+from ostap_parallel.schedulers.quantities import clock, parse_memory, parse_walltime
 
 
 def convert_batch(key: str, value: Any, where: str) -> Any:
@@ -26,16 +27,19 @@ def convert_batch(key: str, value: Any, where: str) -> Any:
             case "adapt":
                 return _check_range(value, where)
             case "walltime":
-                parse_walltime(value)
+                seconds = parse_walltime(value)
+                return value if isinstance(value, str) else clock(seconds)
             case "memory":
                 parse_memory(value)
-            case "options" if not isinstance(value, str) or "\n" in value:
-                raise ConfigError(f"{where}: one line of text is wanted, not {value!r}")
             case "options":
-                shlex.split(value)
+                text = joined("options", value, " ").strip()
+                shlex.split(text)
+                if "\n" in text:
+                    raise ConfigError(f"{where}: one line of text is wanted, not {value!r}")
+                return text
             case "skip":
                 return _words(value, where)
-    except ValueError as exc:
+    except (TypeError, ValueError) as exc:
         if isinstance(exc, ConfigError):
             raise
         raise ConfigError(f"{where}: {exc}") from exc

@@ -30,6 +30,15 @@ def script_of(mark: str, ours: Iterable[Directive], spec: JobSpec, *, glued: boo
     return f"#!/bin/bash\n{directives}\n{before}{spec.body}"
 
 
+def joined(name: str, value: str | Iterable[str], between: str) -> str:
+    """Return a text that may be given as several; raises TypeError for what is none."""
+    texts = [value] if isinstance(value, str) else value
+    texts = list(texts) if isinstance(texts, Iterable) else [texts]
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError(f"{name} must be a text, or a list of texts, not {value!r}")
+    return between.join(texts)
+
+
 def enter(directory: str) -> str:
     """Return the line of a script that goes there."""
     return f"cd -- {shlex.quote(directory)} || exit 1"

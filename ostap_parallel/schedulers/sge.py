@@ -139,13 +139,17 @@ class Sge:
     def _state(self, job: ElementTree.Element) -> JobState:
         state = _text(job, "state")
         queue, _, host = _text(job, "queue_name").partition("@")
-        words = f"{state} ({queue})" if queue else state
-        if self.error in state or ("h" in state and "q" in state):  # one that runs goes on, held
-            return JobState(Phase.STUCK, words)
-        if any(letter in state for letter in "rtsSTd"):
-            suspended = any(letter in state for letter in "sST")
-            return JobState(Phase.RUNNING, words, None, "", host, is_suspended=suspended)
-        return JobState(Phase.QUEUED, words)
+        place = f" ({queue})" if queue else ""
+        if self.error in state:
+            return JobState(Phase.STUCK, f"{state}, in error{place}")
+        if "h" in state and "q" in state:  # one that runs goes on, held
+            return JobState(Phase.STUCK, f"{state}, held{place}")
+        if any(letter in state for letter in "sST"):
+            words = f"{state}, suspended{place}"
+            return JobState(Phase.RUNNING, words, None, "", host, is_suspended=True)
+        if any(letter in state for letter in "rtd"):
+            return JobState(Phase.RUNNING, f"{state}{place}", None, "", host)
+        return JobState(Phase.QUEUED, f"{state}{place}")
 
     def _add_reasons(self, found: dict[str, JobState]) -> None:
         """Say why jobs wait, or what their error is: only ``qstat -j`` tells."""
@@ -153,15 +157,23 @@ class Sge:
         if not waiting:
             return
         argv = [self.qstat, "-j", ",".join(sorted(waiting)[:_ASKED])]
-        reasons: dict[str, str] = {}
+        reasons: dict[str, tuple[str, bool]] = {}  # and whether it waits for other jobs to end
         for text in re.split(r"^=+$", self.run(argv).output, flags=re.MULTILINE):
             if number := re.search(r"^job_number: +(\d+)", text, re.MULTILINE):
                 error = re.search(r"^error reason .*?: +(.*)", text, re.MULTILINE)
                 why = re.search(r"^scheduling info: +(.*(?:\n {10,}.*)*)", text, re.MULTILINE)
-                reasons[number[1]] = _line((error or why or [""] * 2)[1])
+                others = re.search(r"^(?:ja_ad|jid)_predecessor_list: +(\S+)", text, re.MULTILINE)
+                reason = _line((error or why or [""] * 2)[1])
+                follows = others is not None and not error and "in hold state" not in reason
+                if others and follows:
+                    reason = f"it waits for job {others[1]}"
+                reasons[number[1]] = reason, follows
         for job, state in found.items():
-            if _waits(state) and (reason := reasons.get(job.partition("_")[0])):
-                found[job] = replace(state, reason=reason)
+            if _waits(state) and (known := reasons.get(job.partition("_")[0])):
+                reason, follows = known
+                phase = Phase.QUEUED if follows else state.phase
+                words = f"{state.words} ({reason})" if reason else state.words
+                found[job] = replace(state, phase=phase, words=words, reason=reason)
 
     def _accounted(self, ids: Collection[str]) -> Iterator[tuple[str, JobState]]:
         """Yield what the accounts say, a later run later; each id has to be asked for itself."""

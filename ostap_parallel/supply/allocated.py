@@ -210,7 +210,7 @@ class SessionServer(JobServer):
                 continue
             state = self._allocations.state(held)
             if state is not None and state.phase is Phase.STUCK and self._session is not None:
-                self._stuck = f"it will never start: {state.words} {state.reason}".rstrip()
+                self._stuck = f"it will never start: {state.words}"
                 self._session.hang_up()
                 return
             if state is not None and state.phase is Phase.QUEUED and self._step == "connect":

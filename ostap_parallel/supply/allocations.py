@@ -239,6 +239,8 @@ class Allocations:
                 state = self._scheduler.states([held.job])[held.job]
                 if state.phase is Phase.ENDED:
                     return self._describe(held, state)
+                if state.is_suspended:
+                    return f"job {held.id} is suspended: {state.words}"
                 if state.phase is Phase.RUNNING and not is_completing(state):
                     return ""
             if time.monotonic() + pause > deadline:
