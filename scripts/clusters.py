@@ -260,7 +260,8 @@ def open_slurm(
     """Run a SLURM of virtual nodes on this machine; raises `Unavailable`.
 
     Partitions: ``main``, the default one; ``urgent``, for which jobs of ``main`` are begun anew;
-    ``short``, with a limit of one minute, and ``bad``, which has no node that is up.
+    ``soft``, whose jobs are cancelled for those, with a grace of two minutes; and ``short``, with
+    a limit of one minute.
     """
     need("slurmctld", "slurmd", "sbatch", *(["slurmdbd", "mariadbd"] if accounts else []))
     with private_directory() as directory, contextlib.ExitStack() as stack:
@@ -289,6 +290,7 @@ def open_slurm(
         text += f"PartitionName=main {every} Default=YES MaxTime=INFINITE PriorityTier=1\n"
         text += f"PartitionName=urgent {every} PriorityTier=10\n"
         text += f"PartitionName=short {every} MaxTime=1\n"
+        text += f"PartitionName=soft {every} PriorityTier=1 PreemptMode=CANCEL GraceTime=120\n"
         conf.write_text(text)
         groups = "CgroupPlugin=cgroup/v1\nCgroupMountpoint=/sys/fs/cgroup\n"
         (directory / "cgroup.conf").write_text(f"{groups}ConstrainRAMSpace=yes\n")

@@ -301,19 +301,22 @@ class TestOnTheLoginNode:
                 assert not manager.wait_for_hosts(5)
                 assert words in str(state_of(manager).error)
 
-    def test_jobs_that_are_of_no_use_in_a_row(self, on_slurm, tmp_path, monkeypatch):
+    @pytest.mark.parametrize("where", ["[0-9]*", "''"], ids=["step", "job"])
+    def test_jobs_that_are_of_no_use_in_a_row(self, on_slurm, tmp_path, monkeypatch, where):
         """A start-up file of the site's that fails; its words are the error of the last job."""
         profile = tmp_path / "profile"
         profile.write_text(
-            'case "$SLURM_STEP_ID" in [0-9]*)\n'
+            f'case "$SLURM_JOB_ID $SLURM_STEP_ID" in [0-9]*" "{where})\n'
             f"echo >> {tmp_path}/tries; echo no license today >&2; exit 1;; esac\n"
         )
         monkeypatch.setenv("BASH_ENV", str(profile))  # which bash reads in jobs
+        monkeypatch.setenv("HOME", str(tmp_path))
         with manage(jobs(2)) as manager:
             status = state_of(manager)
             wait_until(lambda: status.state == "failed", PATIENCE, "it is given up")
             assert "no license today" in str(status.error)
             assert (tmp_path / "tries").read_text() == "\n" * allocations.FAILURES
+        wait_until(lambda: not list(tmp_path.glob(".ostap*")), PATIENCE, "nothing is left of that")
 
     def test_a_script_of_the_user_that_fails(self, on_slurm):
         with manage(jobs(2, environment="module load root")) as manager:
@@ -583,6 +586,11 @@ def preempt(slurm, seconds=1):
     slurm.run("sbatch", *urgent, data=f"#!/bin/sh\nsleep {seconds}\n")
 
 
+def give_way(slurm):
+    """Have jobs of the partition ``soft`` preempted, which run on for a while."""
+    preempt(slurm)
+
+
 def cancel(slurm):
     """Cancel all jobs."""
     slurm.run("scancel", *slurm.run("squeue", "-h", "-r", "-o", "%i").split())
@@ -650,20 +658,20 @@ class TestWhyItDied:
     @pytest.mark.parametrize(
         ("end", "words"),
         [
-            pytest.param(cancel, r"job \d+_0 was cancelled: CANCELLED", id="cancelled"),
-            pytest.param(
-                preempt, r"job \d+_0 was preempted by another job: PREEMPTED", id="preempted"
-            ),
+            pytest.param(cancel, r"was cancelled: CANCELLED", id="cancelled"),
+            pytest.param(preempt, r"was preempted by another job: PREEMPTED", id="preempted"),
+            pytest.param(give_way, r"was preempted by another job: RUNNING", id="with grace"),
         ],
     )
     def test_a_job_that_is_ended(self, on_slurm, monkeypatch, end, words):
         monkeypatch.setattr(retries.Limits.__init__, "__defaults__", (0, 0, 0))
         monkeypatch.setattr(allocated_, "LAST_WORDS", PATIENCE)
-        with manage(jobs(2)) as manager:
+        options = "--partition=soft" if end is give_way else ""
+        with manage(jobs(2, options=options)) as manager:
             running = manager.executor.submit(time.sleep, 600)
             wait_until(running.running, PATIENCE, "it runs")
             end(on_slurm)
-            with pytest.raises(WorkerLost, match=words):
+            with pytest.raises(WorkerLost, match=rf"job \d+_0 {words}"):
                 running.result(2 * PATIENCE)
 
     def test_a_node(self, on_slurm, monkeypatch, killed):

@@ -221,6 +221,9 @@ class Scheduler(Protocol):
             Ask the accounts, too, for what the queue has forgotten.
         """
 
+    def gives_way(self, job: str) -> bool:
+        """Return whether a job that runs is about to be ended for another one."""
+
     def cancel(self, ids: Collection[str]) -> None:
         """Cancel jobs, or elements ``ID_INDEX``; that one has ended is no error."""
 

@@ -185,6 +185,10 @@ class Sge:
                 name = f"{fields['jobnumber']}_{task}" if task.isdigit() else fields["jobnumber"]
                 yield name, _ended(fields)
 
+    def gives_way(self, job: str) -> bool:
+        """Return that it does not: such jobs are suspended."""
+        return False
+
     def cancel(self, ids: Collection[str]) -> None:
         """Cancel jobs, or elements ``ID_INDEX``; that one has ended is no error."""
         if ids:

@@ -132,6 +132,11 @@ class Slurm:
             for name in _expand(job):
                 yield name, _state(word, "", host, "")
 
+    def gives_way(self, job: str) -> bool:
+        """Return whether a job is being preempted: it runs on for the grace of its partition."""
+        done = self.run([self.squeue, *self._where(), "-h", "-j", job, "-O", "PreemptTime"])
+        return not done.status and done.output[:1].isdigit()  # else "N/A"
+
     def cancel(self, ids: Collection[str]) -> None:
         """Cancel jobs, or elements ``ID_INDEX``; that one has ended is no error."""
         if ids:

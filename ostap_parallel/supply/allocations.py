@@ -15,6 +15,7 @@ from pathlib import Path
 from ostap_parallel.config.batch import BatchConfig
 from ostap_parallel.errors import HostError, JobRefused, QueueFull, SchedulerUnavailable
 from ostap_parallel.schedulers.scheduler import End, JobSpec, JobState, Phase, Scheduler
+from ostap_parallel.supply.lastwords import LastWords
 from ostap_parallel.supply.site import Guard, Site
 from ostap_parallel.supply.source import TryLater, Watch
 
@@ -116,6 +117,7 @@ class Allocations:
         self._doubtful = ""  # the name of a submission of which nobody knows whether it was done
         self._doubtful_since = 0.0
         self._failures = 0
+        self._words = LastWords(site)
         self._not_before = 0.0
         self._checking, self._is_checked = threading.Lock(), False
         self._guarding = threading.Lock()  # never asked for by who has `_changed`
@@ -219,13 +221,15 @@ class Allocations:
     def succeeded(self) -> None:
         """Take notice that a job was of use."""
         self._failures = 0
+        self._words.take()
 
     def failed(self, error: HostError) -> HostError:
         """Take notice that a job was of no use; return the error, final if it is one of many."""
         self._failures += 1
         if self._failures >= FAILURES:
             self._failures = 0
-            return error
+            reason = "\n".join(filter(None, [error.reason, self._words.take()]))
+            return HostError(error.host, error.step, reason)
         return TryLater(error.host, error.step, error.reason)
 
     def explain(self, held: Held, patience: float = 3.0) -> str:
@@ -242,7 +246,10 @@ class Allocations:
                 if state.is_suspended:
                     return f"job {held.id} is suspended: {state.words}"
                 if state.phase is Phase.RUNNING and not is_completing(state):
-                    return ""
+                    if not self._scheduler.gives_way(held.job):
+                        return ""
+                    state = replace(state, end=End.PREEMPTED)
+                    return self._describe(held, state)
             if time.monotonic() + pause > deadline:
                 return ""
             time.sleep(pause)
@@ -309,6 +316,8 @@ class Allocations:
     def _submit(self, count: int) -> None:
         self._count += 1
         spec = self.spec(count)
+        if self._failures:
+            spec = replace(spec, output=self._words.output())
         self._guard_over(spec.name, is_there=False)
         try:
             array = self._scheduler.submit(self._scheduler.script(spec), SUBMISSION)
@@ -410,6 +419,7 @@ class Allocations:
             guard, self._guard = self._guard, None
         if guard is not None:
             guard.dismiss()
+        self._words.take()
         self.site.close()
 
 
