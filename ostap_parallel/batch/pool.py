@@ -66,10 +66,7 @@ class ArrayPool(Pool):
             raise TypeError(f"{type(self).__name__} takes no {', '.join(unknown)}")
         check_number("chunks", chunks, 1, or_none=True)
         self._timing = _timing(polling, grace)
-        if not isinstance(directory, str | Path | None):
-            what = "how many jobs there are at a time is limit="
-            raise TypeError(f"directory must be a path, not {directory!r}: {what}")
-        self.directory = Path(directory or DIRECTORY).absolute()
+        self.directory = _directory(directory)
         self._settings = arrays.make(
             self.kind,
             cpus=cpus,
@@ -205,6 +202,13 @@ class ArrayPool(Pool):
         if self.directory.name == DIRECTORY:
             with contextlib.suppress(OSError):  # others may be in there
                 self.directory.rmdir()
+
+
+def _directory(directory: Path | str | None) -> Path:
+    if isinstance(directory, int | float):  # as multiprocessing.Pool has it
+        what = "how many jobs there are at a time is limit="
+        raise TypeError(f"directory must be a path, not {directory!r}: {what}")
+    return Path(directory or DIRECTORY).absolute()
 
 
 def _timing(polling: float, grace: float) -> tuple[float, float]:
