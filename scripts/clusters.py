@@ -17,8 +17,10 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 
+from cable import Cable
 from roomy import temporary_root
 
 READY = 90.0  # seconds that daemons may take to begin, or to end
@@ -216,7 +218,7 @@ def private_directory() -> Iterator[Path]:
 
 SLURM_CONF = """\
 ClusterName=tb
-SlurmctldHost=localhost(127.0.0.1)
+SlurmctldHost=localhost({address})
 SlurmctldPort={port}
 SlurmUser=root
 SlurmdUser=root
@@ -255,9 +257,15 @@ JobRequeue=1
 
 @contextmanager
 def open_slurm(
-    nodes: int = 2, cpus: int = 2, accounts: bool = True, extra: str = ""
+    nodes: int = 2,
+    cpus: int = 2,
+    accounts: bool = True,
+    extra: str = "",
+    cables: Sequence[Cable] = (),
 ) -> Iterator[Cluster]:
     """Run a SLURM of virtual nodes on this machine; raises `Unavailable`.
+
+    The first nodes are at the far ends of cables, if there are some.
 
     Partitions: ``main``, the default one; ``urgent``, for which jobs of ``main`` are begun anew;
     ``soft``, whose jobs are cancelled for those, with a grace of two minutes; and ``short``, with
@@ -274,7 +282,8 @@ def open_slurm(
         stack.callback(cluster.close)
         cluster.has_groups = MEMORY_GROUPS.is_dir() and os.access(MEMORY_GROUPS, os.W_OK)
         (directory / "state").mkdir()
-        text = SLURM_CONF.format(port=port, directory=directory) + extra
+        near = cables[0].near if cables else "127.0.0.1"
+        text = SLURM_CONF.format(port=port, directory=directory, address=near) + extra
         if accounts:
             start_accounts(cluster, accounts_port)
             text += "AccountingStorageType=accounting_storage/slurmdbd\n"
@@ -283,8 +292,9 @@ def open_slurm(
         text += f"ProctrackType=proctrack/{kind}\nJobAcctGatherType=jobacct_gather/none\n"
         text += f"TaskPlugin=task/{'cgroup' if cluster.has_groups else 'none'}\n"
         here = socket.gethostname().partition(".")[0]
-        for name, node_port in zip(names, ports, strict=True):
-            text += f"NodeName={name} NodeHostname={here} NodeAddr=127.0.0.1 Port={node_port} "
+        addresses = [*(cable.far for cable in cables), *["127.0.0.1"] * nodes]
+        for name, node_port, address in zip(names, ports, addresses, strict=False):
+            text += f"NodeName={name} NodeHostname={here} NodeAddr={address} Port={node_port} "
             text += f"CPUs={cpus} RealMemory=1000 State=UNKNOWN\n"
         every = f"Nodes={','.join(names)} State=UP"
         text += f"PartitionName=main {every} Default=YES MaxTime=INFINITE PriorityTier=1\n"
@@ -295,9 +305,10 @@ def open_slurm(
         groups = "CgroupPlugin=cgroup/v1\nCgroupMountpoint=/sys/fs/cgroup\n"
         (directory / "cgroup.conf").write_text(f"{groups}ConstrainRAMSpace=yes\n")
         cluster.start("slurmctld", "slurmctld", "-D", "-f", str(conf))
-        for name in names:
+        for name, cable in zip_longest(names, cables):
             (directory / f"spool-{name}").mkdir()
-            cluster.start(f"slurmd-{name}", "slurmd", "-D", "-N", name, "-f", str(conf))
+            argv = [] if cable is None else ["nsenter", f"--net={cable.space}"]
+            cluster.start(f"slurmd-{name}", *argv, "slurmd", "-D", "-N", name, "-f", str(conf))
         count = str(nodes)
         until(
             lambda: f"idle {count}" in cluster.try_("sinfo", "-h", "-p", "main", "-o", "%t %D"),

@@ -12,12 +12,17 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from allocated import where
+from allocated import slow, where
+from cable import CableUnavailable, open_cable
+from clusters import open_slurm
+from conftest import cluster_or_skip
 from helpers import processes_with, wait_until
 
 import ostap_parallel
 from ostap_parallel import ConfigError, HostError, Sge, Slurm, WorkManager
 from ostap_parallel.errors import JobRefused
+from ostap_parallel.supply import allocations, sources
+from ostap_parallel.supply.allocations import holder
 from ostap_parallel.supply.steps import way_within
 
 PATIENCE = 60  # seconds; only a hang takes that long
@@ -294,6 +299,68 @@ class TestThroughALoginHost:
                     (pid,) = ssh_to(login["login"])
                     os.kill(pid, signal.SIGKILL)
             assert total == SQUARES
+
+
+@pytest.fixture
+def at_the_cable(monkeypatch, tmp_path):
+    """A cable to the first node of a SLURM."""
+    with contextlib.ExitStack() as stack:
+        try:
+            cable = stack.enter_context(open_cable())
+        except CableUnavailable as exc:
+            pytest.skip(str(exc))
+        opening = open_slurm(2, 2, accounts=False, cables=[cable])
+        cluster = stack.enter_context(cluster_or_skip(opening))
+        folder = Path(tempfile.mkdtemp(prefix="op-"))  # short, as it is to have sockets
+        stack.callback(shutil.rmtree, folder)
+        monkeypatch.setenv("TMPDIR", str(folder))
+        for name, value in cluster.environ.items():
+            monkeypatch.setenv(name, value)
+        yield cable
+        cable.heal()
+        wait_until(lambda: not cluster.jobs(), PATIENCE, "no job is left")
+        wait_until(lambda: not processes_with(folder), PATIENCE, "no process is left")
+        assert list(folder.iterdir()) == []
+
+
+def far_away(cable):
+    """Return the processes of jobs at the far end of a cable."""
+    space, found = Path(cable.space).readlink(), []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            is_there = (entry / "ns/net").readlink() == space
+            if is_there and b"SLURM_JOB_ID=" in (entry / "environ").read_bytes():
+                found.append(words_of(entry.name))
+    return found
+
+
+class TestACutCable:
+    def test_to_a_node(self, at_the_cable, monkeypatch):
+        """Nobody is told, at either end; the run goes on elsewhere, and nothing stays there."""
+        monkeypatch.setattr(allocations, "UNKNOWN", 2.0)
+        # the time after which a job that nobody cancels ends by itself
+        short = holder().replace("op_nap=8 ", "op_nap=1 ")
+        monkeypatch.setattr(sources, "holder", lambda: short)
+        cable = at_the_cable
+        with manage(jobs(4, keepalive=3)) as manager:
+            assert manager.wait_for_hosts(PATIENCE)
+            assert far_away(cable)
+            hosts, found = manager.executor.hosts, []
+            is_lost = lambda: [host.lost for host in hosts].count(1) == 1  # noqa: E731
+            for value in manager.iexecute(slow, [0.1] * 200):
+                found.append(value)
+                if len(found) == 20:
+                    cable.cut()
+                if len(found) == 150:  # only the other node has done these
+                    wait_until(is_lost, PATIENCE, "it is lost")
+                    cable.heal()
+            assert (len(found), len(set(found))) == (200, 200)
+            assert manager.process(abs, [-1]) == [1]
+            assert manager.wait_for_hosts(2 * PATIENCE)  # its node has come back
+            running = manager.executor.submit(slow, 600)
+            wait_until(running.running, PATIENCE, "it runs")
+            cable.cut()
+        wait_until(lambda: not far_away(cable), PATIENCE, "its processes have ended, alone")
 
 
 def ssh_to(name):
