@@ -6,12 +6,13 @@ pays nothing for it.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import importlib.util
 import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from pathlib import PurePath
@@ -123,14 +124,17 @@ def sessions(preload: Iterable[str] = ()) -> dict[str, Any]:
 
 
 class _Watcher(MetaPathFinder):
-    """Calls a function when one of the libraries has been imported."""
+    """Calls a function with the name of one of the libraries that has been imported."""
 
-    def __init__(self, then: Callable[[Support], object]) -> None:
-        self._then = then
+    def __init__(
+        self, names: Collection[str], then: Callable[[str], object], quietly: bool
+    ) -> None:
+        self.names = names
+        self._then, self._quietly = then, quietly
         self._looking: set[str] = set()
 
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> ModuleSpec | None:
-        if fullname not in _SUPPORTS or fullname in self._looking:
+        if fullname not in self.names or fullname in self._looking:
             return None
         self._looking.add(fullname)
         try:
@@ -142,18 +146,29 @@ class _Watcher(MetaPathFinder):
         execute = spec.loader.exec_module
 
         def exec_module(module: ModuleType) -> None:
-            with warnings.catch_warnings():  # the caller has seen them
-                warnings.simplefilter("ignore")
+            with warnings.catch_warnings() if self._quietly else contextlib.nullcontext():
+                if self._quietly:
+                    warnings.simplefilter("ignore")
                 execute(module)
-            self._then(_support(fullname))
+            self._then(fullname)
 
         spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
 
 
+def watch_for(
+    names: Collection[str], then: Callable[[str], object], quietly: bool = False
+) -> None:
+    """Have a function called with the name whenever this process imports one of these modules.
+
+    What an import done `quietly` warns of is not shown: the caller has seen that.
+    """
+    for finder in sys.meta_path:
+        if isinstance(finder, _Watcher) and finder.names is names:
+            return
+    sys.meta_path.insert(0, _Watcher(names, then, quietly))
+
+
 def watch(then: Callable[[Support], object]) -> None:
     """Have a function called whenever this process imports one of the libraries."""
-    for finder in sys.meta_path:
-        if isinstance(finder, _Watcher):
-            return
-    sys.meta_path.insert(0, _Watcher(then))
+    watch_for(_SUPPORTS, lambda name: then(_support(name)), quietly=True)

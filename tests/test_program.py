@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import gc
+import importlib
+import pickle
 import re
+import site
 import subprocess
 import sys
 import textwrap
 import uuid
 import weakref
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 from functions import run_python, script_environ
 from kinds import program
 
-from ostap_parallel.objects import serialize
+from ostap_parallel.objects import options, serialize
 from ostap_parallel.objects.program import MANY_PROGRAMS, Space, inside
 
 SHARED = """
@@ -676,3 +680,87 @@ def test_pickle_is_left_alone():
     script = "import pickle; before = dict(pickle._Pickler.dispatch)\n"
     script += "from ostap_parallel import Pool\nassert pickle._Pickler.dispatch == before"
     run_python("-c", script, cwd=Path(__file__).parent)
+
+
+LIBRARIES = """
+    import numpy, pickle
+    from ostap_parallel import Executor
+    numpy.seterr(all="raise", under="ignore"); numpy.set_printoptions(precision=3, suppress=True)
+    def divide(x):
+        try: return str(numpy.ones(1) / x)
+        except FloatingPointError: return "raised"
+    def shown(x): return str(numpy.array([x / 3])), numpy.geterr()["over"]
+    def hush(x): numpy.seterr(all="ignore"); return divide(x)
+    # run
+    assert wm.process(divide, [0, 3]) == ["raised", "[0.333]"]
+    assert wm.process(shown, [1]) == [shown(1)] == [("[0.333]", "raise")]
+    numpy.set_printoptions(precision=5)
+    with numpy.errstate(divide="warn", over="ignore"):
+        assert wm.process(shown, [1]) == [("[0.33333]", "ignore")]
+        assert wm.executor.submit(shown, 1).result() == ("[0.33333]", "ignore")
+    assert wm.executor.submit(shown, 1).result() == ("[0.33333]", "raise")
+    numpy.set_printoptions(precision=8, suppress=False); numpy.seterr(over="warn")
+    assert wm.process(shown, [1]) == [shown(1)] == [("[0.33333333]", "warn")]
+"""
+
+DRAWN = """
+    import matplotlib
+    matplotlib.use("pdf")
+    matplotlib.rcParams["figure.figsize"] = 3, 2
+    matplotlib.rcParams["axes.prop_cycle"] = matplotlib.cycler(color=["red", "blue"])
+    def look(x):
+        import matplotlib.pyplot as plt
+        figure, axes = plt.subplots()
+        (line,) = axes.plot([1, 2])
+        plt.close(figure)
+        return tuple(figure.get_size_inches()), line.get_color(), len(plt.rcParams) > 100
+    def loaded(x): return "matplotlib" in sys.modules
+    # run
+    assert wm.process(loaded, [1]) == [False]
+    assert wm.process(look, [1]) == [((3.0, 2.0), "red", True)]
+    matplotlib.rcParams["figure.figsize"] = matplotlib.rcParamsDefault["figure.figsize"]
+    assert wm.process(look, [1]) == [((6.4, 4.8), "red", True)]
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["local", "host"])
+def test_what_a_script_tells_numpy(tmp_path, request, place):
+    manager = manager_at(place, request).replace(", MORE", "")
+    if place == "host":
+        manager = manager[:-1] + f", environment='export PYTHONPATH={site.getsitepackages()[0]}')"
+    (tmp_path / "script.py").write_text(program(LIBRARIES, manager))
+    assert run_python("script.py", cwd=tmp_path).endswith("ok\n")
+
+
+@pytest.mark.slow
+def test_what_a_script_tells_matplotlib(tmp_path):
+    (tmp_path / "script.py").write_text(program(DRAWN, "WorkManager(1, silent=True)"))
+    assert run_python("script.py", cwd=tmp_path).endswith("ok\n")
+
+
+class TestOptions:
+    def test_what_holds_no_more_is_as_it_was(self, monkeypatch):
+        module = ModuleType("mpmath")
+        module.mp = SimpleNamespace(prec=60)  # as an initializer has it
+        monkeypatch.setitem(sys.modules, "mpmath", module)
+        assert options.look()["mpmath"] == {"prec": 60}
+        options.take({"mpmath": pickle.dumps({"prec": 200, "newer": 1})})
+        assert module.mp.prec == 200
+        module.mp.prec = 300  # by a task
+        options.take({"mpmath": pickle.dumps({"prec": 200, "newer": 1})})
+        assert module.mp.prec == 300
+        options.take({})
+        assert module.mp.prec == 60
+        assert options.told() == {}
+
+    def test_what_is_not_here_is_told_when_it_comes(self, monkeypatch, tmp_path):
+        monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
+        monkeypatch.delitem(sys.modules, "mpmath", raising=False)
+        monkeypatch.syspath_prepend(tmp_path)
+        (tmp_path / "mpmath.py").write_text("class mp: prec = 53")
+        options.take({"mpmath": pickle.dumps({"prec": 80})})
+        assert importlib.import_module("mpmath").mp.prec == 80
+        options.take({"mpmath": b"what nobody can read"})
+        options.take({})
+        assert sys.modules["mpmath"].mp.prec == 53

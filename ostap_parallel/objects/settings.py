@@ -18,7 +18,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from ostap_parallel import libraries
 from ostap_parallel.lending import borrower
-from ostap_parallel.objects import program, reloads
+from ostap_parallel.objects import options, program, reloads
 
 # Begins the keys of what the program has told a library.
 _LIBRARY = "library "
@@ -229,7 +229,7 @@ def _look_at_process() -> tuple[Any, ...]:
     if (process := modules.get("multiprocessing.process")) is not None:
         seen.append(process.current_process().authkey)
     if not Here.is_ours:
-        seen += reloads.look(), list(sys.path)
+        seen += reloads.look(), list(sys.path), options.look()
     return tuple(seen)
 
 
@@ -252,6 +252,7 @@ def _find_here() -> dict[str, Any]:
         "recursion": sys.getrecursionlimit(),
         "reloads": reloads.counts(),
         "path": Here.path if Here.is_ours else _find_path(),
+        "options": options.told() if Here.is_ours else options.pack(),
     }
     for key, (module, find) in _FINDERS.items():
         if module in sys.modules:  # otherwise nobody has set anything
@@ -365,6 +366,7 @@ _FINDERS: dict[str, tuple[str, Callable[[Any], Any]]] = {
 _SETTERS: dict[str, Callable[[Any], None]] = {
     "argv": _set_argv,
     "path": _set_path,
+    "options": options.take,
     "warnings": _set_filters,
     "recursion": sys.setrecursionlimit,
     "reloads": reloads.take,

@@ -1,0 +1,128 @@
+"""What a script has told libraries of Python for its whole process: workers tell theirs the same.
+
+A worker that has not imported such a library tells it as soon as a task does so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NamedTuple
+
+from ostap_parallel import libraries
+
+Values = dict[str, Any]
+
+
+class _Library(NamedTuple):
+    """What to ask a library for, what it begins with, and how to tell it."""
+
+    read: Callable[[Any], Values]
+    usual: Callable[[Any], Values]
+    put: Callable[[Any, str, Any], object]
+
+
+# What numpy says that it begins with.
+_ERRORS = {"divide": "warn", "over": "warn", "under": "ignore", "invalid": "warn"}
+_SHOWN = {"edgeitems": 3, "threshold": 1000, "floatmode": "maxprec", "precision": 8}
+_SHOWN |= {"suppress": False, "linewidth": 75, "nanstr": "nan", "infstr": "inf", "sign": "-"}
+
+
+def _put_numpy(numpy: Any, name: str, value: Any) -> None:
+    (numpy.seterr if name in _ERRORS else numpy.set_printoptions)(**{name: value})
+
+
+# Of windows, which workers have none of.
+_OF_WINDOWS = {"backend", "backend_fallback", "interactive", "toolbar"}
+
+
+def _read_matplotlib(matplotlib: Any) -> Values:
+    # as a plain dictionary: the first look at some of them chooses a backend
+    items = dict.items(matplotlib.rcParams)
+    return {name: value for name, value in items if name not in _OF_WINDOWS}
+
+
+_LIBRARIES = {
+    "numpy": _Library(
+        lambda numpy: {**numpy.geterr(), **numpy.get_printoptions()},
+        lambda numpy: {**_ERRORS, **_SHOWN},
+        _put_numpy,
+    ),
+    "matplotlib": _Library(
+        _read_matplotlib,
+        lambda matplotlib: dict(dict.items(matplotlib.rcParamsDefault)),
+        lambda matplotlib, name, value: matplotlib.rcParams.update({name: value}),
+    ),
+    "mpmath": _Library(
+        lambda mpmath: {"prec": mpmath.mp.prec},
+        lambda mpmath: {"prec": 53},
+        lambda mpmath, name, value: setattr(mpmath.mp, name, value),
+    ),
+}
+
+
+class _Here:
+    """What this process, a worker, was told: packed, by library; and what was so before."""
+
+    told: ClassVar[dict[str, bytes]] = {}
+    before: ClassVar[dict[str, Values]] = {}
+
+
+def look() -> dict[str, Values]:
+    """Return what this process has told libraries that is not what they begin with."""
+    found = {}
+    for name, library in _LIBRARIES.items():
+        if (module := sys.modules.get(name)) is not None:
+            with contextlib.suppress(Exception):  # it is just being imported, or another release
+                usual = library.usual(module)
+                values = {
+                    key: value
+                    for key, value in library.read(module).items()
+                    if key in usual and value != usual[key]
+                }
+                if values:
+                    found[name] = values
+    return found
+
+
+def pack() -> dict[str, bytes]:
+    """Return `look`, each library's packed: a host need not have what its values are made of."""
+    found = {}
+    for name, values in look().items():
+        with contextlib.suppress(Exception):  # a function of the script's
+            found[name] = pickle.dumps(values)
+    return found
+
+
+def told() -> dict[str, bytes]:
+    """Return what this process was told, as `pack` does in that of the caller."""
+    return _Here.told
+
+
+def take(wanted: Mapping[str, bytes]) -> None:
+    """Tell libraries here what `pack` has returned, or when they are imported."""
+    changed = [name for name in {*_Here.told, *wanted} if wanted.get(name) != _Here.told.get(name)]
+    _Here.told = dict(wanted)
+    for name in changed:
+        if name in sys.modules:
+            _tell(name)
+    if wanted:
+        libraries.watch_for(_LIBRARIES, _tell)
+
+
+def _tell(name: str) -> None:
+    """Tell a library; what holds no more is again as it was."""
+    library, module = _LIBRARIES[name], sys.modules[name]
+    before = _Here.before.setdefault(name, {})
+    if not before and name not in _Here.told:
+        return
+    with contextlib.suppress(Exception):  # what the values are made of is not here
+        values = pickle.loads(_Here.told[name]) if name in _Here.told else {}
+        now = library.read(module)
+        for key, value in {**before, **values}.items():
+            with contextlib.suppress(Exception):  # another release, or a font that is missing
+                before[key] = before.get(key, now[key])
+                library.put(module, key, value)
+        _Here.before[name] = {key: before[key] for key in before if key in values}
