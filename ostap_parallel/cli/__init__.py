@@ -215,7 +215,7 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("do", help=text, description=text, usage=usage)
     command.set_defaults(run=do.do)
     do_options.add_arguments(command.add_argument)
-    _add_common_arguments(command.add_argument)
+    _add_common_arguments(command.add_argument, "--verbose")
     for function, count, text in (
         (hosts, "*", "check hosts: start a server with one worker on each, and print a table"),
         (config, "*", "print the settings, with the file and section that each came from"),
@@ -297,11 +297,11 @@ def _add_launch_arguments(add: Callable[..., object]) -> None:
     add("-q", "--quiet", action="store_false", dest="verbose", help="the opposite")
 
 
-def _add_common_arguments(add: Callable[..., object]) -> None:
+def _add_common_arguments(add: Callable[..., object], *verbose: str) -> None:
     add("--python", metavar="COMMAND", help="Python on the hosts; default: python3")
     add("--tmpdir", metavar="DIR", help="directory for temporary files on the hosts")
     add("--ssh-config", metavar="FILE", help="configuration for ssh, in place of your own")
     text = "configuration file to read in place of the usual ones; may be given several times"
     add("--config", metavar="FILE", action="append", help=text)
     text = "tell what is done, and what ssh and the scripts on the hosts print"
-    add("-v", "--verbose", action="store_true", help=text)
+    add(*verbose or ("-v", "--verbose"), action="store_true", help=text)

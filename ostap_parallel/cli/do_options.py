@@ -14,8 +14,8 @@ WRONG = 255
 # Options of GNU parallel that are not here, by what takes their place.
 REFUSED = {
     **dict.fromkeys(
-        ("--pipe", "--spreadstdin", "--pipepart", "--pipe-part", "--block", "--recend"),
-        "input is not cut into pieces: give files, or lines as values with -X or -N",
+        ("--round-robin", "--roundrobin", "--rr", "--fifo", "--cat", "--tee", "--regexp", "--bin"),
+        "with --pipe each block is standard input of a command of its own",
     ),
     **dict.fromkeys(
         ("--semaphore", "--semaphorename", "--fg", "--bg", "--wait", "--id"),
@@ -62,9 +62,6 @@ REFUSED = {
     "--results-format": "results are in DIR/<number>/stdout and stderr",
     "--arg-sep": "values begin behind :::",
     "--arg-file-sep": "files begin behind ::::",
-    "--fifo": "input is not cut into pieces",
-    "--cat": "input is not cut into pieces",
-    "--tee": "input is not cut into pieces",
     "--record-env": "take --env NAME",
     "--citation": "nothing is asked for",
     "--shebang": "write `ostap-parallel do ... :::: FILE` into a script",
@@ -98,6 +95,7 @@ def add_arguments(add: Callable[..., object]) -> None:
     _add_places(add)
     _add_values(add)
     _add_filling(add)
+    _add_blocks(add)
     _add_output(add)
     _add_course(add)
     _add_files(add)
@@ -143,8 +141,9 @@ def _add_values(add: Callable[..., object]) -> None:
     add("--csv", action="store_true", help="lines are of comma separated values")
     text = "take blanks away: l(eft), r(ight), lr or n(ot); default: lr with --colsep, else n"
     add("--trim", choices=("n", "l", "r", "lr", "rl"), help=text)
-    text = "the first value of each source is a name, for {name}"
-    add("--header", choices=(":",), help=text)
+    text = "the first value of each source is a name, for {name}; with --pipe, or N: so many lines"
+    text += " are the beginning of each block"
+    add("--header", metavar=":", type=_header, default=0, help=text)
     add("-E", "--eof", dest="E", metavar="VALUE", help="the value that is the end of all")
     add("-r", "--no-run-if-empty", action="store_true", help="leave empty values out")
     text = "the first values of all inputs go together, and so on; shorter ones begin anew"
@@ -154,10 +153,10 @@ def _add_values(add: Callable[..., object]) -> None:
 
 def _add_filling(add: Callable[..., object]) -> None:
     add("-n", "--max-args", metavar="N", type=_count, help="so many values for each command")
-    text = "the same, and {1} ... {N} are those; with 0 a command gets none"
+    text = "the same, and {1} ... {N} are those; with 0 a command gets none; with --pipe records"
     add("-N", "--max-replace-args", metavar="N", type=_count, help=text)
-    text = "the same as -n"
-    add("-L", "--max-lines", metavar="N", type=_positive, dest="max_args", help=text)
+    text = "the same as -n; with --pipe so many lines are a record"
+    add("-L", "--max-lines", metavar="N", type=_positive, help=text)
     text = "as many values as there is room for; words with places come for each"
     add("-X", action="store_true", help=text)
     text = "the same, but only the values come again and again"
@@ -171,9 +170,24 @@ def _add_filling(add: Callable[..., object]) -> None:
     add("--plus", action="store_true", help="more places, as {..}, {+/} and {##}")
 
 
+def _add_blocks(add: Callable[..., object]) -> None:
+    text = "cut standard input, or the files of -a, into blocks: each is that of a command"
+    names = "--pipe", "--spreadstdin", "--pipepart", "--pipe-part"
+    add(*names, action="store_true", dest="pipe", help=text)
+    text = "bytes of a block, as 10M or 64k, that ends with a record; default: 1M; see -N and -L"
+    add("--block", "--block-size", metavar="SIZE", type=_size, default=1 << 20, help=text)
+    text = "what a record ends with; default: a line end"
+    add("--recend", metavar="TEXT", type=_unescaped, help=text)
+    add("--recstart", metavar="TEXT", type=_unescaped, help="what a record begins with")
+    text = "leave out what records begin and end with"
+    add("--rrs", "--remove-rec-sep", "--removerecsep", action="store_true", help=text)
+
+
 def _add_output(add: Callable[..., object]) -> None:
     add("--dry-run", "--dryrun", action="store_true", help="print the commands, and run none")
     add("-t", action="store_true", dest="tell", help="tell each command before it runs")
+    text = "print each command before what it prints"
+    add("-v", action="store_true", dest="prints_commands", help=text)
     text = "begin each line of output with the values"
     add("--tag", action="store_true", help=text)
     text = "begin each line of output with a text, which may have places"
@@ -229,6 +243,22 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"a number from 1 on is wanted, not {text!r}")
     return int(text)
+
+
+def _header(text: str) -> int:
+    if text != ":" and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"':' is wanted, or a number of lines, not {text!r}")
+    return 1 if text == ":" else int(text)
+
+
+_SIZES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
+
+def _size(text: str) -> int:
+    found = re.fullmatch(r"([1-9]\d*)([kKmMgG]?)", text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"bytes are wanted, as 64k or 10M, not {text!r}")
+    return int(found[1]) * _SIZES[found[2]]
 
 
 def _slots(text: str) -> str:

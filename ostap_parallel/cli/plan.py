@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import os
 import platform
@@ -13,6 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ostap_parallel.commands.blocks import Blocks
 from ostap_parallel.commands.command import Command
 from ostap_parallel.commands.halting import Halt
 from ostap_parallel.commands.inputs import ROOM, SOURCES, Reading, Row, in_groups, packed
@@ -57,8 +59,16 @@ class Plan:
         self.servers, self.here = _servers(args)
         self.pinned: list[str] = []
         self._names: list[str] = []
+        self._stdin: bytes | None = None
         rows: Iterable[Row]
-        if args.map or args.nonall:
+        if args.pipe:
+            if sources or not words:
+                raise ConfigError("--pipe takes a command, and no values: -a is for files")
+            for file in args.arg_file:
+                if file != "-" and not os.access(file, os.R_OK):
+                    raise ConfigError(f"{file}: it is not there, or cannot be read")
+            rows = self._of_blocks()
+        elif args.map or args.nonall:
             if sources or args.arg_file:
                 raise ConfigError("--map and --nonall take the place of other values")
             rows = [()] if args.nonall else self._of_map()
@@ -83,10 +93,37 @@ class Plan:
         place = _NO_PLACE.search(text) or (args.plus and _NO_PLACE_OF_PLUS.search(text))
         if place:
             raise ConfigError(f"{place[0]}: there is no such place here; let the shell do it")
+        if args.header > 1 and not args.pipe:
+            raise ConfigError("--header: of values the first is a name, of each source: ':'")
+        if args.results and re.search(r"\{.*\}|\.(?:csv|tsv|json)$", args.results):
+            raise ConfigError(
+                "--results: a directory is wanted, without places: see --joblog, too"
+            )
         if args.onall and args.map:
             raise ConfigError("--map has hosts of its own: --onall does not go with it")
         if (args.onall or args.nonall) and not (args.servers or args.sshloginfile):
             raise ConfigError("--onall and --nonall need hosts: -S")
+
+    def _of_blocks(self) -> Iterator[Row]:
+        """Yield a value, which is none, for each block of input, which is there until the next."""
+        args = self._args
+        end = args.recend if args.recend is not None else "" if args.recstart else "\n"
+        blocks = Blocks(
+            size=args.block,
+            records=args.max_replace_args or args.max_args,
+            ends=args.max_lines or 1,
+            end=os.fsencode(end),
+            start=os.fsencode(args.recstart or ""),
+            is_bare=args.rrs,
+            header=args.header,
+        )
+        for file in args.arg_file or ["-"]:
+            with contextlib.ExitStack() as closing:
+                source = sys.stdin.buffer
+                if file != "-":
+                    source = closing.enter_context(Path(file).open("rb"))
+                for self._stdin in blocks.read(source):
+                    yield ("",)
 
     def _of_map(self) -> list[Row]:
         items = [item for item in DataMap.load(self._args.map) if not item.skip]
@@ -103,7 +140,7 @@ class Plan:
             trim=(args.trim or ("lr" if args.colsep and not args.csv else "n")).replace("n", ""),
             stop=args.E,
             leave_empty=args.no_run_if_empty,
-            has_header=bool(args.header),
+            has_header=args.header > 0,
             is_linked=args.link,
         )
 
@@ -111,7 +148,7 @@ class Plan:
         args = self._args
         if not words:  # the values are commands
             return None
-        gets_none = args.nonall or 0 in (args.max_replace_args, args.max_args)
+        gets_none = args.nonall or args.pipe or 0 in (args.max_replace_args, args.max_args)
         how: dict[str, Any] = {
             "names": self._names,
             "more": args.plus,
@@ -123,7 +160,10 @@ class Plan:
     def _groups(self, rows: Iterable[Row]) -> Iterator[list[Row]]:
         """Yield the values of each command."""
         args = self._args
-        most = args.max_args if args.max_replace_args is None else args.max_replace_args
+        if args.pipe:
+            return in_groups(rows, 1)
+        most = args.max_args if args.max_lines is None else args.max_lines
+        most = most if args.max_replace_args is None else args.max_replace_args
         if self._template is not None and (args.X or args.many or args.xargs or args.max_chars):
             room = ROOM if args.max_chars is None else min(args.max_chars - 1, ROOM)
             slots = 1 if args.xargs else self._slots() or usable_cpus()
@@ -162,7 +202,7 @@ class Plan:
         count = getattr(self, "total", None) or 0
         if args.X:
             return self._template.fill_words(group, number, count=count)
-        least = args.max_replace_args or args.max_args or 0
+        least = args.max_replace_args or args.max_args or args.max_lines or 0
         least = 1 << 20 if args.colsep or args.csv else least
         return self._template.fill(values, number, count=count, least=least)
 
@@ -196,6 +236,7 @@ class Plan:
                 },
                 nice=args.nice,
                 transfer=self._transfer(values, number),
+                stdin=self._stdin,
             )
             tag = self._named(args.tagstring, values, number) if args.tagstring else None
             if tag is None:

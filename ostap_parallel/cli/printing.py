@@ -36,6 +36,7 @@ class Printer:
     def __init__(self, args: argparse.Namespace) -> None:
         self._live, self._ordered = args.line_buffer, args.keep_order
         self._tag, self._tells = bool(args.tag or args.tagstring), args.tell
+        self._prints_commands = args.prints_commands
         # A progress bar has to know of what goes to its terminal.
         self._as_text = args.progress and sys.stdout.isatty()
         self._tags: dict[int, str] = {}
@@ -49,6 +50,8 @@ class Printer:
                 self._tags[number] = tag
             if self._tells:
                 print(command, file=sys.stderr)
+            if self._prints_commands and self._live:
+                self._print_command(number, command)
             yield command
 
     def hear(self, host: str, event: Mapping[str, Any]) -> None:
@@ -78,6 +81,8 @@ class Printer:
 
     def _show(self, done: Done) -> None:
         if not self._live and not done.is_skipped:
+            if self._prints_commands:
+                self._print_command(done.number, done.command)
             if done.files:
                 for path, is_error in zip(done.files, (False, True), strict=True):
                     with path.open("rb") as file:
@@ -88,6 +93,10 @@ class Printer:
                         self._print(done.number, io.BytesIO(data), is_error)
         if (done.error and not done.status) or done.timed_out:
             print(f"ostap-parallel do: {done.command}: {done.reason()}", file=sys.stderr)
+
+    def _print_command(self, number: int, command: Command) -> None:
+        text = f"{command}\n".encode("utf-8", "surrogateescape")
+        self._print(number, io.BytesIO(text), False)
 
     def _print(self, number: int, file: IO[bytes], is_error: bool) -> None:
         stream = sys.stderr if is_error else sys.stdout

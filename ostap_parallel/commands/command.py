@@ -30,6 +30,9 @@ _PLAIN = re.compile(
 
 LAST_LINES = 10
 
+# Bytes of input of commands that are read ahead, and sent, several at a time.
+LITTLE = 1 << 14
+
 
 @dataclass(frozen=True)
 class Command:
@@ -103,6 +106,11 @@ class Command:
     def pinned(self) -> frozenset[str]:
         """The hosts that it must run on; empty: any."""
         return frozenset([*self.hosts, *([self.host] if self.host else [])])
+
+    @property
+    def is_light(self) -> bool:
+        """Whether it reads little, and no file."""
+        return not isinstance(self.stdin, PurePath) and len(self.stdin or "") <= LITTLE
 
     @property
     def label(self) -> str:

@@ -183,8 +183,11 @@ def _reading(commands: Iterable[Any], wake: Callable[[], object]) -> Iterator[It
     reader = Reader(commands, wake)
 
     def read() -> Iterator[Any]:
-        while found := list(reader.take(AT_ONCE)):
+        count = 1
+        while found := list(reader.take(count)):
             yield from found
+            are_light = all(getattr(command, "is_light", True) for command in found)
+            count = AT_ONCE if are_light else 1
 
     try:
         yield read()

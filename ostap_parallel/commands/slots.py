@@ -8,7 +8,6 @@ import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import PurePath
 from typing import Any
 
 from ostap_parallel.commands.command import Command, Done
@@ -88,7 +87,7 @@ class Job:
         """Whether it may go to its host together with others."""
         command = self.command
         is_one = command.cores == 1 and command.transfer is None and command.arguments is None
-        return is_one and not self.tries and not isinstance(command.stdin, PurePath)
+        return is_one and not self.tries and command.is_light
 
     def waits_for(self, label: str | None) -> bool:
         """Return whether it waits for a host, or for any."""

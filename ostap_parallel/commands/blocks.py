@@ -1,0 +1,82 @@
+"""Blocks of whole records, for the standard input of commands, as GNU parallel's ``--pipe``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import IO
+
+# Bytes that are read at a time where records are counted.
+AT_ONCE = 1 << 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blocks:
+    """How input is cut.
+
+    Attributes
+    ----------
+    size
+        Bytes of a block, at most unless a record has more; it ends with one that is whole.
+    records
+        How many records a block has, in place of a size.
+    ends
+        How many of the texts below a record has, as that many lines.
+    end, start
+        What a record ends with, and what the next one begins with.
+    is_bare
+        Whether these are left out.
+    header
+        Lines at the beginning that each block begins with.
+    """
+
+    size: int = 1 << 20
+    records: int | None = None
+    ends: int = 1
+    end: bytes = b"\n"
+    start: bytes = b""
+    is_bare: bool = False
+    header: int = 0
+
+    def read(self, file: IO[bytes]) -> Iterator[bytes]:
+        """Yield the blocks of a file."""
+        header = b"".join(file.readline() for _ in range(self.header))
+        rest = b""
+        while data := file.read(self._wanted(len(rest))):
+            rest += data
+            while cut := self._cut(rest):
+                yield header + self._bare(rest[:cut])
+                rest = rest[cut:]
+                if self.records is None:
+                    break
+        if rest:
+            yield header + self._bare(rest)
+
+    def _wanted(self, there: int) -> int:
+        """Return how many bytes to read, where so many are left of the last ones."""
+        if self.records is not None:
+            return AT_ONCE
+        return self.size - there if there < self.size else self.size
+
+    def _cut(self, data: bytes) -> int:
+        """Return where the first block of some data ends; 0 if that cannot be known yet."""
+        border = self.end + self.start
+        if not border:
+            return len(data)
+        if self.records is None and self.ends == 1:
+            place = data.rfind(border)
+            return place + len(self.end) if place >= 0 else 0
+        wanted = (self.records or 1) * self.ends
+        found = re.finditer(re.escape(border), data)
+        places = [match.start() + len(self.end) for match in found if match.start()]
+        if self.records is None:
+            wanted *= len(places) // wanted
+        return places[wanted - 1] if 0 < wanted <= len(places) else 0
+
+    def _bare(self, block: bytes) -> bytes:
+        if not self.is_bare:
+            return block
+        if self.end + self.start:
+            block = block.replace(self.end + self.start, b"")
+        return block.removeprefix(self.start).removesuffix(self.end)
