@@ -45,6 +45,7 @@ CASES = [
     ("-k --pipe -N1 'cat; exit 3'", b"1\n2\n", b"1\n2\n", 2),
     ("-k -v echo {} ::: 'a b' c", b"", b"echo 'a b'\na b\necho c\nc\n", 0),
     ("-k -v --tag echo ::: a", b"", b"a\techo a\na\ta\n", 0),
+    ("--retries 0 'echo {} >> r; test $(wc -l < r) = 3' ::: a", b"", b"", 0),
     ("-k -N0 echo hi ::: 1 2", b"", b"hi\nhi\n", 0),
     ("-k --tag echo '{1}{2}' ::: a b ::: 1 2", b"", b"a 1\ta1\na 2\ta2\nb 1\tb1\nb 2\tb2\n", 0),
     ("-k --tag -N2 echo ::: a b c", b"", b"a b\ta b\nc\tc\n", 0),
@@ -216,6 +217,15 @@ def test_the_log_of_jobs(run, tmp_path):
     assert logs[0][0] == logs[1][0]
     # The peer counts standard output alone.
     assert [row[5:] for row in logs[0][1]] == [row[5:] for row in logs[1][1]]
+
+
+@pytest.mark.slow
+def test_the_log_of_jobs_of_several_runs(run, tmp_path):
+    words = ["-k", "--joblog", "+log", "echo", ":::", "a", "b"]
+    assert [run(DO, words, b"")[1] for _ in range(3)] == [b"a\nb\n"] * 3
+    head, *lines = (tmp_path / "log").read_text().splitlines()
+    assert head.startswith("Seq\t")
+    assert sorted(line.split("\t")[0] for line in lines) == ["1"] * 3 + ["2"] * 3
 
 
 @pytest.mark.slow

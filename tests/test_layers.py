@@ -46,6 +46,7 @@ DOORS = {
     "batch": {""},
     "commands": {
         *(
+            "blocks",
             "command",
             "core",
             "halting",

@@ -78,8 +78,8 @@ def _run(plan: Plan, args: argparse.Namespace) -> int:
             max_per_node=plan.slots,
             results=args.results,
             overflow=overflow,
-            joblog=args.joblog,
-            resume="failed" if args.resume_failed else args.resume,
+            joblog=args.joblog and args.joblog.removeprefix("+"),
+            resume=_resume(args),
             halt=halt,
             delay=args.delay,
             percent=args.timeout[1],
@@ -97,6 +97,12 @@ def _run(plan: Plan, args: argparse.Namespace) -> int:
         text = f"{halt.reached.command}: {halt.reached.reason() or 'it has ended well'}"
         print(f"ostap-parallel do: no more commands are run: {text}", file=sys.stderr)
     return halt.status
+
+
+def _resume(args: argparse.Namespace) -> bool | str:
+    if args.resume or args.resume_failed:
+        return "failed" if args.resume_failed else True
+    return "append" if (args.joblog or "").startswith("+") else False
 
 
 def _title(words: list[str]) -> str:

@@ -208,14 +208,15 @@ def _add_output(add: Callable[..., object]) -> None:
 
 
 def _add_course(add: Callable[..., object]) -> None:
-    add("--joblog", metavar="FILE", help="a file with a line for each command that has ended")
+    text = "a file with a line for each command that has ended; +FILE: behind those that are there"
+    add("--joblog", metavar="FILE", help=text)
     add("--resume", action="store_true", help="leave out what is in the job log")
     text = "leave out what has ended well by the job log"
     add("--resume-failed", action="store_true", help=text)
     text = "now or soon,fail or success or done=N or N%%: stop early"
     add("--halt", "--halt-on-error", metavar="WHEN", default="never", help=text)
-    text = "run what fails N times at most, elsewhere if that is possible"
-    add("--retries", metavar="N", type=_positive, default=1, help=text)
+    text = "run what fails N times at most, 0: until it ends well, elsewhere if that is possible"
+    add("--retries", metavar="N", type=_count, default=1, help=text)
     text = "end a command that takes longer: 90, 1.5m, 2h; or N%% of the median of the others"
     add("--timeout", metavar="TIME", type=_limit, default=(None, None), help=text)
     text = "time between two commands that begin"

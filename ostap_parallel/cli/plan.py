@@ -224,7 +224,7 @@ class Plan:
                 host=self.pinned[number - 1] if self.pinned else None,
                 directory=self._directory(number),
                 timeout=args.timeout[0],
-                retries=args.retries - 1,
+                retries=(args.retries or sys.maxsize) - 1,
                 name=str(number),
                 variables={
                     **inherited,

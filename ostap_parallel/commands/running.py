@@ -99,7 +99,8 @@ def run_as_completed(
         A directory for what they print: ``<number>/stdout`` and ``<number>/stderr``, all of it.
     joblog, resume
         A file with a line for each that has ended, as GNU parallel's. With ``resume=True`` those
-        that are in it are not run again; with ``"failed"`` those that have failed are.
+        that are in it are not run again; with ``"failed"`` those that have failed are; with
+            ``"append"`` all run, and their lines come behind those that are there.
     halt
         When to stop early, see `Halt`.
     delay
@@ -261,7 +262,7 @@ def _past(
             raise ConfigError("resume needs a joblog")
         return None, {}
     log = Path(joblog)
-    return log, joblogs.read(log) if resume else {}
+    return log, joblogs.read(log) if resume and resume != "append" else {}
 
 
 def _unless_past(
