@@ -93,3 +93,47 @@ def test_owners_that_are_deleted_last_may_close_what_they_own(tmp_path):
         timeout=120,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+IN_DAEMONS = """\
+import threading, time
+from ostap_parallel import Executor, Pool, WorkManager, futures
+
+def work(x):
+    with open(f"begun-{x}", "w"):
+        time.sleep(1000)
+
+def pool():
+    with Pool(1) as workers:
+        workers.map(work, ["pool"])
+
+def executor():
+    with Executor(1) as workers:
+        workers.submit(work, "executor").result()
+
+def manager():
+    with WorkManager(1, silent=True) as workers:
+        workers.process(work, ["manager"])
+
+def others():
+    list(futures.map(work, ["others"]))
+
+threading.Thread(target=%s, daemon=True).start()
+while not pathlib.Path("begun-%s").exists():
+    time.sleep(0.01)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("face", ["pool", "executor", "manager", "others"])
+def test_daemon_threads_that_wait_end_silently(tmp_path, face):
+    (tmp_path / "program.py").write_text("import pathlib\n" + IN_DAEMONS % (face, face))
+    done = subprocess.run(
+        [sys.executable, "program.py"],
+        cwd=tmp_path,
+        env=functions.script_environ(OSTAP_PPSERVERS=""),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

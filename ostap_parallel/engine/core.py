@@ -38,6 +38,22 @@ def check_open(closed: threading.Event, finalizer: Any) -> None:
         raise RuntimeError(SHUT_DOWN if threading.main_thread().is_alive() else AT_EXIT)
 
 
+def let_daemons_go() -> None:
+    """If the program ends, have its daemon threads end silently: what they wait for fails now.
+
+    The interpreter ends them in a moment, without a word, wherever they are.
+    """
+    if threading.main_thread().is_alive():
+        return
+    before = threading.excepthook
+
+    def tell(args: threading.ExceptHookArgs) -> None:
+        if args.thread is None or not args.thread.daemon:
+            before(args)
+
+    threading.excepthook = tell
+
+
 @contextlib.contextmanager
 def starting() -> Iterator[None]:
     """Have what the system refuses in the block tell of the limit that it is about."""

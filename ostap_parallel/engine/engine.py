@@ -27,7 +27,7 @@ from ostap_parallel.engine.backend import (
     read_result,
     settle,
 )
-from ostap_parallel.engine.core import LOCAL, SHUT_DOWN, Core, check_open
+from ostap_parallel.engine.core import LOCAL, SHUT_DOWN, Core, check_open, let_daemons_go
 from ostap_parallel.engine.fitness import Fitness
 from ostap_parallel.engine.future import Future, weak
 from ostap_parallel.engine.retries import Attempts, Limits
@@ -551,6 +551,7 @@ def _close(pid: int, core: Core, supervisor: Supervisor, loans: Lender) -> None:
     """Close what an executor owns; a function, so that a forgotten executor can be collected."""
     if os.getpid() != pid:  # a fork that exits: nothing of this is its own
         return
+    let_daemons_go()
     with contextlib.ExitStack() as closing:  # each, from the last, whatever becomes of the others
         for step in supervisor.close, core.close, loans.close, supervisor.hang_up:
             closing.callback(step)

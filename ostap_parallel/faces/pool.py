@@ -21,6 +21,7 @@ from multiprocessing.pool import CLOSE, INIT, RUN, TERMINATE
 from typing import TYPE_CHECKING, Any
 
 from ostap_parallel.engine.backend import Backend
+from ostap_parallel.engine.core import let_daemons_go
 from ostap_parallel.engine.foreign import backend_of
 from ostap_parallel.faces.executor import Executor
 from ostap_parallel.logs import logger_of
@@ -516,6 +517,7 @@ def _end(
     under_way: dict[Future[Any], Stop], owned: Executor | None, callbacks: ThreadPoolExecutor
 ) -> None:
     """End what a pool owns; a function, so that a forgotten pool can be collected."""
+    let_daemons_go()
     for stop in reversed(list(under_way.values())):  # so that none begins as another ends
         stop()
     if owned is not None:
