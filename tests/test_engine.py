@@ -339,7 +339,7 @@ class TestInterrupting:
     def test_a_job_that_a_worker_has_not_begun_is_interrupted(self, tmp_path):
         core = Core(1, lambda host, event: None)
         try:
-            (pid,) = core.pids()
+            (pid,) = (one.pid for one in core.processes())
             os.kill(pid, signal.SIGSTOP)  # so that it cannot begin
             results = queue.SimpleQueue()
             call = serialize.dumps(execute.Call(time.sleep))
@@ -357,14 +357,18 @@ class TestInterrupting:
             future = manager.executor.submit(time.sleep, 60)
             core = core_of(manager)
             wait_until(lambda: list(core.queue.running()), PATIENCE, "the job to be sent")
-            (pid,) = core.pids()
+            (pid,) = (one.pid for one in core.processes())
             os.kill(pid, signal.SIGKILL)
-            wait_until(lambda: core.pids() != [pid], PATIENCE, "the next process")
+            wait_until(
+                lambda: [one.pid for one in core.processes()] != [pid],
+                PATIENCE,
+                "the next process",
+            )
             while list(core.queue.running()) or not future.done():  # it may be tried again
                 manager.executor.interrupt()
                 time.sleep(0.001)
             assert manager.process(abs, [-1]) == [1]
-            assert len(core.pids()) == 1
+            assert len(core.processes()) == 1
         assert "KeyboardInterrupt" not in capfd.readouterr().err
 
     @pytest.mark.slow

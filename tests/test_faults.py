@@ -818,7 +818,7 @@ class TestServers:
         core = Core(1, lambda host, event: None)
         try:
             monkeypatch.setattr(local.Worker, "_open", refuse)
-            os.kill(core.pids()[0], signal.SIGKILL)
+            os.kill(core.processes()[0].pid, signal.SIGKILL)
             wait_until(lambda: not core.ncpus, PATIENCE, "no worker is left")
             results = queue.SimpleQueue()
             core.add(Job(b"", b"", results.put))

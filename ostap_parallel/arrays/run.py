@@ -9,7 +9,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import replace
 from pathlib import Path
@@ -86,7 +86,6 @@ class Run:
         self._latest: dict[int, int] = {}  # by item: the last chunk it is in, unless the first
         self._outcomes: dict[int, tuple[int, Outcome]] = {}  # with the chunk
         self._done: dict[int, tuple[int, Outcome]] = {}  # by chunk: of items that are not kept
-        self._early: dict[int, Outcome] = {}  # of items whose chunks have not ended
         self._fresh: list[int] = []  # items of which somebody is to be told
         self._stopping = self._submitter.stopping
         self._watcher: Watcher | None = None
@@ -135,7 +134,6 @@ class Run:
             if self._latest.get(index, -1) < number:
                 self._latest[index] = number
                 self._outcomes.pop(index, None)
-                self._early.pop(index, None)
 
     def _chunk_of(self, index: int) -> int:
         return self._latest.get(index, index // self.settings.size)
@@ -149,24 +147,12 @@ class Run:
         records, verdict.records = verdict.records, {}  # each has its outcome: there may be many
         for index, record in records.items():
             if self._chunk_of(index) <= number:
-                early = index in self._early
-                outcome = self._early.pop(index) if early else outcome_of(record)
-                self._outcomes[index] = number, outcome
+                self._outcomes[index] = number, outcome_of(record)
                 self._fresh.append(index)
         for index, reason in verdict.failed.items():
             if self._chunk_of(index) <= number:
                 self._outcomes[index] = number, failure_of(index, reason, header.attempt)
                 self._fresh.append(index)
-
-    def _take_early(self, news: Mapping[int, Iterable[Record]]) -> None:
-        """Take in what items have returned whose chunks have not ended."""
-        for number, records in news.items():
-            for record in records:
-                index = record.index
-                is_new = self._chunk_of(index) == number and index not in self._outcomes
-                if record.ok and is_new and index not in self._early:
-                    self._early[index] = outcome_of(record)
-                    self._fresh.append(index)
 
     def _missing_again(self) -> list[tuple[int, int]]:
         """Write the chunks of what is to be begun again; return them with their attempts."""
@@ -230,7 +216,7 @@ class Run:
     ) -> Generator[Outcome, None, None]:
         """Yield outcomes until there are all, or until a time of ``time.monotonic``."""
         self._refresh()
-        self._fresh = sorted({*self._outcomes, *self._early})
+        self._fresh = sorted(self._outcomes)
         given, left_over = bytearray(self.total), self.total
         with contextlib.ExitStack() as stack:
             is_leader = self._lead(stack)
@@ -243,11 +229,10 @@ class Run:
             while True:
                 fresh, self._fresh = self._fresh, []
                 for index in fresh:
-                    outcome = self._outcome(index, keep)
                     if not given[index]:
                         given[index], left_over = True, left_over - 1
-                        yield outcome
-                if not left_over and self.is_done:
+                        yield self._outcome(index, keep)
+                if not left_over:
                     return
                 if self._stopping.is_set() or self.is_cancelled:
                     raise CancelledError("the run was cancelled")
@@ -259,7 +244,6 @@ class Run:
                     return
                 for number, told in watcher.news(left).items():
                     self._take(number, told)
-                self._take_early(watcher.early())
                 if is_leader:
                     self._submit(watcher, self._missing_again())
                 if time.monotonic() > next_look:
@@ -268,10 +252,6 @@ class Run:
 
     def _outcome(self, index: int, keep: bool) -> Outcome:
         """Return what became of an item; only that it is done is known then, unless it is kept."""
-        if (early := self._early.get(index)) is not None:
-            if not keep:
-                self._early[index] = _DONE
-            return early
         number, outcome = self._outcomes[index]
         if not keep and outcome.error is None:
             self._outcomes[index] = self._done.setdefault(number, (number, _DONE))
@@ -285,8 +265,7 @@ class Run:
         kept, self._kept = self._kept, None
         if kept is not None and is_leader:
             return kept
-        scheduler, timing = self.settings.scheduler(), (self._polling, self._grace)
-        watcher = Watcher(self._layout, scheduler, *timing, item_by_item=True)
+        watcher = Watcher(self._layout, self.settings.scheduler(), self._polling, self._grace)
         weakref.finalize(self, watcher.close)
         return watcher
 

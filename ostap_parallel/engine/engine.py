@@ -34,7 +34,7 @@ from ostap_parallel.engine.retries import Attempts, Limits
 from ostap_parallel.errors import ConfigError, SerializeError, ServersUnavailable
 from ostap_parallel.lending.lender import Lender
 from ostap_parallel.machine.handle import Handle
-from ostap_parallel.machine.jobs import Job, deferring_interrupts
+from ostap_parallel.machine.jobs import Job
 from ostap_parallel.objects import serialize, settings
 from ostap_parallel.supply.source import HostStatus
 from ostap_parallel.supply.sources import sources_of
@@ -392,9 +392,7 @@ class Engine(Backend):
         self._alarm.cancel()
 
     def _new_future(self) -> Future[Any]:
-        future: Future[Any] = Future(self._interrupt)
-        future.add_done_callback(_tell_cancelled)
-        return future
+        return Future(self._interrupt, self._core.visits.wait)
 
     def _insert(
         self,
@@ -426,12 +424,11 @@ class Engine(Backend):
             hosts=hosts,
             is_short=is_short,
         )
-        with deferring_interrupts():
-            with self._lock:
-                before = self._jobs.get(future)
-                job.is_interrupted = before is not None and before.is_interrupted
-                self._jobs[future] = job
-            self._core.add(job)
+        with self._lock:
+            before = self._jobs.get(future)
+            job.is_interrupted = before is not None and before.is_interrupted
+            self._jobs[future] = future.job = job
+        self._core.add(job)
         if hosts is not None:
             self._give_up_pinned()
         if not self.ncpus:
@@ -534,12 +531,6 @@ def _check(secret: str | None, tasks_per_worker: Any) -> None:
 
 def _log_level() -> int:
     return logging.getLogger().level
-
-
-def _tell_cancelled(future: AnyFuture) -> None:
-    """Wake who waits for a future that was cancelled: `Future.cancel` itself does not."""
-    if future.cancelled():
-        future.set_running_or_notify_cancel()
 
 
 def _cancel(future: Future[Any]) -> None:

@@ -151,7 +151,6 @@ class Executor(concurrent.futures.Executor):
         self._broken: InitializerError | None = None
         self._watches_initializer = watches_initializer
         self._lock = threading.Lock()
-        self._calls: weakref.WeakSet[Future[Any]] = weakref.WeakSet()
 
     @cached_property
     def _told(self) -> Calls:
@@ -257,7 +256,6 @@ class Executor(concurrent.futures.Executor):
             failed.set_exception(exc)
             return failed
         with self._lock:
-            self._calls.add(future)
             told = self._told
         told.add(future, fn)
         if self._watches_initializer:
@@ -313,7 +311,7 @@ class Executor(concurrent.futures.Executor):
         if cancel_futures:
             for run in list(_runs_of(self).values()):
                 run.cancel()
-            for future in self._pending():
+            for future in self._told.pending():
                 future.cancel()
         if wait:
             self._end()
@@ -332,13 +330,9 @@ class Executor(concurrent.futures.Executor):
 
     def _end(self) -> None:
         try:
-            concurrent.futures.wait([*_runs_of(self), *self._pending()])
+            concurrent.futures.wait([*_runs_of(self), *self._told.pending()])
         finally:
             self.close()
-
-    def _pending(self) -> list[Future[Any]]:
-        with self._lock:
-            return [future for future in self._calls if not future.done()]
 
     def _check_open(self) -> None:
         if not self._is_open:

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import concurrent.futures
 import functools
-import itertools
 import logging
-import math
 import multiprocessing.pool
 import os
-import threading
 import warnings
 import weakref
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Generator, Iterable, Mapping, Sized
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
@@ -24,13 +20,14 @@ from ostap_parallel.engine.backend import Backend
 from ostap_parallel.engine.core import let_daemons_go
 from ostap_parallel.engine.foreign import backend_of
 from ostap_parallel.faces.executor import Executor
+from ostap_parallel.faces.lazy import Source, in_thread
 from ostap_parallel.logs import logger_of
 from ostap_parallel.runs.checks import check_callable
 from ostap_parallel.runs.display import title_of
-from ostap_parallel.runs.outcome import Batch, Outcome
-from ostap_parallel.runs.run import PAUSE, Run
+from ostap_parallel.runs.outcome import Batch
+from ostap_parallel.runs.run import Run
 from ostap_parallel.runs.snapshot import told
-from ostap_parallel.runs.stream import AHEAD, Stream
+from ostap_parallel.runs.stream import Stream
 from ostap_parallel.runs.tally import Tally
 from ostap_parallel.worker import calls, standin
 from ostap_parallel.worker.execute import Call
@@ -235,6 +232,27 @@ class Pool(multiprocessing.pool.Pool):
     def _repopulate_pool(self) -> None:
         """Do nothing, as workers that have ended are replaced at once."""
 
+    def apply(self, func: Function, args: Iterable[Any] = (), kwds: Mapping[str, Any] = {}) -> Any:
+        """Call a function on a worker and return what it returns, or raise what it raises."""
+        self._check_running()
+        future = _submit(self.backend, func, args, kwds)
+        stop = functools.partial(self.backend.give_up, [future])
+        self._under_way[future] = stop
+        if self.tally is not None:
+            future.add_done_callback(self.tally.hear)
+        try:
+            error = future.exception()
+        except CancelledError:
+            error = CancelledError(TERMINATED)
+        except BaseException:
+            future.add_done_callback(self._under_way.pop)
+            stop()
+            raise
+        del self._under_way[future]
+        if error is not None:  # `Future.result` asks for its truth
+            raise error
+        return future.result()
+
     def apply_async(  # type: ignore[override]
         self,
         func: Function,
@@ -280,7 +298,7 @@ class Pool(multiprocessing.pool.Pool):
         """Take no more work; the workers end when all is done."""
         if self._state == RUN:
             self._state = CLOSE
-            self._closing = _in_thread(_finish, self._under_way, self._terminate)
+            self._closing = in_thread(_finish, self._under_way, self._terminate)
 
     def terminate(self) -> None:
         """Stop all work and end the workers."""
@@ -314,7 +332,7 @@ class Pool(multiprocessing.pool.Pool):
             func = functools.partial(calls.spread, func)
         run = self._run(func, _sized(iterable), chunksize)
         return self._result(
-            _in_thread(_collect, run, title_of(func)), run.cancel, callback, error_callback
+            in_thread(_collect, run, title_of(func)), run.cancel, callback, error_callback
         )
 
     def _map_here(
@@ -351,12 +369,10 @@ class Pool(multiprocessing.pool.Pool):
         self, func: Function, iterable: Iterable[Any], chunksize: int | None, ordered: bool
     ) -> Stream:
         # what has a length may be lazy all the same: a progress bar around a generator
-        source = (
-            iterable if hasattr(iterable, "__getitem__") else _Source(iterable, chunksize or 1)
-        )
+        source = iterable if hasattr(iterable, "__getitem__") else Source(iterable, chunksize or 1)
         run = self._run(func, source, chunksize, ordered)
         arrivals = told(run, title_of(func))
-        if isinstance(source, _Source):
+        if isinstance(source, Source):
             source.wake, arrivals = run.wake, source.follow(arrivals)
         stream = Stream(arrivals, run.cancel, self)
         self._streams.add(stream)
@@ -385,68 +401,6 @@ standin.register(Pool)
 def _check_callbacks(callback: Any, error_callback: Any) -> None:
     check_callable("callback", callback)
     check_callable("error_callback", error_callback)
-
-
-class _Source:
-    """An input that a thread reads: results come though the next item does not.
-
-    Its error comes after the results of the chunks that it gave before.
-    """
-
-    def __init__(self, iterable: Iterable[Any], chunksize: int) -> None:
-        self.wake: Callable[[], None] = lambda: None
-        self._chunksize = chunksize
-        self._iterator = iter(iterable)
-        self._held: deque[Any] = deque()
-        self._changed = threading.Condition()
-        self._room: float = AHEAD
-        self._is_awaited = self._is_read = False
-        self._error: BaseException | None = None
-
-    def __iter__(self) -> Iterator[Any]:
-        _in_thread(self._read)
-        while True:
-            with self._changed:
-                if self._held:
-                    item = self._held.popleft()
-                    self._changed.notify()
-                elif self._is_read:
-                    return
-                else:
-                    item, self._is_awaited = PAUSE, True
-            yield item
-
-    def _read(self) -> None:
-        try:
-            while chunk := list(itertools.islice(self._iterator, self._chunksize)):
-                with self._changed:
-                    self._changed.wait_for(lambda: len(self._held) < self._room)
-                    self._held.extend(chunk)
-                self._tell()
-                if self._room == math.inf:
-                    return
-        except BaseException as exc:
-            self._error = exc
-        with self._changed:
-            self._is_read = True
-        self._tell()
-
-    def _tell(self) -> None:
-        if self._is_awaited:
-            self._is_awaited = False
-            self.wake()
-
-    def follow(
-        self, arrivals: Generator[Batch | Outcome, None, None]
-    ) -> Generator[Batch | Outcome, None, None]:
-        try:
-            yield from arrivals
-        finally:
-            with self._changed:
-                self._room = math.inf
-                self._changed.notify()
-        if self._error is not None:
-            raise self._error
 
 
 def _sized(iterable: Iterable[Any]) -> Iterable[Any]:
@@ -480,20 +434,6 @@ def _submit(
         future: Future[Any] = Future()
         future.set_exception(exc)
         return future
-
-
-def _in_thread(function: Callable[..., Any], *args: Any) -> Future[Any]:
-    """Call a function in a thread that does not keep the interpreter from exiting."""
-    future: Future[Any] = Future()
-
-    def work() -> None:
-        try:
-            future.set_result(function(*args))
-        except BaseException as exc:
-            future.set_exception(exc)
-
-    threading.Thread(target=work, name="pool", daemon=True).start()
-    return future
 
 
 def _deliver(callbacks: ThreadPoolExecutor, result: AsyncResult, done: Future[Any]) -> None:

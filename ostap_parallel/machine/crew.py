@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ostap_parallel.logs import logger_of
+from ostap_parallel.machine.channel import Channel
 from ostap_parallel.machine.handle import Handle
 from ostap_parallel.machine.jobs import Job, Machine, Queue
 from ostap_parallel.machine.local import OVERDUE, Worker
@@ -178,7 +179,7 @@ class Crew(Machine):
         """Have a free worker do a job."""
         worker = next(iter(self._free))
         del self._free[worker]
-        worker.job = job
+        worker.job, job.worker = job, worker
         chunk = job.chunk
         if job.blob or job.modules:
             location = job.blob.location if job.blob else ""
@@ -249,9 +250,13 @@ class Crew(Machine):
     def _signal_later(self, seconds: float, job: Job, number: int) -> None:
         self._loop.call_later(seconds, lambda: self.signal(job, number))
 
+    def line(self, job: Job) -> Channel | None:
+        """Return the connection to the worker of a job."""
+        return next((worker.channel for worker in self._with(job)), None)
+
     def _with(self, job: Job) -> list[Worker]:
-        workers = (*self._workers, *self._leaving)
-        return [worker for worker in workers if worker.job is job]
+        worker: Worker | None = job.worker
+        return [worker] if worker is not None and worker.job is job else []
 
     # -- ends
 

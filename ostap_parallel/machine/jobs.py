@@ -13,6 +13,7 @@ from threading import get_ident, main_thread
 from types import FrameType
 from typing import Any
 
+from ostap_parallel.machine.channel import Channel
 from ostap_parallel.machine.loop import Loop
 from ostap_parallel.machine.usage import Doing
 from ostap_parallel.worker.chunk import INTERRUPTED, Lost, pack_result
@@ -48,6 +49,8 @@ class Job:
         Where it runs, once it has begun.
     begun
         When that was, by `time.monotonic`.
+    worker
+        What the machine knows of the one that does it, if it is one of its own.
     is_interrupted
         Set by who gives it up.
     """
@@ -71,6 +74,7 @@ class Job:
         "modules",
         "number",
         "state",
+        "worker",
     )
 
     def __init__(
@@ -94,6 +98,7 @@ class Job:
         self.blob, self.modules = blob, modules
         self.hosts, self.is_short, self.if_free = hosts, is_short, if_free
         self.machine: Machine | None = None
+        self.worker: Any = None
         self.label = ""
         self.client: Any = None
         self.state = "new"
@@ -106,6 +111,7 @@ class Job:
         # not to wait for the garbage collector: those may refer to this
         self.blob = self.modules = self.is_wanted = self.ask = None
         self.call = self.chunk = b""
+        self.worker = None
         if deliver is not None:
             deliver(result)
 
@@ -150,6 +156,10 @@ class Machine(ABC):
     @abstractmethod
     def interrupt(self, jobs: Collection[Job], grace: float) -> None:
         """Interrupt jobs; a worker that has not come back after `grace` seconds is replaced."""
+
+    def line(self, job: Job) -> Channel | None:
+        """Return the connection to which the result of a job comes, if nothing of others does."""
+        return None
 
     def has_room(self) -> bool:
         """Return whether a worker is free."""
@@ -323,10 +333,13 @@ class deferring_interrupts:
     """Raise for Ctrl-C behind the body, which must not be left half done.
 
     Only the main thread is interrupted; and only by what Python code handles. No generator, as
-    each call goes through this.
+    each call goes through this. `tell` is called, within the body, when it has come.
     """
 
-    __slots__ = ("_handler", "_noted")
+    __slots__ = ("_handler", "_noted", "_tell")
+
+    def __init__(self, tell: Callable[[], object] | None = None) -> None:
+        self._tell = tell
 
     def __enter__(self) -> None:
         self._handler: Any = None
@@ -337,6 +350,8 @@ class deferring_interrupts:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._noted.append(number)
+        if self._tell is not None:
+            self._tell()
 
     def __exit__(self, *error: object) -> None:
         if self._handler is not None:

@@ -143,11 +143,9 @@ class Worker:
 
     def drain(self) -> None:
         """Pass on all that the process has printed by now."""
-        ready = {descriptor for descriptor, _ in self._printed.poll(0)}
-        for descriptor in self._pipes:
-            if descriptor in ready:  # to ask each costs more than most jobs' other overhead
-                self._keeper.output.read(descriptor)
-            self._keeper.output.end_chunk(descriptor)
+        for descriptor, _ in self._printed.poll(0):
+            self._keeper.output.read(descriptor)
+        self._keeper.output.end_chunk(self._pipes)
 
     def close(self) -> None:
         """Give back what was needed to talk to the process, and end what it has left behind."""

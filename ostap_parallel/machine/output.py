@@ -8,7 +8,7 @@ import os
 import selectors
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -108,18 +108,19 @@ class OutputReader:
                 self._pass_on(source)
         self._call_soon()
 
-    def end_chunk(self, descriptor: int) -> None:
-        """Take a last line that has no end; the next chunk may print as much as any."""
+    def end_chunk(self, descriptors: Iterable[int]) -> None:
+        """Take last lines that have no end; the next chunk may print as much as any."""
         with self._lock:
-            source = self._sources.get(descriptor)
-            if source is None or not source.size:
+            found = map(self._sources.get, descriptors)
+            if not (ended := [source for source in found if source is not None and source.size]):
                 return
-            dropped = source.end_chunk()
-            self._pass_on(source)
-            if dropped:
-                text = f"[{source.kind} of worker {source.pid}: {dropped} bytes more than the "
-                text += f"{MAX_OUTPUT} that a chunk may print were dropped]"
-                self._send({"kind": "stderr", "text": text, "pid": source.pid})
+            for source in ended:
+                dropped = source.end_chunk()
+                self._pass_on(source)
+                if dropped:
+                    text = f"[{source.kind} of worker {source.pid}: {dropped} bytes more than the "
+                    text += f"{MAX_OUTPUT} that a chunk may print were dropped]"
+                    self._send({"kind": "stderr", "text": text, "pid": source.pid})
         self._call_soon()
 
     def hand_on(self) -> None:
@@ -137,6 +138,13 @@ class OutputReader:
                     if notice:
                         text = "what worker %d printed or logged cannot be shown, in part at least"
                         logger.warning(text, event["pid"], exc_info=True)
+
+    def has_nothing(self) -> bool:
+        """Return whether the sink has had all that was taken so far."""
+        if not self._handing.acquire(blocking=False):  # it has something just now
+            return False
+        self._handing.release()
+        return not self._events
 
     def is_inside(self) -> bool:
         """Return whether this is the thread that reads."""

@@ -202,7 +202,7 @@ class Spawner:
         end(template)
         for descriptor in printed:
             self._output.read(descriptor)
-            self._output.end_chunk(descriptor)
+            self._output.end_chunk([descriptor])
             self._output.remove(descriptor)
 
     def own_processes(self) -> list[int]:

@@ -24,6 +24,8 @@ class _Known:
     of: ClassVar[tuple[int, str]] = 0, ""
     states: ClassVar[dict[str, Any]] = {}  # of each: its specification, which a load makes anew
     counts: ClassVar[dict[str, int]] = {}  # of reloads, by name
+    # what they were when somebody looked last
+    seen: ClassVar[list[tuple[str, ModuleType, Mapping[str, Any], Any]] | None] = None
     # What modules have had by their names, and somebody may still hold.
     held: ClassVar[dict[tuple[str, str], WeakSet[Any]]] = {}
 
@@ -34,19 +36,31 @@ def look() -> int:
     if of != _Known.of:
         _Known.of = of
         _Known.names = [name for name, one in list(sys.modules.items()) if _is_of_user(name, one)]
+        _Known.seen = None
     follows_files = "IPython.extensions.autoreload" in sys.modules  # it changes what is there
-    for name in _Known.names:
-        module = sys.modules.get(name)  # maybe another, where it was removed and imported again
-        if module is None or not issubclass(type(module), ModuleType):
-            continue
-        names = names_of(module)
-        spec = names.get("__spec__")
-        changed = _modified(str(names.get("__file__"))) if follows_files else 0
-        before = _Known.states.get(name, (spec, changed))
-        _Known.states[name] = spec, changed
-        if before[0] is not spec or before[1] != changed:
-            _Known.counts[name] = _Known.counts.get(name, 0) + 1
+    seen = _Known.seen
+    if follows_files or seen is None or not all(_is_known(*one) for one in seen):
+        _Known.seen = [one for name in _Known.names if (one := _see(name, follows_files))]
     return sum(_Known.counts.values())
+
+
+def _is_known(name: str, module: ModuleType, names: Mapping[str, Any], spec: Any) -> bool:
+    return sys.modules.get(name) is module and names.get("__spec__") is spec
+
+
+def _see(name: str, follows_file: bool) -> tuple[str, ModuleType, Mapping[str, Any], Any] | None:
+    """Count a module that has been loaded anew; return what it is now, if it is there."""
+    module = sys.modules.get(name)  # maybe another, where it was removed and imported again
+    if module is None or not issubclass(type(module), ModuleType):
+        return None
+    names = names_of(module)
+    spec = names.get("__spec__")
+    changed = _modified(str(names.get("__file__"))) if follows_file else 0
+    before = _Known.states.get(name, (spec, changed))
+    _Known.states[name] = spec, changed
+    if before[0] is not spec or before[1] != changed:
+        _Known.counts[name] = _Known.counts.get(name, 0) + 1
+    return name, module, names, spec
 
 
 def _modified(file: str) -> int:

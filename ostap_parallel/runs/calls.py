@@ -62,7 +62,7 @@ class Calls:
     @property
     def done(self) -> int:
         """Number of those that have ended."""
-        return self._count - len(self._pending())
+        return self._count - len(self.pending())
 
     @property
     def elapsed(self) -> float:
@@ -75,7 +75,7 @@ class Calls:
 
     def running(self) -> list[Running]:
         """Return what runs, the longest first."""
-        pending = self._pending()
+        pending = self.pending()
         found = []
         for future, place in self.backend.places(pending, ANSWER).items():
             number, name = pending[future]
@@ -85,11 +85,12 @@ class Calls:
 
     def look(self) -> dict[str, Any]:
         """Return what there is to tell; raises LookupError if that is nothing."""
-        if not self._pending():
+        if not self.pending():
             raise LookupError("no call is under way")
         return self._snapshots.look()
 
-    def _pending(self) -> dict[AnyFuture, tuple[int, str]]:
+    def pending(self) -> dict[AnyFuture, tuple[int, str]]:
+        """Return those that have not ended, with their numbers and names."""
         with self._lock:
             names = dict(self._names)
         return {future: name for future, name in names.items() if not future.done()}

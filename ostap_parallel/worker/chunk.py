@@ -20,6 +20,7 @@ import traceback
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,8 @@ INTERRUPTED = "it was interrupted"
 
 # Characters that are kept of an exception's text and of its traceback.
 MAX_TEXT = 100_000
+
+_OURS = Path(__file__).parent
 
 
 @dataclass
@@ -249,7 +252,11 @@ class Received:
         self.run, self.limit, self.settings, self.indices, self.items = pickle.load(file)
         self.goes_on = not self.run or self.run.startswith(_GOES_ON)
         self.is_broken = False
-        self._stream = serialize.Unpickler(file)
+        self._file = file
+
+    @cached_property
+    def _stream(self) -> Any:
+        return serialize.Unpickler(self._file)
 
     def read(self, packed: Any) -> Any:
         """Return an item, whose reading may run code of the user's."""
@@ -363,11 +370,9 @@ def _shorten(text: str) -> str:
 
 
 def _format_exception(exc: BaseException) -> Iterable[str]:
-    # The first frames are ours: of no use to the reader of a task's traceback. Where code was
-    # compiled it says that it is, wherever it was imported from.
-    ours = Path(_format_exception.__code__.co_filename).parent
+    # The first frames are ours: of no use to the reader of a task's traceback.
     tb = exc.__traceback__
-    while tb is not None and Path(tb.tb_frame.f_code.co_filename).parent == ours:
+    while tb is not None and Path(tb.tb_frame.f_code.co_filename).parent == _OURS:
         tb = tb.tb_next
     tb = tb or exc.__traceback__
     try:
