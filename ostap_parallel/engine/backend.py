@@ -236,13 +236,8 @@ def pack_function(call: Call) -> bytes:
     return packed
 
 
-def pack_laden(call: Call, blob: Blob | None, store: Store) -> tuple[bytes, Blob | None]:
-    """Return the message for a call, and the blob that goes with it.
-
-    Unless there is one already, it is that of large arrays, which travel to each host once so.
-    """
-    if blob is not None:
-        return pack_function(call), blob
+def pack_laden(call: Call, store: Store) -> tuple[bytes, Blob | None]:
+    """Return the message for a call, and the blob of its large arrays, which hosts get once."""
     with aside.take() as taken:
         packed = pack_function(call)
     if not taken.arrays:

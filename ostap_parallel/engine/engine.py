@@ -253,13 +253,14 @@ class Engine(Backend):
 
     def open(self, call: Call) -> Submit:
         """Pack a call for workers, and see to it that they find what it needs."""
-        blob = None
+        shared = None
         if call.shared is not None:
-            where, blob = self._share(Packed(call.shared))
+            where, shared = self._share(Packed(call.shared))
             call = replace(call, shared=where)
         call = replace(call, initializer=self._initializer)
         with self._loans.lending():
-            function, blob = pack_laden(call, blob, self._core.store)
+            function, arrays = pack_laden(call, self._core.store)
+        blobs = [blob for blob in (shared, arrays) if blob is not None]
         modules = self.modules.look()
         self._core.look()
 
@@ -272,7 +273,7 @@ class Engine(Backend):
                 with contextlib.suppress(InvalidStateError):  # cancelled
                     future.set_result(result)
 
-            self._insert(future, function, chunk, take, blob, modules, is_short, hosts)
+            self._insert(future, function, chunk, take, blobs, modules, is_short, hosts)
             return future
 
         return submit
@@ -400,7 +401,7 @@ class Engine(Backend):
         call: bytes,
         chunk: bytes,
         take: Callable[[Result], None],
-        blob: Blob | None = None,
+        blobs: Sequence[Blob] = (),
         modules: Archive | None = None,
         is_short: bool = False,
         hosts: frozenset[str] | None = None,
@@ -419,7 +420,7 @@ class Engine(Backend):
             lambda message: loop.deliver(lambda: deliver(message)),
             is_wanted=future.begin,
             ask=self._core.nesting.ask,
-            blob=blob,
+            blobs=blobs,
             modules=modules or self.modules.archive,
             hosts=hosts,
             is_short=is_short,
@@ -470,7 +471,7 @@ class Engine(Backend):
             settle(future, result, again)
 
         places = self._fitness.places(self.workers, tried) if tried or self._fitness else None
-        self._insert(future, call, chunk, take, blob, hosts=places)
+        self._insert(future, call, chunk, take, [blob] if blob else (), hosts=places)
         if places is not None:
             self._movable.add(self._jobs[future])
             if places.isdisjoint(self.workers):  # they have just gone

@@ -131,7 +131,7 @@ class Link(Machine):
 
     def begin(self, job: Job) -> None:
         """Send a job, or what it needs before."""
-        for needed in (job.blob, job.modules):
+        for needed in (*job.blobs, job.modules):
             if needed is not None and not self._offer(needed).is_present:
                 self._deliveries[needed.digest].held[job.number] = job
                 return
@@ -139,7 +139,7 @@ class Link(Machine):
             job.number,
             job.if_free and self._is_shared,  # see `nesting` for the reason
             job.is_short,
-            job.blob.digest if job.blob else "",
+            [blob.digest for blob in job.blobs],
             job.modules.digest if job.modules else "",
         )
         self.channel.csend(job.call)

@@ -181,9 +181,9 @@ class Crew(Machine):
         del self._free[worker]
         worker.job, job.worker = job, worker
         chunk = job.chunk
-        if job.blob or job.modules:
-            location = job.blob.location if job.blob else ""
-            chunk = locate(chunk, location, job.modules.local if job.modules else b"")
+        if job.blobs or job.modules:
+            locations = [blob.location for blob in job.blobs]
+            chunk = locate(chunk, locations, job.modules.local if job.modules else b"")
         worker.channel.csend(job.call)
         worker.channel.send(chunk)
         if self._watching is None:

@@ -8,7 +8,7 @@ import time
 from _signal import getsignal  # type: ignore[import-not-found]
 from _signal import signal as set_signal
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from threading import get_ident, main_thread
 from types import FrameType
 from typing import Any
@@ -59,7 +59,7 @@ class Job:
         "__weakref__",
         "ask",
         "begun",
-        "blob",
+        "blobs",
         "call",
         "chunk",
         "client",
@@ -85,7 +85,7 @@ class Job:
         *,
         is_wanted: Callable[[], bool] | None = None,
         ask: Callable[[Job, bytes], object] | None = None,
-        blob: Any = None,
+        blobs: Sequence[Any] = (),
         modules: Any = None,
         hosts: frozenset[str] | None = None,
         is_short: bool = False,
@@ -95,7 +95,7 @@ class Job:
         self.call, self.chunk = call, chunk
         self.deliver: Callable[[bytes], object] | None = deliver
         self.is_wanted, self.ask = is_wanted, ask
-        self.blob, self.modules = blob, modules
+        self.blobs, self.modules = blobs, modules
         self.hosts, self.is_short, self.if_free = hosts, is_short, if_free
         self.machine: Machine | None = None
         self.worker: Any = None
@@ -109,7 +109,8 @@ class Job:
         """Deliver the result."""
         deliver, self.deliver, self.state = self.deliver, None, "done"
         # not to wait for the garbage collector: those may refer to this
-        self.blob = self.modules = self.is_wanted = self.ask = None
+        self.blobs = ()
+        self.modules = self.is_wanted = self.ask = None
         self.call = self.chunk = b""
         self.worker = None
         if deliver is not None:

@@ -240,14 +240,14 @@ class _Client:
 
     def _locate(self, head: wire.JobHead, chunk: bytes) -> bytes:
         """Return a chunk with the places of what it refers to."""
-        if not head.blob and not head.modules:
+        if not head.blobs and not head.modules:
             return chunk
-        location = str(self._kept[head.blob].location) if head.blob else ""
+        locations = [str(self._kept[digest].location) for digest in head.blobs]
         places = b""
         if head.modules:
             root, count = self._kept[head.modules].location, self._counts[head.modules]
             places = describe(head.modules, first=[f"{root}/{n}" for n in range(count)])
-        return locate(chunk, location, places)
+        return locate(chunk, locations, places)
 
     def _end(self, number: int, result: bytes) -> None:
         self._jobs.pop(number, None)

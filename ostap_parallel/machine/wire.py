@@ -8,6 +8,7 @@ is urgent need not wait for it.
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from ostap_parallel.machine.usage import Doing
@@ -47,25 +48,25 @@ class JobHead(NamedTuple):
     number: int
     if_free: bool
     is_short: bool
-    blob: str
+    blobs: Sequence[str]
     modules: str
 
 
 def pack_job(head: JobHead, chunk: bytes) -> bytes:
     """Return the message for a job."""
     flags = head.if_free | head.is_short << 1
-    sizes = len(head.blob), len(head.modules)
-    start = _JOB.pack(JOB, head.number, flags, *sizes)
-    return b"".join([start, head.blob.encode(), head.modules.encode(), chunk])
+    blobs = " ".join(head.blobs).encode()
+    start = _JOB.pack(JOB, head.number, flags, len(blobs), len(head.modules))
+    return b"".join([start, blobs, head.modules.encode(), chunk])
 
 
 def unpack_job(message: bytes) -> tuple[JobHead, bytes]:
     """Undo `pack_job`."""
     _, number, flags, first, second = _JOB.unpack_from(message)
     start = _JOB.size
-    blob = message[start : start + first].decode()
+    blobs = message[start : start + first].decode().split()
     modules = message[start + first : start + first + second].decode()
-    head = JobHead(number, bool(flags & 1), bool(flags & 2), blob, modules)
+    head = JobHead(number, bool(flags & 1), bool(flags & 2), blobs, modules)
     return head, message[start + first + second :]
 
 

@@ -209,9 +209,9 @@ def pack_call(function: Any, args: Iterable[Any], kwargs: Any, settings: bytes =
     return pack_chunk([0], [item], settings=settings)
 
 
-def locate(chunk: bytes, location: str, places: bytes) -> bytes:
-    """Return the message for a chunk with the places of the shared object and of modules there."""
-    return b"".join((os.fsencode(location), b"\0", places, memoryview(chunk)[1:]))
+def locate(chunk: bytes, locations: Iterable[str], places: bytes) -> bytes:
+    """Return the message for a chunk with the places of what is shared and of modules there."""
+    return b"".join((os.fsencode("\n".join(locations)), b"\0", places, memoryview(chunk)[1:]))
 
 
 _GOES_ON, _BEGINS_ANEW = b"+", b"-"
@@ -228,7 +228,7 @@ class Received:
     Attributes
     ----------
     location, places
-        Where the shared object, and the user's modules, are on this machine.
+        Where the shared object and large arrays, a line each, and the user's modules are here.
     run, limit, settings, indices, items
         As of `pack_chunk`; each of `items` is to be read by `read`, in their order.
     goes_on

@@ -83,7 +83,7 @@ class Stored:
         """Return the object."""
         # What it needs of the program goes with each space of that.
         space = program.space_now() if self.digest in _defining else None
-        return _load(self.digest, location, space)
+        return _load(self.digest, location.partition("\n")[0], space)
 
 
 def use(where: Inline | Stored | None, location: str) -> Any:
@@ -146,14 +146,15 @@ class Laden:
         return _load_laden, (self.digest, self.data)
 
 
-# Where the blob is of what is unpickled.
+# Where the blobs are of what is unpickled: that of large arrays comes last.
 location: contextvars.ContextVar[str] = contextvars.ContextVar("location", default="")
 
 
 def _load_laden(digest: str, data: bytes) -> Any:
     # The pages are those of all workers until one is written to, which gives that worker its own:
     # the arrays are no other ones than if they had come along.
-    with aside.give(_unpack(_map(digest, location.get(), is_private=True))):
+    place = location.get().rpartition("\n")[2]
+    with aside.give(_unpack(_map(digest, place, is_private=True))):
         return serialize.loads(data)
 
 
