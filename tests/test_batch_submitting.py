@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import io
 import os
+import shutil
 import threading
+import time
 from dataclasses import replace
 
 import pytest
@@ -20,7 +23,7 @@ from ostap_parallel.arrays.records import Record, Told
 from ostap_parallel.arrays.run import Run, create
 from ostap_parallel.arrays.sizes import chunk_size
 from ostap_parallel.arrays.verdict import judge
-from ostap_parallel.arrays.watching import Hint
+from ostap_parallel.arrays.watching import LOST, Hint, Watcher
 from ostap_parallel.cli import main
 from ostap_parallel.errors import (
     JobRefused,
@@ -142,6 +145,48 @@ class TestRuns:
         assert not run.wait(3 * submitting.FIRST_REST + 2.5)
         assert chunks_of(run) == [0]
         assert len(answers.names) == 1
+
+    def test_a_directory_that_is_removed_meanwhile_is_told_and_its_jobs_are_cancelled(
+        self, answers, tmp_path
+    ):
+        make(tmp_path, 2)
+        run = Run(tmp_path / "run", **QUICK)
+        assert not run.wait(0.3)
+        shutil.rmtree(run.directory)
+        text = f"the directory of the run was removed before its end: '{run.directory}'"
+        with pytest.raises(FileNotFoundError, match=text):
+            run.wait(PATIENCE)
+        assert answers.cancelled == ["1"]
+        with pytest.raises(FileNotFoundError, match=text):
+            run.results()
+
+    def test_a_job_of_which_only_its_file_tells_is_not_lost_by_a_clock_that_is_wrong(
+        self, answers, tmp_path, monkeypatch
+    ):
+        make(tmp_path)
+        layout = Layout(tmp_path / "run")
+        part = tmp_path / "run" / "results" / "0" / "0.1_0.0-0.part"
+        part.touch()
+        answers.states = lambda ids, ended=True: {job: JobState(Phase.UNKNOWN) for job in ids}
+        watcher = Watcher(layout, answers, 0.1, grace=20.0)
+        watcher.add(0)
+        monkeypatch.setattr(time, "time", lambda: part.stat().st_mtime + 1000)
+        watcher._ended[0] = time.monotonic() - 1000, 5
+        assert watcher._ask() == {}
+        os.utime(part, (1, 1))
+        assert watcher._ask()[0].end == LOST
+        watcher.close()
+
+    def test_a_full_disk_is_named(self, tmp_path, monkeypatch):
+        def fail(*_):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        layout = Layout(tmp_path / "run")
+        layout.create()
+        monkeypatch.setattr(os, "fsync", fail)
+        with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}/run/hint'"):
+            layout.write("hint", b"")
+        assert not list(layout.root.glob("*.tmp"))
 
     @pytest.mark.parametrize("text", ['{"kind": "slurm", "of_tomorrow": 1}', '{"kind": "sl'])
     def test_one_that_cannot_be_read_says_so(self, answers, tmp_path, text):

@@ -283,7 +283,7 @@ def result_of(told: Told) -> Result:
 
 def _end(layout: Layout, submitter: Submitter) -> None:
     """End the jobs of a backend."""
-    if not layout.exists():
+    if not (layout.exists() or submitter.ids):
         return
     with contextlib.suppress(OSError, SchedulerUnavailable, JobRefused):
         submitter.cancel()  # those that are left find that there is nothing to do

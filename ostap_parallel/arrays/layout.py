@@ -11,6 +11,7 @@ is changed afterwards. There are a few for each chunk, and at most `SHARD` in a 
     jobs/A.sh, .list, .id   an array: its script; the chunks of its elements, one a line; its id
     logs/A.I        what a job of an array prints by itself, if it does; I: its index
     cancelled       is there when nothing is to be begun any more
+    clock           is touched to know the time of the file system, by which files are dated
     hint            where to tell that something has ended
     lock            of who looks after the run
 """
@@ -18,11 +19,13 @@ is changed afterwards. There are a few for each chunk, and at most `SHARD` in a 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import pickle
 import secrets
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,6 +89,17 @@ class Layout:
         """Return whether there is a run here."""
         return (self.root / "settings").exists()
 
+    @contextlib.contextmanager
+    def needed(self) -> Iterator[None]:
+        """Have what is raised because the directory is gone say so."""
+        try:
+            yield
+        except FileNotFoundError as exc:
+            if self.exists():
+                raise
+            text = "the directory of the run was removed before its end"
+            raise FileNotFoundError(errno.ENOENT, text, str(self.root)) from exc
+
     def check(self) -> None:
         """Raise PermissionError if others may have written here: what is read is run."""
         about = self.root.stat()
@@ -112,7 +126,9 @@ class Layout:
                 file.flush()
                 os.fsync(file.fileno())
             aside.replace(path)
-        except BaseException:
+        except BaseException as exc:
+            if isinstance(exc, OSError) and exc.filename is None:  # which of the disks is full?
+                exc.filename = str(path)
             with contextlib.suppress(OSError):
                 aside.unlink()
             raise
@@ -128,6 +144,15 @@ class Layout:
     def read(self, name: str) -> bytes:
         """Read a file; raises FileNotFoundError."""
         return (self.root / name).read_bytes()
+
+    def now(self) -> float:
+        """Return the time of the file system, as that of this machine may be another one."""
+        path = self.root / "clock"
+        try:
+            path.touch()
+            return path.stat().st_mtime
+        except OSError:  # the disk is full, or the directory is gone
+            return time.time()
 
     # -- chunks
 

@@ -86,6 +86,7 @@ class Run:
         self._latest: dict[int, int] = {}  # by item: the last chunk it is in, unless the first
         self._outcomes: dict[int, tuple[int, Outcome]] = {}  # with the chunk
         self._done: dict[int, tuple[int, Outcome]] = {}  # by chunk: of items that are not kept
+        self._gone_since = 0.0
         self._fresh: list[int] = []  # items of which somebody is to be told
         self._stopping = self._submitter.stopping
         self._watcher: Watcher | None = None
@@ -209,7 +210,8 @@ class Run:
             The run was cancelled before all was done.
         """
         arriving: Iterator[Batch | Outcome] = self._as_they_come(keep=keep)
-        yield from Ordering(float("inf")).in_order(arriving) if ordered else arriving
+        with self._needed():
+            yield from Ordering(float("inf")).in_order(arriving) if ordered else arriving
 
     def _as_they_come(
         self, end: float | None = None, keep: bool = True
@@ -307,7 +309,22 @@ class Run:
             for array in self._submitter.submit(chunks):
                 watcher.add(array, self._verdicts)
 
+    @contextlib.contextmanager
+    def _needed(self) -> Iterator[None]:
+        """Cancel the jobs if the directory is gone: nobody would ever see what they do."""
+        try:
+            with self._layout.needed():
+                yield
+        except FileNotFoundError:
+            if not self._layout.exists():
+                with contextlib.suppress(SchedulerUnavailable, JobRefused):
+                    self._submitter.cancel()
+            raise
+
     def _look_around(self, watcher: Watcher, stack: contextlib.ExitStack, is_leader: bool) -> bool:
+        self._gone_since = 0.0 if self._layout.exists() else self._gone_since or time.monotonic()
+        if self._gone_since and time.monotonic() > self._gone_since + self._grace:
+            raise FileNotFoundError(self.directory)
         if not is_leader:
             self._refresh()
             if self._lead(stack):
@@ -331,7 +348,7 @@ class Run:
             Jobs can never run, with the scheduler's words.
         """
         end = None if timeout is None else time.monotonic() + timeout
-        with contextlib.suppress(CancelledError):
+        with contextlib.suppress(CancelledError), self._needed():
             while not self.is_done:
                 for _ in self._as_they_come(end):
                     pass

@@ -39,6 +39,8 @@ class Submitter:
         Chunks that there was no room for, with what attempt it is for them.
     stopping
         Is set when nothing more is to be submitted.
+    ids
+        Of the arrays that this process has submitted, or looks after.
     """
 
     def __init__(self, layout: Layout, settings: Settings) -> None:
@@ -47,6 +49,7 @@ class Submitter:
         self._scheduler = settings.scheduler()
         self._largest = 0
         self.waiting: list[tuple[int, int]] = []
+        self.ids: list[str] = []
         self._rest, self._not_before = 0.0, 0.0
 
     def submit(
@@ -157,6 +160,7 @@ class Submitter:
                 if not job:
                     logger.warning("trying again to submit: %s", exc)
             if job:
+                self.ids.append(job)
                 self._layout.write(f"jobs/{array}.id", job.encode())
                 return job
 
@@ -187,11 +191,16 @@ class Submitter:
         SchedulerUnavailable
             Jobs may still be there: they end, when they begin, without doing anything.
         """
-        self._layout.write("cancelled", b"")
-        ids = [
-            self._layout.job_id(array) or self.find(array, patience=0.0)
-            for array in self._layout.arrays()
-        ]
+        ids = dict.fromkeys(self.ids)
+        try:
+            self._layout.write("cancelled", b"")
+            arrays = self._layout.arrays()
+        except OSError as exc:  # the disk is full, or somebody has removed it
+            level = logging.DEBUG if isinstance(exc, FileNotFoundError) else logging.WARNING
+            logger.log(level, "only jobs that were submitted here are cancelled: %s", exc)
+            arrays = []
+        for array in arrays:
+            ids[self._layout.job_id(array) or self.find(array, patience=0.0)] = None
         self._scheduler.cancel([job for job in ids if job])
 
     def clear(self) -> None:
@@ -223,4 +232,5 @@ class Submitter:
                     self._layout.write(f"jobs/{array}.id", job.encode())
                 else:
                     self._submit_one(array)
+        self.ids += map(self._layout.job_id, self._layout.arrays())
         return self._layout.arrays()

@@ -258,8 +258,10 @@ class Watcher:
             self._question = FIRST_QUESTION
             return None
         parts = self._layout.parts(number)
-        if state.phase is Phase.UNKNOWN and any(is_alive(part, 3 * self._grace) for part in parts):
-            return None
+        if state.phase is Phase.UNKNOWN and parts:
+            now = self._layout.now()
+            if any(is_alive(part, 3 * self._grace, now) for part in parts):
+                return None
         told = read(*parts)
         told.end = state.end.value if state.end else LOST
         told.words = state.words or "the scheduler does not know it any more"
