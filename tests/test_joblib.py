@@ -332,3 +332,55 @@ def test_a_loop_is_told_of_to_who_looks(tmp_path, monkeypatch):
         thread.join(60.0)
     assert run["title"] == "a loop of joblib"
     assert {one["item"] for one in run["running"]} <= {"wait_for"}
+
+
+def write(table, index, value):
+    table[index] = value
+    table.flush()
+    return type(table).__name__, float(table.sum())
+
+
+class TestFilesThatTasksWriteTo:
+    """As joblib's manual has it: ``np.memmap(..., mode="w+")`` takes what tasks find."""
+
+    @pytest.mark.usefixtures("_ostap")
+    def test_they_write_to_the_file(self, tmp_path):
+        table = np.memmap(tmp_path / "out", dtype="f8", mode="w+", shape=(6, 4), offset=64)
+        calls = (delayed(write)(table, n, n + 1) for n in range(3))
+        found = Parallel(n_jobs=2, max_nbytes=10)(calls)
+        assert {kind for kind, _ in found} == {"memmap"}
+        again = np.memmap(tmp_path / "out", dtype="f8", mode="r", shape=(6, 4), offset=64)
+        assert table[:, 0].tolist() == again[:, 0].tolist() == [1, 2, 3, 0, 0, 0]
+
+    @pytest.mark.usefixtures("_ostap")
+    @pytest.mark.parametrize("part", [np.s_[2:5], np.s_[::-1], np.s_[:, 1:3], np.s_[1::2, ::-2]])
+    def test_parts(self, tmp_path, part):
+        table = np.memmap(tmp_path / "out", dtype="i4", mode="w+", shape=(6, 4), order="F")
+        expected = np.zeros((6, 4), "i4")
+        Parallel(n_jobs=2)([delayed(write)(table[part].T, 0, 8), delayed(abs)(-1)])
+        write(expected[part].T.view(_Flushed), 0, 8)
+        assert table.tolist() == expected.tolist()
+
+    @pytest.mark.usefixtures("_ostap")
+    def test_those_that_are_read_stay_as_they_were(self, tmp_path):
+        np.arange(5.0).tofile(tmp_path / "in")
+        table = np.memmap(tmp_path / "in", dtype="f8", mode="r")
+        found = Parallel(n_jobs=2)(delayed(row)(table, n) for n in range(3))
+        assert [value for value, _ in found] == [0, 1, 2]
+
+    def test_a_host_that_does_not_have_the_file_says_so(self, hosts, tmp_path):
+        table = np.memmap(tmp_path / "out", dtype="f8", mode="w+", shape=(2,))
+        wm = open_manager(
+            hosts, "h1*2", environment=f"export PYTHONPATH={site.getsitepackages()[0]}"
+        )
+        with (
+            wm,
+            joblib.parallel_config(backend="ostap", executor=wm),
+            pytest.raises(FileNotFoundError, match="out"),
+        ):
+            Parallel(n_jobs=2)(delayed(np.sum)(table) for _ in range(2))
+
+
+class _Flushed(np.ndarray):
+    def flush(self):
+        pass

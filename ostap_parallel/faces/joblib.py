@@ -25,7 +25,7 @@ from ostap_parallel.faces.executor import Executor, Settings
 from ostap_parallel.faces.manager import WorkManager
 from ostap_parallel.objects import serialize
 from ostap_parallel.runs import calls as looked
-from ostap_parallel.worker.batch import run_batch
+from ostap_parallel.worker.batch import Mapped, run_batch
 from ostap_parallel.worker.shared import KEPT, shared
 
 if TYPE_CHECKING:
@@ -247,6 +247,10 @@ class _Loop:
 
     def _share(self, calls: Calls) -> tuple[Any, Calls]:
         """Share large arguments that have come before, and put references in their place."""
+        calls = [
+            (function, [*map(_map, args)], {name: _map(arg) for name, arg in kwargs.items()})
+            for function, args, kwargs in calls
+        ]
         found: dict[int, Any] = {}
         large: set[int] = set()
         for _, args, kwargs in calls:
@@ -288,6 +292,11 @@ class _Loop:
             return {}, None
         self._handles.append((found, handle))
         return found, handle
+
+
+def _map(arg: Any) -> Any:
+    """Return an argument, or what has tasks write to the file that it is in."""
+    return arg if (mapped := Mapped.of(arg)) is None else mapped
 
 
 class _Reference:
