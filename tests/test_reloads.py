@@ -7,12 +7,14 @@ import os
 import shutil
 import sys
 import time
+import types
 
 import pytest
 from functions import run_python
 from helpers import importable, open_manager
 
 from ostap_parallel import Pool, WorkManager
+from ostap_parallel.objects import places
 
 OLD = """
 K = 1
@@ -219,3 +221,17 @@ def test_autoreload_of_ipython(tmp_path):
     (tmp_path / "session.py").write_text(SESSION)
     more = {"IPYTHONDIR": str(tmp_path / "ipython")}
     assert run_python("session.py", cwd=tmp_path, **more).endswith("ok\n")
+
+
+class Growing(dict):
+    """Modules, of which another thread imports one just when somebody looks."""
+
+    def __reversed__(self):
+        found = super().__reversed__()
+        self["late"] = None
+        return found
+
+
+def test_threads_may_import_while_somebody_looks(monkeypatch):
+    monkeypatch.setattr(places, "sys", types.SimpleNamespace(modules=Growing(early=None)))
+    assert places.last_import() == (2, "late")

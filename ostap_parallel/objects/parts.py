@@ -10,7 +10,7 @@ from typing import Any
 
 from ostap_parallel.objects import byvalue, program
 from ostap_parallel.objects.byvalue import names_in
-from ostap_parallel.objects.places import is_importable
+from ostap_parallel.objects.places import is_importable, last_import
 
 PLAIN = (type(None), bool, int, float, complex, str, bytes)
 
@@ -35,7 +35,7 @@ class Parts:
     """
 
     def __init__(self, function: FunctionType, token: str) -> None:
-        self._token, self._modules = token, _count_modules()
+        self._token, self._modules = token, last_import()
         self._own = _own_parts(function)
         self._others: list[tuple[FunctionType, tuple[Any, ...]]] = []
         self._names: list[tuple[dict[str, Any], str, Any]] = []
@@ -67,7 +67,7 @@ class Parts:
             and all(variables.get(name, _ABSENT) is it for variables, name, it in self._names)
             and all(all(map(operator.is_, own, _own_parts(one))) for one, own in self._others)
             and self._token == token
-            and self._modules == _count_modules()  # submodules that are used by dotted names
+            and self._modules == last_import()  # submodules that are used by dotted names
             and all(map(_is_fixed, self._fixed))
         )
 
@@ -75,10 +75,6 @@ class Parts:
 def _own_parts(function: FunctionType) -> tuple[Any, ...]:
     own = function.__code__, function.__name__, function.__qualname__, function.__defaults__
     return *own, bool(function.__dict__ or function.__kwdefaults__)
-
-
-def _count_modules() -> tuple[int, str]:
-    return len(sys.modules), next(reversed(sys.modules))
 
 
 def _is_fixed(value: object) -> bool:

@@ -43,3 +43,12 @@ def is_importable(obj: Any) -> bool:
     if module is None or program.is_by_value(module):
         return False
     return follow(module, obj.__qualname__) is obj
+
+
+def last_import() -> tuple[int, str]:
+    """Return how many modules there are, and the name of the one that came last."""
+    while True:
+        try:
+            return len(sys.modules), next(reversed(sys.modules))
+        except RuntimeError:  # another thread has just imported one
+            continue

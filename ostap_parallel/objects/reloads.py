@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 from weakref import WeakSet
 
 from ostap_parallel.objects.kinds import is_of_installed, names_of
+from ostap_parallel.objects.places import last_import
 
 _OURS = {"__main__", "__mp_main__", "ostap_parallel"}
 
@@ -32,7 +33,7 @@ class _Known:
 
 def look() -> int:
     """Return how many reloads there have been in this process, as far as anybody has looked."""
-    of = len(sys.modules), next(reversed(sys.modules))
+    of = last_import()
     if of != _Known.of:
         _Known.of = of
         _Known.names = [name for name, one in list(sys.modules.items()) if _is_of_user(name, one)]

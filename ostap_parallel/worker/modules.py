@@ -123,7 +123,7 @@ def _read(places: bytes) -> tuple[list[str], list[str]]:
 
 def _forget(roots: set[str]) -> None:
     """Forget the modules that were imported from these directories."""
-    top = {name.partition(".")[0] for name in sys.modules} - _OURS
+    top = {name.partition(".")[0] for name in list(sys.modules)} - _OURS
     gone = {name for name in top if not roots.isdisjoint(_directories(sys.modules.get(name)))}
     for name in list(sys.modules):
         if name.partition(".")[0] in gone:
