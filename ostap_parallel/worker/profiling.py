@@ -244,7 +244,7 @@ def _stats_of(profile: cProfile.Profile) -> dict[Any, Any]:
     for entry in entries:
         caller = label(entry.code)
         for call in entry.calls or ():
-            callers, count = stats[cProfile.label(call.code)][4], call.callcount
+            callers, count = stats[label(call.code)][4], call.callcount
             new = count, count - call.reccallcount, call.inlinetime, call.totaltime
             callers[caller] = tuple(map(operator.add, callers.get(caller, (0, 0, 0, 0)), new))
     return stats
