@@ -213,19 +213,10 @@ class OwnVariables:
         return namespace, self._where
 
 
-class LooseVariables:
-    """Stands for global variables that are in no module; functions bring those that they use."""
-
-    def __init__(self, variables: dict[str, Any]) -> None:
-        self._names = variables.get("__name__"), variables.get("__package__")
-
-    def __reduce__(self) -> Any:
-        return _make_variables, self._names
-
-
-def _make_variables(name: str | None, package: str | None) -> dict[str, Any]:
+def loose_variables(variables: dict[str, Any]) -> dict[str, Any]:
+    """Return global variables that are in no module; functions bring those that they use."""
     # by the package relative imports are understood
-    return {"__name__": name, "__package__": package, "__builtins__": __builtins__}
+    return {name: variables.get(name) for name in ("__name__", "__package__")}
 
 
 class BorrowedVariables:
@@ -246,7 +237,7 @@ def borrow(module: str, package: str | None, values: dict[str, bytes]) -> dict[s
         if (exc.name or "").partition(".")[0] != module.partition(".")[0]:
             raise
         found = {key: pickle.loads(data) for key, data in values.items()}
-        return _make_variables(module, package) | found
+        return {"__name__": module, "__package__": package, **found}
 
 
 # Classes

@@ -95,13 +95,8 @@ def _context_variable(pickler: Any, variable: ContextVar[Any]) -> Any:
         if names_of(module).get(variable.name) is variable and not is_by_value(module):
             return getattr, (module, variable.name)
     with suppress(LookupError):
-        return make_context_variable, (variable.name, variable.get())
+        return functools.partial(ContextVar, variable.name, default=variable.get()), ()
     return ContextVar, (variable.name,)
-
-
-def make_context_variable(name: str, value: Any) -> ContextVar[Any]:
-    """Make a context variable that has a value from the beginning."""
-    return ContextVar(name, default=value)
 
 
 def _of_system(pickler: Any, facts: Any) -> Any:
@@ -177,20 +172,17 @@ def _typing_by_value(pickler: Any, obj: Any) -> Any:
     if is_named and place_of(obj, obj.__name__) is None:
         return obj.__name__
     if kind is typing.NewType:
-        return _make_new_type, (obj.__name__, obj.__supertype__, obj.__module__)
+        return kind, (obj.__name__, obj.__supertype__), {"__module__": obj.__module__}
     if kind is typing.ParamSpec:
-        return _make_param_spec, (obj.__name__, obj.__module__)
+        return kind, (obj.__name__,), {"__module__": obj.__module__}
     if kind.__name__ == "TypeVarTuple":
         return type(obj), (obj.__name__,)
     if kind.__name__ == "TypeAliasType" and obj.__type_params__:
-        return _make_alias_with, (obj.__name__, obj.__value__, obj.__type_params__)
+        parameters = obj.__type_params__
+        return functools.partial(kind, obj.__name__, obj.__value__, type_params=parameters), ()
     if kind.__name__ == "TypeAliasType":  # it may name itself
         return _make_alias, (obj.__name__, obj.__module__), (obj.__value__,), None, None, _fill
     return NotImplemented
-
-
-def _make_alias_with(name: str, value: Any, parameters: tuple[Any, ...]) -> Any:
-    return typing.TypeAliasType(name, value, type_params=parameters)  # type: ignore[attr-defined,unused-ignore]
 
 
 _values: dict[int, list[Any]] = {}  # of aliases that are being read
@@ -206,18 +198,6 @@ def _make_alias(name: str, module: str) -> Any:
 
 def _fill(alias: Any, content: tuple[Any]) -> None:
     _values.pop(id(alias)).extend(content)
-
-
-def _make_new_type(name: str, kind: Any, module: str) -> Any:
-    made = typing.NewType(name, kind)  # type: ignore[misc]
-    made.__module__ = module
-    return made
-
-
-def _make_param_spec(name: str, module: str) -> Any:
-    made = typing.ParamSpec(name)  # type: ignore[misc]
-    made.__module__ = module
-    return made
 
 
 def _proxy(pickler: Any, proxy: Any) -> Any:
@@ -242,18 +222,15 @@ def _library(pickler: Any, library: ctypes.CDLL) -> Any:
     """Reduce a library of C to its name, and to what its functions are said to take and give."""
     functions = {name: one for name, one in vars(library).items() if isinstance(one, _C_FUNCTION)}
     declared = {name: _declared(one) for name, one in functions.items()}
-    keeps_errno = bool(library._FuncPtr._flags_ & _USE_ERRNO)
-    return _load, (type(library), library._name, keeps_errno), declared, None, None, _declare
+    how = {"use_errno": True} if library._FuncPtr._flags_ & _USE_ERRNO else {}
+    load = functools.partial(type(library), library._name, **how)
+    return load, (), declared, None, None, _declare
 
 
 def _declared(function: Any) -> dict[str, Any]:
     names = "restype", "argtypes", "errcheck"
     found = {name: getattr(function, name, None) for name in names}
     return {name: value for name, value in found.items() if value is not None or name == "restype"}
-
-
-def _load(kind: Any, name: str | None, keeps_errno: bool) -> Any:
-    return kind(name, use_errno=True) if keeps_errno else kind(name)
 
 
 def _declare(library: ctypes.CDLL, declared: dict[str, dict[str, Any]]) -> None:
@@ -266,11 +243,8 @@ def _c_function(pickler: Any, function: Any) -> Any:
     library = next((one for one in kept if isinstance(one, ctypes.CDLL)), None)
     if library is None:
         raise pickle.PicklingError("it is a pointer to a function here: make it in the task")
-    return _find, (library, function.__name__), _declared(function), None, None, byvalue.set_each
-
-
-def _find(library: ctypes.CDLL, name: str) -> Any:
-    return library[name]
+    where = library, function.__name__
+    return operator.getitem, where, _declared(function), None, None, byvalue.set_each
 
 
 _FILES = io.TextIOWrapper, io.BufferedReader, io.BufferedWriter, io.BufferedRandom, io.FileIO
