@@ -220,7 +220,8 @@ def main(arguments: tuple[int, bool]) -> None:
     more_threaded, more_failed = _prepare(wanted["sessions"], control)
     threaded, failed = threaded + more_threaded, failed + more_failed
     adopt_orphans(False)
-    gc.collect()
+    if wanted["preload"] or wanted["sessions"]:
+        gc.collect()  # of what this has imported by itself there is too little for what it takes
     template = _Template(control, fresh or bool(threaded))
     gc.freeze()  # so that no collection touches, and copies, what workers share
     try:
