@@ -674,6 +674,15 @@ class TestWhyItDied:
             with pytest.raises(WorkerLost, match=rf"job \d+_0 {words}"):
                 running.result(2 * PATIENCE)
 
+    def test_one_that_is_suspended(self, on_slurm, caplog):
+        with manage(jobs(2, keepalive=3)) as manager:
+            assert manager.wait_for_hosts(PATIENCE)
+            status = state_of(manager)
+            on_slurm.run("scontrol", "suspend", on_slurm.run("squeue", "-h", "-o", "%A").strip())
+            wait_until(lambda: status.lost == 1, PATIENCE, "it does not answer")
+            wait_until(lambda: "_0 is suspended: SUSPENDED" in caplog.text, PATIENCE, "it is told")
+            assert manager.process(abs, [-1]) == [1]
+
     def test_a_node(self, on_slurm, monkeypatch, killed):
         monkeypatch.setattr(retries.Limits.__init__, "__defaults__", (0, 0, 0))
         node = "nodename="

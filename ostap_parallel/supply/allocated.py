@@ -115,7 +115,10 @@ class JobServer(HostServer):
             return
         held = self._held
         if self._is_up and held is not None and not self._closing.is_set():
-            reason = f"job {held.id} is about to be ended by the batch system ({name})"
+            # SGE warns so of a suspension, too
+            is_sge = self._allocations.batch.batch == "sge"
+            what = "ended or suspended" if is_sge and name == "SIGUSR1" else "ended"
+            reason = f"job {held.id} is about to be {what} by the batch system ({name})"
             if name == "SIGTERM":
                 until = time.monotonic() + GRACE_OF_TERM
                 leave = Leave(reason, until, explain=self._await_end)

@@ -14,8 +14,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 from ostap_parallel.errors import HostError
+from ostap_parallel.logs import logger_of
 from ostap_parallel.machine.endpoint import Endpoint
 from ostap_parallel.supply.ways import LOOPBACK
+
+logger = logger_of(__name__)
 
 # The step that has failed on a host which cannot take a shared object.
 STEP = "shared"
@@ -259,3 +262,12 @@ class Consumer(Protocol):
 
     def seconds_idle(self) -> float:
         """Return for how long there has been nothing to do."""
+
+
+def explained(error: HostError, server: Server | None) -> HostError:
+    """Return the error of a server that is lost with what that knows of it, if it does."""
+    why = server.explain() if server is not None and server.explain else ""
+    if not why or why in error.reason:
+        return error
+    logger.warning("%s: %s", error.host, why)
+    return HostError(error.host, error.step, f"{error.reason}: {why}")

@@ -22,6 +22,7 @@ from ostap_parallel.supply.source import (
     Source,
     State,
     TryLater,
+    explained,
 )
 
 logger = logger_of(__name__)
@@ -468,6 +469,8 @@ class Supervisor:
         self._consumer.detach(status.name)  # its jobs go elsewhere, however long its end takes
 
         def replace() -> None:
+            if (more := explained(error, server)) is not error:
+                self._set_state(status, "lost", "lost", error=more)
             self._drop(status, server)
             self._start_again(status)
 
