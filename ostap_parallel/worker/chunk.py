@@ -31,6 +31,7 @@ from ostap_parallel.worker import modules
 # Sent as they are inside a chunk's own list. (There, bytes stand for something serialised, and
 # `NEXT` for what is next in the stream.)
 PLAIN = (int, float, str, bool, type(None), complex)
+ALL_PLAIN = frozenset(PLAIN)
 
 NEXT = ...
 

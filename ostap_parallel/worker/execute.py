@@ -25,6 +25,7 @@ from ostap_parallel.errors import SerializeError
 from ostap_parallel.objects import program, serialize, settings
 from ostap_parallel.worker import calls, generators, modules, shared
 from ostap_parallel.worker.chunk import (
+    ALL_PLAIN,
     PLAIN,
     ChunkOutcome,
     Lost,
@@ -112,6 +113,15 @@ class Call:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
+
+    @property
+    def is_bare(self) -> bool:
+        """Whether nothing but the item goes to the function, and nothing has to be done before."""
+        return (
+            self.timeout is None
+            and self.seed is None
+            and not (self.surroundings or self.with_index)
+        )
 
     def with_shared(self, location: str) -> Call:
         """Return the call for a chunk, and have `shared.shared` find the object from now on."""
@@ -349,66 +359,95 @@ def _with_shared(state: dict[str, Any], location: str) -> dict[str, Any]:
 
 def run_items(state: dict[str, Any], chunk: Received, result: ChunkOutcome) -> None:
     """Run items with the call, or the error, in `state`; add to `result` what becomes of them."""
-    items, limit = chunk.items, chunk.limit
+    items, limit, answers = chunk.items, chunk.limit, result.answers
     result.begun = time.time()
     if "error" in state:
-        executing.position[0] = -1
-        result.was_prepared = False
-        result.answers[:] = [state["error"]] * len(items)
-        result.seconds.extend([0.0] * len(items))
-        result.failed.update(range(len(items)))
+        _fail_all(state["error"], len(items), result)
         return
     call: Call = state["call"]
-    merger = call.combine
-    combiner = None if merger is None else Combiner(merger, chunk.indices, result.answers)
+    function = call.function if call.is_bare and ALL_PLAIN.issuperset(map(type, items)) else None
+    combiner = Combiner(call.combine, chunk.indices, answers) if call.combine else None
     executing.interrupted = executing.timed_out = False
+    generators.end()
     brief = 0.0  # time of the items after which the process was not brought back
     end = time.perf_counter()
     for index, packed in zip(chunk.indices, items, strict=True):
         # to ask the clock takes longer than some items
         begin = end if brief and not combiner else time.perf_counter()
-        ok, answer, end = _run_item(call, index, packed, chunk.read)
+        executing.position[0] = index
+        ok = True
+        try:
+            executing.now = True
+            answer = function(packed) if function else _run(call, index, packed, chunk.read)
+            if type(answer) not in PLAIN:
+                answer = _packed(answer, index)
+            executing.now = False
+        except BaseException as exc:  # whatever a task raises is its outcome
+            ok, answer = False, _failure(exc)
+        end = time.perf_counter()
+        if ok and executing.timed_out:
+            ok, answer = False, _pack_error(TimeoutError("it went on when it was interrupted"))
         seconds = end - begin
         if seconds < BRIEF and brief < MANY_BRIEF and executing.baseline.is_intact():
             brief += seconds
         else:
             brief = 0.0
-            if os.getpid() != result.pid:
-                _flush()  # a fork that came back from the task: this is not its work
-                os._exit(0)
-            restore(in_part=not combiner and len(result.answers) + 1 == len(items))
+            _bring_back(result, in_part=not combiner and len(answers) + 1 == len(items))
         limit -= seconds
         if executing.interrupted:  # the run is over: no outcome for this item, none for the rest
             break
-        result.answers.append(answer)
+        answers.append(answer)
         result.seconds.append(seconds)
         if not ok:
-            result.failed.add(len(result.answers) - 1)
-        elif combiner:
-            _combine(combiner, result, answer)
-            if executing.interrupted or result.merge_failure:
-                break
+            result.failed.add(len(answers) - 1)
+        elif combiner and not _combine(combiner, result, answer):
+            break
         if limit < 0 or chunk.is_broken:
-            result.gave_back = len(result.answers) < len(items)
+            result.gave_back = len(answers) < len(items)
             break
     executing.position[0] = -1
     if combiner:
         _end(combiner, result)
 
 
-def _combine(combiner: Combiner, result: ChunkOutcome, answer: Any) -> None:
-    """Merge an item's value, read back from what would travel, as the task may change its own."""
+def _packed(answer: Any, index: int) -> bytes:
+    packed: bytes = pack_value(answer, f"the result of item {index} (a {type(answer).__name__})")
+    return packed
+
+
+def _fail_all(error: bytes, count: int, result: ChunkOutcome) -> None:
+    executing.position[0] = -1
+    result.was_prepared = False
+    result.answers[:] = [error] * count
+    result.seconds.extend([0.0] * count)
+    result.failed.update(range(count))
+
+
+def _bring_back(result: ChunkOutcome, in_part: bool) -> None:
+    """Have the process be as before the first item; see `restore`."""
+    if os.getpid() != result.pid:
+        _flush()  # a fork that came back from the task: this is not its work
+        os._exit(0)
+    restore(in_part)
+
+
+def _combine(combiner: Combiner, result: ChunkOutcome, answer: Any) -> bool:
+    """Merge an item's value, read back from what would travel, as the task may change its own.
+
+    Returns whether to go on.
+    """
     _disarm()  # the time is not the item's
     begin = time.perf_counter()
     try:
         value = unpack_value(answer)
     except BaseException:  # the caller will find out, too
-        return
+        return not executing.interrupted
     try:
         combiner.add(value)
     except BaseException as exc:  # user code
         result.merge_failure = (combiner.start, len(result.answers), _pack_error(exc))
     result.seconds[-1] += time.perf_counter() - begin
+    return not (executing.interrupted or result.merge_failure)
 
 
 def _end(combiner: Combiner, result: ChunkOutcome) -> None:
@@ -420,32 +459,23 @@ def _end(combiner: Combiner, result: ChunkOutcome) -> None:
     result.merged = combiner.ranges
 
 
-def _run_item(
-    call: Call, index: int, packed: Any, read: Callable[[Any], Any]
-) -> tuple[bool, Any, float]:
-    """Run one item; return whether that went well, its packed value or error, and its end."""
-    executing.position[0] = index
+def _run(call: Call, index: int, packed: Any, read: Callable[[Any], Any]) -> Any:
+    """Run one item, which is to be read first and may have a time limit; return its value."""
+    if call.timeout is not None:
+        executing.timed_out = False
+        _arm(call.timeout)
+    return call.run(index, packed if type(packed) in PLAIN else read(packed))
+
+
+def _failure(exc: BaseException) -> bytes:
+    """Return the packed error of an item, or of an interrupt that comes while that is packed."""
     try:
-        executing.now = True
-        try:
-            if call.timeout is not None:
-                executing.timed_out = False
-                _arm(call.timeout)
-            item = packed if type(packed) in PLAIN else read(packed)
-            ok, answer = True, call.run(index, item)
-            if type(answer) not in PLAIN:
-                what = f"the result of item {index} (a {type(answer).__name__})"
-                answer = pack_value(answer, what)
-        except BaseException as exc:  # whatever a task raises is its outcome
-            ok, answer = False, _pack_error(exc)
+        error = _pack_error(exc)
         executing.now = False
-    except BaseException as exc:  # interrupted while it packed an error
+    except BaseException as other:
         executing.now = False
-        ok, answer = False, _pack_error(exc)
-    end = time.perf_counter()
-    if ok and executing.timed_out:
-        ok, answer = False, _pack_error(TimeoutError("it went on when it was interrupted"))
-    return ok, answer, end
+        error = _pack_error(other)
+    return error
 
 
 def _pack_error(exc: BaseException) -> bytes:
