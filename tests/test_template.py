@@ -145,7 +145,7 @@ done, printed = threading.Event(), []
 core = Core(1, lambda host, event: printed.append(event.get("text")), fresh=sys.argv[1] == "fresh")
 (pid,) = core._crew.own_processes()
 code = "import sys; print(hasattr(sys.modules['__main__'], 'secret'), sys.stdin.read())"
-chunk = pack_chunk([0], [Writer(together=False).add(code, "code")], b"", draw_id(goes_on=False))
+chunk = pack_chunk([0], [Writer(together=False).add(code, "code")], None, draw_id(goes_on=False))
 core.add(Job(pack_function(Call(exec)), chunk, lambda result: done.set()))
 done.wait(60)
 core.hand_on_output()

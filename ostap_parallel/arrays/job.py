@@ -99,7 +99,7 @@ class Items:
     def _begin(self, core: Core, items: list[tuple[int, Any]]) -> None:
         indices = [index for index, _ in items]
         self._writer.add("began", dict.fromkeys(indices, time.time()))
-        chunk = pack_chunk(indices, [packed for _, packed in items], b"", self._run)
+        chunk = pack_chunk(indices, [packed for _, packed in items], None, self._run)
         first = indices[0]
         job = Job(
             self._call,

@@ -89,12 +89,13 @@ class Stream:
     """Objects that are written one after another, and what they share once.
 
     They are read, in their order, by one `Unpickler`. Where pickle refuses one, it raises; what
-    is written afterwards may refer to what was lost then.
+    is written afterwards may refer to what was lost then. `before` precedes them.
     """
 
-    def __init__(self, cache: dict[Any, Any] | None) -> None:
-        self.size = 0  # bytes
+    def __init__(self, cache: dict[Any, Any] | None, before: bytes = b"") -> None:
+        self.size = len(before)  # bytes
         self._buffer = io.BytesIO()
+        self._buffer.write(before)
         self._pickler = Outer(self._buffer, False, cache, None)
 
     def add(self, obj: object) -> None:
@@ -108,8 +109,10 @@ class Stream:
             raise
         self.size = self._buffer.tell()
 
-    def getvalue(self) -> bytes:
-        """Return all that was written."""
+    def complete(self, after: bytes) -> bytes:
+        """Return all that was written, and what follows it; nothing is written afterwards."""
+        self._buffer.seek(self.size)
+        self._buffer.write(after)
         return self._buffer.getvalue()
 
 

@@ -6,10 +6,12 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from ostap_parallel.engine.retries import Attempts
+from ostap_parallel.worker import calls
 from ostap_parallel.worker.chunk import NEXT, PLAIN, Writer, pack_chunk
 
 # A chunk should take about this long: many times a round trip, yet short beside a user's patience.
@@ -159,6 +161,8 @@ class ChunkSize:
     @classmethod
     def of(cls, function: Callable[..., Any]) -> ChunkSize:
         """Return that of the last run of a function."""
+        if isinstance(function, partial) and function.func is calls.spread:
+            function = function.args[0]  # that is the user's
         try:
             return _known.setdefault(function, cls())
         except Exception:  # it has no hash, or cannot be referred to weakly

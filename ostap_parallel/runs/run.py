@@ -294,7 +294,7 @@ class Run:
         if not values:
             return None
         chunk = Chunk(range(first, self._next), list(values), values)
-        return chunk, pack_chunk(chunk.indices, values, b"", self._id, self._limit)
+        return chunk, pack_chunk(chunk.indices, values, None, self._id, self._limit)
 
     def _pack(self, values: Iterable[Any], size: int) -> tuple[Chunk, bytes] | None:
         """Pack some of so many items, as their bytes and the time to get them allow."""

@@ -16,6 +16,7 @@ import io
 import math
 import os
 import pickle
+import struct
 import traceback
 from array import array
 from collections.abc import Callable, Iterable, Sequence
@@ -151,7 +152,7 @@ class Writer:
     def __init__(self, cache: dict[type, bytes] | None = None, together: bool = True) -> None:
         self.size = 0
         self._cache = cache
-        self._stream = serialize.Stream(cache)
+        self._stream = serialize.Stream(cache, _NOWHERE)
         self._is_open = together
 
     def add(self, value: Any, what: str) -> Any:
@@ -164,8 +165,9 @@ class Writer:
             try:
                 self._stream.add(value)
             except Exception:  # what others would share with it may not be there
-                self._is_open = not before
-                self._stream = self._stream if before else serialize.Stream(self._cache)
+                self._is_open = before == len(_NOWHERE)
+                if self._is_open:
+                    self._stream = serialize.Stream(self._cache, _NOWHERE)
             else:
                 self.size += self._stream.size - before
                 return NEXT
@@ -178,15 +180,15 @@ class Writer:
         self.size += len(packed) if type(packed) in (bytes, str) else 0
         return packed
 
-    def stream(self) -> bytes:
-        """Return what was written for those that `NEXT` stands for."""
-        return self._stream.getvalue()
+    def stream(self) -> serialize.Stream:
+        """Return what was written for those that `NEXT` stands for; `pack_chunk` takes it over."""
+        return self._stream
 
 
 def pack_chunk(
     indices: Sequence[int],
     items: Sequence[Any],
-    stream: bytes = b"",
+    stream: serialize.Stream | None = None,
     run: bytes = b"",
     limit: float = math.inf,
     settings: bytes = b"",
@@ -197,8 +199,9 @@ def pack_chunk(
     When the items have taken `limit` seconds, those that are left are given back. `settings` hold
     in place of the call's.
     """
-    head = pickle.dumps((run, limit, settings, indices, items), serialize.PROTOCOL)
-    return b"".join((b"\0\0", head, stream))
+    about = pickle.dumps((run, limit, settings, indices, items), serialize.PROTOCOL)
+    about += _SIZE.pack(len(about))
+    return _NOWHERE + about if stream is None else stream.complete(about)
 
 
 def pack_call(function: Any, args: Iterable[Any], kwargs: Any, settings: bytes = b"") -> bytes:
@@ -213,6 +216,12 @@ def pack_call(function: Any, args: Iterable[Any], kwargs: Any, settings: bytes =
 def locate(chunk: bytes, locations: Iterable[str], places: bytes) -> bytes:
     """Return the message for a chunk with the places of what is shared and of modules there."""
     return b"".join((os.fsencode("\n".join(locations)), b"\0", places, memoryview(chunk)[1:]))
+
+
+# Begins a message of which nothing is anywhere yet; what tells of the items ends it, as it is
+# known last, and so much as may be in between is not copied. It is followed by its size.
+_NOWHERE = b"\0\0"
+_SIZE = struct.Struct("!Q")
 
 
 _GOES_ON, _BEGINS_ANEW = b"+", b"-"
@@ -243,21 +252,24 @@ class Received:
         begin = message.index(b"\0", end + 1) + 1
         self.location = os.fsdecode(message[:end])
         self.places = message[end + 1 : begin - 1]
-        file = io.BytesIO(message)
-        file.seek(begin)
+        self._message, self._begin = message, begin
+        end = len(message) - _SIZE.size
+        (size,) = _SIZE.unpack_from(message, end)
         self.run: bytes
         self.limit: float
         self.indices: Sequence[int]
         self.items: Sequence[Any]
         self.settings: bytes
-        self.run, self.limit, self.settings, self.indices, self.items = pickle.load(file)
+        about = pickle.loads(memoryview(message)[end - size : end])
+        self.run, self.limit, self.settings, self.indices, self.items = about
         self.goes_on = not self.run or self.run.startswith(_GOES_ON)
         self.is_broken = False
-        self._file = file
 
     @cached_property
     def _stream(self) -> Any:
-        return serialize.Unpickler(self._file)
+        file = io.BytesIO(self._message)
+        file.seek(self._begin)
+        return serialize.Unpickler(file)
 
     def read(self, packed: Any) -> Any:
         """Return an item, whose reading may run code of the user's."""

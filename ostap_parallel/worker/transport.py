@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import socket
 import struct
 from typing import Any
@@ -95,14 +96,22 @@ class Connection(Remembering, CSocketTransport):  # type: ignore[misc]
         return self._receive(size)
 
     def _receive(self, size: int) -> bytes:
-        data = bytearray(size)
-        view, received = memoryview(data), 0
-        while received < size:
-            count = self.socket.recv_into(view[received:])
-            if not count:
-                raise RuntimeError("the connection was closed")
-            received += count
-        return bytes(data)
+        return self._complete(b"", size)
+
+    def _complete(self, begun: bytes, size: int) -> bytes:
+        """Return so many bytes that begin like this; what is large is copied nowhere."""
+        if not size:
+            return b""
+        file, received = io.BytesIO(begun), len(begun)
+        file.seek(size - 1)
+        file.write(b"\0")
+        with file.getbuffer() as view:
+            while received < size:
+                count = self.socket.recv_into(view[received:])
+                if not count:
+                    raise RuntimeError("the connection was closed")
+                received += count
+        return file.getvalue()
 
 
 class Buffered(Connection):
@@ -117,7 +126,7 @@ class Buffered(Connection):
         if len(data) < size:
             if size > LARGE:
                 self._buffer = b""
-                return data + super()._receive(size - len(data))
+                return self._complete(data, size)
             pieces, missing = [data], size - len(data)
             while missing > 0:
                 piece = self.socket.recv(PIECE)
