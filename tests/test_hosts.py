@@ -762,7 +762,7 @@ class TestFunctions:
             cluster.process(work, [4, 3, 0], ordered=True)
         cause = caught.value.__cause__
         assert isinstance(cause, RemoteTraceback)
-        assert "in work" in cause.text
+        assert "in work" in cause.tb
         assert "item 2 on h" in cause.text
         if sys.version_info >= (3, 11):
             assert any(note.startswith("item 2 (0) on h") for note in caught.value.__notes__)
