@@ -642,6 +642,32 @@ class TestDeclared:
             assert "ostap_parallel.root.declare" in text
         assert told["attribute"].startswith("AttributeError")
 
+    def test_what_python_has_set_on_a_class_is_told(self, local):
+        told, _ = local.run("""
+            import ROOT
+
+            def total(self):
+                return self.Integral()
+
+            ROOT.TH1.total = total
+
+            def use(item):
+                histogram = ROOT.TH1D("h", "", 2, 0, 1)
+                return histogram.total() if item else histogram.no_such_thing
+
+            found = []
+            with open_() as wm:
+                for item in 1, 0:
+                    try:
+                        wm.process(use, [item])
+                    except AttributeError as exc:
+                        found.append(" ".join([str(exc), *getattr(exc, "__notes__", ())]))
+            tell(first=found[0], second=found[1])
+        """)
+        assert "TH1D has total here" in told["first"]
+        assert "worker_init" in told["first"]
+        assert "worker_init" not in told["second"]
+
     def test_what_is_wrong_is_told_at_once(self, local):
         told, _ = local.run("""
             from ostap_parallel import root as our

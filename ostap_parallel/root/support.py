@@ -115,10 +115,18 @@ _UNKNOWN = re.compile(
 )
 
 
+# What Python says of an attribute that a class or its objects do not have.
+_LACKING = re.compile(r"(?:type object )?'(\w+)'(?: object)? has no attribute '(\w+)'")
+
+
 def advise(error: BaseException) -> str:
     """Return what to do where C++ is known here that was not where a task ran."""
-    found = _UNKNOWN.search(str(error)) if isinstance(error, AttributeError) else None
-    if found is None or "cppyy" not in sys.modules:
+    if not isinstance(error, AttributeError) or "cppyy" not in sys.modules:
+        return ""
+    if found := _LACKING.match(str(error)):
+        return _advise_on_attribute(*found.groups())
+    found = _UNKNOWN.search(str(error))
+    if found is None:
         return ""
     name = found[1] or "::".join(filter(None, [*found[2].split("."), found[3]]))
     try:
@@ -126,3 +134,16 @@ def advise(error: BaseException) -> str:
     except Exception:
         return ""
     return f"{name} is known to ROOT here, but not where the task ran: {declared.HINT}"
+
+
+def _advise_on_attribute(name: str, attribute: str) -> str:
+    try:
+        cls = find(name)
+        if not hasattr(cls, "__cpp_name__") or not hasattr(cls, attribute):
+            return ""
+    except Exception:
+        return ""
+    return (
+        f"{name} has {attribute} here, as Python code has set it, but not where the task ran: set "
+        "it in a module that the task imports, or in worker_init of a Task"
+    )
