@@ -763,7 +763,7 @@ class TestFunctions:
         cause = caught.value.__cause__
         assert isinstance(cause, RemoteTraceback)
         assert "in work" in cause.tb
-        assert "item 2 on h" in cause.text
+        assert "item 2 on h" in cause.tb
         if sys.version_info >= (3, 11):
             assert any(note.startswith("item 2 (0) on h") for note in caught.value.__notes__)
 
