@@ -19,7 +19,7 @@ from helpers import wait_until
 from ostap_parallel.arrays import settings, submitting
 from ostap_parallel.arrays.backend import ArrayBackend
 from ostap_parallel.arrays.layout import Header, Layout
-from ostap_parallel.arrays.records import Record, Told
+from ostap_parallel.arrays.records import Record, Told, write_verdict
 from ostap_parallel.arrays.run import Run, create
 from ostap_parallel.arrays.sizes import chunk_size
 from ostap_parallel.arrays.verdict import judge
@@ -34,6 +34,7 @@ from ostap_parallel.errors import (
 )
 from ostap_parallel.schedulers.scheduler import JobState, Phase
 from ostap_parallel.schedulers.slurm import Slurm
+from ostap_parallel.worker.chunk import Lost
 from ostap_parallel.worker.execute import Call
 
 QUICK = {"polling": 0.1, "grace": 0.1}
@@ -341,6 +342,29 @@ class TestBackends:
         layout = array._layout
         assert [layout.elements(one) for one in layout.arrays()] == [[1]]
         assert not other.done()
+
+
+def test_a_backend_has_no_more_jobs_at_a_time_than_its_limit(answers, tmp_path):
+    array = ArrayBackend(lambda: tmp_path / "run", settings.make("slurm", limit=2), 0.1, 0.1)
+    begin = array.open(Call(abs))
+    futures = [begin(b"") for _ in range(5)]
+    layout = array._layout
+
+    def submitted():
+        return [number for one in layout.arrays() for number in layout.elements(one)]
+
+    wait_until(lambda: len(submitted()) == 2, PATIENCE, "two are there")
+    array.give_up([futures[3]])
+    assert futures[3].cancelled()
+    told = Told(whole=Lost("node", 1, "over"), end="done")
+    write_verdict(told, lambda data: layout.write(layout.name("results", 0), data))
+    assert futures[0].result(PATIENCE).reason == "over"
+    wait_until(lambda: submitted() == [0, 1, 2], PATIENCE, "one more is there")
+    array.close()
+    assert [future.result(PATIENCE).reason for future in futures[1:3]] == [
+        "the pool was closed"
+    ] * 2
+    assert set(answers.cancelled) == {str(n) for n in range(1, len(answers.names) + 1)}
 
 
 def test_a_program_with_many_files_hears_of_ends(tmp_path):

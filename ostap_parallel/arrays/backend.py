@@ -174,7 +174,8 @@ class ArrayBackend(Backend):
                         self._changed.wait()
                     if self._new:
                         self._changed.wait(TOGETHER)
-                    new, self._new = self._new, {}
+                    room = self._room(len(watcher) + len(submitter.waiting))
+                    new = {n: self._new.pop(n) for n in list(self._new)[:room]}
                     unwanted, self._unwanted = self._unwanted, set()
                 self._submit(submitter, watcher, new)
                 self._cancel(submitter, watcher, unwanted)
@@ -191,6 +192,14 @@ class ArrayBackend(Backend):
                 self._settle(number, Lost(self.name, 0, reason))
             _end(layout, submitter)
             self._ended.set()
+
+    def _room(self, under_way: int) -> int:
+        """Return how many jobs may be submitted now.
+
+        The limit of an array is its own only, and each lot of chunks is another one.
+        """
+        limit = self._settings.limit
+        return max(0, limit - under_way) if limit else len(self._new)
 
     def _submit(
         self, submitter: Submitter, watcher: Watcher, new: dict[int, tuple[Header, bytes]]
@@ -246,10 +255,11 @@ class ArrayBackend(Backend):
             for number, future in list(self._futures.items()):
                 if wanted is not None and id(future) not in wanted:
                     continue
-                if not future.cancel():
-                    self._unwanted.add(number)
-                elif number not in self._new:  # whose submission was interrupted
+                if future.cancel():
                     self._futures.pop(number, None)
+                    self._new.pop(number, None)
+                else:
+                    self._unwanted.add(number)
             self._changed.notify_all()
         if self._watcher is not None:
             self._watcher.wake()

@@ -246,7 +246,8 @@ class SlurmPool(ArrayPool):
     environment
         Lines of the job's script before anything else, such as ``"module load root"``.
     limit
-        Jobs at the same time at most; by default as many as there can be.
+        Jobs of a call at the same time at most; by default as many as there can be. Of other
+        faces that run on the pool, all of theirs.
     chunks
         Jobs of a call, each with items in it that follow one another. By default four for each
         that may run at the same time, by `limit` or else by the cores that the scheduler tells of,
