@@ -527,6 +527,17 @@ class TestOurs:
                 assert told.read() == "RuntimeError RuntimeError RuntimeError None"
             os.waitpid(pid, 0)
 
+    def test_one_that_has_ended_with_the_program_is_closed_without_a_thread(self, monkeypatch):
+        pool = Pool(1)
+        pool._terminate()  # as at the exit of the interpreter, after which some __del__ closes it
+
+        def refuse(thread):
+            raise RuntimeError("can't create new thread at interpreter shutdown")
+
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+        pool.close()
+        pool.join()
+
     def test_a_context_has_no_effect(self):
         with pytest.warns(UserWarning, match="context= has no effect"):
             pool = Pool(2, context=get_context("spawn"))

@@ -298,7 +298,8 @@ class Pool(multiprocessing.pool.Pool):
         """Take no more work; the workers end when all is done."""
         if self._state == RUN:
             self._state = CLOSE
-            self._closing = in_thread(_finish, self._under_way, self._terminate)
+            if self._terminate.alive:  # else the interpreter ends, and starts no threads any more
+                self._closing = in_thread(_finish, self._under_way, self._terminate)
 
     def terminate(self) -> None:
         """Stop all work and end the workers."""
