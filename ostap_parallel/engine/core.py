@@ -14,7 +14,6 @@ from typing import Any
 from ostap_parallel import libraries
 from ostap_parallel.engine.link import Link, connect
 from ostap_parallel.engine.nesting import Nesting
-from ostap_parallel.engine.visits import Visits
 from ostap_parallel.errors import HostError, StartError
 from ostap_parallel.machine.cpus import usable_cpus
 from ostap_parallel.machine.crew import Crew
@@ -119,7 +118,6 @@ class Core:
             self.queue.on_end = self.nesting.close
             self._output = OutputReader(lambda event: on_event(LOCAL, event))
             undoing.callback(self._output.close)
-            self.visits = Visits(self.loop, self._output.has_nothing)
             self._crew = Crew(
                 LOCAL,
                 self.queue,
@@ -343,5 +341,4 @@ class Core:
         with contextlib.suppress(OSError):
             self._output.close()
         self.store.clear()
-        self.visits.close()
         self.loop.stop()

@@ -393,7 +393,7 @@ class Engine(Backend):
         self._alarm.cancel()
 
     def _new_future(self) -> Future[Any]:
-        return Future(self._interrupt, self._core.visits.wait)
+        return Future(self._interrupt)
 
     def _insert(
         self,
@@ -428,7 +428,7 @@ class Engine(Backend):
         with self._lock:
             before = self._jobs.get(future)
             job.is_interrupted = before is not None and before.is_interrupted
-            self._jobs[future] = future.job = job
+            self._jobs[future] = job
         self._core.add(job)
         if hosts is not None:
             self._give_up_pinned()

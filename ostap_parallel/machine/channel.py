@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
 
 from ostap_parallel.logs import logger_of
 from ostap_parallel.machine.loop import END, IN, OUT, Loop
@@ -16,13 +15,6 @@ logger = logger_of(__name__)
 
 # Bytes that are read of one connection before others have their turn.
 SHARE = 1 << 20
-
-
-class Guest(Protocol):
-    """A thread that waits at a connection."""
-
-    def ring(self) -> None:
-        """Have it come back."""
 
 
 class Channel(Remembering):
@@ -59,11 +51,10 @@ class Channel(Remembering):
         self._large: bytearray | None = None  # a large one, as far as it has come
         self._received = 0
         self.is_open = True
-        self.descriptor = connection.fileno()
-        self._guest: Guest | None = None
+        self._descriptor = connection.fileno()
         connection.setblocking(False)
-        keep_from_forks(self.descriptor)
-        loop.watch(self.descriptor, self._handle)
+        keep_from_forks(self._descriptor)
+        loop.watch(self._descriptor, self._handle)
 
     @property
     def is_congested(self) -> bool:
@@ -80,47 +71,31 @@ class Channel(Remembering):
         if not waiting:
             self._flush()
             if self._outgoing and self.is_open:
-                self._loop.change(self.descriptor, IN | OUT)
+                self._loop.change(self._descriptor, IN | OUT)
 
     def close(self) -> None:
         """Close the connection, without a word to `on_end`."""
         if self.is_open:
             self.is_open = False
             self._outgoing.clear()
-            self._loop.forget(self.descriptor)
-            if self._guest is not None:
-                self._guest.ring()
+            self._loop.forget(self._descriptor)
             with forking:
-                let_forks_keep(self.descriptor)
+                let_forks_keep(self._descriptor)
                 self.socket.close()
-
-    def lend(self, guest: Guest) -> bool:
-        """Have a thread wait here in place of the loop, and `read`; return whether it may."""
-        if self._guest is not None or self._outgoing or not self.is_open:
-            return False
-        self._guest = guest
-        self._loop.change(self.descriptor, 0)
-        return True
-
-    def take_back(self) -> None:
-        """Have the loop wait here again."""
-        self._guest = None
-        if self.is_open:
-            self._loop.change(self.descriptor, IN | OUT if self._outgoing else IN)
 
     def drain(self) -> None:
         """Hand on what has come by now."""
-        while self.is_open and self.read():
+        while self.is_open and self._read():
             pass
 
     def _handle(self, mask: int) -> None:
         if mask & OUT and self._outgoing:
             self._flush()
             if not self._outgoing and self.is_open:
-                self._loop.change(self.descriptor, IN)
+                self._loop.change(self._descriptor, IN)
                 self._on_room()
         if mask & (IN | END) and self.is_open:
-            self.read()
+            self._read()
 
     def _flush(self) -> None:
         try:
@@ -137,7 +112,7 @@ class Channel(Remembering):
             # What has come before its end is to be read yet: that tells of the end, too.
             self._outgoing.clear()
 
-    def read(self) -> int:
+    def _read(self) -> int:
         """Read what is there, up to a share; return how much that was."""
         total = 0
         try:

@@ -12,7 +12,6 @@ from types import MappingProxyType
 from typing import Any
 
 from ostap_parallel.logs import logger_of
-from ostap_parallel.machine.channel import Channel
 from ostap_parallel.machine.handle import Handle
 from ostap_parallel.machine.jobs import Job, Machine, Queue
 from ostap_parallel.machine.local import OVERDUE, Worker
@@ -249,10 +248,6 @@ class Crew(Machine):
 
     def _signal_later(self, seconds: float, job: Job, number: int) -> None:
         self._loop.call_later(seconds, lambda: self.signal(job, number))
-
-    def line(self, job: Job) -> Channel | None:
-        """Return the connection to the worker of a job."""
-        return next((worker.channel for worker in self._with(job)), None)
 
     def _with(self, job: Job) -> list[Worker]:
         worker: Worker | None = job.worker

@@ -13,7 +13,6 @@ from threading import get_ident, main_thread
 from types import FrameType
 from typing import Any
 
-from ostap_parallel.machine.channel import Channel
 from ostap_parallel.machine.loop import Loop
 from ostap_parallel.machine.usage import Doing
 from ostap_parallel.worker.chunk import INTERRUPTED, Lost, pack_result
@@ -157,10 +156,6 @@ class Machine(ABC):
     @abstractmethod
     def interrupt(self, jobs: Collection[Job], grace: float) -> None:
         """Interrupt jobs; a worker that has not come back after `grace` seconds is replaced."""
-
-    def line(self, job: Job) -> Channel | None:
-        """Return the connection to which the result of a job comes, if nothing of others does."""
-        return None
 
     def has_room(self) -> bool:
         """Return whether a worker is free."""
@@ -334,13 +329,10 @@ class deferring_interrupts:
     """Raise for Ctrl-C behind the body, which must not be left half done.
 
     Only the main thread is interrupted; and only by what Python code handles. No generator, as
-    each call goes through this. `tell` is called, within the body, when it has come.
+    each call goes through this.
     """
 
-    __slots__ = ("_handler", "_noted", "_tell")
-
-    def __init__(self, tell: Callable[[], object] | None = None) -> None:
-        self._tell = tell
+    __slots__ = ("_handler", "_noted")
 
     def __enter__(self) -> None:
         self._handler: Any = None
@@ -351,8 +343,6 @@ class deferring_interrupts:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._noted.append(number)
-        if self._tell is not None:
-            self._tell()
 
     def __exit__(self, *error: object) -> None:
         if self._handler is not None:

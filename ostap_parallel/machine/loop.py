@@ -56,8 +56,7 @@ class Loop:
         for end in self._woken, self._waker:
             end.setblocking(False)
         self._epoll.register(self._woken, IN)
-        self._is_stopped = self._is_delivering = False
-        self._guest = 0  # the thread that stands in for ours
+        self._is_stopped = False
         self._wakes_at = float("inf")
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
@@ -93,32 +92,8 @@ class Loop:
     def deliver(self, action: Callable[[], object]) -> None:
         """Have something called without the lock, behind what was delivered before."""
         self._deliveries.append(action)
-        if threading.get_ident() not in (self._thread.ident, self._guest):
+        if threading.current_thread() is not self._thread:
             self._wake()
-
-    def deliver_first(self, action: Callable[[], object]) -> None:
-        """Deliver what `stand_in` has returned, before all that has come since."""
-        self._deliveries.appendleft(action)
-        self._wake()
-
-    def stand_in(self, read: Callable[[], object]) -> Callable[[], object] | None:
-        """Read in place of the loop's thread, with the lock held.
-
-        Returns what is to be delivered then, if it is one thing and its turn. All else is left to
-        the loop.
-        """
-        is_free = not (self._deliveries or self._is_delivering)
-        self._guest = threading.get_ident()
-        try:
-            attempt(read)
-        finally:
-            self._guest = 0
-        if is_free and len(self._deliveries) == 1:
-            with contextlib.suppress(IndexError):  # the loop has just taken it
-                return self._deliveries.popleft()
-        if self._deliveries:
-            self._wake()
-        return None
 
     def is_inside(self) -> bool:
         """Return whether this is the thread of the loop."""
@@ -145,17 +120,11 @@ class Loop:
             with self.lock:
                 self._handle(events)
                 self._run_due()
-            self._deliver()
+            while self._deliveries:
+                _call(self._deliveries.popleft())
         self._epoll.close()
         self._woken.close()
         self._waker.close()
-
-    def _deliver(self) -> None:
-        self._is_delivering = bool(self._deliveries)
-        while self._deliveries:
-            with contextlib.suppress(IndexError):  # one that stands in has just taken it
-                attempt(self._deliveries.popleft())
-        self._is_delivering = False
 
     def _handle(self, events: list[tuple[int, int]]) -> None:
         woken = self._woken.fileno()
@@ -166,10 +135,10 @@ class Loop:
             elif handler := self._handlers.get(descriptor):
                 try:
                     handler(mask)
-                except BaseException:  # see `attempt`
+                except BaseException:  # see `_call`
                     logger.exception("an error in the engine")
         while self._soon:
-            attempt(self._soon.popleft())
+            _call(self._soon.popleft())
 
     def _run_due(self) -> None:
         now = time.monotonic()
@@ -177,11 +146,10 @@ class Loop:
             _, _, timer = heapq.heappop(self._timers)
             action, timer.action = timer.action, None
             if action is not None:
-                attempt(action)
+                _call(action)
 
 
-def attempt(action: Callable[[], object]) -> None:
-    """Call something of which nothing must be raised."""
+def _call(action: Callable[[], object]) -> None:
     try:
         action()
     except BaseException:  # whatever it raises must not end what serves all others

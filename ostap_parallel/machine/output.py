@@ -139,13 +139,6 @@ class OutputReader:
                         text = "what worker %d printed or logged cannot be shown, in part at least"
                         logger.warning(text, event["pid"], exc_info=True)
 
-    def has_nothing(self) -> bool:
-        """Return whether the sink has had all that was taken so far."""
-        if not self._handing.acquire(blocking=False):  # it has something just now
-            return False
-        self._handing.release()
-        return not self._events
-
     def is_inside(self) -> bool:
         """Return whether this is the thread that reads."""
         return threading.current_thread() is self._thread

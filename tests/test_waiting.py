@@ -1,8 +1,7 @@
-"""Who waits for a call reads its result itself; nothing may be lost by that."""
+"""Waiting for calls: with times, in many threads, interrupted at any line."""
 
 from __future__ import annotations
 
-import functools
 import os
 import signal
 import threading
@@ -13,40 +12,13 @@ import pytest
 from functions import PATIENCE, run_python
 from helpers import wait_until
 
-from ostap_parallel import Executor, Pool
+from ostap_parallel import Executor
 
 
 @pytest.fixture(scope="module")
 def executor():
     with Executor(2) as executor:
         yield executor
-
-
-def in_thread(test):
-    """Have a test run in a thread: what looks after its time has set a handler in the main one."""
-
-    @functools.wraps(test)
-    def run(*args, **kwargs):
-        with ThreadPoolExecutor(1, "mine") as threads:
-            return threads.submit(test, *args, **kwargs).result()
-
-    return run
-
-
-class Reader:
-    """Reads as the name of the thread that reads it."""
-
-    def __reduce__(self):
-        return _name_of_thread, ()
-
-
-def _name_of_thread():
-    return threading.current_thread().name
-
-
-def reader(seconds=0.0):
-    time.sleep(seconds)
-    return Reader()
 
 
 def square_after(seconds, x):
@@ -66,21 +38,13 @@ def kill_once(path):
     return "again"
 
 
-class TestWho:
-    @in_thread
-    def test_it_is_the_thread_that_waits(self, executor):
-        assert executor.submit(reader, 0.2).result() == "mine_0"
-        assert executor.submit(reader, 0.2).result(PATIENCE) == "mine_0"
-        with Pool(1) as pool:
-            assert pool.apply(reader, (0.2,)) == "mine_0"
-
-    @in_thread
-    def test_it_is_the_loop_where_somebody_else_is_told(self, executor):
+class TestWaiting:
+    def test_callbacks_may_want_what_the_one_that_waits_has(self, executor):
         lock, told = threading.Lock(), []
 
         def tell(future):
             with lock:
-                told.append((future.result(), threading.current_thread().name))
+                told.append(future.result())
 
         future = executor.submit(square_after, 0.2, 3)
         future.add_done_callback(tell)
@@ -88,35 +52,8 @@ class TestWho:
             assert future.result() == 9
             assert not told
         wait_until(lambda: told, PATIENCE, "the callback")
-        assert told == [(9, "engine")]
+        assert told == [9]
 
-    def test_it_is_the_loop_where_handlers_may_raise(self, executor):
-        before = signal.signal(signal.SIGUSR1, lambda number, frame: None)
-        try:
-            assert executor.submit(reader, 0.2).result() == "engine"
-        finally:
-            signal.signal(signal.SIGUSR1, before)
-
-    @in_thread
-    def test_callbacks_that_come_while_it_reads(self, executor):
-        futures, told = [], []
-
-        def add():
-            for future in iter(futures.pop, None):
-                future.add_done_callback(lambda done: told.append(threading.current_thread().name))
-
-        with ThreadPoolExecutor(1, "adds") as threads:
-            for x in range(200):
-                future = executor.submit(square_after, 0, x)
-                futures[:] = [None, future]
-                added = threads.submit(add)
-                assert future.result() == x * x
-                added.result()
-        wait_until(lambda: len(told) == 200, PATIENCE, "all callbacks")
-        assert "mine_0" not in told
-
-
-class TestWaiting:
     def test_many_threads(self, executor):
         shared = executor.submit(square_after, 0.2, 5)
 
@@ -128,7 +65,6 @@ class TestWaiting:
             for each in threads.map(call, range(8)):
                 assert each == (25, [x * x for x in range(100)])
 
-    @in_thread
     def test_times(self, executor):
         future = executor.submit(square_after, 0.5, 3)
         for seconds in (0, 0.05, -1):
@@ -140,7 +76,6 @@ class TestWaiting:
         assert future.result() == 9
         assert executor.submit(square_after, 0, 4).result() == 16
 
-    @in_thread
     def test_cancelled_meanwhile(self, executor):
         future = executor.submit(square_after, 600, 3)
         wait_until(future.running, PATIENCE, "it runs")
@@ -150,7 +85,6 @@ class TestWaiting:
             future.result(PATIENCE)
         assert executor.submit(square_after, 0, 4).result(PATIENCE) == 16
 
-    @in_thread
     def test_closed_meanwhile(self):
         with Executor(1) as executor:
             future = executor.submit(square_after, 600, 3)
@@ -158,18 +92,15 @@ class TestWaiting:
             threading.Timer(0.2, executor.close).start()
             assert future.exception(PATIENCE) is not None
 
-    @in_thread
     def test_its_worker_dies(self, executor, tmp_path):
         assert executor.submit(kill_once, tmp_path / "once").result(PATIENCE) == "again"
 
-    @in_thread
     def test_one_behind_others(self, executor):
         futures = [executor.submit(square_after, 0.05, x) for x in range(10)]
         assert [future.result(PATIENCE) for future in reversed(futures)] == [
             x * x for x in reversed(range(10))
         ]
 
-    @in_thread
     def test_what_is_printed_comes_first(self):
         lines = []
         with Executor(1, on_event=lambda host, event: lines.append(event["text"])) as executor:
