@@ -13,7 +13,8 @@ from ostap_parallel.errors import HostError
 from ostap_parallel.schedulers.quantities import parse_walltime
 from ostap_parallel.schedulers.scheduler import Phase
 from ostap_parallel.supply.allocations import Allocations, Claim, Held
-from ostap_parallel.supply.host import HostServer, HostSource
+from ostap_parallel.supply.host import HostServer, HostSource, make_bundle
+from ostap_parallel.supply.relay import make_texts
 from ostap_parallel.supply.source import Grant, Leave, TryLater, Watch
 from ostap_parallel.supply.steps import open_session, open_step, step_argv
 from ostap_parallel.supply.ways import Way
@@ -158,6 +159,7 @@ class StepServer(JobServer):
 
     def start(self) -> Grant:
         """Wait for a job, and start the server in it."""
+        _prepare()
         self._held = self._allocations.claim(self._claim)
         self._watch.granted()
         return super().start()
@@ -181,6 +183,7 @@ class SessionServer(JobServer):
 
     def start(self) -> Grant:
         """Submit a job, and start the server in it when it runs."""
+        _prepare()
         self._allocations.check(self.host.label)
         self._held = self._allocations.enter()
         self._stuck = ""
@@ -230,3 +233,13 @@ class SessionServer(JobServer):
         if wall := parse_walltime(self._allocations.batch.walltime):
             self._change(ends=time.monotonic() + wall)
         return directory
+
+
+def _prepare() -> None:
+    """Begin to make what sessions need, while there is no job for them yet."""
+
+    def make() -> None:
+        make_texts()
+        make_bundle()
+
+    threading.Thread(target=make, name="prepare", daemon=True).start()

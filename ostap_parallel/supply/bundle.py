@@ -1,8 +1,8 @@
 """What a bare host is sent: an archive that makes python3, bash and tar enough.
 
 It holds this package, dill and ppft: as source and, for interpreters of our own minor version,
-compiled, so that a host does not compile them for every worker. They are unpacked there: to
-import them from a zip file would take each worker half as long again.
+compiled, so that a host does not compile them. It stays an archive there: to unpack it takes
+longer than a server and its workers do to start, who import from it once for all.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from __future__ import annotations
 import functools
 import io
 import marshal
-import tarfile
 import threading
+import zipfile
 from importlib.machinery import SourceFileLoader
-from importlib.util import MAGIC_NUMBER, cache_from_source, source_hash
+from importlib.util import MAGIC_NUMBER, source_hash
 from pathlib import Path
 
 import cloudpickle
@@ -25,7 +25,9 @@ from ostap_parallel.machine.serve import MARK
 
 _PACKAGES = (ostap_parallel, ppft, cloudpickle, dill)
 
-FOLDER = "ppserver"  # that holds all of it, and by which a host's list of processes names it
+NAME = "ppserver"  # of the file there, by which a host's list of processes names it
+
+LEVEL = 1  # of compression: a host waits for it
 
 # Runs first, under whatever interpreter the host has: it must be understood by all of them.
 _MAIN = """\
@@ -94,7 +96,7 @@ _making = threading.Lock()
 
 
 def bundle(version: tuple[int, int]) -> bytes:
-    """Return the archive (tar, gzip) for hosts of callers that run Python `version`."""
+    """Return the archive (zip) for hosts of callers that run Python `version`."""
     with _making:  # hosts start at the same time, and a cache would make one for each of them
         return _make(version)
 
@@ -102,11 +104,8 @@ def bundle(version: tuple[int, int]) -> bytes:
 @functools.cache
 def _make(version: tuple[int, int]) -> bytes:
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=3) as archive:
-        folder = tarfile.TarInfo(FOLDER)
-        folder.type, folder.mode = tarfile.DIRTYPE, 0o700
-        archive.addfile(folder)
-        _add(archive, "__main__.py", _MAIN.format(version=version, mark=MARK).encode())
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=LEVEL) as archive:
+        archive.writestr("__main__.py", _MAIN.format(version=version, mark=MARK))
         for package in _PACKAGES:
             root = Path(package.__path__[0])
             for path in sorted(root.rglob("*.py")):
@@ -114,22 +113,16 @@ def _make(version: tuple[int, int]) -> bytes:
                     continue
                 name = f"{package.__name__}/{path.relative_to(root).as_posix()}"
                 source = path.read_bytes()
-                _add(archive, name, source)
-                _add(archive, cache_from_source(name), _compiled(name, path, source))
+                archive.writestr(name, source)
+                archive.writestr(f"{name}c", _compiled(name, path, source))
     return buffer.getvalue()
-
-
-def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
-    entry = tarfile.TarInfo(f"{FOLDER}/{name}")
-    entry.size, entry.mode = len(content), 0o600
-    archive.addfile(entry, io.BytesIO(content))
 
 
 def _compiled(name: str, path: Path, source: bytes) -> bytes:
     """Return the module as a .pyc that is never checked against its source (PEP 552).
 
     What is compiled here already is taken: to compile all would take longer than the start of a
-    host. The path in it is of no importance, as whoever imports it puts in that of its own.
+    host. The path in it is ours.
     """
     code = SourceFileLoader(name, str(path)).get_code(name)
     unchecked = (1).to_bytes(4, "little")

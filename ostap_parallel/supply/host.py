@@ -25,7 +25,7 @@ from ostap_parallel.machine.endpoint import Endpoint
 from ostap_parallel.machine.handshake import derive_key
 from ostap_parallel.machine.serve import MARK
 from ostap_parallel.machine.templates import modules_of
-from ostap_parallel.supply.bundle import bundle
+from ostap_parallel.supply.bundle import NAME, bundle
 from ostap_parallel.supply.session import Session
 from ostap_parallel.supply.source import Grant, Server, TryLater, Watch
 from ostap_parallel.supply.steps import open_qrsh, open_srun
@@ -322,7 +322,7 @@ class HostServer(Server):
 
     def _files(self) -> dict[str, bytes]:
         """Return what the host is sent."""
-        files = {"bundle.tgz": bundle(sys.version_info[:2])}
+        files = {NAME: bundle(sys.version_info[:2])}
         if self.host.environment is not None:
             files["environment.sh"] = self.host.environment.encode() + b"\n"
         if self.host.script is not None:

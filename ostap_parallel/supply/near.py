@@ -251,20 +251,30 @@ def _bound() -> Callable[[], object] | None:
 def execute(path: str, argv: list[str]) -> int:
     """Run a command at the far end with our descriptors; return its exit status."""
     with socket.socket(socket.AF_UNIX) as control:
-        control.connect(path)
-        order = json.dumps({"do": "exec", "argv": argv}).encode() + b"\n"
-        sent = socket.send_fds(control, [order], [0, 1, 2])
-        if sent < len(order):  # to send nothing fails where the command has ended already
-            control.sendall(order[sent:])
+        order(control, path, argv, [0, 1, 2])
         for descriptor in (0, 1):
             os.close(descriptor)
-        answer = b""
-        while not answer.endswith(b"\n"):
-            data = control.recv(64)
-            if not data:
-                return FAILED
-            answer += data
-        return int(answer)
+        return status_of(control)
+
+
+def order(control: socket.socket, path: str, argv: list[str], descriptors: list[int]) -> None:
+    """Have a near end, which has a socket at `path`, run a command at the far one."""
+    control.connect(path)
+    data = json.dumps({"do": "exec", "argv": argv}).encode() + b"\n"
+    sent = socket.send_fds(control, [data], descriptors)
+    if sent < len(data):  # to send nothing fails where the command has ended already
+        control.sendall(data[sent:])
+
+
+def status_of(control: socket.socket) -> int:
+    """Wait for the exit status of a command; what has broken off has ours."""
+    answer = b""
+    while not answer.endswith(b"\n"):
+        data = control.recv(64)
+        if not data:
+            return FAILED
+        answer += data
+    return int(answer)
 
 
 def main(argv: list[str]) -> int:

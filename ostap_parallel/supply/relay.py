@@ -13,6 +13,7 @@ import shlex
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ import ostap_parallel
 from ostap_parallel.errors import HostError
 from ostap_parallel.supply import near
 from ostap_parallel.supply.private import control_directory
-from ostap_parallel.supply.processes import Done, run_apart
+from ostap_parallel.supply.processes import Done
 from ostap_parallel.supply.ways import LOOPBACK, SPARE_LINES, Verdict, pack, unpack
 from ostap_parallel.worker import far, mux
 
@@ -109,8 +110,29 @@ class Relay:
         return [sys.executable, "-I", "-S", str(self.directory / "near")]
 
     def run(self, argv: Sequence[str], data: bytes = b"", timeout: float | None = None) -> Done:
-        """Run a program there; raises subprocess.TimeoutExpired."""
-        return run_apart(self.command(argv), data, timeout)
+        """Run a program there; raises subprocess.TimeoutExpired.
+
+        As `command` does, but without a process for it here.
+        """
+        with contextlib.ExitStack() as stack:
+            files = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(3)]
+            files[0].write(data)
+            files[0].seek(0)
+            status = self._run(argv, [file.fileno() for file in files], timeout)
+            for file in files[1:]:
+                file.seek(0)
+            return Done(status, files[1].read(), files[2].read())
+
+    def _run(self, argv: Sequence[str], descriptors: list[int], timeout: float | None) -> int:
+        with socket.socket(socket.AF_UNIX) as control:
+            control.settimeout(timeout)
+            try:
+                near.order(control, str(self.directory / "relay"), list(argv), descriptors)
+                return near.status_of(control)
+            except TimeoutError:
+                raise subprocess.TimeoutExpired(argv, timeout or 0.0) from None
+            except OSError:  # it has ended, and says why
+                return mux.FAILED
 
     def copy(self, files: Mapping[str, bytes], directory: str, timeout: float) -> None:
         """Write files into a directory there."""
@@ -184,6 +206,12 @@ def open_relay(
             judge=judge,
             queued=queued,
         )
+
+
+def make_texts() -> None:
+    """Make the texts of both ends; who needs them finds them."""
+    for end in far, near:
+        text_of(mux, end)
 
 
 _making = threading.Lock()

@@ -4,7 +4,7 @@
 # PATH, IFS and options, redirect, exit, and take the exit trap.
 
 exec 19>&1 # our lines have a descriptor of their own
-op_rm=$(type -P rm) op_tar=$(type -P tar) op_path=$PATH
+op_rm=$(type -P rm)
 op_dir= op_here=
 
 op_say() { printf '\n%s%s %s\n' "$op_mark" "$1" "$2" >&19; }
@@ -66,7 +66,6 @@ op_serve() {
         echo "$1: not found; PATH is $PATH" >&2
         exit 127
     fi
-    PATH=$op_path "$op_tar" -xzf "$op_dir/bundle.tgz" -C "$op_dir" || exit
     "$1" "$op_dir/ppserver" "$2" "$3" "$4" 19>&-
     set -- $?
     op_say over "$1" # ssh ends later, as it waits for all that uses the tunnel

@@ -42,8 +42,6 @@ INTERRUPTED = "it was interrupted"
 # Characters that are kept of an exception's text and of its traceback.
 MAX_TEXT = 100_000
 
-_OURS = Path(__file__).parent
-
 
 @dataclass
 class ChunkOutcome:
@@ -383,9 +381,11 @@ def _shorten(text: str) -> str:
 
 
 def _format_exception(exc: BaseException) -> Iterable[str]:
-    # The first frames are ours: of no use to the reader of a task's traceback.
+    # The first frames are ours: of no use to the reader of a task's traceback. Where code was
+    # compiled it says that it is, wherever it was imported from.
+    ours = Path(_format_exception.__code__.co_filename).parent
     tb = exc.__traceback__
-    while tb is not None and Path(tb.tb_frame.f_code.co_filename).parent == _OURS:
+    while tb is not None and Path(tb.tb_frame.f_code.co_filename).parent == ours:
         tb = tb.tb_next
     tb = tb or exc.__traceback__
     try:
