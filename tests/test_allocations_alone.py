@@ -11,6 +11,7 @@ from ostap_parallel.config.batch import BatchConfig
 from ostap_parallel.errors import HostError, SchedulerUnavailable
 from ostap_parallel.schedulers.scheduler import Done
 from ostap_parallel.schedulers.sge import Sge
+from ostap_parallel.supply import site as site_
 from ostap_parallel.supply.allocations import Allocations, Claim, Held
 from ostap_parallel.supply.site import Guard, Here
 from ostap_parallel.supply.source import TryLater
@@ -91,3 +92,31 @@ def test_who_is_closed_before_it_waits_asks_for_nothing(site):
     with pytest.raises(HostError, match="closed while it was starting"):
         jobs.claim(claim)
     assert jobs._thread is None
+
+
+# Leads to a bash, once there is a file.
+WAITS = 'until [ -e "$GO" ]; do sleep 0.05; done; exec bash "$@"'
+
+
+def test_a_guard_that_is_far_away_knows_before_anything_is_submitted(tmp_path, monkeypatch):
+    """Who is cut off right behind a submission could not tell it any more."""
+    monkeypatch.setitem(site_._CANCEL, "slurm", ["true"])
+    monkeypatch.setenv("GO", str(tmp_path / "go"))
+    guard = Guard(["bash", "-c", WAITS, "bash"], "slurm", is_far=True)
+    telling = threading.Thread(target=guard.expect, args=["gpu-1"])
+    telling.start()
+    telling.join(0.5)
+    assert telling.is_alive()
+    (tmp_path / "go").touch()
+    telling.join(PATIENCE)
+    assert not telling.is_alive()
+    guard.add("gpu-1")
+    guard.dismiss()
+    assert not guard.is_there()
+
+
+def test_nothing_is_submitted_without_a_guard(monkeypatch):
+    lost = Guard(["false"], "sge", is_far=True)
+    with pytest.raises(SchedulerUnavailable, match="connection was lost"):
+        lost.expect("gpu-1")
+    lost.dismiss()

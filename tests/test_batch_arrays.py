@@ -23,6 +23,8 @@ from functions import PATIENCE, Refusal, Unsendable, refuse, script_environ, wai
 from helpers import processes_of, wait_until
 
 from ostap_parallel import SerializeError, Slurm, TaskMerger, WorkerLost, WorkManager
+from ostap_parallel.arrays import watching
+from ostap_parallel.arrays.records import Record, Writer, read_on
 from ostap_parallel.batch import JobRefused, Run, SgePool, SlurmPool
 from ostap_parallel.batch import slurm as party_slurm
 from ostap_parallel.batch import sun_grid_engine as party_sge
@@ -140,6 +142,46 @@ class TestAsMultiprocessing:
         assert values[:300] + values[301:] == [*map(str, range(300))] * 2
         assert "exit status 3" in run.errors()[300].reason
         run.remove()
+
+
+class TestEarly:
+    """What a job has told of items while it is still at others."""
+
+    @pytest.mark.parametrize("hears", [True, False])
+    def test_items_come_before_their_chunk_ends(self, slurm_pool, tmp_path, monkeypatch, hears):
+        if not hears:  # as where jobs cannot reach this machine
+            monkeypatch.setattr(watching, "SURVEY", 0.2)
+            monkeypatch.setattr(watching.Hint, "address", lambda *_: None)
+
+        def work(item):
+            if item == 3:
+                wait_for(tmp_path / "go")
+            return item
+
+        arriving = slurm_pool(chunks=1).imap_unordered(work, range(4))
+        assert [arriving.next(PATIENCE) for _ in range(3)] == [0, 1, 2]
+        (tmp_path / "go").touch()
+        assert list(arriving) == [3]
+
+    def test_what_is_not_whole_does_not_count(self, tmp_path):
+        """Of what another host writes, pages may be missing in the middle."""
+        part, seen = tmp_path / "0.part", tmp_path / "seen"
+        writer = Writer(part, tmp_path / "0", "1_0", "host")
+        writer.add("records", [Record(0, ok=True, answer=b"x")])
+        first = part.stat().st_size
+        writer.add("records", [Record(1, ok=True, answer=b"y" * 10000)])
+        whole = part.read_bytes()
+        writer.close("done")
+        holes = whole[: first + 5000] + bytes(1000) + whole[first + 6000 :]
+        for data in whole[: first + 5000], whole[:-1], whole[: first + 50] + bytes(9000), holes:
+            seen.write_bytes(data)
+            records, place = read_on(seen, 0)
+            assert ([record.index for record in records], place) == ([0], first)
+        seen.write_bytes(whole)
+        records, place = read_on(seen, first)
+        assert ([record.index for record in records], place) == ([1], len(whole))
+        assert read_on(seen, place) == ([], place)
+        assert read_on(tmp_path / "nothing", 0) == ([], 0)
 
 
 class TestRecords:

@@ -13,6 +13,7 @@ import socket
 import sys
 import time
 from collections import deque
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -28,6 +29,9 @@ from ostap_parallel.worker.chunk import Lost, draw_id, pack_chunk, unpack_result
 BRIEF = 0.001
 MOST = 64
 
+# Seconds until the next time that is told who waits which items have ended: at first, and at most.
+FIRST_PAUSE, LAST_PAUSE = 0.1, 5.0
+
 # Sent before the end of a job; and at its end, some seconds before it is killed.
 WARNINGS = (signal.SIGUSR1, signal.SIGUSR2)
 
@@ -41,6 +45,8 @@ class Items:
         Of the run.
     stop
         Is set when the job is about to be ended, to the reason.
+    tell
+        Called when items have ended and others have not, at first at once and then less often.
     """
 
     def __init__(
@@ -50,7 +56,9 @@ class Items:
         header: Header,
         items: list[tuple[int, Any]],
         writer: Writer,
+        tell: Callable[[], object] = lambda: None,
     ) -> None:
+        self._tell, self._next_time, self._pause = tell, 0.0, FIRST_PAUSE
         self._call, self._header, self._writer = call, header, writer
         self._waiting = deque(items)
         self._running: dict[int, tuple[float, list[tuple[int, Any]]]] = {}  # by the first
@@ -133,8 +141,15 @@ class Items:
                 record.lost = "it was interrupted"
             records.append(record)
         self._writer.add("records", records)
+        self._tell_now_and_then()
         is_brief = sum(result.seconds) < BRIEF * len(items) and not printed
         self._together = min(2 * self._together, MOST) if is_brief else 1
+
+    def _tell_now_and_then(self) -> None:
+        now = time.monotonic()
+        if now >= self._next_time and (self._waiting or self._running):
+            self._next_time, self._pause = now + self._pause, min(2 * self._pause, LAST_PAUSE)
+            self._tell()
 
     def _lose(
         self, lost: Lost, start: float, items: list[tuple[int, Any]], printed: dict[str, list[str]]
@@ -206,7 +221,7 @@ def _print(host: str, event: dict[str, Any]) -> None:
 
 
 def tell(layout: Layout, number: int) -> None:
-    """Tell who waits, if anybody does and can be reached, that a chunk has ended."""
+    """Tell who waits, if anybody does and can be reached, that there is news of a chunk."""
     with contextlib.suppress(OSError, ValueError, KeyError):
         hint = layout.read_json("hint")
         message = f"{hint['token']} {number}".encode()
@@ -240,7 +255,7 @@ def work(layout: Layout, array: int, element: int) -> None:
         end = run_whole(settings, call, items, writer)
     else:
         left = [item for item in items if item[0] not in before.records]
-        doing = Items(settings, call, header, left, writer)
+        doing = Items(settings, call, header, left, writer, partial(tell, layout, number))
         for warning in WARNINGS:
             signal.signal(warning, lambda *_: doing.stop("wall time"))
         signal.signal(signal.SIGTERM, lambda *_: doing.stop("ended"))

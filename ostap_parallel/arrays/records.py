@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import pickle
 import threading
+import zlib
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -118,6 +120,31 @@ def read(*paths: Path) -> Told:
     return told
 
 
+def read_on(path: Path, place: int) -> tuple[list[Record], int]:
+    """Return the records behind a place of a file that is being written, and where to go on.
+
+    Of what another host writes some pages may be seen before others: an entry counts once it has
+    its sum.
+    """
+    found: list[Record] = []
+    with contextlib.suppress(Exception):  # of what is not whole anything may come
+        with path.open("rb") as file:
+            file.seek(place)
+            data = file.read()
+        stream, records, entry, begin = io.BytesIO(data), list[Record](), b"", place
+        while True:
+            start = stream.tell()
+            kind, value = pickle.load(stream)
+            if kind == "records":
+                records, entry = value, data[start : stream.tell()]
+            elif kind == "sum" and zlib.crc32(entry) != value:
+                break
+            elif kind == "sum":
+                found += records
+                place = begin + stream.tell()
+    return found, place
+
+
 class Writer:
     """Writes what becomes of a chunk; it has its last name when it is closed.
 
@@ -134,7 +161,10 @@ class Writer:
 
     def add(self, kind: str, value: Any) -> None:
         """Write an entry."""
-        self._file.write(pickle.dumps((kind, value)))
+        data = pickle.dumps((kind, value))
+        if kind == "records":
+            data += pickle.dumps(("sum", zlib.crc32(data)))
+        self._file.write(data)
         self._file.flush()
 
     def _keep(self) -> None:

@@ -9,7 +9,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import replace
 from pathlib import Path
@@ -87,6 +87,7 @@ class Run:
         self._outcomes: dict[int, tuple[int, Outcome]] = {}  # with the chunk
         self._done: dict[int, tuple[int, Outcome]] = {}  # by chunk: of items that are not kept
         self._gone_since = 0.0
+        self._early: dict[int, Outcome] = {}  # of items whose chunks have not ended
         self._fresh: list[int] = []  # items of which somebody is to be told
         self._stopping = self._submitter.stopping
         self._watcher: Watcher | None = None
@@ -135,6 +136,7 @@ class Run:
             if self._latest.get(index, -1) < number:
                 self._latest[index] = number
                 self._outcomes.pop(index, None)
+                self._early.pop(index, None)
 
     def _chunk_of(self, index: int) -> int:
         return self._latest.get(index, index // self.settings.size)
@@ -148,12 +150,24 @@ class Run:
         records, verdict.records = verdict.records, {}  # each has its outcome: there may be many
         for index, record in records.items():
             if self._chunk_of(index) <= number:
-                self._outcomes[index] = number, outcome_of(record)
+                early = index in self._early
+                outcome = self._early.pop(index) if early else outcome_of(record)
+                self._outcomes[index] = number, outcome
                 self._fresh.append(index)
         for index, reason in verdict.failed.items():
             if self._chunk_of(index) <= number:
                 self._outcomes[index] = number, failure_of(index, reason, header.attempt)
                 self._fresh.append(index)
+
+    def _take_early(self, news: Mapping[int, Iterable[Record]]) -> None:
+        """Take in what items have returned whose chunks have not ended."""
+        for number, records in news.items():
+            for record in records:
+                index = record.index
+                is_new = self._chunk_of(index) == number and index not in self._outcomes
+                if record.ok and is_new and index not in self._early:
+                    self._early[index] = outcome_of(record)
+                    self._fresh.append(index)
 
     def _missing_again(self) -> list[tuple[int, int]]:
         """Write the chunks of what is to be begun again; return them with their attempts."""
@@ -218,7 +232,7 @@ class Run:
     ) -> Generator[Outcome, None, None]:
         """Yield outcomes until there are all, or until a time of ``time.monotonic``."""
         self._refresh()
-        self._fresh = sorted(self._outcomes)
+        self._fresh = sorted({*self._outcomes, *self._early})
         given, left_over = bytearray(self.total), self.total
         with contextlib.ExitStack() as stack:
             is_leader = self._lead(stack)
@@ -231,10 +245,11 @@ class Run:
             while True:
                 fresh, self._fresh = self._fresh, []
                 for index in fresh:
+                    outcome = self._outcome(index, keep)
                     if not given[index]:
                         given[index], left_over = True, left_over - 1
-                        yield self._outcome(index, keep)
-                if not left_over:
+                        yield outcome
+                if not left_over and self.is_done:
                     return
                 if self._stopping.is_set() or self.is_cancelled:
                     raise CancelledError("the run was cancelled")
@@ -246,6 +261,7 @@ class Run:
                     return
                 for number, told in watcher.news(left).items():
                     self._take(number, told)
+                self._take_early(watcher.early())
                 if is_leader:
                     self._submit(watcher, self._missing_again())
                 if time.monotonic() > next_look:
@@ -254,6 +270,10 @@ class Run:
 
     def _outcome(self, index: int, keep: bool) -> Outcome:
         """Return what became of an item; only that it is done is known then, unless it is kept."""
+        if (early := self._early.get(index)) is not None:
+            if not keep:
+                self._early[index] = _DONE
+            return early
         number, outcome = self._outcomes[index]
         if not keep and outcome.error is None:
             self._outcomes[index] = self._done.setdefault(number, (number, _DONE))
@@ -267,7 +287,8 @@ class Run:
         kept, self._kept = self._kept, None
         if kept is not None and is_leader:
             return kept
-        watcher = Watcher(self._layout, self.settings.scheduler(), self._polling, self._grace)
+        scheduler, timing = self.settings.scheduler(), (self._polling, self._grace)
+        watcher = Watcher(self._layout, scheduler, *timing, item_by_item=True)
         weakref.finalize(self, watcher.close)
         return watcher
 

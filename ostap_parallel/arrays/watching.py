@@ -10,8 +10,9 @@ import socket
 import time
 from collections.abc import Iterable, Mapping
 
+from ostap_parallel.arrays.early import Early
 from ostap_parallel.arrays.layout import Layout
-from ostap_parallel.arrays.records import Told, is_alive, read, write_verdict
+from ostap_parallel.arrays.records import Record, Told, is_alive, read, write_verdict
 from ostap_parallel.errors import JobRefused, SchedulerUnavailable
 from ostap_parallel.schedulers.scheduler import End, JobState, Phase, Scheduler
 
@@ -35,12 +36,15 @@ CERTAIN = 15.0  # seconds after which the scheduler need not have said more
 
 MOST_HINTS = 1000  # that are taken together
 
+# Seconds between looks at what jobs have told that cannot tell that they have.
+SURVEY = 20.0
+
 STUCK = "stuck"
 LOST = "lost"
 
 
 class Hint:
-    """Where jobs tell that a chunk has ended, if they can reach this machine: a datagram.
+    """Where jobs tell that there is news of a chunk, if they can reach this machine: a datagram.
 
     Who sends anything else is not listened to; what comes only has files looked at sooner.
     """
@@ -51,25 +55,31 @@ class Hint:
         self._socket.setblocking(False)
         try:
             self._socket.bind(("", 0))
-            addresses = ["127.0.0.1", *_addresses()]
-            port = self._socket.getsockname()[1]
-            found = {"token": self._token, "addresses": addresses, "port": port}
-            layout.write_json("hint", found)
+            self.address(layout)
         except OSError as exc:
             logger.debug("no hints: %s", exc)
 
-    def wait(self, seconds: float) -> bool:
-        """Wait for a hint; return whether there was one."""
+    def address(self, layout: Layout) -> None:
+        """Write down where this is for jobs; raises OSError."""
+        addresses = ["127.0.0.1", *_addresses()]
+        port = self._socket.getsockname()[1]
+        found = {"token": self._token, "addresses": addresses, "port": port}
+        layout.write_json("hint", found)
+
+    def wait(self, seconds: float) -> set[int] | None:
+        """Wait for a hint; return the chunks that it is about, ``None``: there was none."""
         poll = select.poll()  # select() knows no descriptors above 1023
         poll.register(self._socket, select.POLLIN)
         if not poll.poll(1000 * seconds):
-            return False
-        is_ours = False
+            return None
+        numbers: set[int] | None = None
         with contextlib.suppress(OSError):
             for _ in range(MOST_HINTS):  # who sends them without end holds nobody up
-                data = self._socket.recv(256)
-                is_ours = is_ours or data.decode(errors="replace").startswith(self._token)
-        return is_ours
+                token, _, number = self._socket.recv(256).decode(errors="replace").partition(" ")
+                if token == self._token:
+                    numbers = numbers or set()
+                    numbers |= {int(number)} if number.isdecimal() else set()
+        return numbers
 
     def wake(self) -> None:
         """Have who waits wait no longer, from any thread."""
@@ -99,6 +109,8 @@ class Watcher:
         Seconds between looks at files, at most.
     grace
         Seconds that a file may stay invisible on another host.
+    item_by_item
+        Look at what jobs have told of items, too, while their chunks have not ended; see `early`.
 
     Attributes
     ----------
@@ -106,8 +118,17 @@ class Watcher:
         What the scheduler said last, by element.
     """
 
-    def __init__(self, layout: Layout, scheduler: Scheduler, polling: float, grace: float) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        scheduler: Scheduler,
+        polling: float,
+        grace: float,
+        *,
+        item_by_item: bool = False,
+    ) -> None:
         self._layout, self._scheduler = layout, scheduler
+        self._item_by_item = item_by_item
         self._polling, self._grace = polling, grace
         self._jobs: dict[int, str] = {}  # by chunk: its element
         self._arrays: dict[str, int] = {}  # by id
@@ -118,7 +139,10 @@ class Watcher:
         self._pause, self._question = FIRST_LOOK, FIRST_QUESTION
         self._next_look = 0.0
         self._next_question = time.monotonic() + FIRST_QUESTION
+        self._next_survey = time.monotonic() + SURVEY
         self._hint = Hint(layout)
+        self._early = Early(layout)
+        self._wanted: set[int] = set()  # chunks of whose items some may have ended
 
     def add(self, array: int, done: Iterable[int] = ()) -> None:
         """Wait for the chunks of an array, but for those that are done."""
@@ -160,10 +184,10 @@ class Watcher:
         end = time.monotonic() + seconds
         while True:
             due = min(self._next_look, self._next_question, end)
-            is_hinted = self._hint.wait(max(0.0, due - time.monotonic()))
+            hinted = self._hint.wait(max(0.0, due - time.monotonic()))
             found: dict[int, Told] = {}
             now = time.monotonic()
-            if is_hinted or now >= self._next_look:
+            if hinted is not None or now >= self._next_look:
                 found |= self._look()
                 self._pause = FIRST_LOOK if found else min(self._pause * GROWTH, self._polling)
                 self._next_look = now + self._pause
@@ -172,9 +196,26 @@ class Watcher:
                 longer = min(1.5 * self._question, LAST_QUESTION)
                 self._question = FIRST_QUESTION if found else longer
                 self._next_question = time.monotonic() + self._question
-            if found or now >= end or self._is_woken:
+            if self._item_by_item:
+                self._want(hinted or set(), now)
+            if found or self._wanted or now >= end or self._is_woken:
                 self._is_woken = False
                 return found
+
+    def _want(self, hinted: set[int], now: float) -> None:
+        """Note of which chunks there may be news of items."""
+        self._wanted |= hinted & self._jobs.keys()
+        if now >= self._next_survey:
+            self._next_survey = now + SURVEY
+            self._wanted |= self._jobs.keys()
+
+    def early(self) -> dict[int, list[Record]]:
+        """Return, by chunk, what was told of items whose chunks have not ended; after `news`.
+
+        That an item was done is what stays; all else is known with the chunk.
+        """
+        wanted, self._wanted = self._wanted & self._jobs.keys(), set()
+        return self._early.news(wanted) if wanted else {}
 
     def _look(self) -> dict[int, Told]:
         found: dict[int, Told] = {}
@@ -196,6 +237,7 @@ class Watcher:
         self._jobs.pop(number, None)
         self._ended.pop(number, None)
         self._told.pop(number, None)
+        self._early.forget(number)
 
     def _ask(self) -> dict[int, Told]:
         """Ask the scheduler; return what is known of chunks whose jobs it says have ended."""

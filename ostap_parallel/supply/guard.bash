@@ -1,9 +1,12 @@
 # Cancel jobs when standard input ends: who has submitted them is gone, or needs them no more. Each
 # line is a name of jobs; the arguments are the command, with @NAME@ for it. A name behind "?" is
 # that of jobs that are being submitted: until it comes again without, they may still appear, and
-# that there are none now says nothing; scancel tells which it has ended.
+# that there are none now says nothing; scancel tells which it has ended. Each line is said again:
+# who is far away submits nothing before it is known here.
 declare -A op_jobs=()
+trap '' PIPE
 while IFS= read -r op_name; do
+    echo "$op_name"
     case $op_name in "?"*) op_jobs[${op_name:1}]=maybe ;; *) op_jobs[$op_name]= ;; esac
 done
 trap '' HUP TERM INT

@@ -56,7 +56,7 @@ class Login:
 
     def guard(self, kind: str) -> Guard:
         """Return a process there that outlives the connection."""
-        return Guard(self.program(["bash", "-p"]), kind)
+        return Guard(self.program(["bash", "-p"]), kind, is_far=True)
 
     def close(self) -> None:
         """End the connection, also one that is being made."""

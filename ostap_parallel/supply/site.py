@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from ostap_parallel.errors import SchedulerUnavailable
 from ostap_parallel.schedulers.scheduler import Done
 from ostap_parallel.supply.here import clean, run_here
 from ostap_parallel.supply.processes import close_apart, start_apart
 
 _QDEL = "qdel \"$1\" 2>&1 | grep -q 'does not exist\\|registered\\|deleted\\|deletion'"
+
+PATIENCE = 60.0  # seconds until a guard that is far away knows what it is told
 
 # How jobs of a name are cancelled, see guard.bash. That there are none is no failure. Nobody else
 # has such names; and who we are at a login host, we do not know.
@@ -81,17 +86,24 @@ class Guard:
     ----------
     bash
         Leads to a bash.
+    is_far
+        What it is told may get lost on its way, if this process is cut off just then.
     """
 
     def __init__(
-        self, bash: Sequence[str], kind: str, environ: Mapping[str, str] | None = None
+        self,
+        bash: Sequence[str],
+        kind: str,
+        environ: Mapping[str, str] | None = None,
+        is_far: bool = False,
     ) -> None:
+        self._is_far, self._said = is_far, b""
         text = Path(__file__).with_name("guard.bash").read_text()
         argv = [*bash, "-c", _APART, "guard", text, *_CANCEL[kind]]
         self._process = start_apart(
             argv,
             stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
+            stdout=subprocess.PIPE if is_far else subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             env=environ,
         )
@@ -101,11 +113,32 @@ class Guard:
         self.add(f"?{name}")
 
     def add(self, name: str) -> None:
-        """Have jobs of this name cancelled, too, which are there if they ever will be."""
+        """Have jobs of this name cancelled, too, which are there if they ever will be.
+
+        Raises SchedulerUnavailable if it is not sure that it knows.
+        """
         assert self._process.stdin is not None
+        line = f"{name}\n".encode()
         with contextlib.suppress(OSError):
-            self._process.stdin.write(f"{name}\n".encode())
+            self._process.stdin.write(line)
             self._process.stdin.flush()
+        if self._is_far:
+            self._await(line)
+
+    def _await(self, line: bytes) -> None:
+        """Wait until it has said a line again."""
+        assert self._process.stdout is not None
+        descriptor, end = self._process.stdout.fileno(), time.monotonic() + PATIENCE
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        while line not in self._said.splitlines(keepends=True):
+            if not poll.poll(max(0.0, 1000 * (end - time.monotonic()))):
+                raise SchedulerUnavailable("guard", f"no answer in {PATIENCE:g} s")
+            data = os.read(descriptor, 4096)
+            if not data:
+                raise SchedulerUnavailable("guard", "the connection was lost")
+            self._said += data
+        self._said = b""
 
     def is_there(self) -> bool:
         """Return whether it does its duty."""
@@ -117,3 +150,5 @@ class Guard:
         close_apart(self._process.stdin)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(patience)
+        if self._process.stdout is not None:
+            close_apart(self._process.stdout)
