@@ -115,8 +115,9 @@ class TestAsMultiprocessing:
         assert Run(kept).results(return_exceptions=True)[:2] == [1, 2]
         with pytest.raises(SerializeError):
             pool.map(square, [1, Unsendable()])
+        held = Unsendable()
         with pytest.raises(SerializeError):
-            pool.map(Unsendable(), [1])
+            pool.map(lambda x: held, [1])
         assert runs_in(pool) == [kept]  # what cannot be sent has left nothing
         result = pool.map_async(refuse, [3], error_callback=(found := []).append)
         with pytest.raises(Refusal):
