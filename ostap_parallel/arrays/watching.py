@@ -215,7 +215,9 @@ class Watcher:
         That an item was done is what stays; all else is known with the chunk.
         """
         wanted, self._wanted = self._wanted & self._jobs.keys(), set()
-        return self._early.news(wanted) if wanted else {}
+        with contextlib.suppress(OSError):  # that the directory has gone is noticed elsewhere
+            return self._early.news(wanted) if wanted else {}
+        return {}
 
     def _look(self) -> dict[int, Told]:
         found: dict[int, Told] = {}
