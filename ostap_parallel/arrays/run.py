@@ -150,9 +150,8 @@ class Run:
         records, verdict.records = verdict.records, {}  # each has its outcome: there may be many
         for index, record in records.items():
             if self._chunk_of(index) <= number:
-                early = index in self._early
-                outcome = self._early.pop(index) if early else outcome_of(record)
-                self._outcomes[index] = number, outcome
+                early = self._early.pop(index, None)
+                self._outcomes[index] = number, early or outcome_of(record)
                 self._fresh.append(index)
         for index, reason in verdict.failed.items():
             if self._chunk_of(index) <= number:
