@@ -11,6 +11,7 @@ import pytest
 from helpers import wait_until
 from sshd import describe
 
+from ostap_parallel.commands.pace import MOST_TOGETHER
 from ostap_parallel.views import live
 
 DO = [sys.executable, "-m", "ostap_parallel", "do"]
@@ -203,6 +204,23 @@ class TestEnds:
         assert sorted(marks.read_text().split()) == ["1", "2", "2", "3"]
         status, _, err = do("--resume", *words, "4")
         assert (status, b"number 1 was" in err) == (255, True)
+
+    @pytest.mark.slow
+    def test_resume_after_the_end_of_the_client(self, tmp_path):
+        log, marks, values = tmp_path / "log", tmp_path / "marks", [*map(str, range(1, 601))]
+        words = ["-j2", "--joblog", log, f"echo {{}} >> {marks}", ":::", *values]
+        with subprocess.Popen([*DO, *words]) as process:
+            many = lambda: log.exists() and log.read_bytes().count(b"\n") > 50  # noqa: E731
+            wait_until(many, PATIENCE, "some have ended")
+            process.kill()
+        ended = log.read_bytes().count(b"\n")
+        assert do("--resume", *words)[0] == 0
+        lines = log.read_text().splitlines()[1:]
+        assert sorted((line.split("\t")[0] for line in lines), key=int) == values
+        ran = marks.read_text().split()
+        assert set(ran) == set(values)
+        assert len(ran) - len(values) <= 2 * MOST_TOGETHER
+        assert ended < 600
 
     @pytest.mark.slow
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import itertools
 import os
 import signal
@@ -18,6 +19,7 @@ from ostap_parallel.commands.inputs import SOURCES
 from ostap_parallel.commands.running import open_executor, run_as_completed
 from ostap_parallel.errors import ConfigError
 from ostap_parallel.runs.progress import open_progress
+from ostap_parallel.supply.private import owned_directory
 
 # Bytes of each output that stay in memory.
 KEEP = 1 << 20
@@ -56,7 +58,8 @@ def _run(plan: Plan, args: argparse.Namespace) -> int:
     halt.total = plan.total
     settings = {name: getattr(args, name) for name in COMMON}
     with contextlib.ExitStack() as stack:
-        overflow = stack.enter_context(tempfile.TemporaryDirectory(prefix="ostap-parallel-do-"))
+        folder = owned_directory(tempfile.gettempdir())
+        overflow = functools.cache(lambda: stack.enter_context(folder))
         executor = stack.enter_context(
             open_executor(
                 plan.servers,

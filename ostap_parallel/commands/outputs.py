@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from ostap_parallel.commands.command import Done
@@ -19,7 +20,7 @@ class Outputs:
     results
         A directory for all of it.
     overflow
-        A directory for what is longer.
+        A directory for what is longer, or a function that makes it when there is any.
 
     Attributes
     ----------
@@ -27,13 +28,18 @@ class Outputs:
         Whether nothing is left out.
     """
 
-    def __init__(self, keep: int, results: Path | str | None, overflow: Path | str | None) -> None:
+    def __init__(
+        self,
+        keep: int,
+        results: Path | str | None,
+        overflow: Callable[[], Path] | Path | str | None,
+    ) -> None:
         if keep < 0:
             raise ConfigError(f"keep must be a number of bytes from 0 on, not {keep!r}")
         self.keep = keep
         self._results = None if results is None else Path(results)
-        self._folder = self._results if overflow is None else Path(overflow)
-        self.is_whole = self._folder is not None
+        self._overflow = self._results if overflow is None else overflow
+        self.is_whole = self._overflow is not None
 
     def put(self, done: Done, *taken: Taken) -> list[tuple[Path, str, int]]:
         """Keep what a command has printed; return what is to be fetched: file, place and size.
@@ -42,10 +48,11 @@ class Outputs:
         """
         out, err = (output.data for output in taken)
         places = [output.place for output in taken]
-        folder = self._results if self._results or not any(places) else self._folder
-        if folder is None:
+        chosen = self._results if self._results or not any(places) else self._overflow
+        if chosen is None:
             done.data = (out, err)
             return []
+        folder = Path(chosen() if callable(chosen) else chosen)
         folder /= str(done.number)
         folder.mkdir(parents=True, exist_ok=True)
         done.files = (folder / "stdout", folder / "stderr")

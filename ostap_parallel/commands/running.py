@@ -75,7 +75,7 @@ def run_as_completed(
     delay: float = 0.0,
     percent: float | None = None,
     keep: int = KEEP,
-    overflow: Path | str | None = None,
+    overflow: Callable[[], Path] | Path | str | None = None,
     levels: Levels = (logging.DEBUG, logging.WARNING),
     title: str = "commands",
     total: int | None = None,
@@ -111,7 +111,7 @@ def run_as_completed(
     keep
         Bytes of each output that are kept, without `results`; the middle of longer ones is not.
     overflow
-        A directory for outputs that are longer, which are kept whole then.
+        A directory for outputs that are longer, which are kept whole then; or what makes it.
     levels
         Of the records `<host>.<name>` for the lines of standard output and standard error.
     title, total

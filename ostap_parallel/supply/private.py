@@ -27,18 +27,25 @@ def private_directory(prefix: str, parent: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def control_directory() -> Iterator[Path]:
-    """Make a private directory for control sockets; remove it, and those of dead processes."""
-    # A socket's path may have some 100 bytes, and ssh adds 17 of its own while it binds. In it
-    # ssh gives a meaning to %, $, quotes and white space.
-    parent = tempfile.gettempdir()
-    if len(parent) > 40 or not re.fullmatch("[A-Za-z0-9_./+-]*", parent):
-        parent = "/tmp"
+def owned_directory(parent: str | Path) -> Iterator[Path]:
+    """Make a private directory; remove it, and before those of dead processes."""
     _remove_stale(Path(parent))
     mine = f"{_DIRECTORY_PREFIX}{os.getpid()}-"
     with private_directory(mine, parent) as path, _opened(path) as directory:
         with contextlib.suppress(OSError):  # not every file system has locks
             fcntl.flock(directory, fcntl.LOCK_SH)
+        yield path
+
+
+@contextmanager
+def control_directory() -> Iterator[Path]:
+    """Make a private directory for control sockets; see `owned_directory`."""
+    # A socket's path may have some 100 bytes, and ssh adds 17 of its own while it binds. In it
+    # ssh gives a meaning to %, $, quotes and white space.
+    parent = tempfile.gettempdir()
+    if len(parent) > 40 or not re.fullmatch("[A-Za-z0-9_./+-]*", parent):
+        parent = "/tmp"
+    with owned_directory(parent) as path:
         yield path
 
 
