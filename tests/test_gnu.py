@@ -259,6 +259,7 @@ def test_each_goes_on_with_the_log_of_the_other(run):
         ("--plus echo {%.gz} ::: a", "{%.gz}"),
         ("--plus echo {0#} ::: a", "{0#}"),
         ("-i echo {} ::: a", "take -I TEXT"),
+        ("-l2 echo ::: a b", "-l2: take -L N"),
         ("--filter x echo ::: a", "leave values out"),
         ("-n -1 echo ::: a", "-n"),
         ("-s 5 echo ::: aaaaaaaaaa", "15 bytes is too long, with 'aaaaaaaaaa'"),

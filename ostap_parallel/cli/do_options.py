@@ -79,9 +79,8 @@ class Parser(argparse.ArgumentParser):
         found, rest = super().parse_known_args(args, namespace)
         if rest:
             name = rest[0].partition("=")[0]
-            self.error(
-                f"there is no option {rest[0]}" + (f": {REFUSED[name]}" if name in REFUSED else "")
-            )
+            why = REFUSED.get(name) or (not name.startswith("--") and REFUSED.get(name[:2]))
+            self.error(f"there is no option {rest[0]}" + (f": {why}" if why else ""))
         return found, rest
 
     def error(self, message: str) -> NoReturn:
