@@ -83,6 +83,20 @@ class TestTogether:
         assert (last.number, last.status, last.attempts) == (21, 0, 1)
         assert max(messages) > 1
 
+    @pytest.mark.slow
+    def test_one_that_takes_long_on_a_host(self, hosts, always_together, messages, tmp_path):
+        texts = ["true"] * 40
+        texts[20:20] = ["until [ -e ~/go ]; do sleep 0.02; done; rm ~/go"]
+        settings = {"ssh_config": hosts.ssh_config, "config": ()}
+        with Executor(0, "h1*2", **settings) as executor:
+            results = run_as_completed(texts, executor=executor)
+            others = [next(results) for _ in range(40)]
+            assert {each.number for each in others} == {*range(1, 42)} - {21}
+            run(["touch ~/go"], executor=executor)
+            (last,) = results
+        assert (last.number, last.status, last.attempts) == (21, 0, 1)
+        assert max(messages) > 1
+
     def test_each_runs_once_though_given_back(self, two, always_together, tmp_path):
         texts = [f"echo {n} >> {tmp_path}/ran; sleep 0.{n % 7 // 6}1" for n in range(80)]
         done = run(texts, executor=two)
