@@ -38,9 +38,8 @@ def _put_numpy(numpy: Any, name: str, value: Any) -> None:
 _OF_WINDOWS = {"backend", "backend_fallback", "interactive", "toolbar"}
 
 
-def _read_matplotlib(matplotlib: Any) -> Values:
-    # as a plain dictionary: the first look at some of them chooses a backend
-    items = dict.items(matplotlib.rcParams)
+def _usual_of_matplotlib(matplotlib: Any) -> Values:
+    items = dict.items(matplotlib.rcParamsDefault)
     return {name: value for name, value in items if name not in _OF_WINDOWS}
 
 
@@ -51,8 +50,8 @@ _LIBRARIES = {
         _put_numpy,
     ),
     "matplotlib": _Library(
-        _read_matplotlib,
-        lambda matplotlib: dict(dict.items(matplotlib.rcParamsDefault)),
+        lambda matplotlib: matplotlib.rcParams,
+        _usual_of_matplotlib,
         lambda matplotlib, name, value: matplotlib.rcParams.update({name: value}),
     ),
     "mpmath": _Library(
@@ -70,21 +69,33 @@ class _Here:
     before: ClassVar[dict[str, Values]] = {}
 
 
+# Of each library, all that was read of it last, and what was not usual of that: to compare takes
+# a tenth of the time to find this, and each call does it.
+_seen: dict[str, tuple[Values, Values]] = {}
+
+
 def look() -> dict[str, Values]:
     """Return what this process has told libraries that is not what they begin with."""
     found = {}
     for name, library in _LIBRARIES.items():
         if (module := sys.modules.get(name)) is not None:
             with contextlib.suppress(Exception):  # it is just being imported, or another release
-                usual = library.usual(module)
-                values = {
-                    key: value
-                    for key, value in library.read(module).items()
-                    if key in usual and value != usual[key]
-                }
-                if values:
+                if values := _unusual(name, library, module):
                     found[name] = values
     return found
+
+
+def _unusual(name: str, library: _Library, module: Any) -> Values:
+    now = library.read(module)
+    before, values = _seen.get(name, ({}, {}))
+    # as of a plain dictionary, here and below: matplotlib's chooses a backend when it is looked at
+    if not dict.__eq__(now, before):
+        usual, items = library.usual(module), dict.items(now)
+        # copies, as a script may change what is there
+        before = {key: [*value] if type(value) is list else value for key, value in items}
+        values = {key: before[key] for key in before if key in usual and before[key] != usual[key]}
+        _seen[name] = before, values
+    return values
 
 
 def pack() -> dict[str, bytes]:
