@@ -40,6 +40,7 @@ from ostap_parallel.supply.supervisor import EventHandler
 from ostap_parallel.supply.syncing import Sync, find_sources
 from ostap_parallel.worker import calls, standin
 from ostap_parallel.worker.execute import Call
+from ostap_parallel.worker.tasks import each_anew
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -293,7 +294,8 @@ class Executor(concurrent.futures.Executor):
         if buffersize is None:
             return run_all(self, fn, iterables, end, chunksize)
         feed = _Feed(zip(*iterables, strict=False), chunksize, buffersize)
-        return _run(self, partial(calls.spread, fn), feed, end, chunksize, title_of(fn), feed=feed)
+        function = partial(calls.spread, each_anew(fn) if chunksize == 1 else fn)
+        return _run(self, function, feed, end, chunksize, title_of(fn), feed=feed)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls, and end workers and servers when those that there are have ended.
@@ -410,9 +412,11 @@ def run_all(
     ``time.monotonic``, from which on to wait raises TimeoutError. See `Executor.map`.
     """
     items = list(zip(*iterables, strict=False)) if iterables[1:] else list(*iterables)
+    title = title_of(fn)
+    fn = each_anew(fn) if chunksize == 1 else fn
     function = partial(calls.spread, fn) if iterables[1:] else fn
     size = None if chunksize == 1 else chunksize
-    return _run(executor, function, items, end, size, title_of(fn), ordered)
+    return _run(executor, function, items, end, size, title, ordered)
 
 
 def _run(

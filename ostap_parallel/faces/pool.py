@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import functools
 import logging
+import math
 import multiprocessing.pool
 import os
 import warnings
@@ -31,6 +32,7 @@ from ostap_parallel.runs.stream import Stream
 from ostap_parallel.runs.tally import Tally
 from ostap_parallel.worker import calls, standin
 from ostap_parallel.worker.execute import Call
+from ostap_parallel.worker.tasks import each_anew
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -331,7 +333,7 @@ class Pool(multiprocessing.pool.Pool):
         _check_callbacks(callback, error_callback)
         if mapper is multiprocessing.pool.starmapstar:  # type: ignore[attr-defined]
             func = functools.partial(calls.spread, func)
-        run = self._run(func, _sized(iterable), chunksize)
+        run = self._map_run(func, iterable, chunksize)
         return self._result(
             in_thread(_collect, run, title_of(func)), run.cancel, callback, error_callback
         )
@@ -340,7 +342,7 @@ class Pool(multiprocessing.pool.Pool):
         self, func: Function, iterable: Iterable[Any], chunksize: int | None
     ) -> list[Any]:
         """Do what `map` and `starmap` have in common: no other thread need be woken for them."""
-        run = self._run(func, _sized(iterable), chunksize)
+        run = self._map_run(func, iterable, chunksize)
         ended: Future[None] = Future()
         self._track(ended, run.cancel)
         try:
@@ -350,14 +352,23 @@ class Pool(multiprocessing.pool.Pool):
         finally:
             ended.set_result(None)
 
+    def _map_run(self, func: Function, iterable: Iterable[Any], chunksize: int | None) -> Run:
+        """Return the run of a map; as the original's, it sends a small one's items one by one."""
+        items = _sized(iterable)
+        size = chunksize or math.ceil(len(items) / (4 * (self._processes or 1)))
+        return self._run(func, items, chunksize, anew=size <= 1)
+
     def _run(
         self,
         func: Function,
         items: Iterable[Any],
         chunksize: int | None = None,
         order: bool = True,
+        anew: bool = False,
     ) -> Run:
         self._check_running()
+        if anew:
+            func = each_anew(func)
         call = Call(func, log_level=logging.getLogger().level, goes_on=True)
         run = Run(self.backend, call, items, chunksize, order)
         with suppress(Exception):  # which the run raises
@@ -371,7 +382,7 @@ class Pool(multiprocessing.pool.Pool):
     ) -> Stream:
         # what has a length may be lazy all the same: a progress bar around a generator
         source = iterable if hasattr(iterable, "__getitem__") else Source(iterable, chunksize or 1)
-        run = self._run(func, source, chunksize, ordered)
+        run = self._run(func, source, chunksize, ordered, anew=chunksize in (None, 0, 1))
         arrivals = told(run, title_of(func))
         if isinstance(source, Source):
             source.wake, arrivals = run.wake, source.follow(arrivals)
@@ -404,7 +415,7 @@ def _check_callbacks(callback: Any, error_callback: Any) -> None:
     check_callable("error_callback", error_callback)
 
 
-def _sized(iterable: Iterable[Any]) -> Iterable[Any]:
+def _sized(iterable: Any) -> Any:
     return iterable if isinstance(iterable, Sized) else list(iterable)
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
+from ostap_parallel.worker import calls
 from ostap_parallel.worker.copies import copier_of
 
 
@@ -43,3 +46,59 @@ class TaskCall:
         task = self._copy()
         task.initialize_remote(index)
         return task.process(index, item)
+
+
+class EachAnew:
+    """Calls a function that is a method of an object, or an object, for items.
+
+    Each item has a copy of its own of the object, as where each is sent with the object: what one
+    has changed of it, others do not see.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        owner = function.__self__ if isinstance(function, MethodType) else function
+        self.__self__: Any = owner
+        self.__qualname__ = getattr(function, "__qualname__", type(owner).__qualname__)
+        self._function = function
+        self._copy: Callable[[], Any] | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return EachAnew, (self._function,)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the result of one item."""
+        if self._copy is None:  # nobody has changed it yet
+            self._copy = copier_of(self.__self__, _large_of(self.__self__))
+        function, owner = self._function, self._copy()
+        if isinstance(function, MethodType):
+            return function.__func__(owner, *args, **kwargs)
+        return owner(*args, **kwargs)
+
+
+# Bytes of an array from which on it is not copied for each item.
+_LARGE = 64 << 20
+
+
+def _large_of(owner: Any) -> list[Any]:
+    members = vars(owner).values() if hasattr(owner, "__dict__") else ()
+    sizes = ((one, getattr(one, "nbytes", 0)) for one in members)
+    return [one for one, size in sizes if isinstance(size, int) and size >= _LARGE]
+
+
+def each_anew(function: Any) -> Any:
+    """Return a function that finds for each item what it holds as it was sent.
+
+    A function that holds nothing is returned as it is; so is one of an object that `keeps_state`.
+    """
+    if isinstance(function, functools.partial):
+        first = function.func
+        args = list(function.args)
+        if first is calls.spread:
+            args[:1] = map(each_anew, args[:1])
+        return functools.partial(each_anew(first), *args, **function.keywords)
+    owner = function.__self__ if isinstance(function, MethodType) else function
+    called = [vars(cls)["__call__"] for cls in type(function).__mro__ if "__call__" in vars(cls)]
+    own = isinstance(function, MethodType) or isinstance(next(iter(called), None), FunctionType)
+    if not own or isinstance(owner, type | ModuleType) or getattr(owner, "keeps_state", False):
+        return function
+    return function if isinstance(function, EachAnew) else EachAnew(function)
