@@ -27,7 +27,7 @@ from helpers import (
     wait_until,
     workers_of,
 )
-from sshd import HostOptions, descendants
+from sshd import HostOptions, descendants, describe
 
 from ostap_parallel import HostError, ServersUnavailable, WorkManager
 from ostap_parallel.supply import supervisor
@@ -247,7 +247,7 @@ def test_calls_without_a_run_end_too(make_hosts):
 
 
 def test_the_temporary_directory_vanishes(hosts):
-    with open_manager(hosts, keepalive=1) as manager:
+    with open_manager(hosts, keepalive=5) as manager:
 
         def remove():
             (path,) = hosts["h1"].tmp.iterdir()
@@ -276,6 +276,17 @@ def test_a_server_that_does_not_answer(hosts):
             run_and_break(manager, lambda: None)
             reason = check_regained(manager)
             assert reason == "the server has not answered for 1 s"
+    wait_clean(hosts)
+
+
+def test_a_client_that_is_not_heard(hosts):
+    with open_manager(hosts, "h1*1", keepalive=2) as manager:
+        assert manager.wait_for_hosts(PATIENCE)
+        beating = [pid for pid in descendants(os.getpid()) if "lifeline" in describe(pid)]
+        with stopped(*beating):
+            status = status_of(manager, "h1")
+            wait_until(lambda: status.lost, PATIENCE, "the server has ended")
+            assert status.error.reason == "nothing was heard from the client for 2 s"
     wait_clean(hosts)
 
 

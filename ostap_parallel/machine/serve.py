@@ -133,6 +133,7 @@ class Lifeline:
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
         self._pending = b""
+        self.has_ended = False  # nobody is at the other end any more
 
     def read_line(self, timeout: float | None) -> str | None:
         """Return the next line; ``None`` at the end, or after `timeout` seconds of silence."""
@@ -141,6 +142,7 @@ class Lifeline:
                 return None
             data = os.read(self._descriptor, 65536)
             if not data:
+                self.has_ended = True
                 return None
             self._pending += data
         line, _, self._pending = self._pending.partition(b"\n")
@@ -163,3 +165,6 @@ def _obey(
         server.hand_on_output()
         # Every command is answered: "ping" is nothing but that.
         events.send({"kind": "done", "id": command["id"]})
+    if not lifeline.has_ended:
+        with contextlib.suppress(OSError):
+            sys.stderr.write(f"nothing was heard from the client for {timeout:g} s\n")
