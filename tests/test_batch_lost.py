@@ -98,6 +98,16 @@ class TestOnSlurm:
         with pytest.raises(WorkerLost, match="no memory left"):
             pool.map(fill, [250])
 
+    def test_what_would_not_end_in_time_is_not_begun(self, on_slurm):
+        """It goes to another job, and none is cut off: as for SLURM, there would be a minute."""
+        pool = on_slurm(walltime=5)
+        run = pool.submit(time.sleep, [1.0] * 6, chunksize=6)
+        assert run.results() == [None] * 6
+        assert attempts_of(run) == dict.fromkeys(range(6), 1)
+        first, *others = submitted(run)
+        assert (first, set(others)) == (1, {1})
+        run.remove()
+
     def test_preempted(self, on_slurm, cluster, tmp_path):
         run = on_slurm(options="--exclusive").submit(noting(tmp_path), [0, 1])
         wait_until(lambda: len(list(tmp_path.glob("[01]"))) == 2, PATIENCE, "both run")

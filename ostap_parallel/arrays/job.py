@@ -6,6 +6,7 @@ python start.py DIRECTORY ARRAY ELEMENT
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import queue
 import signal
@@ -23,6 +24,7 @@ from ostap_parallel.arrays.records import MAX_OUTPUT, Record, Writer, read
 from ostap_parallel.engine.core import Core
 from ostap_parallel.machine import forked
 from ostap_parallel.machine.jobs import Job
+from ostap_parallel.schedulers.quantities import parse_walltime
 from ostap_parallel.worker.chunk import Lost, draw_id, pack_chunk, unpack_result
 
 # Items that take less than so many seconds, and print nothing, are run together, up to so many.
@@ -31,6 +33,10 @@ MOST = 64
 
 # Seconds until the next time that is told who waits which items have ended: at first, and at most.
 FIRST_PAUSE, LAST_PAUSE = 0.1, 5.0
+
+# Seconds before the end of the wall time that an item should have ended by.
+MARGIN = 5.0
+BEGUN = time.monotonic()
 
 # Sent before the end of a job; and at its end, some seconds before it is killed.
 WARNINGS = (signal.SIGUSR1, signal.SIGUSR2)
@@ -43,10 +49,10 @@ class Items:
     ----------
     settings
         Of the run.
-    stop
-        Is set when the job is about to be ended, to the reason.
     tell
         Called when items have ended and others have not, at first at once and then less often.
+    ends
+        When the wall time of the job is over, by `time.monotonic`.
     """
 
     def __init__(
@@ -57,9 +63,11 @@ class Items:
         items: list[tuple[int, Any]],
         writer: Writer,
         tell: Callable[[], object] = lambda: None,
+        ends: float = math.inf,
     ) -> None:
         self._tell, self._next_time, self._pause = tell, 0.0, FIRST_PAUSE
         self._call, self._header, self._writer = call, header, writer
+        self._ends, self._longest = ends, 0.0
         self._waiting = deque(items)
         self._running: dict[int, tuple[float, list[tuple[int, Any]]]] = {}  # by the first
         self._together = 1
@@ -82,7 +90,9 @@ class Items:
         reason = ""
         try:
             while self._running or (self._waiting and not reason):
-                while self._waiting and not reason and len(self._running) < count:
+                while self._waiting and len(self._running) < count:
+                    if reason := reason or self._why_no_other():
+                        break
                     size = min(self._together, len(self._waiting))
                     self._begin(core, [self._waiting.popleft() for _ in range(size)])
                 news = self._news.get()
@@ -96,6 +106,11 @@ class Items:
         finally:
             core.close()
         return reason if self._waiting or self._running else "done"
+
+    def _why_no_other(self) -> str:
+        """Return why no other item is begun: it would not end in time, if it took the longest."""
+        is_late = self._longest and time.monotonic() + self._longest > self._ends
+        return "wall time" if is_late else ""
 
     def _hear(self, host: str, event: dict[str, Any]) -> None:
         """Take in what a worker prints."""
@@ -129,6 +144,7 @@ class Items:
         start = result.begun or start  # its worker may have had to be started first
         used = memory.peak(result.pid)
         memory.forget_peak(result.pid)
+        self._longest = max(self._longest, *result.seconds, 0.0)
         records = []
         for position, (index, _) in enumerate(items):
             record = self._record(index, result.pid, start, printed if position == 0 else {})
@@ -255,13 +271,21 @@ def work(layout: Layout, array: int, element: int) -> None:
         end = run_whole(settings, call, items, writer)
     else:
         left = [item for item in items if item[0] not in before.records]
-        doing = Items(settings, call, header, left, writer, partial(tell, layout, number))
+        told = partial(tell, layout, number)
+        doing = Items(settings, call, header, left, writer, told, _end_of_time(settings, header))
         for warning in WARNINGS:
             signal.signal(warning, lambda *_: doing.stop("wall time"))
         signal.signal(signal.SIGTERM, lambda *_: doing.stop("ended"))
         end = doing.run()
     writer.close(end)
     tell(layout, number)
+
+
+def _end_of_time(settings: dict[str, Any], header: Header) -> float:
+    """Return when the wall time of the job is over that was asked for, with a margin."""
+    given = settings["walltime"]
+    seconds = parse_walltime(given[min(header.attempt, len(given)) - 1])
+    return BEGUN + seconds - min(MARGIN, seconds / 10) if seconds else math.inf
 
 
 def main() -> None:
