@@ -17,6 +17,9 @@ from ostap_parallel.runs.report import relay
 # Levels of records by which lines arrive at once; they only tell the streams apart.
 OUT, ERR = logging.WARNING + 1, logging.WARNING + 2
 
+# Bytes, in whole lines, that are written at a time.
+SHARE = 1 << 16
+
 
 def until_closed(function: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
     """Do what a command does; who reads the beginning only, as ``head``, has it end there."""
@@ -101,13 +104,13 @@ class Printer:
     def _print(self, number: int, file: IO[bytes], is_error: bool) -> None:
         stream = sys.stderr if is_error else sys.stdout
         tag = f"{self._tags.get(number, '')}\t".encode("utf-8", "surrogateescape")
-        lines: Iterable[bytes] = file
-        if self._tag:
-            lines = (tag + line for line in file)
-        for data in lines:
+        while lines := file.readlines(SHARE):  # one by one takes several times as long
+            data = b"".join([tag + line for line in lines] if self._tag else lines)
             if self._as_text:
                 stream.write(data.decode("utf-8", "backslashreplace"))
-            else:
-                stream.buffer.write(data)
+                continue
+            view = memoryview(data)
+            while view:  # without a buffer, as by PYTHONUNBUFFERED, it may take a part
+                view = view[stream.buffer.write(view) :]
         if not self._as_text:
             stream.buffer.flush()
