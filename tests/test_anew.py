@@ -9,7 +9,7 @@ from concurrent.futures import ProcessPoolExecutor
 import numpy as np
 import pytest
 
-from ostap_parallel import Executor, Pool
+from ostap_parallel import CheckpointError, Executor, Pool, WorkManager
 from ostap_parallel.pools import ParallelPool
 from ostap_parallel.worker.tasks import EachAnew, each_anew
 
@@ -113,3 +113,31 @@ def test_only_what_holds_something_is_wrapped():
     large = Histogram()
     large.bins = np.zeros(1 << 24)
     assert each_anew(large.fill)(1)[2] == 1
+
+
+class TestManagers:
+    @pytest.mark.parametrize("make", FUNCTIONS)
+    def test_each_item_has_its_own(self, make):
+        function = make(Histogram())
+        with WorkManager(1, silent=True) as wm:
+            for found in (
+                wm.process(function, range(30)),
+                list(wm.iexecute(function, range(5), ordered=True)),
+                wm.process(Keeps, range(0)) or wm.process(function, range(5), chunk_size=5),
+            ):
+                assert {calls for *_, calls in found} == {1}
+            assert [calls for *_, calls in wm.process(Keeps().fill, range(3))] == [1, 2, 3]
+
+    def test_an_error_and_a_checkpoint_tell_of_the_function(self, tmp_path):
+        file = tmp_path / "run.db"
+        with WorkManager(1, silent=True) as wm:
+            first = wm.process(Histogram().fill, range(3), checkpoint=file)
+            assert wm.process(Histogram().fill, range(3), checkpoint=file) == first
+            assert wm.report.resumed == 3
+            other = Histogram()
+            other.names.append("changed")
+            with pytest.raises(CheckpointError):
+                wm.process(other.fill, range(3), checkpoint=file)
+            failed = wm.process(Histogram().fill, ["a"], on_error="collect")
+        assert isinstance(failed[0].error, TypeError)
+        assert "in fill" in failed[0].traceback

@@ -46,7 +46,7 @@ from ostap_parallel.views.screen import NOTHING, text_of
 from ostap_parallel.views.timeline import Timeline
 from ostap_parallel.worker import standin
 from ostap_parallel.worker.execute import Call
-from ostap_parallel.worker.tasks import TaskCall
+from ostap_parallel.worker.tasks import TaskCall, each_anew
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -553,7 +553,7 @@ def _call(
             remedy = "give a mapping that is one argument as shared={'its name': mapping}"
             raise TypeError(f"shared: {name!r} is not the name of an argument; {remedy}")
     return Call(
-        task,
+        each_anew(task),
         with_index=jobid,
         seed=seed,
         log_level=level,
