@@ -213,10 +213,20 @@ class OwnVariables:
         return namespace, self._where
 
 
-def loose_variables(variables: dict[str, Any]) -> dict[str, Any]:
-    """Return global variables that are in no module; functions bring those that they use."""
-    # by the package relative imports are understood
-    return {name: variables.get(name) for name in ("__name__", "__package__")}
+class LooseVariables:
+    """Stands for global variables that are in no module; functions bring those that they use."""
+
+    def __init__(self, variables: dict[str, Any]) -> None:
+        self._names = variables.get("__name__"), variables.get("__package__")
+
+    def __reduce__(self) -> Any:
+        return _make_variables, self._names
+
+
+def _make_variables(name: str | None, package: str | None) -> dict[str, Any]:
+    # by the package relative imports are understood; what is written in C asks for the built-in
+    # names when it imports something
+    return {"__name__": name, "__package__": package, "__builtins__": __builtins__}
 
 
 class BorrowedVariables:
@@ -237,7 +247,7 @@ def borrow(module: str, package: str | None, values: dict[str, bytes]) -> dict[s
         if (exc.name or "").partition(".")[0] != module.partition(".")[0]:
             raise
         found = {key: pickle.loads(data) for key, data in values.items()}
-        return {"__name__": module, "__package__": package, **found}
+        return _make_variables(module, package) | found
 
 
 # Classes

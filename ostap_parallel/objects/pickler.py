@@ -183,7 +183,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
                 self.need_all(sys.modules[name])
         if module is None:
             variables = self._shared(
-                function, lambda: byvalue.loose_variables(function.__globals__)
+                function, lambda: byvalue.LooseVariables(function.__globals__)
             )
             return byvalue.reduce_function(
                 function, variables, place, imports, used, self.with_names
@@ -198,7 +198,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             values = self._copies_of(module, used)
             variables = byvalue.BorrowedVariables(module, values)
         else:  # no reason to import it
-            variables = byvalue.loose_variables(function.__globals__)
+            variables = byvalue.LooseVariables(function.__globals__)
         return byvalue.reduce_function(function, variables, place, imports, {}, self.with_names)
 
     def _shared(self, function: FunctionType, make: Callable[[], Any]) -> Any:
