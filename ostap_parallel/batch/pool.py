@@ -25,6 +25,7 @@ from ostap_parallel.faces.pool import TERMINATED, AsyncResult, Callback, Pool
 from ostap_parallel.runs.checks import check_callable, check_number
 from ostap_parallel.runs.outcome import Outcome
 from ostap_parallel.runs.stream import Stream
+from ostap_parallel.worker.tasks import each_anew
 
 T = TypeVar("T")
 
@@ -156,9 +157,12 @@ class ArrayPool(Pool):
         items: Iterable[Any],
         chunksize: int | None = None,
         order: bool = True,
+        anew: bool = False,
     ) -> Doing:
         self._check_running()
         check_callable("func", func)
+        if anew:
+            func = each_anew(func)
         check_number("chunksize", chunksize, 1, or_none=True)
         polling, grace = self._timing
         held = items if isinstance(items, (list, tuple, range)) else list(items)
