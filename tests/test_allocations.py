@@ -145,6 +145,7 @@ def on_slurm(slurm, monkeypatch, tmp_path):
         raise AssertionError((slurm.jobs(), processes_with(folder))) from None
     finally:
         slurm.try_("scancel", "--quiet", f"--user={os.getuid()}")
+    assert not list(folder.rglob("*"))
     folder.rmdir()
 
 

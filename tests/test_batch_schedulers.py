@@ -284,11 +284,12 @@ class TestSge:
         job = submit(on_sge, "exec sleep 300")
         until(on_sge, job, Phase.RUNNING)
         sge.run("qmod", "-sj", job)
-        state = wait_until(
-            lambda: (s := on_sge.states([job])[job]).is_suspended and s,
+        wait_until(  # it may be on its way to the node still
+            lambda: (s := on_sge.states([job])[job]).is_suspended and s.words.startswith("s,"),
             PATIENCE,
             "it is suspended",
         )
+        state = on_sge.states([job])[job]
         assert (state.phase, state.words) == (Phase.RUNNING, "s, suspended (all.q)")
         on_sge.cancel([job])
 

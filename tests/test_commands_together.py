@@ -128,8 +128,10 @@ class TestTogether:
         assert set(messages) == {1}
 
     def test_what_is_started_ends_before_the_next_begins(self, one, always_together, tmp_path):
-        text = f"[ ! -e {tmp_path}/here ] || exit 1; touch {tmp_path}/here; "
-        text += f"(trap 'rm {tmp_path}/here; exit' TERM; sleep 60 & wait) >/dev/null 2>&1 &"
+        here = tmp_path / "here"
+        text = f"[ ! -e {here} ] || exit 1; "
+        text += f"(trap 'rm {here}; exit' TERM; touch {here}; sleep 60 & wait) >/dev/null 2>&1 & "
+        text += f"until [ -e {here} ]; do sleep 0.01; done"  # before that it ends without a word
         done = run([text] * 10, executor=one)
         assert [each.status for each in done] == [0] * 10
 

@@ -322,7 +322,11 @@ class TestProcesses:
             getattr(first, end)()
             first.join(PATIENCE)
             assert first.exitcode == -getattr(signal, f"SIG{number}")
-            wait_until(lambda: first.pid not in pids(pool), PATIENCE, "another worker")
+            wait_until(
+                lambda: first.pid not in (now := pids(pool)) and len(now) == 2,
+                PATIENCE,
+                "another worker",
+            )
             pool._repopulate_pool()
             assert len(pool._pool) == 2
             assert sorted(pool.map(functions.same, range(4), 1)) == [0, 1, 2, 3]
