@@ -432,7 +432,7 @@ GO_ON = program("""
     assert list(one.map(counts, [2])) == [(6, 3)]
     count = 100  # what is changed here counts
     assert list(one.map(counts, [2])) == [(101, 3)]
-    for _ in range(2):  # the object of a method comes anew with each item, as the originals send it
+    for _ in range(2):  # each item has an object of its own, as the originals send it
         assert pool.map(Sum().add, [1, 2]) == list(one.map(Sum().add, [1, 2])) == [1, 2]
     asked = []  # each with what was there then, though they take turns
     for offset in 10, 20, 30:

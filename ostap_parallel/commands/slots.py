@@ -32,9 +32,9 @@ class Seat:
     jobs: dict[Job, None] = field(default_factory=dict)
 
     @property
-    def first(self) -> Job:
-        """The one that runs, as far as is known here."""
-        return next(iter(self.jobs))
+    def first(self) -> Job | None:
+        """The one that runs, as far as is known here; from any thread."""
+        return next(iter(list(self.jobs)), None)
 
 
 @dataclass(eq=False)

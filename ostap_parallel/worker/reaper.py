@@ -56,7 +56,8 @@ class Reaper:
             os.set_blocking(descriptor, False)
         signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        self._environ = dict(os.environb)
+        # A variable without a name is none that a program could ask for; it may not be passed on.
+        self._environ = {name: value for name, value in os.environb.items() if name}
         self._pid = 0
         self._is_done = True
         self.status: int | None = None
@@ -108,18 +109,21 @@ class Reaper:
     ) -> int:
         """Start a program without more ado: this takes half the time of the other way."""
         encoded = {os.fsencode(name): os.fsencode(value) for name, value in added.items()}
-        return os.posix_spawnp(
-            argv[0],
-            tuple(argv),
-            self._environ | encoded,
-            file_actions=[
-                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-                (os.POSIX_SPAWN_DUP2, outputs[0], 1),
-                (os.POSIX_SPAWN_DUP2, outputs[1], 2),
-            ],
-            setsid=True,
-            setsigdef=_DEFAULT_SIGNALS,
-        )
+        try:
+            return os.posix_spawnp(
+                argv[0],
+                tuple(argv),
+                self._environ | encoded,
+                file_actions=[
+                    (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                    (os.POSIX_SPAWN_DUP2, outputs[0], 1),
+                    (os.POSIX_SPAWN_DUP2, outputs[1], 2),
+                ],
+                setsid=True,
+                setsigdef=_DEFAULT_SIGNALS,
+            )
+        except NotImplementedError:  # Python was built with a C library before glibc 2.26
+            return self._open(argv, added, (subprocess.DEVNULL, *outputs), None, ())
 
     def _open(
         self,
