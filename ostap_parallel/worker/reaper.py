@@ -209,7 +209,8 @@ class Reaper:
         return self._is_done
 
     def _signal(self, number: int) -> None:
-        for pid in _descendants(os.getpid()):
+        # those that are there now: not what one starts to tidy up, as it is told to end
+        for pid in list(_descendants(os.getpid())):
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, number)
 
