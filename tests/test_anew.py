@@ -141,3 +141,37 @@ class TestManagers:
             failed = wm.process(Histogram().fill, ["a"], on_error="collect")
         assert isinstance(failed[0].error, TypeError)
         assert "in fill" in failed[0].traceback
+
+
+class Columns:
+    """Finds members in what it holds, and complains as that does."""
+
+    def __init__(self, **data):
+        self.__dict__["data"] = data
+
+    def __getattr__(self, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self.__dict__["data"][name]
+
+
+class OfColumns:
+    def __init__(self):
+        self.columns, self.sum = Columns(weight=2), 0
+
+    def add(self, item):
+        self.sum += item * self.columns.weight
+        return self.sum
+
+
+class Called(Columns):
+    def __call__(self, item):
+        return item * self.weight
+
+
+@pytest.mark.parametrize("function", [OfColumns().add, Called(weight=2)], ids=["member", "called"])
+def test_members_may_be_found_in_ways_of_their_own(function):
+    with multiprocessing.Pool(1) as original, Pool(1) as pool, Executor(1) as executor:
+        wanted = original.map(function, range(4), 1)
+        assert wanted == [0, 2, 4, 6]
+        assert pool.map(function, range(4)) == list(executor.map(function, range(4))) == wanted

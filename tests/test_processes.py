@@ -246,8 +246,10 @@ def test_ssh_ends_with_us_even_if_it_does_not_read(hosts, short_path):
         env={**os.environ, "PYTHONPATH": str(PACKAGE_PARENT)},
     ) as process:
         pid = int(process.stdout.readline())
-        assert "sleep 0.2" in describe(pid)
-        process.kill()
+        try:
+            wait_until(lambda: "sleep 0.2" in describe(pid), PATIENCE, "it runs")
+        finally:
+            process.kill()
     wait_until(lambda: not Path(f"/proc/{pid}").exists(), 10, "it is gone")
 
 

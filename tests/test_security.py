@@ -365,7 +365,11 @@ def is_server(pid, port):
 def sockets_of(pid):
     """Return the inodes of a process' sockets."""
     inodes = set()
-    for path in Path(f"/proc/{pid}/fd").iterdir():
+    try:
+        paths = list(Path(f"/proc/{pid}/fd").iterdir())
+    except OSError:  # it has ended
+        return inodes
+    for path in paths:
         try:
             name = str(path.readlink())
         except OSError:

@@ -58,7 +58,7 @@ class EachAnew:
     def __init__(self, function: Callable[..., Any]) -> None:
         owner = function.__self__ if isinstance(function, MethodType) else function
         self.__self__: Any = owner
-        self.__qualname__ = getattr(function, "__qualname__", type(owner).__qualname__)
+        self.__qualname__ = _member(function, "__qualname__", type(owner).__qualname__)
         self._function = function
         self._copy: Callable[[], Any] | None = None
 
@@ -80,9 +80,16 @@ _LARGE = 64 << 20
 
 
 def _large_of(owner: Any) -> list[Any]:
-    members = vars(owner).values() if hasattr(owner, "__dict__") else ()
-    sizes = ((one, getattr(one, "nbytes", 0)) for one in members)
+    sizes = ((one, _member(one, "nbytes", 0)) for one in _member(owner, "__dict__", {}).values())
     return [one for one, size in sizes if isinstance(size, int) and size >= _LARGE]
+
+
+def _member(obj: Any, name: str, default: Any) -> Any:
+    """Return a member of an object of the user's, whose class may find members its own way."""
+    try:
+        return getattr(obj, name, default)
+    except Exception:
+        return default
 
 
 def each_anew(function: Any) -> Any:
@@ -99,6 +106,6 @@ def each_anew(function: Any) -> Any:
     owner = function.__self__ if isinstance(function, MethodType) else function
     called = [vars(cls)["__call__"] for cls in type(function).__mro__ if "__call__" in vars(cls)]
     own = isinstance(function, MethodType) or isinstance(next(iter(called), None), FunctionType)
-    if not own or isinstance(owner, type | ModuleType) or getattr(owner, "keeps_state", False):
+    if not own or isinstance(owner, type | ModuleType) or _member(owner, "keeps_state", False):
         return function
     return function if isinstance(function, EachAnew) else EachAnew(function)
