@@ -176,6 +176,10 @@ class TestHere:
         assert time.monotonic() - begin < GONE
         assert not named("sleep 6173")
 
+    def test_a_time_limit_of_months(self, here):
+        (done,) = run([Command("echo there", timeout=1e7)], executor=here)
+        assert done.check().text == "there\n"
+
     def test_a_daemon_ends_with_its_command(self, here):
         begin = time.monotonic()
         text = "setsid sh -c 'trap \"\" HUP; sleep 71731; sleep 71732' >/dev/null & echo started"
@@ -524,10 +528,21 @@ class TestJobLog:
         with pytest.raises(ConfigError, match="needs a joblog"):
             run(["true"], resume=True)
 
-    def test_what_is_no_log(self, here, tmp_path):
-        (tmp_path / "log").write_text("something\n")
-        with pytest.raises(ConfigError, match="is no job log"):
-            run(["true"], executor=here, joblog=tmp_path / "log", resume=True)
+    @pytest.mark.parametrize("text", ["something\n", "something"])
+    @pytest.mark.parametrize("resume", [True, "append"])
+    def test_what_is_no_log(self, here, tmp_path, text, resume):
+        (tmp_path / "log").write_text(text)
+        with pytest.raises(ConfigError, match="is no job log: it begins with 'something'"):
+            run(["true"], executor=here, joblog=tmp_path / "log", resume=resume)
+        assert (tmp_path / "log").read_text() == text
+
+    @pytest.mark.parametrize("text", ["", "Seq\tHo"])  # whoever began it was killed
+    def test_one_that_has_just_begun(self, here, tmp_path, text):
+        (tmp_path / "log").write_text(text)
+        run(["true"], executor=here, joblog=tmp_path / "log", resume=True)
+        head, line = (tmp_path / "log").read_text().splitlines()
+        assert head.startswith("Seq\tHost")
+        assert line.startswith("1\t")
 
 
 class TestTemplates:

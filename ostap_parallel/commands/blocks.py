@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -43,8 +44,10 @@ class Blocks:
         """Yield the blocks of a file."""
         header = b"".join(file.readline() for _ in range(self.header))
         rest = b""
-        while data := file.read(self._wanted(len(rest))):
+        while data := file.read(wanted := self._wanted(len(rest))):
             rest += data
+            if self.records is None and len(data) < wanted:
+                break  # the last block is what is left, whatever it ends with
             while cut := self._cut(rest):
                 yield header + self._bare(rest[:cut])
                 rest = rest[cut:]
@@ -67,12 +70,11 @@ class Blocks:
         if self.records is None and self.ends == 1:
             place = data.rfind(border)
             return place + len(self.end) if place >= 0 else 0
-        wanted = (self.records or 1) * self.ends
         found = re.finditer(re.escape(border), data)
-        places = [match.start() + len(self.end) for match in found if match.start()]
-        if self.records is None:
-            wanted *= len(places) // wanted
-        return places[wanted - 1] if 0 < wanted <= len(places) else 0
+        places = (match.start() + len(self.end) for match in found if match.start())
+        if self.records is not None:
+            return next(itertools.islice(places, self.records * self.ends - 1, None), 0)
+        return next(reversed(list(places)[self.ends - 1 :: self.ends]), 0)
 
     def _bare(self, block: bytes) -> bytes:
         if not self.is_bare:

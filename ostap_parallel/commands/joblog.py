@@ -57,11 +57,11 @@ def read(path: Path) -> dict[int, Entry]:
         return {}
     except OSError as exc:
         raise ConfigError(f"job log {path}: {exc.strerror}") from exc
-    lines = text.split("\n")[:-1]  # behind the last line end is nothing, or half a line
-    if lines and not lines[0].startswith("Seq\t"):
-        raise ConfigError(f"{path} is no job log: it begins with {lines[0][:60]!r}")
+    first, *lines = text.split("\n")
+    if not (first.startswith("Seq\t") or (HEADER.startswith(first) and not lines)):
+        raise ConfigError(f"{path} is no job log: it begins with {first[:60]!r}")
     entries = {}
-    for position, line in enumerate(lines[1:], 2):
+    for position, line in enumerate(lines[:-1], 2):  # behind the last end is nothing, or half a line
         try:
             number, host, start, seconds, *sizes, command = line.split("\t", 8)
             sent, received, status, signal = map(int, sizes)

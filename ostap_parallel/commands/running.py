@@ -262,7 +262,8 @@ def _past(
             raise ConfigError("resume needs a joblog")
         return None, {}
     log = Path(joblog)
-    return log, joblogs.read(log) if resume and resume != "append" else {}
+    past = joblogs.read(log) if resume else {}  # also where it is only added to: it may be none
+    return log, {} if resume == "append" else past
 
 
 def _unless_past(

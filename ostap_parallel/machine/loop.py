@@ -16,6 +16,9 @@ from ostap_parallel.logs import logger_of
 
 logger = logger_of(__name__)
 
+# Seconds of one wait at most: `epoll` counts milliseconds in 32 bits, 24 days.
+LONGEST = 86400.0
+
 IN, OUT, END = select.EPOLLIN, select.EPOLLOUT, select.EPOLLHUP | select.EPOLLERR
 
 
@@ -115,8 +118,7 @@ class Loop:
             self._wakes_at = self._timers[0][0] if self._timers else float("inf")
             left = self._wakes_at - time.monotonic()
             pending = self._soon or self._deliveries or self._is_stopped
-            timeout = 0 if pending else -1 if left == float("inf") else max(0.0, left)
-            events = self._epoll.poll(timeout)
+            events = self._epoll.poll(0 if pending else min(max(0.0, left), LONGEST))
             with self.lock:
                 self._handle(events)
                 self._run_due()

@@ -35,6 +35,9 @@ LINGER = 0.2
 # Seconds after which commands that were sent together are not to wait for one another any more.
 TOGETHER = 0.05
 
+# Seconds of one wait at most: `poll` counts milliseconds in 32 bits, 24 days.
+LONGEST = 86400.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Spec:
@@ -259,7 +262,7 @@ def _run_together(
         finally:
             reaper.end_all(GRACE)
         kept += [stream for stream in running.streams if stream.is_wanted()]
-        if time.monotonic() > together:
+        if time.monotonic() >= together:
             break
     return ended
 
@@ -345,9 +348,8 @@ class _Running:
             now = time.monotonic()
             left = 0.0 if self._error and len(steps) == 2 else deadline - now
             if left > 0:
-                left = min(left, self._hurry_in(now))
-                timeout = None if left == float("inf") else left * 1000 + 1
-                self._take(self._poll.poll(timeout))
+                left = min(left, self._hurry_in(now), LONGEST)
+                self._take(self._poll.poll(left * 1000 + 1))
                 continue
             if not steps:  # what holds its output open now is none of ours
                 return
