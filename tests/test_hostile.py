@@ -5,11 +5,13 @@ Wherever a shell would read it, it makes a file ``canary`` in the working direct
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -17,6 +19,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from helpers import wait_until
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from servers import PACKAGE_PARENT
@@ -296,18 +299,62 @@ class TestTasks:
         check()
 
 
-def test_a_link_among_what_killed_sessions_have_left(tmp_path):
-    """Anybody can make one in a directory for temporary files."""
-    there, home = tmp_path / "there", tmp_path / "home"
+def told(session):
+    """Return what a session's file says that has this number."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     first = Path("/proc/1/stat").read_text().rpartition(")")[2].split()[19]  # when it began
-    gone = f"{boot} {first} {1 << 23}\n"  # no process has that number
-    for directory in home, there / "ostap-parallel.killed":
-        directory.mkdir(parents=True)
-        (directory / "session").write_text(gone)
-    (there / "ostap-parallel.link").symlink_to(home)
+    return f"{boot} {first} {session}\n"
+
+
+def left_by(there, session):
+    """Return a session's directory, made here."""
+    directory = there / f"ostap-parallel.{session}"
+    directory.mkdir(parents=True)
+    (directory / "session").write_text(told(session))
+    return directory
+
+
+def begin_session(there):
     script = Path(hosts_server.__file__).with_name("remote.bash").read_text()
     text = f"op_mark=@ op_tmpdir={there}\n{script}"
     subprocess.run(["bash", "-s"], input=text, text=True, timeout=60, check=False)
+
+
+def test_a_link_among_what_killed_sessions_have_left(tmp_path):
+    """Anybody can make one in a directory for temporary files."""
+    there, home = tmp_path / "there", left_by(tmp_path / "home", 1 << 23)  # nobody's number
+    left_by(there, 1 << 23)
+    (there / "ostap-parallel.link").symlink_to(home)
+    begin_session(there)
     assert list(there.iterdir()) == []
-    assert (home / "session").read_text() == gone
+    assert (home / "session").read_text() == told(1 << 23)
+
+
+def test_what_those_have_left_that_nobody_has_asked_about(tmp_path):
+    argv = ["sh", "-c", "sleep 600 & echo; exec cat"]
+    with subprocess.Popen(
+        argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+    ) as leader:
+        left = left_by(tmp_path, leader.pid)
+        leader.stdout.readline()
+        try:
+            leader.stdin.close()
+            os.waitid(os.P_PID, leader.pid, os.WEXITED | os.WNOWAIT)
+            begin_session(tmp_path)
+            assert left.exists()  # another of its processes is there
+        finally:
+            os.killpg(leader.pid, signal.SIGKILL)
+        wait_until(lambda: not members_of(leader.pid), 60, "they have ended")
+        begin_session(tmp_path)
+        assert not left.exists()
+
+
+def members_of(session):
+    """Return the processes of a session that have not ended."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, _, of = stat.read_text().rpartition(")")[2].split()[:4]
+            if of == str(session) and state != "Z":
+                found.append(stat)
+    return found

@@ -61,7 +61,9 @@ def read(path: Path) -> dict[int, Entry]:
     if not (first.startswith("Seq\t") or (HEADER.startswith(first) and not lines)):
         raise ConfigError(f"{path} is no job log: it begins with {first[:60]!r}")
     entries = {}
-    for position, line in enumerate(lines[:-1], 2):  # behind the last end is nothing, or half a line
+    for position, line in enumerate(
+        lines[:-1], 2
+    ):  # behind the last end is nothing, or half a line
         try:
             number, host, start, seconds, *sizes, command = line.split("\t", 8)
             sent, received, status, signal = map(int, sizes)

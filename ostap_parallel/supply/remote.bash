@@ -83,18 +83,19 @@ op_settle() {
         (umask 077 && echo "$op_here $4" >"$op_dir/session")
 } 2>/dev/null
 
-# Remove what sessions of ours have left here that were killed: those of which no process is there.
+# Remove what sessions of ours have left here that were killed: those of which no process is there,
+# or only such that have ended and that nobody has asked about yet.
 op_sweep() {
     local other line session stat
     [ -n "$op_here" ] || return
     for other in "$op_tmpdir"/ostap-parallel.*/; do
         [ -O "$other" ] && read -r line <"$other/session" || continue
         session=${line##* }
-        [ "${line% *}" = "$op_here" ] && ! [ -e "/proc/$session" ] || continue
-        for stat in /proc/[0-9]*/stat; do
+        [ "${line% *}" = "$op_here" ] || continue
+        for stat in "/proc/$session/stat" /proc/[0-9]*/stat; do
             read -r line <"$stat" || continue
             set -- ${line##*) }
-            [ "$4" != "$session" ] || continue 2
+            [ "$4" != "$session" ] || [ "$1" = Z ] || continue 2
         done
         "$op_rm" -rf -- "${other%/}" # of a link, which anybody may have made, just that
     done
