@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import itertools
 import os
 import queue
 import re
@@ -298,6 +299,34 @@ class TestTimeout:
         assert found[0].error.__class__.__name__ == "Alarm"
         with pytest.raises(WorkerLost, match="SIGALRM"):  # as in any process without a handler
             wm.process(lambda x: [signal.alarm(1), time.sleep(60)], [1], lost_retries=0)
+
+    @pytest.mark.parametrize("fails", [True, False])
+    def test_an_alarm_that_c_code_has_held_up(self, wm, fails):
+        def work(item):
+            def ring(number, frame):
+                raise OverflowError("alarm")
+
+            signal.signal(signal.SIGALRM, ring)
+            kill = ctypes.CDLL(None).kill
+            calls = [(os.getpid(), signal.SIGALRM if item == 50 else 0)]
+            if fails and item == 50:
+                calls.append(None)  # an error, before Python has a look
+            return 0 in itertools.islice(itertools.starmap(kill, calls), fails, None)
+
+        settings = {"on_error": "collect", "chunk_size": 60, "lost_retries": 0}
+        found = wm.process(work, range(60), **settings)
+        assert [type(one) for one in found] == [*[bool] * 50, Failure, *[bool] * 9]
+        assert repr(found[50].error) == "OverflowError('alarm')"
+
+    def test_a_time_limit_that_c_code_has_held_up(self, wm):
+        def work(item):
+            calls = [(60_000_000,), None]  # the first returns as time is over
+            list(itertools.starmap(ctypes.CDLL(None).usleep, calls))
+
+        pid = wm.process(functions.pid_of, [0])
+        with pytest.raises(TaskTimeout):
+            wm.process(work, [1], timeout=0.3, lost_retries=0)
+        assert wm.process(functions.pid_of, [0]) == pid
 
     @pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf"), True, "1", 1e300])
     def test_what_is_no_time(self, wm, timeout):

@@ -375,16 +375,18 @@ def run_items(state: dict[str, Any], chunk: Received, result: ChunkOutcome) -> N
         # to ask the clock takes longer than some items
         begin = end if brief and not combiner else time.perf_counter()
         executing.position[0] = index
-        ok = True
         try:
-            executing.now = True
-            answer = function(packed) if function else _run(call, index, packed, chunk.read)
-            if type(answer) not in PLAIN:
-                answer = _packed(answer, index)
-            executing.now = False
-        except BaseException as exc:  # whatever a task raises is its outcome
-            ok, answer = False, _failure(exc)
-        end = time.perf_counter()
+            try:
+                ok = executing.now = True
+                answer = function(packed) if function else _run(call, index, packed, chunk.read)
+                if type(answer) not in PLAIN:
+                    answer = _packed(answer, index)
+                executing.now = False
+            except BaseException as exc:  # whatever a task raises is its outcome
+                ok, answer = False, _failure(exc)
+            end = time.perf_counter()
+        except BaseException as exc:  # so is what comes of a signal that C code has held up
+            ok, answer, end = False, _held_up(exc), time.perf_counter()
         if ok and executing.timed_out:
             ok, answer = False, _pack_error(TimeoutError("it went on when it was interrupted"))
         seconds = end - begin
@@ -405,9 +407,7 @@ def run_items(state: dict[str, Any], chunk: Received, result: ChunkOutcome) -> N
         if limit < 0 or chunk.is_broken:
             result.gave_back = len(answers) < len(items)
             break
-    executing.position[0] = -1
-    if combiner:
-        _end(combiner, result)
+    _end(combiner, result)
 
 
 def _packed(answer: Any, index: int) -> bytes:
@@ -450,7 +450,10 @@ def _combine(combiner: Combiner, result: ChunkOutcome, answer: Any) -> bool:
     return not (executing.interrupted or result.merge_failure)
 
 
-def _end(combiner: Combiner, result: ChunkOutcome) -> None:
+def _end(combiner: Combiner | None, result: ChunkOutcome) -> None:
+    executing.position[0] = -1
+    if combiner is None:
+        return
     try:
         if result.merge_failure is None:
             combiner.end()
@@ -476,6 +479,12 @@ def _failure(exc: BaseException) -> bytes:
         executing.now = False
         error = _pack_error(other)
     return error
+
+
+def _held_up(exc: BaseException) -> bytes:
+    """Return the packed error of a signal whose handler has only run behind the item."""
+    restore()  # the task's timer may go on
+    return _failure(exc)
 
 
 def _pack_error(exc: BaseException) -> bytes:
