@@ -126,6 +126,31 @@ RUN_AGAIN = program("""
         assert [call.result() for call in calls] == [Cut.limit] * 4
 """)
 
+GIVEN_ANEW = program("""
+    import gc, weakref
+    from ostap_parallel import Pool
+    def is_even(n): return n == 0 or is_odd(n - 1)
+    def is_odd(n): return n != 0 and is_even(n - 1)
+    def about(n): return about.__doc__, about.__module__, dict(about.__annotations__), told()
+    def told(): return told.__doc__
+    # run
+    seen = []
+    with Pool(1) as pool:
+        for _ in range(3):
+            assert [pool.apply(is_even, (n,)) for n in (3, 4)] == [False, True]
+            seen += map(weakref.ref, (is_even, is_odd))
+            def is_even(n): return n == 0 or is_odd(n - 1)
+            def is_odd(n): return n != 0 and is_even(n - 1)
+        gc.collect()
+        assert [one() for one in seen] == [None] * 6  # also of those that use each other
+        for _ in range(2):
+            assert pool.apply(about, (1,)) == (None, "__main__", {}, None)
+        about.__doc__, about.__module__, told.__doc__ = "doc", "other", "told"
+        assert pool.apply(about, (1,)) == ("doc", "other", {}, "told")
+        for about.__annotations__["n"] in (int, str, "text"):
+            assert pool.apply(about, (1,))[2] == about.__annotations__
+""")
+
 EACH_OTHER = program("""
     def is_even(n): return n == 0 or is_odd(n - 1)
     def is_odd(n): return n != 0 and is_even(n - 1)
@@ -357,6 +382,7 @@ PROGRAMS = {
     "functions": FUNCTIONS,
     "what pickle refuses": REFUSED,
     "functions that call each other": EACH_OTHER,
+    "functions that are given anew": GIVEN_ANEW,
     "what changes between runs": RUN_AGAIN,
     "functions that are objects": CACHED,
     "classes": CLASSES,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import sys
+import weakref
 from collections.abc import Iterable
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
@@ -37,7 +38,8 @@ class Parts:
     def __init__(self, function: FunctionType, token: str) -> None:
         self._token, self._modules = token, last_import()
         self._own = _own_parts(function)
-        self._others: list[tuple[FunctionType, tuple[Any, ...]]] = []
+        # weakly: they may use one another, and that function
+        self._others: list[tuple[dict[str, Any], str, weakref.ref[Any], tuple[Any, ...]]] = []
         self._names: list[tuple[dict[str, Any], str, Any]] = []
         self._fixed: list[Any] = []
         self._add(function, {function})
@@ -48,24 +50,30 @@ class Parts:
         variables = function.__globals__
         for name in names_in(function.__code__).globals:
             value = variables.get(name, _ABSENT)
+            if type(value) is FunctionType and not is_importable(value):
+                self._others.append((variables, name, weakref.ref(value), _own_parts(value)))
+                if value not in seen:
+                    seen.add(value)
+                    self._add(value, seen)
+                continue
             self._names.append((variables, name, value))
             if value is _ABSENT or type(value) in PLAIN:
                 continue
-            if _is_fixed(value):
-                self._fixed.append(value)
-            elif not isinstance(value, FunctionType):
+            if not _is_fixed(value):
                 raise LookupError
-            elif value not in seen:
-                seen.add(value)
-                self._others.append((value, _own_parts(value)))
-                self._add(value, seen)
+            self._fixed.append(value)
 
     def are_of(self, function: FunctionType, token: str) -> bool:
         """Return whether they are what makes the function still."""
         return (
             all(map(operator.is_, self._own, _own_parts(function)))
             and all(variables.get(name, _ABSENT) is it for variables, name, it in self._names)
-            and all(all(map(operator.is_, own, _own_parts(one))) for one, own in self._others)
+            and all(
+                (value := variables.get(name)) is one()
+                and value is not None
+                and all(map(operator.is_, own, _own_parts(value)))
+                for variables, name, one, own in self._others
+            )
             and self._token == token
             and self._modules == last_import()  # submodules that are used by dotted names
             and all(map(_is_fixed, self._fixed))
@@ -74,7 +82,17 @@ class Parts:
 
 def _own_parts(function: FunctionType) -> tuple[Any, ...]:
     own = function.__code__, function.__name__, function.__qualname__, function.__defaults__
-    return *own, bool(function.__dict__ or function.__kwdefaults__)
+    is_more = bool(function.__dict__ or function.__kwdefaults__)
+    notes = function.__annotations__
+    return (
+        *own,
+        function.__module__,
+        function.__doc__,
+        is_more,
+        len(notes),
+        *notes,
+        *notes.values(),
+    )
 
 
 def _is_fixed(value: object) -> bool:
@@ -93,8 +111,7 @@ def parts_of(function: FunctionType, token: str) -> list[Any] | None:
         return None
     used = globals_of(function)
     imports = map(sys.intern, imports_of(function, used.values()))
-    own = function.__code__, function.__name__, function.__qualname__
-    return [*own, *defaults, *map(sys.intern, used), *imports, token]
+    return [*_own_parts(function), *map(sys.intern, used), *imports, token]
 
 
 def globals_of(function: FunctionType) -> dict[str, Any]:
