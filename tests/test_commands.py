@@ -254,6 +254,45 @@ class TestHere:
         with pytest.raises((ValueError, TypeError)):
             Command(wrong)
 
+    @pytest.mark.parametrize(
+        ("wrong", "told"),
+        [
+            ({"environment": {"a=b": "1"}}, "a variable 'a=b' with '1'"),
+            ({"environment": {"": "1"}}, "a variable '' with"),
+            ({"variables": {"a": "b\0c"}}, r"a variable 'a' with 'b\\x00c'"),
+            ({"directory": "a\0b"}, "no directory can have a null byte"),
+            ({"stdin": 3}, "stdin is bytes, text, or the path of a file, not 3"),
+        ],
+    )
+    def test_what_no_command_can_have(self, wrong, told):
+        with pytest.raises((ValueError, TypeError), match=told):
+            Command(["true"], **wrong)
+
+    def test_numbers_in_variables_are_text(self, here):
+        command = Command("echo $N $M", environment={"N": 4}, variables={"M": 5})
+        (done,) = run([command], executor=here)
+        assert done.text == "4 5\n"
+
+    def test_text_that_is_none_in_this_locale(self, here):
+        lone = "\ud800"
+        strange, good = run([["printf", lone], ["printf", "x"]], executor=here)
+        assert strange.error.startswith("printf: ")
+        assert "codec can't encode" in strange.error
+        assert "Traceback" not in strange.error
+        assert (strange.attempts, good.text) == (1, "x")
+
+    def test_what_cannot_be_kept_here_is_kept_nowhere(self, tmp_path):
+        (tmp_path / "file").touch()
+        with Executor(1) as executor:
+            where = {"executor": executor, "keep": 1000, "overflow": tmp_path / "file"}
+            look = "ls -l /proc/$PPID/fd | grep -c deleted"
+            (before,) = run([look], **where)
+            (done,) = run(["head -c 100000 /dev/zero"], **where)
+            assert "its output cannot be written" in done.error
+            assert str(tmp_path / "file") in done.error
+            (after,) = run([look], **where)
+            assert after.text == before.text
+
     def test_one_command_is_no_list(self):
         with pytest.raises(TypeError, match="list"):
             run("true")

@@ -5,10 +5,12 @@ from __future__ import annotations
 import functools
 import itertools
 import linecache
+import os
 import signal
 import sys
 
 import pytest
+from functions import run_python
 from helpers import wait_until
 
 from ostap_parallel import Executor
@@ -21,6 +23,18 @@ PATIENCE = 60
 
 def be_patient():
     commands.TOGETHER = PATIENCE
+
+
+def use_no_sessions():
+    def refuse(*args, **settings):
+        raise NotImplementedError("setsid")
+
+    os.posix_spawnp = refuse
+
+
+def test_a_variable_without_a_name(tmp_path):
+    text = "from ostap_parallel.commands import run; print(run(['printenv B'], ncpus=1)[0].text)"
+    assert run_python("-c", text, cwd=tmp_path, B="2", **{"": "1"}) == "2\n\n"
 
 
 @pytest.fixture
@@ -104,6 +118,15 @@ class TestTogether:
         assert all(each.succeeded and each.attempts == 1 for each in done)
         ran = (tmp_path / "ran").read_text().split()
         assert sorted(map(int, ran)) == [*range(80)]
+
+    def test_a_c_library_that_begins_no_sessions(self, always_together):
+        texts = ["echo one", ["printf", "two"], "no-such-program", "ps -o sid= $$"]
+        with Executor(1, initializer=use_no_sessions) as executor:
+            done = run([*texts, Command(["env"], environment={"A": "1"})], executor=executor)
+        assert [each.text for each in done[:2]] == ["one\n", "two"]
+        assert [each.status for each in done] == [0, 0, 127, 0, 0]
+        assert int(done[3].text) not in (0, os.getsid(0))
+        assert "A=1" in done[4].text.splitlines()
 
     def test_one_that_ends_what_runs_them(self, one, always_together, messages):
         texts = ["true"] * 40

@@ -92,6 +92,14 @@ class Command:
                 raise TypeError(f"a command is made of text, not of {word!r}")
             if "\0" in str(word):
                 raise ValueError(f"no command can have a null byte in it: {word!r}")
+        if "\0" in str(self.directory):
+            raise ValueError(f"no directory can have a null byte in it: {self.directory!r}")
+        if not isinstance(self.stdin, bytes | bytearray | str | PurePath | None):
+            text = "stdin is bytes, text, or the path of a file"
+            raise TypeError(f"{text}, not {self.stdin!r}")
+        for name, value in (*self.environment.items(), *self.variables.items()):
+            if not name or "=" in name or "\0" in f"{name}{value}":
+                raise ValueError(f"no command can have a variable {name!r} with {value!r} in it")
         if self.timeout is not None and not self.timeout > 0:
             raise ValueError(f"timeout must be a positive number of seconds, not {self.timeout!r}")
         if self.cores < 1 or self.retries < 0:
@@ -155,7 +163,7 @@ class Command:
         """Return what a worker of a host is told."""
         argv, otherwise = self.argv(host, slot)
         variables = {
-            name: value.on(host, slot, quote=str) if isinstance(value, Filled) else value
+            name: value.on(host, slot, quote=str) if isinstance(value, Filled) else str(value)
             for name, value in self.variables.items()
         }
         return Spec(
@@ -163,7 +171,7 @@ class Command:
             otherwise=otherwise,
             name=self.label,
             stdin=stdin,
-            environment=dict(self.environment),
+            environment={name: str(value) for name, value in self.environment.items()},
             variables=variables,
             directory=str(self.directory),
             timeout=self.timeout,

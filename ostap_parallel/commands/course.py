@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,8 +41,10 @@ def course_of(job: Job, outputs: Outputs, levels: Levels) -> Generator[Step, Any
         It could not go on, for a reason that is none of the command's.
     """
     command = job.command
-    with telling("its input cannot be read"):
+    try:
         stdin = command.input()
+    except OSError as exc:
+        raise StepFailed(f"its input cannot be read: {exc}") from exc
     job.tries += 1
     transfer, directory = command.transfer, str(command.directory)
     if transfer is None or (job.is_here and not directory):
@@ -81,9 +83,15 @@ def _run(
     done = job.done
     take(done, ended)
     done.host, done.attempts = job.label, job.tries
-    with telling("its output cannot be written"):
+    try:
         for path, place, size in outputs.put(done, ended.stdout, ended.stderr):
             yield from _fetch(path, place, size)
+    except OSError as exc:
+        for taken in (ended.stdout, ended.stderr):
+            with contextlib.suppress(OSError):  # it was lost there, too
+                if taken.place:
+                    yield _released(taken.place)
+        raise StepFailed(f"its output cannot be written: {exc}") from exc
 
 
 def take(done: Done, ended: Ended) -> None:
@@ -101,13 +109,9 @@ def _fetch(path: Path, place: str, size: int) -> Generator[Step, Any, None]:
             if not piece:
                 raise OSError(f"{path}: the rest of it was lost")
             file.write(piece)
-    yield read_piece, (place, size, 0)
+    yield _released(place)
 
 
-@contextlib.contextmanager
-def telling(what: str) -> Iterator[None]:
-    """Have an OSError tell what has failed."""
-    try:
-        yield
-    except OSError as exc:
-        raise StepFailed(f"{what}: {exc}") from exc
+def _released(place: str) -> Step:
+    """Return the step after which an output is kept no more where it was made."""
+    return read_piece, (place, 0, 0)

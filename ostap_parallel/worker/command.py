@@ -298,7 +298,7 @@ class _Running:
         spec, start, begin = self._spec, time.time(), time.monotonic()
         try:
             process = self._start()
-        except OSError as exc:
+        except (OSError, ValueError) as exc:  # text, too, that is none in this locale
             return _not_started(spec, start, exc)
         self.streams = [Stream(spec.name, n, spec.keep, spec.spool) for n in spec.levels]
         messages = Messages()
@@ -392,11 +392,11 @@ class _Running:
                 stream.drop()
 
 
-def _not_started(spec: Spec, start: float, error: OSError) -> Ended:
+def _not_started(spec: Spec, start: float, error: OSError | ValueError) -> Ended:
     """Return what a shell would say."""
-    what = error.filename if isinstance(error.filename, str) else spec.argv[0]
+    what, why = getattr(error, "filename", None), getattr(error, "strerror", None)
     status: dict[type, int] = {FileNotFoundError: 127, PermissionError: 126}
-    text = f"{what}: {error.strerror}"
+    text = f"{what if isinstance(what, str) else spec.argv[0]}: {why or error}"
     stdout, stderr = (Stream(spec.name, level, spec.keep) for level in spec.levels)
     stderr.take(f"{text}\n".encode("utf-8", "surrogateescape"))
     return Ended(
