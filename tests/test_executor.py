@@ -187,7 +187,11 @@ def test_the_arguments_that_the_standard_library_has():
 
 def test_the_number_of_workers_as_programs_ask_for_it():
     with Executor(2) as executor:
-        assert executor._max_workers == 2
+        assert executor._max_workers == executor.num_workers == 2
+        assert executor.bootup() is executor.bootup(wait=False) is executor
+    assert executor.num_workers == 0
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        executor.bootup()
 
 
 def test_workers_can_be_looked_at_and_ended_as_in_the_standard_library(tmp_path):
@@ -332,6 +336,29 @@ class TestMap:
         results = executor.map(together, *map(iter, iterables), **options)
         assert list(results) == list(zip(*iterables, strict=False))
 
+    @pytest.mark.parametrize("options", [{}, {"chunksize": 3}, {"buffersize": 4}])
+    def test_arguments_that_go_together_already(self, executor, options):
+        pairs = [(n, 2) for n in range(20)]
+        results = executor.starmap(pow, iter(pairs), **options)
+        assert list(results) == [n * n for n in range(20)]
+
+    @pytest.mark.parametrize("is_star", [False, True])
+    def test_results_as_they_come(self, executor, tmp_path, is_star):
+        def after(first, item):
+            if first == 0:
+                wait_for(tmp_path / "go")
+            return item
+
+        how = {"chunksize": 1, "unordered": True}
+        items = [0, 1, 2], "abc"
+        if is_star:
+            results = executor.starmap(after, zip(*items, strict=True), **how)
+        else:
+            results = executor.map(after, *items, **how)
+        assert {next(results), next(results)} == {"b", "c"}
+        (tmp_path / "go").touch()
+        assert list(results) == ["a"]
+
     @pytest.mark.parametrize("options", [{}, {"buffersize": 3}])
     def test_an_exception_is_raised_in_its_place(self, executor, options):
         results = executor.map(divmod, [5, 6, 7, 8], [2, 2, 0, 2], **options)
@@ -393,6 +420,7 @@ class TestMap:
             ({"chunksize": 0}, ValueError, "chunksize must be >= 1"),
             ({"buffersize": 0}, ValueError, "buffersize must be None or > 0"),
             ({"buffersize": "1"}, TypeError, "buffersize must be an integer or None"),
+            ({"buffersize": 1, "unordered": True}, ValueError, "not with unordered"),
         ],
     )
     def test_sizes_are_checked_before_anything_is_read(self, executor, options, error, text):

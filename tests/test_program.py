@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import importlib
 import pickle
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import textwrap
 import uuid
+import warnings
 import weakref
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -686,6 +688,7 @@ LIBRARIES = """
     import numpy, pickle
     from ostap_parallel import Executor
     numpy.seterr(all="raise", under="ignore"); numpy.set_printoptions(precision=3, suppress=True)
+    def written(x): return f"<{x:.2f}>"
     def divide(x):
         try: return str(numpy.ones(1) / x)
         except FloatingPointError: return "raised"
@@ -701,6 +704,29 @@ LIBRARIES = """
     assert wm.executor.submit(shown, 1).result() == ("[0.33333]", "raise")
     numpy.set_printoptions(precision=8, suppress=False); numpy.seterr(over="warn")
     assert wm.process(shown, [1]) == [shown(1)] == [("[0.33333333]", "warn")]
+    numpy.set_printoptions(precision=4, formatter={"float_kind": written}, linewidth=50)
+    assert wm.process(shown, [1]) == [shown(1)] == [("[<0.33>]", "warn")]
+    numpy.set_printoptions(legacy="1.13")
+    assert wm.process(shown, [1]) == [shown(1)] == [("[ 0.3333]", "warn")]
+"""
+
+TABLES = """
+    import pandas
+    pandas.set_option("display.precision", 2, "display.width", 200)
+    pandas.options.display.float_format = lambda value: f"<{value:.1f}>"
+    def look(x):
+        import pandas
+        frame = pandas.DataFrame({"a": [x / 3] * 100})
+        return repr(frame), pandas.get_option("display.width")
+    def loaded(x): return "pandas" in sys.modules
+    # run
+    assert wm.process(loaded, [1]) == [False]
+    assert wm.process(look, [1]) == [look(1)]
+    pandas.reset_option("display.float_format")
+    with pandas.option_context("display.max_rows", 8):
+        assert wm.process(look, [1]) == [look(1)]
+        assert "0.33" in look(1)[0] and len(look(1)[0].splitlines()) < 15
+    assert wm.process(look, [1]) == [look(1)]
 """
 
 DRAWN = """
@@ -739,7 +765,99 @@ def test_what_a_script_tells_matplotlib(tmp_path):
     assert run_python("script.py", cwd=tmp_path).endswith("ok\n")
 
 
+STANDARD = """
+    import csv, socket
+    sys.set_int_max_str_digits(5000); csv.field_size_limit(1 << 20); socket.setdefaulttimeout(7)
+    def look(x):
+        import csv, socket
+        limits = sys.get_int_max_str_digits(), csv.field_size_limit()
+        return len(str(10**4500)), *limits, socket.getdefaulttimeout()
+    # run
+    assert wm.process(look, [1]) == [(4501, 5000, 1 << 20, 7.0)]
+    csv.field_size_limit(131072); socket.setdefaulttimeout(None)
+    assert wm.process(look, [1]) == [(4501, 5000, 131072, None)]
+"""
+
+
+@pytest.mark.parametrize("place", ["local", "host"])
+@pytest.mark.slow
+def test_limits_of_the_standard_library(tmp_path, request, place):
+    manager = manager_at(place, request).replace(", MORE", "")
+    (tmp_path / "script.py").write_text(program(STANDARD, manager))
+    assert run_python("script.py", cwd=tmp_path).endswith("ok\n")
+
+
+@pytest.mark.slow
+@pytest.mark.heavy
+def test_what_a_script_tells_pandas(tmp_path):
+    (tmp_path / "script.py").write_text(program(TABLES, "WorkManager(1, silent=True)"))
+    assert run_python("script.py", cwd=tmp_path).endswith("ok\n")
+
+
+class Tables(ModuleType):
+    """What pandas has for its options, and no more."""
+
+    def __init__(self):
+        super().__init__("pandas")
+        self.usual = {"display.width": 80, "display.html.border": 1, "old": None}
+        display = {"width": 80, "html": {"border": 1}}
+        self.options = SimpleNamespace(d={"display": display, "old": None})
+
+    def get_option(self, name):
+        *groups, name = name.split(".")
+        return functools.reduce(dict.get, groups, self.options.d)[name]
+
+    def set_option(self, name, value):
+        if name == "old":
+            warnings.warn("not for long", FutureWarning, stacklevel=1)
+        *groups, name = name.split(".")
+        functools.reduce(dict.get, groups, self.options.d)[name] = value
+
+    def describe_option(self, name, _print_desc=True):
+        now = self.get_option(name)
+        return f"{name} : int\n    [of what]\n    [default: {self.usual[name]}] [currently: {now}]"
+
+
 class TestOptions:
+    def test_only_what_a_script_has_told_pandas_is_sent(self, monkeypatch):
+        module = Tables()
+        monkeypatch.setitem(sys.modules, "pandas", module)
+        assert "pandas" not in options.look()
+        module.set_option("display.html.border", 0)
+        assert options.look()["pandas"] == {"display.html.border": 0}
+        packed = options.pack()
+        module.set_option("display.html.border", 1)
+        assert "pandas" not in options.look()
+        options.take(packed)
+        assert module.options.d == {"display": {"width": 80, "html": {"border": 0}}, "old": None}
+        options.take({})
+        assert module.get_option("display.html.border") == 1
+
+    def test_functions_of_the_script_are_sent_and_what_cannot_be_is_left_out(self, monkeypatch):
+        module = Tables()
+        monkeypatch.setitem(sys.modules, "pandas", module)
+        module.set_option("display.width", lambda: 5)
+        with pytest.warns(FutureWarning):
+            module.set_option("old", (n for n in []))
+        packed = options.pack()
+        module.set_option("display.width", 80)
+        module.options.d["old"] = None
+        options.take(packed)
+        assert module.get_option("display.width")() == 5
+        assert module.get_option("old") is None
+        options.take({})
+        assert module.get_option("display.width") == 80
+
+    def test_what_is_on_its_way_out_is_told_quietly(self, monkeypatch):
+        module = Tables()
+        monkeypatch.setitem(sys.modules, "pandas", module)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            options.take({"pandas": pickle.dumps({"old": 3})})
+            assert module.get_option("old") == 3
+            options.take({})
+        assert module.get_option("old") is None
+
     def test_what_holds_no_more_is_as_it_was(self, monkeypatch):
         module = ModuleType("mpmath")
         module.mp = SimpleNamespace(prec=60)  # as an initializer has it

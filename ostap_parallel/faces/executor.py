@@ -173,6 +173,24 @@ class Executor(concurrent.futures.Executor):
         return sum(self.workers.values())
 
     @property
+    def num_workers(self) -> int:
+        """The number of workers that are up; 0 of an executor that takes no calls."""
+        return self._max_workers if self._is_open and self._broken is None else 0
+
+    def bootup(self, wait: bool = True) -> Executor:
+        """Return this; with `wait` when each host is up or has failed.
+
+        Raises
+        ------
+        RuntimeError
+            The executor has been shut down.
+        """
+        self._check_open()
+        if wait:
+            self.wait_for_hosts()
+        return self
+
+    @property
     def _processes(self) -> dict[int, Any]:
         """The local workers by process id, for programs that look after them."""
         return {process.pid: process for process in self.backend.processes()}
@@ -270,6 +288,7 @@ class Executor(concurrent.futures.Executor):
         timeout: float | None = None,
         chunksize: int = 1,
         buffersize: int | None = None,
+        unordered: bool = False,
     ) -> Iterator[Any]:
         """Yield the results of ``fn(*args)`` for all ``args`` in ``zip(*iterables)``, in order.
 
@@ -282,20 +301,41 @@ class Executor(concurrent.futures.Executor):
         buffersize
             So many results at most are under way or not yet taken; the iterables are read as
             results are. Without it they are read now. Each chunk is submitted by itself.
+        unordered
+            As they come, in place of in order; not with `buffersize`.
 
         Raises
         ------
         BrokenExecutor, RuntimeError
             As `submit` does.
         """
-        _check_sizes(chunksize, buffersize)
+        _check_sizes(chunksize, buffersize, unordered)
         self._check_open()
         end = None if timeout is None else time.monotonic() + timeout
         if buffersize is None:
-            return run_all(self, fn, iterables, end, chunksize)
+            return run_all(self, fn, iterables, end, chunksize, not unordered)
         feed = _Feed(zip(*iterables, strict=False), chunksize, buffersize)
         function = partial(calls.spread, each_anew(fn) if chunksize == 1 else fn)
         return _run(self, function, feed, end, chunksize, title_of(fn), feed=feed)
+
+    def starmap(
+        self,
+        fn: Callable[..., Any],
+        iterable: Iterable[Iterable[Any]],
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+        unordered: bool = False,
+    ) -> Iterator[Any]:
+        """Yield the results of ``fn(*args)`` for all ``args`` in an iterable; see `map`."""
+        return self.map(
+            partial(calls.spread, fn),
+            iterable,
+            timeout=timeout,
+            chunksize=chunksize,
+            buffersize=buffersize,
+            unordered=unordered,
+        )
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls, and end workers and servers when those that there are have ended.
@@ -498,13 +538,15 @@ def _take_standard(
     return ncpus, int(tasks) if isinstance(tasks, Integral) else tasks
 
 
-def _check_sizes(chunksize: int, buffersize: int | None) -> None:
+def _check_sizes(chunksize: int, buffersize: int | None, unordered: bool) -> None:
     if chunksize < 1:
         raise ValueError("chunksize must be >= 1.")
     if not isinstance(buffersize, int | None):
         raise TypeError("buffersize must be an integer or None")
     if buffersize is not None and buffersize < 1:
         raise ValueError("buffersize must be None or > 0")
+    if buffersize is not None and unordered:
+        raise ValueError("buffersize bounds results in their order: not with unordered")
 
 
 def _idle_timeout(idle_timeout: float, timeout: float | None) -> float:

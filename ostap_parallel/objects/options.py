@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import pickle
+import re
 import sys
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple
+
+import cloudpickle
 
 from ostap_parallel import libraries
 
@@ -28,10 +32,17 @@ class _Library(NamedTuple):
 _ERRORS = {"divide": "warn", "over": "warn", "under": "ignore", "invalid": "warn"}
 _SHOWN = {"edgeitems": 3, "threshold": 1000, "floatmode": "maxprec", "precision": 8}
 _SHOWN |= {"suppress": False, "linewidth": 75, "nanstr": "nan", "infstr": "inf", "sign": "-"}
+_SHOWN |= {"formatter": None, "legacy": False, "override_repr": None}
+_FORGOTTEN = "formatter", "override_repr"  # by each call that does not tell them
 
 
 def _put_numpy(numpy: Any, name: str, value: Any) -> None:
-    (numpy.seterr if name in _ERRORS else numpy.set_printoptions)(**{name: value})
+    if name in _ERRORS:
+        numpy.seterr(**{name: value})
+    else:
+        now = numpy.get_printoptions()
+        kept = {key: now[key] for key in _FORGOTTEN if key in now}
+        numpy.set_printoptions(**kept | {name: value})
 
 
 # Of windows, which workers have none of.
@@ -41,6 +52,30 @@ _OF_WINDOWS = {"backend", "backend_fallback", "interactive", "toolbar"}
 def _usual_of_matplotlib(matplotlib: Any) -> Values:
     items = dict.items(matplotlib.rcParamsDefault)
     return {name: value for name, value in items if name not in _OF_WINDOWS}
+
+
+def _options_of_pandas(group: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in group.items():
+        if isinstance(value, dict):
+            yield from _options_of_pandas(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _read_pandas(pandas: Any) -> Values:
+    return dict(_options_of_pandas(pandas.options.d))
+
+
+# How pandas tells what an option begins with, and nowhere else.
+_DESCRIBED = re.compile(r"\[default: (.*)\] \[currently: (.*)\]", re.DOTALL)
+
+
+def _usual_of_pandas(pandas: Any) -> Values:
+    found = {}
+    for name, value in _read_pandas(pandas).items():
+        if texts := _DESCRIBED.search(pandas.describe_option(name, _print_desc=False)):
+            found[name] = value if texts[1] == texts[2] else texts  # which no option is
+    return found
 
 
 _LIBRARIES = {
@@ -53,6 +88,25 @@ _LIBRARIES = {
         lambda matplotlib: matplotlib.rcParams,
         _usual_of_matplotlib,
         lambda matplotlib, name, value: matplotlib.rcParams.update({name: value}),
+    ),
+    "pandas": _Library(
+        _read_pandas, _usual_of_pandas, lambda pandas, name, value: pandas.set_option(name, value)
+    ),
+    # of the standard library, what holds for a process
+    "sys": _Library(
+        lambda sys: {"digits": sys.get_int_max_str_digits()},
+        lambda sys: {"digits": sys.int_info.default_max_str_digits},
+        lambda sys, name, value: sys.set_int_max_str_digits(value),
+    ),
+    "csv": _Library(
+        lambda csv: {"field_size_limit": csv.field_size_limit()},
+        lambda csv: {"field_size_limit": 131072},
+        lambda csv, name, value: csv.field_size_limit(value),
+    ),
+    "socket": _Library(
+        lambda socket: {"timeout": socket.getdefaulttimeout()},
+        lambda socket: {"timeout": None},
+        lambda socket, name, value: socket.setdefaulttimeout(value),
     ),
     "mpmath": _Library(
         lambda mpmath: {"prec": mpmath.mp.prec},
@@ -102,9 +156,23 @@ def pack() -> dict[str, bytes]:
     """Return `look`, each library's packed: a host need not have what its values are made of."""
     found = {}
     for name, values in look().items():
-        with contextlib.suppress(Exception):  # a function of the script's
-            found[name] = pickle.dumps(values)
+        found[name] = _pack(values)
     return found
+
+
+def _pack(values: Values) -> bytes:
+    try:
+        data: bytes = cloudpickle.dumps(values)  # functions of the script's format numbers, too
+    except Exception:
+        data = cloudpickle.dumps({key: values[key] for key in values if _is_sent(values[key])})
+    return data
+
+
+def _is_sent(value: Any) -> bool:
+    with contextlib.suppress(Exception):
+        cloudpickle.dumps(value)
+        return True
+    return False
 
 
 def told() -> dict[str, bytes]:
@@ -133,7 +201,9 @@ def _tell(name: str) -> None:
         values = pickle.loads(_Here.told[name]) if name in _Here.told else {}
         now = library.read(module)
         for key, value in {**before, **values}.items():
-            with contextlib.suppress(Exception):  # another release, or a font that is missing
+            # another release, or a font that is missing
+            with contextlib.suppress(Exception), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the caller has been warned
                 before[key] = before.get(key, now[key])
                 library.put(module, key, value)
         _Here.before[name] = {key: before[key] for key in before if key in values}
