@@ -270,7 +270,8 @@ class TestServe:
     def test_it_listens(self, where, tmp_path, own_hosts):
         folder = own_hosts[0].home if where else tmp_path
         server = folder / "server"
-        server.write_text(f"#!/bin/sh\nexec {sys.executable} -m http.server -b 127.0.0.1 $2\n")
+        python = Path(sys.executable).resolve()  # hosts may not have the environment
+        server.write_text(f"#!/bin/sh\nexec {python} -m http.server -b 127.0.0.1 $2\n")
         server.chmod(0o700)
         port = core.randomport(**where)
         name = "~/server" if where else str(server)
