@@ -31,6 +31,26 @@ def logger_of(name: str) -> Logger:
     return Logger(logging.getLogger(name), {})
 
 
+def hand_on(host: str, record: logging.LogRecord) -> None:
+    """Log what was logged on a host, as its logger here does, with the host before its name.
+
+    A logger of that longer name, or of the beginning of it, decides what it has been told.
+    """
+    logger = logging.getLogger(record.name)
+    record.name = f"{host}.{record.name}"
+    words = record.name.split(".")
+    known = logger.manager.loggerDict
+    named = [known.get(".".join(words[:n])) for n in range(len(words), 0, -1)]
+    own = [one for one in named if isinstance(one, logging.Logger)]
+    decides = next((one for one in own if one.level), logger)
+    if not decides.isEnabledFor(record.levelno):
+        return
+    if any(one.handlers or not one.propagate for one in own):
+        own[0].handle(record)
+    elif all(one.filter(record) and not one.disabled for one in own[:1]):
+        logger.handle(record)
+
+
 def tell(error: Exception) -> None:
     """Say on standard error, once, that a handler of the user's has raised."""
     if os.getpid() in _told:

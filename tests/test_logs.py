@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import functions
 import pytest
@@ -88,3 +89,117 @@ def test_one_notice_for_a_process(capfd, monkeypatch):
         logger.logger.removeHandler(mine)
     text = "KeyError: 'test_one_notice_for_a_process'"  # who has logged
     assert text in capfd.readouterr().err
+
+
+LEVELS = """\
+import logging, sys
+from ostap_parallel import Executor, WorkManager
+logging.basicConfig(stream=sys.stdout, format="root %(name)s %(message)s")
+fit, quiet, own, muted = map(logging.getLogger, ("fit", "fit.quiet", "own", "muted"))
+fit.setLevel(logging.DEBUG); quiet.setLevel(logging.ERROR); own.setLevel(logging.INFO)
+muted.disabled, own.propagate = True, False
+handler = logging.StreamHandler(sys.stdout)
+handler.setFormatter(logging.Formatter("own %(name)s %(message)s"))
+handler.addFilter(lambda record: "secret" not in record.getMessage())
+own.addHandler(handler)
+
+def work(item):
+    found = {}
+    for name in "fit.minuit", "fit.quiet", "own.part", "muted", "other":
+        log = logging.getLogger(name)
+        found[name] = [level for level in (10, 20, 30, 40) if log.isEnabledFor(level)]
+        log.debug("debug"); log.info("info"); log.info("secret")
+    return found
+
+def seen(log): return log.isEnabledFor(logging.CRITICAL)
+
+settings = {"ssh_config": sys.argv[1], "config": ()} if sys.argv[2:] else {}
+with WorkManager(*(sys.argv[2:] and (0, "h1*1")) or (1,), silent=True, **settings) as wm:
+    assert wm.process(work, [1]) == [work(1)], wm.process(work, [1])
+    print("---")
+    wm.process(work, [1])
+    wm.process(abs, [1])
+    print("---")
+    logging.disable(logging.CRITICAL)
+    assert wm.process(seen, [fit]) == [False]
+    logging.disable(logging.NOTSET)
+    muted.disabled = False
+    assert wm.process(seen, [muted]) == [True]
+    executor = wm.executor
+    assert executor.submit(fit.isEnabledFor, logging.DEBUG).result() is True
+    fit.setLevel(logging.NOTSET)
+    assert executor.submit(fit.isEnabledFor, logging.DEBUG).result() is False
+    assert wm.process(fit.isEnabledFor, [logging.INFO, logging.WARNING]) == [False, True]
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["local", "h1"])
+def test_levels_and_handlers_of_loggers_hold_for_tasks(hosts, where, tmp_path):
+    (tmp_path / "program.py").write_text(LEVELS)
+    place = ["h1"] * (where == "h1")
+    printed = functions.run_python("program.py", str(hosts.ssh_config), *place, cwd=tmp_path)
+    here, there = printed.split("---\n")[:2]
+    told = ["root fit.minuit debug", "root fit.minuit info", "root fit.minuit secret"]
+    told.append("own own.part info")
+    assert [line for line in here.splitlines() if where not in line] == told
+    for text in here, there:  # of the tasks
+        lines = [line.replace(f" {where}.", " ") for line in text.splitlines() if where in line]
+        assert lines == told
+
+
+class TestHandingOn:
+    """What was logged on a host, and the loggers that have a say in it."""
+
+    @pytest.fixture
+    def seen(self, monkeypatch):
+        monkeypatch.setattr(logging.Logger, "manager", logging.Manager(logging.root))
+        monkeypatch.setattr(logging.root, "manager", logging.Logger.manager)
+        monkeypatch.setattr(logging.root, "handlers", [])
+        seen = []
+
+        class Noting(logging.Handler):
+            def emit(self, record):
+                seen.append((self.name, record.name, record.levelno))
+
+        def note(*names):
+            for name in names:
+                handler = Noting()
+                handler.set_name(name)
+                logging.getLogger(name).addHandler(handler)
+
+        return SimpleNamespace(list=seen, note=note)
+
+    def hand_on(self, name="fit.a", level=logging.INFO):
+        fields = {"name": name, "levelno": level, "msg": "text"}
+        logs.hand_on("h1.cern.ch", logging.makeLogRecord(fields))
+
+    def test_what_the_logger_here_lets_through_reaches_its_handlers(self, seen):
+        seen.note("", "fit")
+        self.hand_on()
+        assert seen.list == []
+        logging.getLogger("fit").setLevel(logging.INFO)
+        self.hand_on()
+        assert seen.list == [("fit", "h1.cern.ch.fit.a", 20), ("", "h1.cern.ch.fit.a", 20)]
+
+    @pytest.mark.parametrize("name", ["h1.cern.ch", "h1.cern.ch.fit", "h1.cern.ch.fit.a"])
+    def test_loggers_of_the_host_decide(self, seen, name):
+        seen.note("fit")
+        logging.getLogger(name).setLevel(logging.INFO)
+        self.hand_on()
+        logging.getLogger("fit").setLevel(logging.DEBUG)
+        self.hand_on(level=logging.DEBUG)
+        assert seen.list == [("fit", "h1.cern.ch.fit.a", 20)]
+        seen.note(name)
+        self.hand_on()
+        assert seen.list[1:] == [(name, "h1.cern.ch.fit.a", 20)]
+
+    def test_one_that_is_disabled_or_filters_on_the_host_does_so(self, seen):
+        seen.note("")
+        own = logging.getLogger("h1.cern.ch.fit.a")
+        own.addFilter(lambda record: record.levelno > logging.ERROR)
+        self.hand_on(level=logging.ERROR)
+        self.hand_on(level=logging.CRITICAL)
+        own.disabled = True
+        self.hand_on(level=logging.CRITICAL)
+        assert seen.list == [("", "h1.cern.ch.fit.a", 50)]

@@ -765,6 +765,46 @@ def test_what_a_script_tells_matplotlib(tmp_path):
     assert run_python("script.py", cwd=tmp_path).endswith("ok\n")
 
 
+WARNED = """
+    import warnings
+    from pathlib import Path
+    Path("fitting.py").write_text("class Poor(UserWarning): pass\\nclass Poorer(Poor): pass")
+    sys.path.insert(0, os.getcwd())
+    import fitting
+    class Own(UserWarning): pass
+    warnings.filterwarnings("error", category=Own)
+    warnings.filterwarnings("error", message="chi2", category=fitting.Poor)
+    def outcome(text, category):
+        try: warnings.warn(text, category)
+        except Warning as exc: return type(exc).__name__
+        return "shown"
+    def own(x): return outcome("here", Own), outcome("there", UserWarning)
+    def poor(x):
+        import fitting
+        return outcome("chi2", fitting.Poorer), outcome("status", fitting.Poor)
+    def nested(x):
+        from ostap_parallel import futures
+        return list(futures.map(own, [x]))
+    # run
+    assert wm.process(own, [1, 2]) == [("Own", "shown")] * 2
+    assert wm.process(nested, [1]) == [[("Own", "shown")]]
+    assert not LOCAL or wm.process(poor, [1]) == [("Poorer", "shown")]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Own)
+        assert wm.process(own, [1]) == [("shown", "shown")]
+    assert wm.process(own, [1]) == [("Own", "shown")]
+"""
+
+
+@pytest.mark.parametrize("place", ["local", "host"])
+@pytest.mark.slow
+def test_filters_of_warnings_of_any_module(tmp_path, request, place):
+    manager = manager_at(place, request).replace(", MORE", "")
+    text = program(WARNED, manager).replace("LOCAL", str(place == "local"))
+    (tmp_path / "script.py").write_text(text)
+    assert run_python("script.py", cwd=tmp_path).endswith("ok\n")
+
+
 STANDARD = """
     import csv, socket
     sys.set_int_max_str_digits(5000); csv.field_size_limit(1 << 20); socket.setdefaulttimeout(7)

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from ostap_parallel import libraries
 from ostap_parallel.lending import borrower
-from ostap_parallel.objects import options, program, reloads
+from ostap_parallel.objects import levels, options, program, reloads
 
 # Begins the keys of what the program has told a library.
 _LIBRARY = "library "
@@ -229,7 +229,7 @@ def _look_at_process() -> tuple[Any, ...]:
     if (process := modules.get("multiprocessing.process")) is not None:
         seen.append(process.current_process().authkey)
     if not Here.is_ours:
-        seen += reloads.look(), list(sys.path), options.look()
+        seen += reloads.look(), list(sys.path), options.look(), levels.look()
     return tuple(seen)
 
 
@@ -253,6 +253,7 @@ def _find_here() -> dict[str, Any]:
         "reloads": reloads.counts(),
         "path": Here.path if Here.is_ours else _find_path(),
         "options": options.told() if Here.is_ours else options.pack(),
+        "levels": levels.told() if Here.is_ours else levels.look(),
     }
     for key, (module, find) in _FINDERS.items():
         if module in sys.modules:  # otherwise nobody has set anything
@@ -262,17 +263,38 @@ def _find_here() -> dict[str, Any]:
 
 def _find_filters() -> list[tuple[Any, ...]]:
     return [
-        (action, _text_of(message), category, _text_of(module), line)
+        (action, _text_of(message), _name_of(category), _text_of(module), line)
         for action, message, category, module, line in warnings.filters
-        if category.__module__ in sys.stdlib_module_names  # others need not be there, or take long
     ]
+
+
+class _Named(type):
+    """Makes what stands in a filter for a category of a module that need not be here, or yet."""
+
+    place: tuple[str, str]
+
+    def __subclasscheck__(cls, category: type) -> bool:
+        return any((one.__module__, one.__qualname__) == cls.place for one in category.__mro__)
+
+
+def _name_of(category: Any) -> Any:
+    """Return a category as it travels: those of the standard library are everywhere."""
+    if isinstance(category, _Named):
+        return category.place
+    is_here = category.__module__ in sys.stdlib_module_names
+    return category if is_here else (category.__module__, category.__qualname__)
+
+
+@functools.cache
+def _category_of(name: Any) -> Any:
+    return _Named("category", (), {"place": name}) if isinstance(name, tuple) else name
 
 
 @functools.lru_cache(maxsize=8)
 def _unpack(data: bytes) -> tuple[str, dict[str, Any], dict[str, Any]]:
     token, names, settings = pickle.loads(data)
     settings["warnings"] = [
-        (action, _pattern_of(message), category, _pattern_of(module), line)
+        (action, _pattern_of(message), _category_of(category), _pattern_of(module), line)
         for action, message, category, module, line in settings["warnings"]
     ]
     return token, names, settings
@@ -367,6 +389,7 @@ _SETTERS: dict[str, Callable[[Any], None]] = {
     "argv": _set_argv,
     "path": _set_path,
     "options": options.take,
+    "levels": levels.take,
     "warnings": _set_filters,
     "recursion": sys.setrecursionlimit,
     "reloads": reloads.take,

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from ostap_parallel.errors import last_words
+from ostap_parallel.logs import hand_on
 from ostap_parallel.objects.serialize import name_and_text
 from ostap_parallel.runs.display import Shown
 from ostap_parallel.runs.outcome import Batch, Outcome
@@ -593,11 +594,7 @@ def relay(host: str, event: Mapping[str, Any], out: TextIO | None = None) -> Non
         if event["record"].get("name") == PROFILED:
             received.take_for_file(host, event)
             return
-        record = logging.makeLogRecord(dict(event["record"]))
-        record.name = f"{host}.{record.name}"
-        log = logging.getLogger(record.name)
-        if log.isEnabledFor(record.levelno):
-            log.handle(record)
+        hand_on(host, logging.makeLogRecord(dict(event["record"])))
         return
     stream = (out or sys.stdout) if event["kind"] == "stdout" else sys.stderr
     origin = [host] if host != "local" else []
