@@ -5,6 +5,7 @@ All of them pickle: an error may travel from a worker, through a server, to the 
 
 from __future__ import annotations
 
+import functools
 import pickle
 import sys
 from concurrent.futures import BrokenExecutor
@@ -12,6 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 
 # The cause of a task's exception: the traceback as text, with host and item.
 from multiprocessing.pool import RemoteTraceback as RemoteTraceback  # type: ignore[attr-defined]
+from typing import Any
 
 # Chapters of the manual that messages name, for `ostap-parallel help`; tests/test_manual.py sees
 # that they are there.
@@ -107,6 +109,35 @@ class SerializeError(OstapParallelError, pickle.PicklingError):
 
     def __str__(self) -> str:
         return f"{self.what} cannot be sent between processes: {self.reason}{see('unsent')}"
+
+    @classmethod
+    def of(cls, what: str, reason: str, cause: type[BaseException]) -> SerializeError:
+        """Return one that is also of the built-in class of its cause, if that can be.
+
+        The originals of pools and executors raise what pickle, or the object, has raised.
+        """
+        for kind in cause.__mro__:
+            if kind in _ALSO:
+                return _both(kind)(what, reason)
+        return cls(what, reason)
+
+
+# Of what pickle, and objects that are asked what they are made of, raise.
+_ALSO = frozenset(
+    {
+        *(TypeError, AttributeError, ValueError, AssertionError),
+        *(KeyError, IndexError, LookupError, NotImplementedError, RuntimeError),
+    }
+)
+
+
+@functools.cache
+def _both(kind: type[Exception]) -> type[SerializeError]:
+    def reduce(self: SerializeError) -> tuple[Any, ...]:
+        return SerializeError.of, (self.what, self.reason, kind), vars(self)
+
+    names = {"__reduce__": reduce, "__module__": __name__}
+    return type("SerializeError", (SerializeError, kind), names)
 
 
 class ByteCodeError(SerializeError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import tracemalloc
 from concurrent.futures import Executor, Future
 
 import functions
@@ -13,7 +14,7 @@ import pytest
 from ostap_parallel import SerializeError, WorkManager
 from ostap_parallel.engine.foreign import backend_of
 from ostap_parallel.runs.run import Run
-from ostap_parallel.worker.chunk import NEXT, Received, Writer, pack_chunk
+from ostap_parallel.worker.chunk import NEXT, Received, Writer, pack_call, pack_chunk
 from ostap_parallel.worker.execute import Call
 
 
@@ -74,6 +75,20 @@ class TestMessages:
                     writer.add((shared, functions.Unsendable()), "it")
             sent.append(writer.add(value, "it"))
         assert read_all(pack_chunk(range(4), sent, writer.stream())) == values
+
+    def test_a_large_call_is_copied_once_at_each_end(self):
+        large = random.randbytes(1 << 24)
+        most = 1.5 * len(large)  # the copy, and the room that grows with it
+        tracemalloc.start()
+        try:
+            message = pack_call(len, [large], {})
+            assert tracemalloc.get_traced_memory()[1] < most
+            tracemalloc.clear_traces()
+            tracemalloc.reset_peak()
+            assert read_all(message) == [(len, (large,), {})]
+            assert tracemalloc.get_traced_memory()[1] < most
+        finally:
+            tracemalloc.stop()
 
     def test_one_that_is_read_by_itself_among_others(self):
         local = type("Local", (), {})()

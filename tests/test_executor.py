@@ -170,6 +170,7 @@ def test_what_cannot_be_sent_is_the_error_of_its_future(executor):
     future = executor.submit(len, (x for x in ()))
     with pytest.raises(SerializeError, match=r"the call of len .*generator"):
         future.result(30)
+    assert isinstance(future.exception(), TypeError)  # as pickle itself raises
 
 
 def test_the_arguments_that_the_standard_library_has():
@@ -199,7 +200,9 @@ def test_workers_can_be_looked_at_and_ended_as_in_the_standard_library(tmp_path)
     found = executor._processes
     assert executor.submit(functions.pid_of, 1).result() in found
     assert [process.pid for process in found.values()] == [*found]
+    wait_until(lambda: not executor._pending_work_items, PATIENCE, "nothing that is pending")
     waiting = executor.submit(functions.late, tmp_path / "never", 1)
+    assert len(executor._pending_work_items) == 1
     executor.terminate_workers()
     assert waiting.exception(functions.PATIENCE) is not None
     for process in found.values():

@@ -14,11 +14,13 @@ import weakref
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from functools import partial
 from multiprocessing import get_context
+from multiprocessing.pool import AsyncResult
 from multiprocessing.pool import Pool as Original
 from pathlib import Path
 
 import dill
 import functions
+import multiprocess
 import pytest
 from foreign import open_foreign
 from helpers import importable, place_for, wait_until
@@ -27,6 +29,16 @@ from ostap_parallel import Pool, WorkerLost
 from ostap_parallel.views import live
 
 PATIENCE = functions.PATIENCE
+
+
+class Refusing:
+    """Raises as it is sent."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def __reduce__(self):
+        raise self.error("not me")
 
 
 def failing(count):
@@ -238,8 +250,32 @@ class TestInterface:
         for iterate in pool.imap, pool.imap_unordered:
             with pytest.raises(ValueError, match="1"):
                 iterate(functions.same, [1], chunksize=0)
+        for name in "map", "starmap", "map_async", "imap", "imap_unordered":
+            with pytest.raises(TypeError):
+                getattr(pool, name)(functions.same, [1], chunksize="a")
         with pytest.raises(TypeError, match="iter"):
             pool.map(functions.same, 5)
+
+    @pytest.mark.parametrize("error", [RuntimeError, ValueError, KeyError, pickle.PicklingError])
+    def test_what_an_item_raises_as_it_is_sent(self, pool, error):
+        item = Refusing(error)
+        with pytest.raises(error):
+            pool.map(functions.same, [item] * 3)
+        with pytest.raises(error):
+            pool.apply_async(functions.same, [item]).get(PATIENCE)
+
+    def test_how_much_is_left(self, pool, place):
+        here, there = place
+        before = len(pool._cache)
+        result = pool.map_async(partial(functions.late, f"{there}/left"), range(4), 1)
+        assert isinstance(result, AsyncResult)
+        assert (result._number_left, result._chunksize) == (4, 1)
+        assert len(pool._cache) == before + 1
+        (here / "left").touch()
+        assert result.get(PATIENCE) == [0, 1, 2, 3]
+        assert result._number_left == 0
+        wait_until(lambda: len(pool._cache) <= before, PATIENCE, "an empty cache")
+        wait_until(lambda: pool._taskqueue.qsize() == 0, PATIENCE, "an empty queue")
 
 
 @ALL
@@ -407,6 +443,25 @@ class TestOurs:
         assert ours.apply(lambda x: print("from", x), ("there",)) is None
         ours.map(print, ["mapped"])
         assert capsys.readouterr().out == "from there\nmapped\n"
+
+    def test_how_much_waits(self, ours, tmp_path):
+        work = partial(functions.late, tmp_path / "go")
+        results = [ours.apply_async(work, (n,)) for n in range(5)]
+        assert ours._taskqueue.qsize() == 3
+        assert not ours._taskqueue.empty()
+        (tmp_path / "go").touch()
+        assert [result.get(PATIENCE) for result in results] == list(range(5))
+
+    @pytest.mark.parametrize("error", [multiprocess.TimeoutError, multiprocessing.TimeoutError])
+    def test_both_errors_of_time_are_raised(self, ours, tmp_path, error):
+        work = partial(functions.late, tmp_path / "go")
+        result, iterator = ours.apply_async(work, (0,)), ours.imap(work, [0])
+        with pytest.raises(error):
+            result.get(0.01)
+        with pytest.raises(error):
+            iterator.next(0.01)
+        (tmp_path / "go").touch()
+        assert result.get(PATIENCE) == 0
 
     def test_what_cannot_be_sent_is_named(self, ours):
         result = ours.apply_async(functions.same, (functions.Unsendable(),))

@@ -111,7 +111,7 @@ class ArrayPool(Pool):
         """Call a function in a job of its own; return what it returns."""
         return self._map_here(_call, [functools.partial(func, *args, **kwds)], 1)[0]
 
-    def apply_async(  # type: ignore[override]
+    def apply_async(
         self,
         func: Function,
         args: Iterable[Any] = (),
@@ -133,10 +133,14 @@ class ArrayPool(Pool):
         error_callback: Callback,
     ) -> AsyncResult:
         doing = self._run(_call, [functools.partial(func, *args, **kwds)], 1)
-        return self._result(doing.begin(_only), doing.cancel, callback, error_callback)
+        result = AsyncResult(self, doing.cancel, callback, error_callback)
+        return self._begin(result, doing.begin(_only))
 
     def _map_async(self, *args: Any, **kwargs: Any) -> AsyncResult:
         return self._or_cancelled(lambda: super(ArrayPool, self)._map_async(*args, **kwargs))
+
+    def _count(self, run: Doing, left: object) -> None:  # type: ignore[override]
+        """Do nothing: all is left until all is done."""
 
     def _map_here(
         self, func: Function, iterable: Iterable[Any], chunksize: int | None

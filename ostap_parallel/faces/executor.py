@@ -195,6 +195,12 @@ class Executor(concurrent.futures.Executor):
         """The local workers by process id, for programs that look after them."""
         return {process.pid: process for process in self.backend.processes()}
 
+    @property
+    def _pending_work_items(self) -> dict[int, Any]:
+        """The calls that have not ended by number, for programs that count them."""
+        pending = self._told.pending()
+        return {number: future for future, (number, _) in pending.items()}
+
     def add_hosts(self, servers: str | int | Iterable[str | int]) -> list[HostStatus]:
         """Start servers on more hosts, without waiting: they join what is going on.
 

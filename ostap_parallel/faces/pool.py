@@ -15,6 +15,7 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from multiprocessing.pool import CLOSE, INIT, RUN, TERMINATE
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 from ostap_parallel.engine.backend import Backend
@@ -22,13 +23,14 @@ from ostap_parallel.engine.core import let_daemons_go
 from ostap_parallel.engine.foreign import backend_of
 from ostap_parallel.faces.executor import Executor
 from ostap_parallel.faces.lazy import Source, in_thread
+from ostap_parallel.faces.left import Left, Waiting
 from ostap_parallel.logs import logger_of
 from ostap_parallel.runs.checks import check_callable
 from ostap_parallel.runs.display import title_of
 from ostap_parallel.runs.outcome import Batch
 from ostap_parallel.runs.run import Run
 from ostap_parallel.runs.snapshot import told
-from ostap_parallel.runs.stream import Stream
+from ostap_parallel.runs.stream import Stream, timeout_error
 from ostap_parallel.runs.tally import Tally
 from ostap_parallel.worker import calls, standin
 from ostap_parallel.worker.execute import Call
@@ -50,7 +52,7 @@ Stop = Callable[[], object]
 
 
 @dataclass(eq=False, repr=False)
-class AsyncResult:
+class AsyncResult(multiprocessing.pool.AsyncResult[Any]):
     """What a pool's ``..._async`` methods return; it can be awaited in asyncio, too.
 
     Ctrl-C in `get`, and cancelling the asyncio task that awaits it, stop the work.
@@ -94,7 +96,7 @@ class AsyncResult:
             self._cancel()
             raise
         if not self.ready():
-            raise multiprocessing.TimeoutError
+            raise timeout_error()
         error = self._settled.exception()
         if error is not None:  # `Future.result` asks for its truth
             raise error
@@ -134,6 +136,22 @@ class AsyncResult:
             self._settled.set_result(done.result())
         else:
             self._settled.set_exception(error)
+
+
+@dataclass(eq=False, repr=False)
+class MapResult(AsyncResult):
+    """What `map_async` and `starmap_async` return."""
+
+    _left: Left = field(kw_only=True)
+
+    @property
+    def _chunksize(self) -> int:
+        return self._left.chunksize
+
+    @property
+    def _number_left(self) -> int:
+        """The number of chunks that are not done, by which many programs show progress."""
+        return 0 if self.ready() else self._left.chunks()
 
 
 class Pool(multiprocessing.pool.Pool):
@@ -231,6 +249,16 @@ class Pool(multiprocessing.pool.Pool):
         local = list(self.backend.processes())
         return [*local, *[None] * (self._processes - len(local))]
 
+    @property
+    def _cache(self) -> dict[int, Any]:
+        """What is not done, for programs that count it."""
+        return dict(enumerate(list(self._under_way)))
+
+    @property
+    def _taskqueue(self) -> Waiting:
+        """What no worker has begun, for programs that wait until that is little."""
+        return Waiting(len(self._under_way) - self._processes)
+
     def _repopulate_pool(self) -> None:
         """Do nothing, as workers that have ended are replaced at once."""
 
@@ -255,7 +283,7 @@ class Pool(multiprocessing.pool.Pool):
             raise error
         return future.result()
 
-    def apply_async(  # type: ignore[override]
+    def apply_async(
         self,
         func: Function,
         args: Iterable[Any] = (),
@@ -270,7 +298,7 @@ class Pool(multiprocessing.pool.Pool):
         if self.tally is not None:
             future.add_done_callback(self.tally.hear)
         stop = functools.partial(self.backend.give_up, [future])
-        return self._result(future, stop, callback, error_callback)
+        return self._begin(AsyncResult(self, stop, callback, error_callback), future)
 
     def map(
         self, func: Function, iterable: Iterable[Any], chunksize: int | None = None
@@ -334,9 +362,10 @@ class Pool(multiprocessing.pool.Pool):
         if mapper is multiprocessing.pool.starmapstar:  # type: ignore[attr-defined]
             func = functools.partial(calls.spread, func)
         run = self._map_run(func, iterable, chunksize)
-        return self._result(
-            in_thread(_collect, run, title_of(func)), run.cancel, callback, error_callback
-        )
+        left = Left(run.total or 0, self._size(run.total or 0, chunksize))
+        self._count(run, left)
+        result = MapResult(self, run.cancel, callback, error_callback, _left=left)
+        return self._begin(result, in_thread(_collect, run, title_of(func)))
 
     def _map_here(
         self, func: Function, iterable: Iterable[Any], chunksize: int | None
@@ -355,8 +384,16 @@ class Pool(multiprocessing.pool.Pool):
     def _map_run(self, func: Function, iterable: Iterable[Any], chunksize: int | None) -> Run:
         """Return the run of a map; as the original's, it sends a small one's items one by one."""
         items = _sized(iterable)
-        size = chunksize or math.ceil(len(items) / (4 * (self._processes or 1)))
-        return self._run(func, items, chunksize, anew=size <= 1)
+        _check_size(chunksize)
+        return self._run(func, items, chunksize, anew=self._size(len(items), chunksize) <= 1)
+
+    def _count(self, run: Run, left: Left) -> None:
+        """Have a run count what is left of it."""
+        run.heard = left.hearing(run.heard)
+
+    def _size(self, count: int, chunksize: int | None) -> int:
+        """Return how many of so many items the original sends together."""
+        return chunksize or math.ceil(count / (4 * (self._processes or 1)))
 
     def _run(
         self,
@@ -380,6 +417,7 @@ class Pool(multiprocessing.pool.Pool):
     def _stream(
         self, func: Function, iterable: Iterable[Any], chunksize: int | None, ordered: bool
     ) -> Stream:
+        _check_size(chunksize)
         # what has a length may be lazy all the same: a progress bar around a generator
         source = iterable if hasattr(iterable, "__getitem__") else Source(iterable, chunksize or 1)
         run = self._run(func, source, chunksize, ordered, anew=chunksize in (None, 0, 1))
@@ -391,13 +429,11 @@ class Pool(multiprocessing.pool.Pool):
         self._track(stream.ended, stream.cancel)
         return stream
 
-    def _result(
-        self, future: Future[Any], stop: Stop, callback: Callback, error_callback: Callback
-    ) -> AsyncResult:
-        result = AsyncResult(self, stop, callback, error_callback)
+    def _begin(self, result: AsyncResult, future: Future[Any]) -> AsyncResult:
+        """Have a result take what becomes of its work."""
         self._track(result._settled, result._cancel)
         settle: Callable[[Future[Any]], object] = result._settle
-        if callback is not None or error_callback is not None:  # which may take long
+        if result._callback is not None or result._error_callback is not None:  # may take long
             settle = functools.partial(_deliver, self._callbacks, result)
         future.add_done_callback(settle)
         return result
@@ -413,6 +449,12 @@ standin.register(Pool)
 def _check_callbacks(callback: Any, error_callback: Any) -> None:
     check_callable("callback", callback)
     check_callable("error_callback", error_callback)
+
+
+def _check_size(chunksize: Any) -> None:
+    """Raise TypeError if it is no number; which it may be is for the run to say."""
+    if not isinstance(chunksize, Real | None):
+        raise TypeError(f"chunksize must be a whole number from 1 on, not {chunksize!r}")
 
 
 def _sized(iterable: Any) -> Any:

@@ -67,7 +67,7 @@ def pack(obj: object, what: str, **how: Any) -> bytes:
         reason = name_and_text(exc)
         if "through inheritance" in reason:
             reason += " (one of multiprocessing.Manager() can be sent)"
-        raise SerializeError(what, reason) from exc
+        raise SerializeError.of(what, reason, type(exc)) from exc
 
 
 def name_and_text(exc: BaseException) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import functools
 import multiprocessing
+import sys
 import threading
 import weakref
 from collections import deque
@@ -48,6 +49,21 @@ def ending_at_exit(
         return generator
 
     return call
+
+
+def timeout_error() -> Exception:
+    """Return what says that a pool's result is not there in time.
+
+    Who has loaded `multiprocess`, the fork of `multiprocessing` that pathos uses, may expect its
+    class: it is of both then.
+    """
+    fork = sys.modules.get("multiprocess.context")
+    return (_of_both(fork.TimeoutError) if fork else multiprocessing.TimeoutError)()
+
+
+@functools.cache
+def _of_both(other: type[Exception]) -> type[Exception]:
+    return type("TimeoutError", (multiprocessing.TimeoutError, other), {})
 
 
 class _Failed(NamedTuple):
@@ -173,7 +189,7 @@ class Stream(Iterator[Any]):
                 self.cancel()
                 raise
             if not is_ready:
-                raise multiprocessing.TimeoutError
+                raise timeout_error()
             if not buffer.held:
                 raise StopIteration
             value = buffer.held.popleft()

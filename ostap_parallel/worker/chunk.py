@@ -205,10 +205,12 @@ def pack_chunk(
 def pack_call(function: Any, args: Iterable[Any], kwargs: Any, settings: bytes = b"") -> bytes:
     """Return the message for a chunk of one call, which `execute.apply` does; see `pack_chunk`."""
     call = function, tuple(args), dict(kwargs)
-    if (item := serialize.dumps_call(call)) is None:
-        what = f"the call of {getattr(function, '__qualname__', type(function).__name__)}"
-        item = serialize.pack(call, what)
-    return pack_chunk([0], [item], settings=settings)
+    if (item := serialize.dumps_call(call)) is not None:
+        return pack_chunk([0], [item], settings=settings)
+    writer = Writer()  # whose stream is copied nowhere, however large it is
+    what = f"the call of {getattr(function, '__qualname__', type(function).__name__)}"
+    item = writer.add(call, what)
+    return pack_chunk([0], [item], writer.stream(), settings=settings)
 
 
 def locate(chunk: bytes, locations: Iterable[str], places: bytes) -> bytes:
@@ -354,7 +356,7 @@ def unpack_answer(
         raise
     except BaseException as exc:  # user code
         reason = f"it cannot be read here: {serialize.name_and_text(exc)}"
-        unread = SerializeError(f"the result of {what}", reason)
+        unread = SerializeError.of(f"the result of {what}", reason, type(exc))
         return None, unread, str(unread)
     return None, *unpack_error(packed)
 
