@@ -82,17 +82,9 @@ class Parts:
 
 def _own_parts(function: FunctionType) -> tuple[Any, ...]:
     own = function.__code__, function.__name__, function.__qualname__, function.__defaults__
-    is_more = bool(function.__dict__ or function.__kwdefaults__)
-    notes = function.__annotations__
-    return (
-        *own,
-        function.__module__,
-        function.__doc__,
-        is_more,
-        len(notes),
-        *notes,
-        *notes.values(),
-    )
+    is_more, notes = bool(function.__dict__ or function.__kwdefaults__), function.__annotations__
+    about = function.__module__, function.__doc__, is_more, len(notes)
+    return *own, *about, *notes, *notes.values()
 
 
 def _is_fixed(value: object) -> bool:
