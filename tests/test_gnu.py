@@ -34,6 +34,8 @@ CASES = [
     ("-k --pipe -n2 --tag cat", b"1\n2\n3", b"\t1\n\t2\n\t3", 0),
     ("-k --pipe -N2 -L2 'echo {#}; cat'", b"1\n2\n3\n4\n5\n", b"1\n1\n2\n3\n4\n2\n5\n", 0),
     ("-k --pipe -L2 --block 4 'cat; echo -'", b"1\n2\n3\n4\n5\n", b"1\n2\n-\n3\n4\n-\n5\n-\n", 0),
+    ("-k --pipe -L2 'cat; echo -'", b"1\n2\n3\n", b"1\n2\n-\n3\n-\n", 0),
+    ("-k --pipe -L2 --block 4 'cat; echo -'", b"\n\n1\n2\n", b"\n\n-\n1\n2\n-\n", 0),
     ("-k --pipe --block 10 wc -c", b"".join(b"%d\n" % n for n in range(9, 14)), b"8\n6\n", 0),
     ("-k --pipe --block 1k wc -c", b"long\n" * 250 + b"x" * 3000, b"1000\n250\n3000\n", 0),
     ("-k --pipe --recstart '>' -N1 'cat; echo -'", b">a\n1\n>b\n", b">a\n1\n-\n>b\n-\n", 0),

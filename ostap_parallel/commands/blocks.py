@@ -46,7 +46,7 @@ class Blocks:
         rest = b""
         while data := file.read(wanted := self._wanted(len(rest))):
             rest += data
-            if self.records is None and len(data) < wanted:
+            if self.records is None and len(data) < wanted and self.ends == 1:
                 break  # the last block is what is left, whatever it ends with
             while cut := self._cut(rest):
                 yield header + self._bare(rest[:cut])
@@ -68,13 +68,16 @@ class Blocks:
         if not border:
             return len(data)
         if self.records is None and self.ends == 1:
-            place = data.rfind(border)
-            return place + len(self.end) if place >= 0 else 0
-        found = re.finditer(re.escape(border), data)
-        places = (match.start() + len(self.end) for match in found if match.start())
-        if self.records is not None:
-            return next(itertools.islice(places, self.records * self.ends - 1, None), 0)
-        return next(reversed(list(places)[self.ends - 1 :: self.ends]), 0)
+            last = data.rfind(border)
+            return last + len(self.end) if last >= 0 else 0
+        starts = (match.start() for match in re.finditer(re.escape(border), data))
+        if self.records is not None:  # where none at the very beginning counts
+            place = next(
+                itertools.islice(filter(None, starts), self.records * self.ends - 1, None), None
+            )
+        else:
+            place = next(reversed([*starts][self.ends - 1 :: self.ends]), None)
+        return 0 if place is None else place + len(self.end)
 
     def _bare(self, block: bytes) -> bytes:
         if not self.is_bare:
