@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import multiprocessing
+import operator
 from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
@@ -169,8 +170,35 @@ class Called(Columns):
         return item * self.weight
 
 
-@pytest.mark.parametrize("function", [OfColumns().add, Called(weight=2)], ids=["member", "called"])
-def test_members_may_be_found_in_ways_of_their_own(function):
+class AnyName:
+    total = 0
+
+    def __getattr__(self, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return 1
+
+    def twice(self, item):
+        self.total += 2 * item
+        return self.total
+
+
+class Counted(functools.partial):
+    """Makes more of what it is derived from, and counts."""
+
+    calls = 0
+
+    def __call__(self, item):
+        self.calls += 1
+        return 2 * super().__call__(item) * self.calls
+
+
+@pytest.mark.parametrize(
+    "function",
+    [OfColumns().add, Called(weight=2), AnyName().twice, Counted(operator.mul, 1)],
+    ids=["member", "called", "any name", "partial"],
+)
+def test_objects_may_have_ways_of_their_own(function):
     with multiprocessing.Pool(1) as original, Pool(1) as pool, Executor(1) as executor:
         wanted = original.map(function, range(4), 1)
         assert wanted == [0, 2, 4, 6]

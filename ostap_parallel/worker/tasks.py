@@ -97,7 +97,7 @@ def each_anew(function: Any) -> Any:
 
     A function that holds nothing is returned as it is; so is one of an object that `keeps_state`.
     """
-    if isinstance(function, functools.partial):
+    if type(function) is functools.partial:  # a class that derives from it may add to it
         first = function.func
         args = list(function.args)
         if first is calls.spread:
@@ -106,6 +106,7 @@ def each_anew(function: Any) -> Any:
     owner = function.__self__ if isinstance(function, MethodType) else function
     called = [vars(cls)["__call__"] for cls in type(function).__mro__ if "__call__" in vars(cls)]
     own = isinstance(function, MethodType) or isinstance(next(iter(called), None), FunctionType)
-    if not own or isinstance(owner, type | ModuleType) or _member(owner, "keeps_state", False):
+    keeps_state = _member(owner, "keeps_state", False) is True  # an object may have any name
+    if not own or isinstance(owner, type | ModuleType) or keeps_state:
         return function
     return function if isinstance(function, EachAnew) else EachAnew(function)
