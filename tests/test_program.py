@@ -11,6 +11,7 @@ import site
 import subprocess
 import sys
 import textwrap
+import threading
 import uuid
 import warnings
 import weakref
@@ -808,12 +809,21 @@ def test_filters_of_warnings_of_any_module(tmp_path, request, place):
 STANDARD = """
     import csv, socket
     sys.set_int_max_str_digits(5000); csv.field_size_limit(1 << 20); socket.setdefaulttimeout(7)
+    csv.register_dialect("ours", delimiter="|")
+    def split(line):
+        import csv
+        return next(csv.reader([line], "ours")), csv.list_dialects()[3:]
     def look(x):
         import csv, socket
         limits = sys.get_int_max_str_digits(), csv.field_size_limit()
         return len(str(10**4500)), *limits, socket.getdefaulttimeout()
     # run
     assert wm.process(look, [1]) == [(4501, 5000, 1 << 20, 7.0)]
+    assert wm.process(split, ["a|b"]) == [(["a", "b"], ["ours"])]
+    csv.register_dialect("ours", delimiter=";"); csv.register_dialect("more", "excel")
+    assert wm.process(split, ["a;b"]) == [(["a", "b"], ["ours", "more"])]
+    csv.unregister_dialect("more")
+    assert wm.process(split, ["a;b"]) == [(["a", "b"], ["ours"])]
     csv.field_size_limit(131072); socket.setdefaulttimeout(None)
     assert wm.process(look, [1]) == [(4501, 5000, 131072, None)]
 """
@@ -832,6 +842,10 @@ def test_limits_of_the_standard_library(tmp_path, request, place):
 def test_what_a_script_tells_pandas(tmp_path):
     (tmp_path / "script.py").write_text(program(TABLES, "WorkManager(1, silent=True)"))
     assert run_python("script.py", cwd=tmp_path).endswith("ok\n")
+
+
+class Own:
+    """A record of the script's."""
 
 
 class Tables(ModuleType):
@@ -897,6 +911,46 @@ class TestOptions:
             assert module.get_option("old") == 3
             options.take({})
         assert module.get_option("old") is None
+
+    def test_records_of_awkward_and_of_vector(self, monkeypatch, tmp_path):
+        monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
+        monkeypatch.syspath_prepend(tmp_path)
+        (tmp_path / "awkward.py").write_text("behavior = {}")
+        (tmp_path / "vector.py").write_text(
+            "import awkward\nclass Vector: pass\nVector.__module__ = 'vector.backends'\n"
+            "def register_awkward(): awkward.behavior['Vector'] = Vector\n"
+        )
+        for name in "awkward", "vector":
+            monkeypatch.delitem(sys.modules, name, raising=False)
+        awkward, vector = map(importlib.import_module, ("awkward", "vector"))
+        assert not {"awkward", "vector"} & options.look().keys()
+        vector.register_awkward()
+        awkward.behavior["Track"] = Own
+        assert options.look()["awkward"] == {"vector": True, "behavior": {"Track": Own}}
+        packed = {name: options.pack()[name] for name in ("awkward", "vector")}
+        for name in "awkward", "vector":
+            monkeypatch.delitem(sys.modules, name)
+        options.take(packed)
+        behavior = importlib.import_module("vector").awkward.behavior  # which imports awkward
+        assert behavior.keys() == {"Track", "Vector"}
+        options.take({**packed, "awkward": pickle.dumps({"vector": True, "behavior": {}})})
+        assert behavior.keys() == {"Vector"}
+        options.take({})
+
+    def test_what_sklearn_begins_with_is_that_of_a_new_thread(self, monkeypatch):
+        module = ModuleType("sklearn")
+        module.here = threading.local()
+        module.get_config = lambda: {"output": "default", **vars(module.here)}
+        module.set_config = lambda **config: vars(module.here).update(config)
+        monkeypatch.setitem(sys.modules, "sklearn", module)
+        assert "sklearn" not in options.look()
+        module.set_config(output="pandas")
+        packed = {"sklearn": options.pack()["sklearn"]}
+        module.set_config(output="default")
+        options.take(packed)
+        assert module.get_config() == {"output": "pandas"}
+        options.take({})
+        assert module.get_config() == {"output": "default"}
 
     def test_what_holds_no_more_is_as_it_was(self, monkeypatch):
         module = ModuleType("mpmath")
