@@ -281,7 +281,8 @@ def inventory(hosts: Hosts) -> Counter[str]:
     here = map(describe, descendants(os.getpid()))
     found += [line for line in here if "sshd" not in line]  # those are not of the run
     found += map(str, Path(tempfile.gettempdir()).glob(f"ostap-parallel-{os.getpid()}-*"))
-    found += map(str, threading.enumerate())
+    # the thread that tells of runs is the process's
+    found += [str(thread) for thread in threading.enumerate() if thread.name != "live"]
     found += ["an open descriptor" for _ in Path("/proc/self/fd").iterdir()]
     return Counter(found)
 
