@@ -29,8 +29,12 @@ _FILES = dict.fromkeys(
 
 # The libraries that types belong to, by the top-level package of these.
 _OWNERS = {"cppyy": "ROOT"}
-# Those that say that they are Python's own.
-_FOREIGN = {"nullptr_t": "ROOT"}
+# Those that say that they are Python's own, or are: what stands for the present directory or pad.
+_FOREIGN = {
+    ("builtins", "nullptr_t"): "ROOT",
+    ("ROOT._facade", "LiveProxy"): "ROOT",
+    ("ROOT._facade", "TDirectoryPythonAdapter"): "ROOT",
+}
 
 
 class Support(Protocol):
@@ -78,9 +82,8 @@ def _support(name: str) -> Support:
 
 def support_of(kind: type) -> Support | None:
     """Return who knows objects of a type."""
-    name = _OWNERS.get(str(kind.__module__).partition(".")[0])
-    if kind.__module__ == "builtins":
-        name = _FOREIGN.get(kind.__name__)
+    module = str(kind.__module__)
+    name = _OWNERS.get(module.partition(".")[0]) or _FOREIGN.get((module, kind.__name__))
     return None if name is None else _support(name)
 
 

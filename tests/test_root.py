@@ -277,6 +277,25 @@ class TestObjects:
         """)
         assert told == {"good": True}
 
+    def test_the_present_directory_and_pad_are_those_there(self, root):
+        told, _ = root.run("""
+            import ROOT
+            from ROOT import gDirectory, gPad
+
+            def look(item):
+                file = ROOT.TMemFile("there", "RECREATE")  # the present one, as long as it is
+                histogram = ROOT.TH1F("h", "", 1, 0, 1)
+                found = gDirectory.GetName(), gDirectory.Get("h") == histogram, bool(gPad)
+                canvas = ROOT.TCanvas("canvas")
+                return *found, gPad.GetName()
+
+            with open_() as wm:
+                found = wm.process(look, range(2))
+                same = wm.process(lambda one: one is ROOT.gDirectory, [gDirectory])
+            tell(found=found, same=same)
+        """)
+        assert told == {"found": [["there", True, False, "canvas"]] * 2, "same": [True]}
+
     def test_what_belongs_to_a_file_or_an_event_loop_is_refused(self, root):
         told, _ = root.run("""
             import ROOT
@@ -314,6 +333,14 @@ class TestObjects:
 class TestOptions:
     def test_what_a_program_tells_root_holds_on_workers(self, root):
         told, errors = root.run("""
+            COMMA = '''
+            #include <locale>
+            struct Comma : std::numpunct<char> {
+              char do_decimal_point() const override { return ','; }
+            };
+            void use_comma() { std::locale::global(std::locale(std::locale(), new Comma)); }
+            '''
+
             def look(_):
                 import ROOT
                 service, options = ROOT.RooMsgService.instance(), ROOT.Math.MinimizerOptions
@@ -335,6 +362,8 @@ class TestOptions:
             with open_() as wm:
                 first = wm.process(look, [1])
                 import ROOT
+                ROOT.gInterpreter.Declare(COMMA)
+                ROOT.use_comma()
                 ROOT.TH1.SetDefaultSumw2()
                 ROOT.TH1.AddDirectory(False)
                 ROOT.gROOT.ProcessLine("gErrorIgnoreLevel = kError;")

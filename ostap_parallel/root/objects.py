@@ -24,6 +24,8 @@ def way_of(kind: type) -> Callable[[Any, Any], Any] | None:
         return _function
     if kind.__name__ == "TemplateProxy":
         return _template
+    if kind.__module__ == "ROOT._facade":
+        return _proxy
     if kind.__name__ == "nullptr_t":
         return lambda pickler, null: (find, ("nullptr",))
     if issubclass(kind, type):
@@ -41,6 +43,12 @@ def _object(pickler: Any, obj: Any) -> Any:
     _check(obj)
     make, args, *rest = obj.__reduce__()
     return make_object, (make.__module__, make.__name__, args), *rest
+
+
+def _proxy(pickler: Any, proxy: Any) -> Any:
+    """Reduce what stands for the present directory, pad or the like to its name."""
+    named = {**vars(type(ready())), **vars(ready())}.items()
+    return find, (next(name for name, one in named if one is proxy),)
 
 
 # What does not hold what it is about, by the name of a class or of its name space, and what to do.

@@ -15,6 +15,7 @@ _CODE = r"""
 #include <Math/MinimizerOptions.h>
 #include <TError.h>
 #include <TH1.h>
+#include <locale>
 #include <sstream>
 #include <string>
 
@@ -24,6 +25,7 @@ using Options = ROOT::Math::MinimizerOptions;
 
 std::string look() {
   std::ostringstream out;
+  out.imbue(std::locale::classic());  // the program may have another one than its workers
   out.precision(17);
   out << TH1::GetDefaultSumw2() << '\n'
       << TH1::AddDirectoryStatus() << '\n'
@@ -42,6 +44,7 @@ std::string look() {
 
 void take(const std::string& text) {
   std::istringstream in(text);
+  in.imbue(std::locale::classic());
   std::string type, algo;
   bool sumw2, adds;
   int level, strategy, calls, iterations, print;
