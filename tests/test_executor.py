@@ -182,6 +182,10 @@ def test_the_arguments_that_the_standard_library_has():
         Executor(max_workers=1, mp_context=get_context("spawn")).shutdown()
     with pytest.raises(ValueError, match="must be greater than 0"):
         Executor(max_workers=0)
+    for name in "max_workers", "max_tasks_per_child":
+        for wrong in "1", 1.5:
+            with pytest.raises(TypeError, match=name):
+                Executor(**{name: wrong})
     with pytest.raises(TypeError, match="give one of them"):
         Executor(2, max_workers=1)
 
@@ -201,7 +205,7 @@ def test_workers_can_be_looked_at_and_ended_as_in_the_standard_library(tmp_path)
     assert executor.submit(functions.pid_of, 1).result() in found
     assert [process.pid for process in found.values()] == [*found]
     wait_until(lambda: not executor._pending_work_items, PATIENCE, "nothing that is pending")
-    waiting = executor.submit(functions.late, tmp_path / "never", 1)
+    waiting = executor.submit(functions.late, tmp_path / "never", 0)
     assert len(executor._pending_work_items) == 1
     executor.terminate_workers()
     assert waiting.exception(functions.PATIENCE) is not None

@@ -357,7 +357,9 @@ class TestProcesses:
             first = pool._pool[0]
             getattr(first, end)()
             first.join(PATIENCE)
-            assert first.exitcode == -getattr(signal, f"SIG{number}")
+            # the original's own thread may have been told before this one, and have it set later
+            wanted = -getattr(signal, f"SIG{number}")
+            wait_until(lambda: first.exitcode == wanted, PATIENCE, "the exit code")
             wait_until(
                 lambda: first.pid not in (now := pids(pool)) and len(now) == 2,
                 PATIENCE,
@@ -375,6 +377,24 @@ class TestProcesses:
             open_pool(initializer="x")
 
     @pytest.mark.slow
+    @pytest.mark.parametrize("options", [{}, {"maxtasksperchild": 1}])
+    def test_an_initializer_runs_in_each_worker_though_there_are_no_tasks(
+        self, open_pool, options, tmp_path
+    ):
+        pool = open_pool(initializer=note_process, initargs=(tmp_path,), **options)
+        workers = pids(pool)
+        pool.close()
+        pool.join()
+        assert sorted(int(path.name) for path in tmp_path.iterdir()) == sorted(workers)
+
+    @pytest.mark.slow
+    def test_workers_meet_in_the_initializer_though_there_is_one_task(self, open_pool):
+        with get_context("spawn").Manager() as manager:
+            meeting = manager.Barrier(2)
+            with open_pool(initializer=meet, initargs=(meeting,)) as pool:
+                assert pool.apply(functions.same, (1,)) == 1
+
+    @pytest.mark.slow
     def test_workers_are_replaced(self, open_pool):
         with open_pool(maxtasksperchild=2) as pool:
             pids = pool.map(functions.pid_of, range(12), 1)
@@ -388,6 +408,9 @@ class TestProcesses:
     def test_wrong_numbers(self, open_pool):
         for wrong in 0, -1:
             with pytest.raises(ValueError, match=r"."):
+                open_pool.func(wrong)
+        for wrong in "2", 1.5, [1]:
+            with pytest.raises(TypeError):
                 open_pool.func(wrong)
 
     def test_items_and_results_are_released(self, open_pool):
@@ -411,6 +434,14 @@ class TestProcesses:
 
 def set_variable(value):
     os.environ["TEST_VARIABLE"] = value
+
+
+def note_process(where):
+    (where / str(os.getpid())).touch()
+
+
+def meet(barrier):
+    barrier.wait(PATIENCE)
 
 
 def get_variable(item):

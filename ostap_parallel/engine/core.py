@@ -9,9 +9,11 @@ import resource
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
+from functools import partial
 from typing import Any
 
 from ostap_parallel import libraries
+from ostap_parallel.engine.greetings import Greetings
 from ostap_parallel.engine.link import Link, connect
 from ostap_parallel.engine.nesting import Nesting
 from ostap_parallel.errors import HostError, StartError
@@ -82,6 +84,8 @@ class Core:
         Local workers; ``"autodetect"``: as many as affinity and control groups grant.
     on_event
         Receives what local workers print and log.
+    greetings
+        The first jobs of local workers.
 
     Attributes
     ----------
@@ -100,6 +104,7 @@ class Core:
         tasks_per_worker: int | None = None,
         preload: Collection[str] = (),
         fresh: bool = False,
+        greetings: Greetings | None = None,
     ) -> None:
         self.on_lost: Callable[[HostError], object] = lambda error: None
         self.on_useless: Callable[[HostError], object] = lambda error: None
@@ -127,6 +132,7 @@ class Core:
                 tasks_per_worker=tasks_per_worker,
                 preload=preload,
                 fresh=fresh,
+                greeting=partial(greetings.make, self.nesting.ask) if greetings else None,
             )
             self.queue.machines.append(self._crew)
             undoing.pop_all()

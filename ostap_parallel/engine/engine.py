@@ -30,6 +30,7 @@ from ostap_parallel.engine.backend import (
 from ostap_parallel.engine.core import LOCAL, SHUT_DOWN, Core, check_open, let_daemons_go
 from ostap_parallel.engine.fitness import Fitness
 from ostap_parallel.engine.future import Future, weak
+from ostap_parallel.engine.greetings import Greetings
 from ostap_parallel.engine.retries import Attempts, Limits
 from ostap_parallel.errors import ConfigError, SerializeError, ServersUnavailable
 from ostap_parallel.lending.lender import Lender
@@ -130,9 +131,9 @@ class Engine(Backend):
         self._alarm = threading.Timer(0, self._interrupt)  # rings when that is too long ago
         self._call = Call(apply, initializer=self._initializer, log_level=_log_level())
         self._apply = serialize.dumps(self._call)
-        self._core = Core(
-            ncpus, on_event, tasks_per_worker=tasks_per_worker, preload=preload, fresh=fresh
-        )
+        self.greetings = Greetings(self._apply, self.modules) if initializer else None
+        how: Any = {"preload": preload, "fresh": fresh, "greetings": self.greetings}
+        self._core = Core(ncpus, on_event, tasks_per_worker=tasks_per_worker, **how)
         self._core.nesting.call = self._apply
         for item in large.items():
             self.set_constant(*item)

@@ -528,14 +528,16 @@ def _take_standard(
     if settings.pop("mp_context", None) is not None:
         text = "mp_context= has no effect: the workers are our own, see start= for how they start"
         warnings.warn(text, stacklevel=3)
-    workers = settings.pop("max_workers", None)
+    workers, tasks = settings.pop("max_workers", None), settings.pop("max_tasks_per_child", None)
+    for name, value in ("max_workers", workers), ("max_tasks_per_child", tasks):
+        if not isinstance(value, Integral | None):
+            raise TypeError(f"{name} must be a whole number, not {value!r}")
     if workers is not None:
         if ncpus not in ("autodetect", workers):
             raise TypeError("max_workers and ncpus are the same: give one of them")
-        if isinstance(workers, int) and workers <= 0:
+        if workers <= 0:
             raise ValueError("max_workers must be greater than 0")
         ncpus = workers
-    tasks = settings.pop("max_tasks_per_child", None)
     if unknown := sorted(settings.keys() - HostArguments.__annotations__.keys()):
         raise TypeError(f"there is no setting {', '.join(unknown)}")
     tasks = tasks_per_worker if tasks is None else tasks

@@ -15,7 +15,7 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from multiprocessing.pool import CLOSE, INIT, RUN, TERMINATE
-from numbers import Real
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
 from ostap_parallel.engine.backend import Backend
@@ -208,6 +208,8 @@ class Pool(multiprocessing.pool.Pool):
         given = {name: value for name, value in options.items() if value is not None}
         if executor is not None and given:
             raise TypeError(f"an executor of your own brings its workers: leave out {[*given]}")
+        if not isinstance(processes, Integral | None):
+            raise TypeError(f"processes must be a whole number, not {processes!r}")
         if processes is not None and (processes < 0 or (processes == 0 and not servers)):
             raise ValueError("Number of processes must be at least 1, or 0 with servers")
         owned = None if executor is not None else Executor(**given)
@@ -217,6 +219,9 @@ class Pool(multiprocessing.pool.Pool):
         self._under_way: dict[Future[Any], Stop] = {}
         self._callbacks = ThreadPoolExecutor(1, "callbacks")
         self._terminate = weakref.finalize(self, _end, self._under_way, owned, self._callbacks)
+        greetings = None if owned is None else owned.backend.greetings
+        for greeted in greetings.futures if greetings else ():
+            self._track(greeted, _nothing)
         self._closing: Future[None] | None = None
         self._pid = os.getpid()
         self._state = RUN
@@ -495,6 +500,10 @@ def _deliver(callbacks: ThreadPoolExecutor, result: AsyncResult, done: Future[An
         callbacks.submit(result._settle, done)
     except RuntimeError:  # the pool, or the interpreter, has come to its end
         result._settle(done)
+
+
+def _nothing() -> None:
+    """Do nothing: the end of workers ends their initializers, too."""
 
 
 def _tell(waiter: Future[None], done: Future[Any]) -> None:

@@ -47,6 +47,10 @@ class Crew(Machine):
         Called when the last worker is lost for good; and when their number may have changed.
     tasks_per_worker
         Jobs after which a worker process is replaced; ``None`` for no limit.
+    greeting
+        Makes the job that each worker which is wanted does before all others. It does not count,
+        and those that come in the place of others have none: a job that ends its worker does not
+        end one after the other.
     """
 
     def __init__(
@@ -63,8 +67,10 @@ class Crew(Machine):
         fresh: bool = False,
         host: str = "",
         sessions: Mapping[str, Any] = MappingProxyType({}),
+        greeting: Callable[[], Job] | None = None,
     ) -> None:
         super().__init__(label)
+        self._greeting = greeting
         self.output = output
         self._queue, self._loop = queue, loop
         self._spawner = Spawner(loop, output, preload, fresh, host, sessions)
@@ -115,7 +121,7 @@ class Crew(Machine):
             new: list[Worker] = []
             try:
                 for _ in range(wanted - len(self._workers)):
-                    new.append(self._open_worker())
+                    new.append(self._open_worker(self._greeting))
                 self._last_failure = ""
                 self._workers += new
                 for worker in new:
@@ -143,9 +149,10 @@ class Crew(Machine):
             worker.signal(signal.SIGKILL)
             worker.close()
 
-    def _open_worker(self) -> Worker:
+    def _open_worker(self, greeting: Callable[[], Job] | None = None) -> Worker:
         self._starts += 1
-        worker = Worker(self, self._starts, self._tasks)
+        tasks = self._tasks and self._tasks + (greeting is not None)
+        worker = Worker(self, self._starts, tasks, greeting)
         worker.connect(
             self._loop,
             lambda message: self._hear(worker, message),
@@ -176,8 +183,8 @@ class Crew(Machine):
 
     def begin(self, job: Job) -> None:
         """Have a free worker do a job."""
-        worker = next(iter(self._free))
-        del self._free[worker]
+        worker = job.worker or next(iter(self._free))
+        self._free.pop(worker, None)
         worker.job, job.worker = job, worker
         chunk = job.chunk
         if job.blobs or job.modules:
@@ -191,7 +198,12 @@ class Crew(Machine):
     def _hear(self, worker: Worker, message: bytes) -> None:
         if not worker.is_ready:
             worker.is_ready = True
-            self._set_free(worker)
+            if worker.greeting is None or worker.is_leaving:
+                self._set_free(worker)
+            else:
+                greeting = worker.greeting()
+                greeting.worker = worker
+                self._queue.begin(self, greeting)
             self._changed.notify_all()
             return
         job = worker.job

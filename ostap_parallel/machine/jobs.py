@@ -198,7 +198,7 @@ class Queue:
             if not self._waiting or job.hosts is not None:
                 for machine in self.machines:
                     if _may(machine, job) and machine.has_room():
-                        self._begin(machine, job)
+                        self.begin(machine, job)
                         return
             self._keep(job)
             self.dispatch()
@@ -221,7 +221,7 @@ class Queue:
             return
         for machine in self.machines:
             while machine.has_room() and (job := self._next_for(machine)):
-                self._begin(machine, job)
+                self.begin(machine, job)
         if self._waiting:
             self._dispatch_spare()
 
@@ -233,7 +233,7 @@ class Queue:
                 if not machine.has_spare_room(job):
                     break
                 self.take(job)
-                self._begin(machine, job)
+                self.begin(machine, job)
 
     def _next_for(self, machine: Machine) -> Job | None:
         """Take the oldest job that a machine may do."""
@@ -245,7 +245,8 @@ class Queue:
         self.take(job)
         return job
 
-    def _begin(self, machine: Machine, job: Job) -> None:
+    def begin(self, machine: Machine, job: Job) -> None:
+        """Have a machine do a job, unless that is no longer wanted."""
         if job.is_interrupted or (job.is_wanted is not None and not job.is_wanted()):
             self.give_up(job, "it was cancelled")
             return

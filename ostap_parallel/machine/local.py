@@ -66,10 +66,19 @@ class Worker:
         The descriptors that the process gets.
     job
         What it does.
+    greeting
+        Makes the job that it does first.
     """
 
-    def __init__(self, keeper: Keeper, number: int, tasks: int | None) -> None:
+    def __init__(
+        self,
+        keeper: Keeper,
+        number: int,
+        tasks: int | None,
+        greeting: Callable[[], Job] | None = None,
+    ) -> None:
         self._keeper, self.number, self.tasks = keeper, number, tasks
+        self.greeting = greeting
         self.pid = 0
         self.job: Job | None = None
         self.is_ready = self.is_leaving = self.has_gone = False
