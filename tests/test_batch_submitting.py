@@ -7,6 +7,7 @@ import errno
 import gc
 import io
 import os
+import resource
 import shutil
 import threading
 import time
@@ -19,7 +20,7 @@ from helpers import wait_until
 from ostap_parallel.arrays import settings, submitting
 from ostap_parallel.arrays.backend import ArrayBackend
 from ostap_parallel.arrays.layout import Header, Layout
-from ostap_parallel.arrays.records import Record, Told, write_verdict
+from ostap_parallel.arrays.records import Record, Told, Writer, read, write_verdict
 from ostap_parallel.arrays.run import Run, create
 from ostap_parallel.arrays.sizes import chunk_size
 from ostap_parallel.arrays.verdict import judge
@@ -188,6 +189,23 @@ class TestRuns:
         with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}/run/hint'"):
             layout.write("hint", b"")
         assert not list(layout.root.glob("*.tmp"))
+
+    def test_of_what_a_disk_has_no_room_for_nothing_is_written(self, tmp_path):
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        writer = Writer(tmp_path / "0.part", tmp_path / "0", "1_0", "host")
+        writer.add("records", [Record(0, ok=True, answer=b"a")])
+        size = (tmp_path / "0.part").stat().st_size
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size + 5000, limits[1]))
+            with pytest.raises(OSError, match=f"File too large: '{tmp_path}/0.part'"):
+                writer.add("records", [Record(1, ok=True, answer=b"b" * 10_000)])
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert (tmp_path / "0.part").stat().st_size == size
+        writer.add("records", [Record(2, ok=True, answer=b"c")])
+        writer.close("done")
+        told = read(tmp_path / "0")
+        assert (sorted(told.records), told.end) == ([0, 2], "done")
 
     @pytest.mark.parametrize("text", ['{"kind": "slurm", "of_tomorrow": 1}', '{"kind": "sl'])
     def test_one_that_cannot_be_read_says_so(self, answers, tmp_path, text):

@@ -153,19 +153,26 @@ class Writer:
 
     def __init__(self, part: Path, final: Path, job: str, host: str) -> None:
         self._part, self._final = part, final
-        self._file = part.open("ab")
+        self._file = part.open("ab", buffering=0)
         self._is_over = threading.Event()
         self.add("job", (job, host))
         self._keeping = threading.Thread(target=self._keep, name="records", daemon=True)
         self._keeping.start()
 
     def add(self, kind: str, value: Any) -> None:
-        """Write an entry."""
+        """Write an entry, or nothing of it; raises OSError."""
         data = pickle.dumps((kind, value))
         if kind == "records":
             data += pickle.dumps(("sum", zlib.crc32(data)))
-        self._file.write(data)
-        self._file.flush()
+        begin, view = self._file.tell(), memoryview(data)
+        try:
+            while view:
+                view = view[self._file.write(view) :]
+        except OSError as exc:  # the disk is full; the log of the job needs room to tell so
+            exc.filename = str(self._part)
+            with contextlib.suppress(OSError):
+                self._file.truncate(begin)
+            raise
 
     def _keep(self) -> None:
         while not self._is_over.wait(SYNC):
