@@ -6,6 +6,7 @@ Each program runs with `multiprocessing.Pool` and with ours, and asserts the sam
 from __future__ import annotations
 
 import errno
+import functools
 import itertools
 import multiprocessing
 import os
@@ -18,6 +19,7 @@ import threading
 from multiprocessing import connection
 from types import SimpleNamespace
 
+import multiprocess
 import pytest
 from functions import run_python
 from helpers import wait_until
@@ -233,9 +235,36 @@ def test_workers_have_what_is_of_a_context_that_spawns(tmp_path, name):
     assert run_python("script.py", cwd=tmp_path) == "ok\n"
 
 
-def write(directory, text, module, method):
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("name", [name for name in PROGRAMS if name != "globals"])
+def test_workers_have_what_is_of_the_fork_that_pathos_uses(tmp_path, name, method):
+    write(tmp_path, PROGRAMS[name], "ostap_parallel", method, "multiprocess")
+    assert run_python("script.py", cwd=tmp_path) == "ok\n"
+
+
+def put_safely(queue, lock, item):
+    with lock:
+        queue.put(item)
+    return [queue]
+
+
+@pytest.mark.parametrize("package", [multiprocessing, multiprocess])
+def test_what_a_manager_has_travels_in_items_arguments_and_results(package):
+    with package.Manager() as manager:
+        queue, lock, counts = manager.Queue(), manager.Lock(), manager.dict()
+        with Pool(1, counts.update, ({"begun": 1},)) as pool:
+            pool.starmap(put_safely, [(queue, lock, item) for item in range(2)])
+            ((again,),) = pool.map(functools.partial(put_safely, queue, lock), [2])
+            pool.apply(counts.update, ({"done": 2},))
+            assert pool.apply(put_safely, (queue, lock, 3))[0].qsize() == 4
+        assert [again.get(timeout=60) for _ in range(4)] == [0, 1, 2, 3]
+        assert counts.copy() == {"begun": 1, "done": 2}
+
+
+def write(directory, text, module, method, package="multiprocessing"):
     head, _, rest = text.partition("# run\n")
-    context = f"context = multiprocessing.get_context({method!r})"
+    context = f"import {package}; context = {package}.get_context({method!r})"
     preamble = PREAMBLE.replace("MODULE", module).replace("CONTEXT", context)
     main = textwrap.indent(rest + "print('ok')\n", "    ")
     (directory / "script.py").write_text(f"{preamble}{head}if __name__ == '__main__':\n{main}")

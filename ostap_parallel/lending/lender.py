@@ -22,9 +22,9 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
-from multiprocessing import context, reduction
+from multiprocessing import reduction
 from typing import Any
 
 from ostap_parallel.lending.borrower import (
@@ -262,8 +262,11 @@ def _value_of(semaphore: Any) -> int:
 
 # How they are reduced. Whoever has such objects has loaded the modules that they are of.
 
+# `multiprocess` is the fork of `multiprocessing` that pathos uses: its objects are alike.
+_PACKAGES = "multiprocessing", "multiprocess"
 _INHERITED = {
-    f"multiprocessing.{name}"
+    f"{package}.{name}": package
+    for package in _PACKAGES
     for name in ("connection", "heap", "queues", "sharedctypes", "synchronize")
 }
 
@@ -272,6 +275,8 @@ Way = Callable[[Any, Any], Any]
 
 def way_of(kind: type) -> Way | None:
     """Return how objects of a type are reduced that children inherit; ``None`` for others."""
+    if _is(kind, "managers", "BaseProxy", _PACKAGES[1:]):
+        return _proxy
     if not any(base.__module__ in _INHERITED for base in kind.__mro__):
         return _inherited if issubclass(kind, socket.socket) else None
     if _is(kind, "synchronize", "SemLock"):
@@ -279,28 +284,52 @@ def way_of(kind: type) -> Way | None:
     return _queue if _is(kind, "queues", "Queue") else _inherited
 
 
-def _is(kind: type, room: str, name: str) -> bool:
-    module = sys.modules.get(f"multiprocessing.{room}")
-    return module is not None and issubclass(kind, getattr(module, name))
+def _is(kind: type, room: str, name: str, packages: Sequence[str] = _PACKAGES) -> bool:
+    modules = (sys.modules.get(f"{package}.{room}") for package in packages)
+    return any(issubclass(kind, getattr(module, name)) for module in modules if module)
+
+
+def _module_for(obj: Any, name: str) -> Any:
+    """Return a module of the package that an object, or its piece of shared memory, is of."""
+    kind = type(getattr(obj, "_wrapper", obj))
+    packages = (_INHERITED.get(base.__module__) for base in kind.__mro__)
+    return sys.modules[f"{next(filter(None, packages), _PACKAGES[0])}.{name}"]
 
 
 @contextlib.contextmanager
 def _starting(obj: Any) -> Iterator[Any]:
     """Have ``multiprocessing`` reduce an object as for a child that is being started."""
     lender: Any = _lender.get()
+    context = _module_for(obj, "context")
     if lender is None:
         context.assert_spawning(obj)
-    before = context.get_spawning_popen()
-    context.set_spawning_popen(lender)
-    try:
+    with _told_of(context, lender):
         yield lender
+
+
+@contextlib.contextmanager
+def _told_of(context: Any, popen: Any) -> Iterator[None]:
+    before = context.get_spawning_popen()
+    context.set_spawning_popen(popen)
+    try:
+        yield
     finally:
         context.set_spawning_popen(before)
 
 
+def _proxy(pickler: Any, proxy: Any) -> Any:
+    """Reduce what a manager has, with the key that workers have of `multiprocessing` only."""
+    with _told_of(sys.modules["multiprocess.context"], proxy):
+        rebuild, (make, token, serializer, known) = proxy.__reduce__()
+    if "authkey" in known:
+        known["authkey"] = bytes(known["authkey"])
+    return rebuild, (make, token, serializer, known)
+
+
 def _inherited(pickler: Any, obj: Any) -> Any:
     with _starting(obj):
-        reducer = reduction.ForkingPickler(io.BytesIO()).dispatch_table.get(type(obj))
+        forking = _module_for(obj, "reduction").ForkingPickler(io.BytesIO())
+        reducer = forking.dispatch_table.get(type(obj))
         return obj.__reduce_ex__(5) if reducer is None else reducer(obj)
 
 
