@@ -952,6 +952,34 @@ class TestOptions:
         options.take({})
         assert module.get_config() == {"output": "default"}
 
+    def test_precision_of_jax_and_backends_of_pyhf(self, monkeypatch):
+        jax, pyhf = ModuleType("jax"), ModuleType("pyhf")
+        names = "jax_debug_nans", "jax_disable_jit", "jax_enable_x64"
+        jax.config = SimpleNamespace(**dict.fromkeys(names, False))
+        jax.config.jax_default_matmul_precision = None
+        jax.config.update = functools.partial(setattr, jax.config)
+
+        def set_backend(name, optimizer, precision):
+            tensors = SimpleNamespace(name=name, precision=precision)
+            pyhf.get_backend = lambda: (tensors, SimpleNamespace(name=optimizer))
+
+        pyhf.set_backend = set_backend
+        pyhf.set_backend("numpy", "scipy", "64b")
+        for module in jax, pyhf:
+            monkeypatch.setitem(sys.modules, module.__name__, module)
+        assert not {"jax", "pyhf"} & options.look().keys()
+        jax.config.update("jax_enable_x64", True)
+        pyhf.set_backend("numpy", "minuit", "64b")
+        packed = {name: options.pack()[name] for name in ("jax", "pyhf")}
+        jax.config.update("jax_enable_x64", False)
+        pyhf.set_backend("numpy", "scipy", "64b")
+        options.take(packed)
+        assert jax.config.jax_enable_x64
+        assert pyhf.get_backend()[1].name == "minuit"
+        options.take({})
+        assert not jax.config.jax_enable_x64
+        assert pyhf.get_backend()[1].name == "scipy"
+
     def test_what_holds_no_more_is_as_it_was(self, monkeypatch):
         module = ModuleType("mpmath")
         module.mp = SimpleNamespace(prec=60)  # as an initializer has it

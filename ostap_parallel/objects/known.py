@@ -102,6 +102,16 @@ def _usual_of_sklearn(sklearn: Any) -> Values:
     return found
 
 
+# Of jax, what decides on results.
+_OF_JAX: Values = {"jax_enable_x64": False, "jax_debug_nans": False, "jax_disable_jit": False}
+_OF_JAX |= {"jax_default_matmul_precision": None}
+
+
+def _read_pyhf(pyhf: Any) -> Values:
+    tensors, optimizer = pyhf.get_backend()
+    return {"backend": (tensors.name, optimizer.name, tensors.precision)}
+
+
 class _Behavior:
     """How records of awkward behave: as vector has it, and as the script does."""
 
@@ -167,6 +177,16 @@ LIBRARIES = {
         lambda sklearn: sklearn.get_config(),
         _usual_of_sklearn,
         lambda sklearn, name, value: sklearn.set_config(**{name: value}),
+    ),
+    "jax": Library(
+        lambda jax: {name: getattr(jax.config, name) for name in _OF_JAX},
+        lambda jax: _OF_JAX,
+        lambda jax, name, value: jax.config.update(name, value),
+    ),
+    "pyhf": Library(
+        _read_pyhf,
+        lambda pyhf: {"backend": ("numpy", "scipy", "64b")},
+        lambda pyhf, name, value: pyhf.set_backend(*value),
     ),
     "awkward": Library(
         _behavior.read, lambda awkward: {"vector": False, "behavior": {}}, _behavior.put
