@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import subprocess
 import sys
@@ -30,6 +31,46 @@ def do(*words, stdin=b"", **options):
 def on_hosts(hosts):
     """The options that reach two hosts."""
     return "--ssh-config", hosts.ssh_config, "-S"
+
+
+class TestWhereItPrints:
+    @pytest.mark.parametrize(
+        ("joblog", "told"),
+        [
+            ("/dev/full", b"[Errno 28] No space left on device: '/dev/full'"),
+            ("no/such", b"job log no/such: No such file or directory"),
+            (".", b"job log .: Is a directory"),
+        ],
+    )
+    def test_a_job_log_that_cannot_be_written(self, tmp_path, joblog, told):
+        ended = do("--joblog", joblog, "echo", ":::", "a", cwd=tmp_path)
+        assert ended == (255, b"", b"ostap-parallel do: " + told + b"\n")
+
+    def test_a_job_log_that_is_shown(self):
+        status, printed, errors = do("--joblog", "/dev/stderr", "echo", ":::", "a", "b")
+        assert (status, sorted(printed.split())) == (0, [b"a", b"b"])
+        head, *lines = errors.splitlines()
+        assert head.startswith(b"Seq\tHost\t")
+        assert sorted(line.split(b"\t")[-1] for line in lines) == [b"echo a", b"echo b"]
+
+    @pytest.mark.parametrize(
+        ("where", "ended"),
+        [
+            (">/dev/full", (255, b"", b"ostap-parallel do: [Errno 28] No space left on device\n")),
+            (">&-", (0, b"", b"")),
+            ("2>&-", (0, b"a\n", b"")),
+            ("<&- >&- 2>&-", (0, b"", b"")),
+        ],
+    )
+    def test_nowhere(self, where, ended):
+        command = f"{shlex.join(DO)} echo ::: a {where}"
+        done = subprocess.run(["bash", "-c", command], capture_output=True, timeout=PATIENCE)
+        assert (done.returncode, done.stdout, done.stderr) == ended
+
+    def test_no_standard_input_is_an_empty_one(self):
+        command = f"{shlex.join(DO)} echo <&-"
+        done = subprocess.run(["bash", "-c", command], capture_output=True, timeout=PATIENCE)
+        assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 
 class TestValues:

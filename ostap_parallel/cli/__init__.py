@@ -8,6 +8,7 @@ import contextlib
 import io
 import logging
 import math
+import os
 import queue
 import secrets
 import shlex
@@ -49,6 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     It is that of the program that is run. Of others it is 0; 1 if hosts or items failed, or items
     remain; 2 for settings, options and files that are wrong; 130 after Ctrl-C.
     """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # else what is opened next would be in its place
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115, PTH123
     parser = _parser()
     complete(parser)
     args = parser.parse_args(argv)

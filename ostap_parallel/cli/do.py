@@ -42,11 +42,14 @@ def do(args: argparse.Namespace) -> int:
                 print(command)
             return 0
         return _run(plan, args)
-    except BrokenPipeError:  # nobody reads any more, as behind `head`: all has ended
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what is still to be flushed
-        return 128 + signal.SIGPIPE
     except (ConfigError, ValueError) as exc:
         print(f"ostap-parallel do: {exc}", file=sys.stderr)
+        return WRONG
+    except OSError as exc:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what is still to be flushed
+        if isinstance(exc, BrokenPipeError):  # nobody reads any more, as behind `head`
+            return 128 + signal.SIGPIPE
+        print(f"ostap-parallel do: {exc}", file=sys.stderr)  # of a full disk, for example
         return WRONG
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 from ostap_parallel.errors import ConfigError
 
@@ -85,17 +84,34 @@ def read(path: Path) -> dict[int, Entry]:
 
 
 @contextlib.contextmanager
-def writer(path: Path, append: bool) -> Iterator[IO[str]]:
-    """Open a job log for lines that are there at once; with `append` behind those that are."""
-    with path.open("a+", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
-        if not append:
-            file.truncate(0)
-        else:
-            _cut(path)
+def writer(path: Path, append: bool) -> Iterator[Callable[[Entry], None]]:
+    """Open a job log; yield what adds an entry, which is there at once, or raises OSError.
+
+    With `append` they come behind those that are there. Raises ConfigError if it cannot be opened.
+    """
+    try:
+        opened = path.open("ab", buffering=0)
+    except OSError as exc:
+        raise ConfigError(f"job log {path}: {exc.strerror}") from exc
+    with opened as file:
+
+        def write(line: str) -> None:
+            view = memoryview(line.encode("utf-8", "surrogateescape"))
+            try:
+                while view:
+                    view = view[file.write(view) :]
+            except OSError as exc:
+                exc.filename = str(path)
+                raise
+
+        if path.is_file():  # not where it is shown, as on /dev/stderr
+            if append:
+                _cut(path)
+            else:
+                file.truncate(0)
         if not path.stat().st_size:
-            file.write(f"{HEADER}\n")
-            file.flush()
-        yield file
+            write(f"{HEADER}\n")
+        yield lambda entry: write(entry.line())
 
 
 def _cut(path: Path) -> None:

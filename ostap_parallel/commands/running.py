@@ -143,12 +143,12 @@ def run_as_completed(
             total = len(listed)
         else:
             given, ahead = stack.enter_context(_reading(commands, dispatcher.wake)), AHEAD
-        file = stack.enter_context(joblogs.writer(log, bool(resume))) if log is not None else None
+        note = stack.enter_context(joblogs.writer(log, bool(resume))) if log is not None else None
         told = stack.enter_context(telling_of(dispatcher, title, total))
         for done in dispatcher.run(_unless_past(given, past, resume), ahead):
             told.advance(1, int(not done.succeeded))
-            if file is not None and not done.is_skipped:
-                print(done.entry().line(), end="", file=file, flush=True)
+            if note is not None and not done.is_skipped:
+                note(done.entry())
             yield done
             if halt.count(done):
                 if halt.is_now:
