@@ -6,7 +6,7 @@ import importlib
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 Values = dict[str, Any]
@@ -46,16 +46,33 @@ def _usual_of_matplotlib(matplotlib: Any) -> Values:
     return {name: value for name, value in items if name not in _OF_WINDOWS}
 
 
-def _options_of_pandas(group: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+# Where the options of a pandas stand: by name, a dictionary and the key in it.
+_Places = list[tuple[str, dict[str, Any], str]]
+
+
+def _places_in(group: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, str]]:
     for name, value in group.items():
         if isinstance(value, dict):
-            yield from _options_of_pandas(value, f"{prefix}{name}.")
+            yield from _places_in(value, f"{prefix}{name}.")
         else:
-            yield prefix + name, value
+            yield prefix + name, group, name
 
 
-def _read_pandas(pandas: Any) -> Values:
-    return dict(_options_of_pandas(pandas.options.d))
+class _Options:
+    """The options of pandas, whose places are looked for once: each call reads them."""
+
+    def __init__(self) -> None:
+        self._all: Any = None
+        self._places: _Places = []
+
+    def read(self, pandas: Any) -> Values:
+        found = pandas.options.d
+        if found is not self._all:
+            self._all, self._places = found, list(_places_in(found))
+        return {name: group[key] for name, group, key in self._places}
+
+
+_options = _Options()
 
 
 # How pandas tells what an option begins with, and nowhere else.
@@ -64,7 +81,7 @@ _DESCRIBED = re.compile(r"\[default: (.*)\] \[currently: (.*)\]", re.DOTALL)
 
 def _usual_of_pandas(pandas: Any) -> Values:
     found = {}
-    for name, value in _read_pandas(pandas).items():
+    for name, value in _options.read(pandas).items():
         if texts := _DESCRIBED.search(pandas.describe_option(name, _print_desc=False)):
             found[name] = value if texts[1] == texts[2] else texts  # which no option is
     return found
@@ -159,7 +176,7 @@ LIBRARIES = {
         lambda matplotlib, name, value: matplotlib.rcParams.update({name: value}),
     ),
     "pandas": Library(
-        _read_pandas, _usual_of_pandas, lambda pandas, name, value: pandas.set_option(name, value)
+        _options.read, _usual_of_pandas, lambda pandas, name, value: pandas.set_option(name, value)
     ),
     # of the standard library, what holds for a process
     "sys": Library(
