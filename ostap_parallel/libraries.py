@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterable
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from pathlib import PurePath
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Any, Protocol
 
 # By the name of the library.
@@ -175,3 +175,10 @@ def watch_for(
 def watch(then: Callable[[Support], object]) -> None:
     """Have a function called whenever this process imports one of the libraries."""
     watch_for(_SUPPORTS, lambda name: then(_support(name)), quietly=True)
+
+
+def is_importing(frame: FrameType | None) -> bool:
+    """Return whether code runs as a module is imported."""
+    while frame is not None and frame.f_code.co_filename != "<frozen importlib._bootstrap>":
+        frame = frame.f_back
+    return frame is not None

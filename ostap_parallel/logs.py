@@ -42,13 +42,59 @@ def hand_on(host: str, record: logging.LogRecord) -> None:
     known = logger.manager.loggerDict
     named = [known.get(".".join(words[:n])) for n in range(len(words), 0, -1)]
     own = [one for one in named if isinstance(one, logging.Logger)]
+    shown = vars(record).pop(SHOWN, {})
     decides = next((one for one in own if one.level), logger)
     if not decides.isEnabledFor(record.levelno):
         return
     if any(one.handlers or not one.propagate for one in own):
         own[0].handle(record)
     elif all(one.filter(record) and not one.disabled for one in own[:1]):
+        _handle(logger, record, shown)
+
+
+# The field of a record in which `shown_by` travels.
+SHOWN = "ostap_parallel_shown"
+
+
+def shown_by(record: logging.LogRecord) -> dict[str, list[str]]:
+    """Return the kinds of handlers that a record has here on its way to the root, by logger.
+
+    Modules bring handlers, here as where the script runs: what they show, on standard error for
+    example, arrives anyhow.
+    """
+    shown, one = {}, logging.getLogger(record.name)
+    while one.parent is not None:
+        kinds = [
+            type(handler).__qualname__
+            for handler in one.handlers
+            if record.levelno >= handler.level and not isinstance(handler, logging.NullHandler)
+        ]
+        if kinds:
+            shown[one.name] = kinds
+        one = one.parent
+    return shown
+
+
+def _handle(
+    logger: logging.Logger, record: logging.LogRecord, shown: dict[str, list[str]]
+) -> None:
+    """Do what a logger does with a record, without the handlers that have `shown` it there."""
+    if not shown:
         logger.handle(record)
+        return
+    if logger.disabled or not (passed := logger.filter(record)):
+        return
+    if isinstance(passed, logging.LogRecord):  # from Python 3.12 on
+        record = passed
+    one: logging.Logger | None = logger
+    while one is not None:
+        kinds = [*shown.get(one.name, ())]
+        for handler in one.handlers:
+            if (kind := type(handler).__qualname__) in kinds:
+                kinds.remove(kind)
+            elif record.levelno >= handler.level:
+                handler.handle(record)
+        one = one.parent if one.propagate else None
 
 
 def tell(error: Exception) -> None:

@@ -148,6 +148,63 @@ def test_levels_and_handlers_of_loggers_hold_for_tasks(hosts, where, tmp_path):
         assert lines == told
 
 
+TALKING = """\
+import logging, sys
+log = logging.getLogger("talking")
+log.setLevel(logging.WARNING)
+handler = logging.StreamHandler(sys.stdout)
+handler.setFormatter(logging.Formatter("its own: %(message)s"))
+log.addHandler(handler)
+log.addHandler(logging.NullHandler())
+
+def say(text):
+    log.info(text)
+    return log.level, log.getEffectiveLevel()
+"""
+
+TOLD_SINCE = """\
+import logging, sys
+import talking
+from ostap_parallel import Executor, WorkManager
+
+logging.basicConfig(stream=sys.stdout, format="root: %(message)s", level=logging.WARNING)
+talking.log.setLevel(logging.INFO)
+file = logging.FileHandler("log")
+file.setFormatter(logging.Formatter("file: %(message)s"))
+talking.log.addHandler(file)
+
+def ask(text):
+    import talking
+    return talking.say(text)
+
+def forget(text):
+    import talking
+    talking.log.setLevel(logging.ERROR)
+    return talking.say(text)
+
+assert talking.say("here") == (20, 20)
+with Executor(1) as executor:
+    assert executor.submit(ask, "submit").result() == (20, 20)
+    assert list(executor.map(talking.say, ["map"])) == [(20, 20)]
+    assert executor.submit(forget, "").result() == (40, 40)
+with WorkManager(1, silent=True) as wm:
+    assert wm.process(talking.say, ["process"]) == [(20, 20)]
+"""
+
+
+def test_modules_that_bring_levels_and_handlers(tmp_path):
+    """What the script has told them since holds, and what their handlers show is shown once."""
+    (tmp_path / "talking.py").write_text(TALKING)
+    (tmp_path / "program.py").write_text(TOLD_SINCE)
+    printed = functions.run_python("program.py", cwd=tmp_path).splitlines()
+    texts = ["here", "submit", "map", "process"]
+    for begin in "its own", "root":
+        assert [line for line in printed if line.startswith(begin)] == [
+            f"{begin}: {text}" for text in texts
+        ]
+    assert (tmp_path / "log").read_text() == "".join(f"file: {text}\n" for text in texts)
+
+
 class TestHandingOn:
     """What was logged on a host, and the loggers that have a say in it."""
 
@@ -170,8 +227,8 @@ class TestHandingOn:
 
         return SimpleNamespace(list=seen, note=note)
 
-    def hand_on(self, name="fit.a", level=logging.INFO):
-        fields = {"name": name, "levelno": level, "msg": "text"}
+    def hand_on(self, name="fit.a", level=logging.INFO, **more):
+        fields = {"name": name, "levelno": level, "msg": "text", **more}
         logs.hand_on("h1.cern.ch", logging.makeLogRecord(fields))
 
     def test_what_the_logger_here_lets_through_reaches_its_handlers(self, seen):
@@ -181,6 +238,18 @@ class TestHandingOn:
         logging.getLogger("fit").setLevel(logging.INFO)
         self.hand_on()
         assert seen.list == [("fit", "h1.cern.ch.fit.a", 20), ("", "h1.cern.ch.fit.a", 20)]
+
+    def test_what_handlers_have_shown_where_it_was_logged_is_not_shown_again(self, seen):
+        logging.getLogger("fit.a").addHandler(logging.NullHandler())
+        seen.note("", "fit", "fit.a", "fit.a")
+        record = logging.makeLogRecord({"name": "fit.a", "levelno": logging.ERROR})
+        kind = type(logging.getLogger("fit").handlers[0]).__qualname__
+        shown = logs.shown_by(record)
+        assert shown == {"fit": [kind], "fit.a": [kind, kind]}
+        shown["fit.a"].pop()
+        self.hand_on(level=logging.ERROR, **{logs.SHOWN: shown})
+        name = "h1.cern.ch.fit.a"
+        assert seen.list == [("fit.a", name, 40), ("", name, 40)]
 
     @pytest.mark.parametrize("name", ["h1.cern.ch", "h1.cern.ch.fit", "h1.cern.ch.fit.a"])
     def test_loggers_of_the_host_decide(self, seen, name):

@@ -16,7 +16,7 @@ import pytest
 from functions import run_python
 
 from ostap_parallel import SerializeError, WorkManager
-from ostap_parallel.objects import serialize
+from ostap_parallel.objects import byvalue, serialize
 
 
 @pytest.fixture(scope="module")
@@ -716,3 +716,16 @@ class TestBytes:
         first = serialize.dumps(Local(), cache=cache)
         assert set(cache) == {Local}
         assert serialize.dumps(Local(), cache=cache) == first
+
+
+class Unannotated:
+    """Stands for a function of Python 3.14 whose annotations name what is not there."""
+
+    @property
+    def __annotations__(self):
+        raise NameError("name 'ForTypeCheckers' is not defined")
+
+
+def test_annotations_that_cannot_be_had_are_none():
+    assert byvalue.annotations_of(Unannotated()) == {}
+    assert byvalue.annotations_of(byvalue.annotations_of) == byvalue.annotations_of.__annotations__

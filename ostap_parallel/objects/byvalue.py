@@ -119,6 +119,7 @@ def reduce_function(
         Has values that are global variables be sent as these.
     """
     state = {name: getattr(function, name) for name in _FUNCTION if hasattr(function, name)}
+    state["__annotations__"] = annotations_of(function)
     if function.__defaults__:
         state["__defaults__"] = tuple(with_names(dict(enumerate(function.__defaults__))).values())
     if function.__kwdefaults__:
@@ -131,8 +132,21 @@ def reduce_function(
 
 _FUNCTION = (
     *("__name__", "__qualname__", "__module__", "__doc__", "__defaults__", "__kwdefaults__"),
-    *("__annotations__", "__type_params__"),
+    "__type_params__",
 )
+
+
+def annotations_of(obj: Any) -> dict[str, Any]:
+    """Return the annotations of a function or class, if they can be had.
+
+    From Python 3.14 on they are computed when they are asked for: what they name may be imported
+    for type checkers only.
+    """
+    try:
+        return getattr(obj, "__annotations__", {})
+    except Exception:  # code of the user's
+        return {}
+
 
 _VERSION = b"%d.%d" % sys.version_info[:2]
 

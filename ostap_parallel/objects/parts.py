@@ -10,7 +10,7 @@ from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
 from ostap_parallel.objects import byvalue, program
-from ostap_parallel.objects.byvalue import names_in
+from ostap_parallel.objects.byvalue import annotations_of, names_in
 from ostap_parallel.objects.places import is_importable, last_import
 
 PLAIN = (type(None), bool, int, float, complex, str, bytes)
@@ -82,7 +82,7 @@ class Parts:
 
 def _own_parts(function: FunctionType) -> tuple[Any, ...]:
     own = function.__code__, function.__name__, function.__qualname__, function.__defaults__
-    is_more, notes = bool(function.__dict__ or function.__kwdefaults__), function.__annotations__
+    is_more, notes = bool(function.__dict__ or function.__kwdefaults__), annotations_of(function)
     about = function.__module__, function.__doc__, is_more, len(notes)
     return *own, *about, *notes, *notes.values()
 

@@ -222,7 +222,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         """Note the names in annotations that are text: somebody may evaluate them."""
         if module is None or not program.is_by_value(module):
             return
-        for text in vars(obj).get("__annotations__", getattr(obj, "__annotations__", {})).values():
+        for text in byvalue.annotations_of(obj).values():
             if isinstance(text, str):
                 names = set(re.findall(r"[^\W\d]\w*", text))
                 self.need(module, names & vars(module).keys(), "")

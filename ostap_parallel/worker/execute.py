@@ -21,6 +21,7 @@ from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import Any
 
+from ostap_parallel import libraries
 from ostap_parallel.errors import SerializeError
 from ostap_parallel.objects import program, serialize, settings
 from ostap_parallel.worker import calls, generators, modules, shared
@@ -531,7 +532,9 @@ def _on_signal(signum: int, frame: FrameType | None) -> None:
     if executing.now:
         executing.interrupted = signum == signal.SIGINT
         executing.timed_out = signum == signal.SIGALRM
-        if _is_importing(frame):  # half a module would be left; the item, or the process, ends
+        if libraries.is_importing(
+            frame
+        ):  # half a module would be left; the item, or the process, ends
             return
         executing.now = False
         raise KeyboardInterrupt
@@ -543,12 +546,6 @@ def _on_signal(signum: int, frame: FrameType | None) -> None:
 def is_ours(handler: object) -> bool:
     """Return whether a handler of signals is that of this module."""
     return handler is _on_signal
-
-
-def _is_importing(frame: FrameType | None) -> bool:
-    while frame is not None and frame.f_code.co_filename != "<frozen importlib._bootstrap>":
-        frame = frame.f_back
-    return frame is not None
 
 
 def _arm(timeout: float) -> None:

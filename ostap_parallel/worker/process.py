@@ -28,6 +28,7 @@ from typing import Any
 
 from ostap_parallel import libraries
 from ostap_parallel.lending import borrower
+from ostap_parallel.logs import SHOWN, shown_by
 from ostap_parallel.worker import generators, nested
 from ostap_parallel.worker.control import POSITION, set_name
 from ostap_parallel.worker.execute import bind, executing, restore, take_signals
@@ -119,6 +120,8 @@ class LogToServer(logging.Handler):
             plain = (str, int, float)
             fields = {key: value for key, value in vars(record).items() if type(value) in plain}
             fields["msg"] = record.getMessage()[:MAX_RECORD]
+            if shown := shown_by(record):
+                fields[SHOWN] = shown
             if record.exc_info:
                 fields["exc_text"] = logging.Formatter().formatException(record.exc_info)
             self._write(json.dumps(fields).encode() + b"\n")
