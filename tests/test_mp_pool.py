@@ -678,6 +678,22 @@ def _ask_in_a_fork(engine, writer):
     os._exit(0)
 
 
+def _keep(shared):
+    global _kept
+    _kept = shared
+
+
+def _add(value):
+    _kept.append(value)
+    return len(_kept)
+
+
+def test_what_a_manager_has_only_for_workers_lasts_as_long_as_they_may_start():
+    manager = multiprocessing.Manager()
+    with manager, Pool(1, _keep, (manager.list(),), maxtasksperchild=1) as pool:
+        assert [pool.apply(_add, (n,)) for n in range(3)] == [1, 2, 3]
+
+
 def test_maps_are_told_of_to_who_looks(tmp_path, monkeypatch):
     monkeypatch.setattr(live, "DELAY", 0.05)
     go = tmp_path / "go"

@@ -837,6 +837,40 @@ def test_limits_of_the_standard_library(tmp_path, request, place):
     assert run_python("script.py", cwd=tmp_path).endswith("ok\n")
 
 
+WITHOUT_PATIENCE = """\
+import multiprocessing, socket
+from ostap_parallel import Pool
+from ostap_parallel.commands import run
+
+socket.setdefaulttimeout(0.01)
+
+def begin(lock, events):
+    global held, told
+    held, told = lock, events
+
+def hold(n):
+    with held:
+        told.put(n)
+        return n, socket.getdefaulttimeout()
+
+done = run(["sleep 0.2; echo a", "sleep 0.2; echo b"], ncpus=1)
+assert [(one.status, one.stdout) for one in done] == [(0, b"a\\n"), (0, b"b\\n")], done
+lock, events = multiprocessing.Lock(), multiprocessing.Queue()
+with Pool(1, begin, (lock, events)) as pool, lock:
+    result = pool.apply_async(hold, (1,))
+    result.wait(0.2)
+    lock.release()
+    assert result.get(60) == (1, 0.01)
+    lock.acquire()
+assert events.get(timeout=60) == 1
+"""
+
+
+def test_what_scripts_say_of_sockets_is_not_for_ours(tmp_path):
+    (tmp_path / "script.py").write_text(WITHOUT_PATIENCE)
+    run_python("script.py", cwd=tmp_path)
+
+
 @pytest.mark.slow
 @pytest.mark.heavy
 def test_what_a_script_tells_pandas(tmp_path):

@@ -110,7 +110,7 @@ class Engine(Backend):
         preload: Sequence[str] = (),
         fresh: bool = False,
     ) -> None:
-        large: dict[str, Any] = {}
+        initargs, large = tuple(initargs), dict[str, Any]()
         _check(secret, tasks_per_worker)
         self._loans = Lender()
         with self._loans.lending():
@@ -131,7 +131,7 @@ class Engine(Backend):
         self._alarm = threading.Timer(0, self._interrupt)  # rings when that is too long ago
         self._call = Call(apply, initializer=self._initializer, log_level=_log_level())
         self._apply = serialize.dumps(self._call)
-        self.greetings = Greetings(self._apply, self.modules) if initializer else None
+        self.greetings = Greetings(self._apply, self.modules, initargs) if initializer else None
         how: Any = {"preload": preload, "fresh": fresh, "greetings": self.greetings}
         self._core = Core(ncpus, on_event, tasks_per_worker=tasks_per_worker, **how)
         self._core.nesting.call = self._apply

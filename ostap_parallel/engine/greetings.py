@@ -20,10 +20,13 @@ class Greetings:
     ----------
     futures
         Are done when the jobs have ended.
+    initargs
+        What the initializer is given, as long as workers may start: what a manager has ends with
+        its last proxy.
     """
 
-    def __init__(self, call: bytes, modules: Modules) -> None:
-        self._call, self._modules = call, modules
+    def __init__(self, call: bytes, modules: Modules, initargs: tuple[Any, ...]) -> None:
+        self._call, self._modules, self.initargs = call, modules, initargs
         self.futures: list[Future[None]] = []
 
     def make(self, ask: Callable[[Job, bytes], object]) -> Job:

@@ -100,6 +100,7 @@ class Loan:
         from multiprocessing.connection import Connection
 
         with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(None)  # whatever the script has as usual
             client.connect(f"\0{self.name}")
             if uid_of(client) != os.getuid():  # who takes the name when its owner has gone
                 raise ConnectionRefusedError(f"{self.name} is another user's")

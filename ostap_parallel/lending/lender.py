@@ -113,6 +113,7 @@ class Lender:
         if self._name:
             return
         server = self._opened.enter_context(socket.socket(socket.AF_UNIX))
+        server.settimeout(None)  # whatever the script has as usual
         name = f"ostap-parallel-lends-{os.getpid()}-{secrets.token_hex(8)}"
         server.bind(f"\0{name}")
         server.listen(128)
@@ -200,6 +201,7 @@ def _accept(lends: weakref.ref[Lender], server: socket.socket) -> None:
             client, _ = server.accept()
             with client:
                 if uid_of(client) == os.getuid() and (lender := lends()) is not None:
+                    client.settimeout(None)
                     link = Connection(client.detach())
                     try:
                         _in_thread(lender.serve, link)

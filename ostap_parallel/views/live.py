@@ -96,6 +96,7 @@ class Teller:
     def _open(self) -> socket.socket:
         with contextlib.ExitStack() as stack:
             server = stack.enter_context(socket.socket(socket.AF_UNIX))
+            server.settimeout(None)  # whatever the script has as usual
             # nobody else can have taken a name that cannot be guessed
             name = f"{_PREFIX}{os.getuid()}-{os.getpid()}-{secrets.token_hex(8)}"
             server.bind(f"\0{name}")

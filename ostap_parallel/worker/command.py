@@ -187,6 +187,8 @@ class _Keeper:
 
     def __init__(self) -> None:
         self.socket, theirs = socket.socketpair()
+        for end in self.socket, theirs:
+            end.settimeout(None)  # whatever the script has as usual: commands may take long
         self.pid = os.fork()
         if not self.pid:
             self.socket.close()
