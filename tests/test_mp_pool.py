@@ -688,6 +688,14 @@ def _add(value):
     return len(_kept)
 
 
+def test_initializers_are_no_work_of_the_pool():
+    event = multiprocessing.Event()
+    with Pool(2, event.wait) as pool:
+        assert pool._cache == {}
+        event.set()
+        assert pool.apply(abs, (-1,)) == 1
+
+
 def test_what_a_manager_has_only_for_workers_lasts_as_long_as_they_may_start():
     manager = multiprocessing.Manager()
     with manager, Pool(1, _keep, (manager.list(),), maxtasksperchild=1) as pool:

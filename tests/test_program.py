@@ -783,6 +783,10 @@ WARNED = """
     def poor(x):
         import fitting
         return outcome("chi2", fitting.Poorer), outcome("status", fitting.Poor)
+    def again(x):
+        with warnings.catch_warnings():
+            for action, message, category, module, line in list(warnings.filters):
+                warnings.filterwarnings(action, "text", category, append=True)
     def nested(x):
         from ostap_parallel import futures
         return list(futures.map(own, [x]))
@@ -790,6 +794,7 @@ WARNED = """
     assert wm.process(own, [1, 2]) == [("Own", "shown")] * 2
     assert wm.process(nested, [1]) == [[("Own", "shown")]]
     assert not LOCAL or wm.process(poor, [1]) == [("Poorer", "shown")]
+    assert wm.process(again, [1]) == [None]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Own)
         assert wm.process(own, [1]) == [("shown", "shown")]

@@ -257,7 +257,8 @@ class Pool(multiprocessing.pool.Pool):
     @property
     def _cache(self) -> dict[int, Any]:
         """What is not done, for programs that count it."""
-        return dict(enumerate(list(self._under_way)))
+        stops = list(self._under_way.items())
+        return dict(enumerate(done for done, stop in stops if stop is not _nothing))
 
     @property
     def _taskqueue(self) -> Waiting:

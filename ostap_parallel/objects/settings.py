@@ -287,7 +287,7 @@ def _name_of(category: Any) -> Any:
 
 @functools.cache
 def _category_of(name: Any) -> Any:
-    return _Named("category", (), {"place": name}) if isinstance(name, tuple) else name
+    return _Named("category", (Warning,), {"place": name}) if isinstance(name, tuple) else name
 
 
 @functools.lru_cache(maxsize=8)
