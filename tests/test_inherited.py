@@ -249,6 +249,10 @@ def put_safely(queue, lock, item):
     return [queue]
 
 
+def count_in(outer):
+    return len(outer["inner"])
+
+
 @pytest.mark.parametrize("package", [multiprocessing, multiprocess])
 def test_what_a_manager_has_travels_in_items_arguments_and_results(package):
     with package.Manager() as manager:
@@ -258,6 +262,7 @@ def test_what_a_manager_has_travels_in_items_arguments_and_results(package):
             ((again,),) = pool.map(functools.partial(put_safely, queue, lock), [2])
             pool.apply(counts.update, ({"done": 2},))
             assert pool.apply(put_safely, (queue, lock, 3))[0].qsize() == 4
+            assert pool.apply(count_in, (manager.dict(inner=counts),)) == 2
         assert [again.get(timeout=60) for _ in range(4)] == [0, 1, 2, 3]
         assert counts.copy() == {"begun": 1, "done": 2}
 

@@ -213,6 +213,12 @@ LIBRARIES = {
         lambda vector: {"is_registered": False},
         lambda vector, name, value: vector.register_awkward() if value else None,
     ),
+    # what a manager's proxies want to see that come out of its other ones
+    "multiprocess.process": Library(
+        lambda process: {"key": bytes(process.current_process().authkey)},
+        lambda process: {"key": b""},
+        lambda process, name, value: setattr(process.current_process(), "authkey", value),
+    ),
     "mpmath": Library(
         lambda mpmath: {"prec": mpmath.mp.prec},
         lambda mpmath: {"prec": 53},
