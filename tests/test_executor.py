@@ -19,6 +19,7 @@ from functions import PATIENCE, note, run_python, wait_for
 from helpers import wait_until
 
 from ostap_parallel import Executor, InitializerError, SerializeError, ServersUnavailable
+from ostap_parallel.machine.spawner import Spawner
 from ostap_parallel.views import live
 
 SETTING = """
@@ -131,6 +132,16 @@ def test_what_an_initializer_is_given_travels_once_per_worker(hosts, ssh_config)
             assert set(executor.map(lambda n: os.environ["READ"], range(100))) == {"1000000 "}
         futures = [executor.submit(os.getenv, "READ") for _ in range(20)]
         assert {future.result(30) for future in futures} == {"1000000 "}
+
+
+def test_workers_stay_that_an_initializer_has_set_up(monkeypatch):
+    monkeypatch.setattr(Spawner, "look", lambda self: True)  # a library was imported just now
+    with Executor(2, initializer=abs, initargs=(1,)) as executor:
+        for greeted in executor.backend.greetings.futures:
+            greeted.result(PATIENCE)
+        before = [*executor._processes]
+        executor.backend._core._crew.look()
+        assert [*executor._processes] == before
 
 
 def test_an_initializer_that_fails_breaks_the_executor():

@@ -164,7 +164,7 @@ class Writer:
         data = pickle.dumps((kind, value))
         if kind == "records":
             data += pickle.dumps(("sum", zlib.crc32(data)))
-        begin, view = self._file.tell(), memoryview(data)
+        begin, view = self._file.seek(0, os.SEEK_END), memoryview(data)
         try:
             while view:
                 view = view[self._file.write(view) :]

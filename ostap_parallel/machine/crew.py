@@ -163,10 +163,11 @@ class Crew(Machine):
     def look(self) -> None:
         """Have workers that are free replaced if this process has imported libraries since.
 
-        The new ones share them with what starts workers, in place of importing them each.
+        The new ones share them with what starts workers, in place of importing them each. Those
+        that were greeted stay: the greeting may be for so many workers, and no more.
         """
         with self._loop.lock:
-            if self._spawner.look():
+            if self._spawner.look() and self._greeting is None:
                 for worker in list(self._free):
                     self._dismiss(worker)
                     self._restart(worker)
