@@ -259,6 +259,7 @@ class TestHere:
         [
             ({"environment": {"a=b": "1"}}, "a variable 'a=b' with '1'"),
             ({"environment": {"": "1"}}, "a variable '' with"),
+            ({"environment": {1: "1"}}, "the name of a variable is text, not 1"),
             ({"variables": {"a": "b\0c"}}, r"a variable 'a' with 'b\\x00c'"),
             ({"directory": "a\0b"}, "no directory can have a null byte"),
             ({"stdin": 3}, "stdin is bytes, text, or the path of a file, not 3"),
@@ -272,6 +273,13 @@ class TestHere:
         command = Command("echo $N $M", environment={"N": 4}, variables={"M": 5})
         (done,) = run([command], executor=here)
         assert done.text == "4 5\n"
+
+    def test_bytes_in_variables_and_as_input_are_as_they_are(self, here):
+        given = {b"N": b"a\xff", "M": "b"}
+        for name in "environment", "variables":
+            command = Command("cat; echo $N$M", stdin=memoryview(b"c"), **{name: given})
+            (done,) = run([command], executor=here)
+            assert done.stdout == b"ca\xffb\n"
 
     def test_text_that_is_none_in_this_locale(self, here):
         lone = "\ud800"

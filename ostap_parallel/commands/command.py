@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import signal
@@ -32,6 +33,11 @@ LAST_LINES = 10
 
 # Bytes of input of commands that are read ahead, and sent, several at a time.
 LITTLE = 1 << 14
+
+
+def _text(value: object) -> str:
+    """Return what a variable is, as programs get it: `os.environb` has bytes."""
+    return os.fsdecode(value) if isinstance(value, bytes) else str(value)
 
 
 @dataclass(frozen=True)
@@ -94,11 +100,13 @@ class Command:
                 raise ValueError(f"no command can have a null byte in it: {word!r}")
         if "\0" in str(self.directory):
             raise ValueError(f"no directory can have a null byte in it: {self.directory!r}")
-        if not isinstance(self.stdin, bytes | bytearray | str | PurePath | None):
+        if not isinstance(self.stdin, bytes | bytearray | memoryview | str | PurePath | None):
             text = "stdin is bytes, text, or the path of a file"
             raise TypeError(f"{text}, not {self.stdin!r}")
         for name, value in (*self.environment.items(), *self.variables.items()):
-            if not name or "=" in name or "\0" in f"{name}{value}":
+            if not isinstance(name, str | bytes):
+                raise TypeError(f"the name of a variable is text, not {name!r}")
+            if not name or "=" in _text(name) or "\0" in _text(name) + _text(value):
                 raise ValueError(f"no command can have a variable {name!r} with {value!r} in it")
         if self.timeout is not None and not self.timeout > 0:
             raise ValueError(f"timeout must be a positive number of seconds, not {self.timeout!r}")
@@ -136,7 +144,7 @@ class Command:
             return Path(self.stdin).read_bytes()
         if isinstance(self.stdin, str):
             return self.stdin.encode("utf-8", "surrogateescape")
-        return self.stdin or b""
+        return bytes(self.stdin or b"")
 
     def argv(self, host: str, slot: int = 1) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Return program and arguments for a host, and those to take if that is no program."""
@@ -163,7 +171,9 @@ class Command:
         """Return what a worker of a host is told."""
         argv, otherwise = self.argv(host, slot)
         variables = {
-            name: value.on(host, slot, quote=str) if isinstance(value, Filled) else str(value)
+            _text(name): value.on(host, slot, quote=str)
+            if isinstance(value, Filled)
+            else _text(value)
             for name, value in self.variables.items()
         }
         return Spec(
@@ -171,7 +181,7 @@ class Command:
             otherwise=otherwise,
             name=self.label,
             stdin=stdin,
-            environment={name: str(value) for name, value in self.environment.items()},
+            environment={_text(name): _text(value) for name, value in self.environment.items()},
             variables=variables,
             directory=str(self.directory),
             timeout=self.timeout,
