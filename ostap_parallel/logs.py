@@ -56,18 +56,19 @@ def hand_on(host: str, record: logging.LogRecord) -> None:
 SHOWN = "ostap_parallel_shown"
 
 
-def shown_by(record: logging.LogRecord) -> dict[str, list[str]]:
+def shown_by(record: logging.LogRecord, is_near: bool) -> dict[str, list[str]]:
     """Return the kinds of handlers that a record has here on its way to the root, by logger.
 
     Modules bring handlers, here as where the script runs: what they show, on standard error for
-    example, arrives anyhow.
+    example, arrives anyhow; what they write into files does not, unless this `is_near`.
     """
+    hidden = (logging.NullHandler,) if is_near else (logging.NullHandler, logging.FileHandler)
     shown, one = {}, logging.getLogger(record.name)
     while one.parent is not None:
         kinds = [
             type(handler).__qualname__
             for handler in one.handlers
-            if record.levelno >= handler.level and not isinstance(handler, logging.NullHandler)
+            if record.levelno >= handler.level and not isinstance(handler, hidden)
         ]
         if kinds:
             shown[one.name] = kinds

@@ -239,13 +239,17 @@ class TestHandingOn:
         self.hand_on()
         assert seen.list == [("fit", "h1.cern.ch.fit.a", 20), ("", "h1.cern.ch.fit.a", 20)]
 
-    def test_what_handlers_have_shown_where_it_was_logged_is_not_shown_again(self, seen):
+    def test_what_handlers_have_shown_where_it_was_logged_is_not_shown_again(self, seen, tmp_path):
         logging.getLogger("fit.a").addHandler(logging.NullHandler())
+        logging.getLogger("fit.a").addHandler(file := logging.FileHandler(tmp_path / "log"))
+        file.close()
         seen.note("", "fit", "fit.a", "fit.a")
         record = logging.makeLogRecord({"name": "fit.a", "levelno": logging.ERROR})
         kind = type(logging.getLogger("fit").handlers[0]).__qualname__
-        shown = logs.shown_by(record)
+        assert logs.shown_by(record, is_near=True)["fit.a"] == ["FileHandler", kind, kind]
+        shown = logs.shown_by(record, is_near=False)
         assert shown == {"fit": [kind], "fit.a": [kind, kind]}
+        logging.getLogger("fit.a").removeHandler(file)
         shown["fit.a"].pop()
         self.hand_on(level=logging.ERROR, **{logs.SHOWN: shown})
         name = "h1.cern.ch.fit.a"

@@ -120,7 +120,7 @@ class LogToServer(logging.Handler):
             plain = (str, int, float)
             fields = {key: value for key, value in vars(record).items() if type(value) in plain}
             fields["msg"] = record.getMessage()[:MAX_RECORD]
-            if shown := shown_by(record):
+            if shown := shown_by(record, borrower.Here.is_near):
                 fields[SHOWN] = shown
             if record.exc_info:
                 fields["exc_text"] = logging.Formatter().formatException(record.exc_info)
