@@ -127,7 +127,7 @@ def start(name: str, workers: int = 16) -> Figures:
     with open_pool(name, workers) as pool:
         pids: set[int] = set()
         while len(pids) < workers:
-            pids |= {pid for _, pid, _ in pool.map(who_and_where, [0.005] * 2 * workers, 1)}
+            pids |= {pid for _, pid in pool.map(who_and_where, [0.005] * 2 * workers, 1)}
         seconds = time.perf_counter() - begin
         time.sleep(0.5)  # they are idle
         memory = sum(map(proportional, descendants(os.getpid())))
@@ -237,7 +237,7 @@ def wide(ssh_config: str, workers: int) -> Figures:
         pids: set[int] = set()
         while len(pids) < workers:
             found = manager.iexecute(who_and_where, [0.01] * 2 * workers, chunk_size=1)
-            pids |= {pid for _, pid, _ in found}
+            pids |= {pid for _, pid in found}
         return {
             "seconds": time.perf_counter() - begin,
             "threads": threading.active_count() - before,

@@ -135,10 +135,11 @@ def start(count: int, ssh_config: str) -> Figures:
     names = [f"h{number + 1}" for number in range(count)]
     begin = time.perf_counter()
     with open_manager(names, ssh_config) as manager:
-        seen = meet(manager.iexecute(who_and_where, itertools.repeat(0.05), chunk_size=1), count)
+        answers = manager.iexecute(who_and_where, itertools.repeat(0.05), chunk_size=1)
+        workers = meet(answers, count)
         seconds = time.perf_counter() - begin
-        interpreters = {pid for pids in seen.values() for pid in pids}
-        every = {*descendants(os.getpid()), os.getpid(), *sessions(interpreters)}
+        interpreters = interpreters_of(workers)
+        every = {*descendants(os.getpid()), os.getpid(), *sessions(workers)}
         return {
             "seconds": seconds,
             "interpreters' CPU time / cores": sum(map(cpu_of, interpreters)) / CORES,
@@ -146,14 +147,20 @@ def start(count: int, ssh_config: str) -> Figures:
         }
 
 
-def meet(results: Iterator[tuple[str, int, int]], count: int) -> dict[str, tuple[int, int]]:
-    """Read results until they have come from `count` hosts; return their processes."""
-    seen: dict[str, tuple[int, int]] = {}
-    for host, worker, server in results:
-        seen[host] = worker, server
+def meet(results: Iterator[tuple[str, int]], count: int) -> list[int]:
+    """Read results until they have come from `count` hosts; return their workers' processes."""
+    seen: dict[str, int] = {}
+    for host, worker in results:
+        seen[host] = worker
         if len(seen) == count:
             break
-    return seen
+    return list(seen.values())
+
+
+def interpreters_of(workers: Iterable[int]) -> set[int]:
+    """Return workers, and the server and the template that they are of."""
+    programs = {pid: Path(f"/proc/{pid}/exe").readlink().name for pid in sessions(workers)}
+    return {pid for pid, name in programs.items() if name.startswith("python")}
 
 
 def cpu_of(pid: int, with_ended: bool = False) -> float:
@@ -217,7 +224,7 @@ def answers(port: int) -> bool:
         return bool(connection.recv(1))
 
 
-def endless(server: Any, width: int) -> Iterator[tuple[str, int, int]]:
+def endless(server: Any, width: int) -> Iterator[tuple[str, int]]:
     """Yield where tasks ran, for ever, with `width` of them under way."""
     while True:
         jobs = [server.submit(who_and_where, (0.05,)) for _ in range(width)]
@@ -245,9 +252,9 @@ def judge_start(results: Results) -> str:
 START = Benchmark(
     "Start of hosts",
     "Until each of several hosts with one worker has given a result. The floor is the processor "
-    "time that the interpreters of hosts, a server and a worker each, have used by then, divided "
-    "by the cores of this machine, which all hosts share; all is that with the caller, ssh, sshd "
-    "and what they have run.",
+    "time that the interpreters of hosts, a server, its template and a worker each, have used by "
+    "then, divided by the cores of this machine, which all hosts share; all is that with the "
+    "caller, ssh, sshd and what they have run.",
     [
         *(Case(f"ostap_parallel, {n} hosts", start, {"count": n}) for n in STARTS),
         *(Case(f"plain `ssh HOST true`, {n} hosts", start_ssh, {"count": n}) for n in STARTS),
@@ -278,17 +285,17 @@ def shared(ssh_config: str) -> Figures:
         manager.wait_for_hosts()
         list(manager.iexecute(square, range(100)))
         before = [written_to(name) for name in names]
-        begin, pids = time.perf_counter(), set()
+        begin, workers = time.perf_counter(), set()
         results = manager.iexecute(look_up, range(1000), shared={"table": array}, ordered=True)
-        for index, (value, worker, server) in enumerate(results):
+        for index, (value, worker) in enumerate(results):
             assert value == array[index::1000].sum()
-            pids |= {worker, server}
+            workers.add(worker)
         seconds = time.perf_counter() - begin
         sent = [written_to(name) - was for name, was in zip(names, before, strict=True)]
         return {
             "MB over each connection": max(sent) / 1e6,
-            "MB of memory per host": sum(map(memory_of, pids)) / len(names),
-            "workers that took part": len(pids) - len(names),
+            "MB of memory per host": sum(map(memory_of, interpreters_of(workers))) / len(names),
+            "workers that took part": len(workers),
             "seconds": seconds,
         }
 
