@@ -493,7 +493,8 @@ class TestOurs:
         with pytest.raises(error):
             iterator.next(0.01)
         (tmp_path / "go").touch()
-        assert result.get(PATIENCE) == 0
+        assert (result.get(PATIENCE), iterator.next(PATIENCE)) == (0, 0)
+        iterator.cancel()  # which an error that is kept may keep
 
     def test_what_cannot_be_sent_is_named(self, ours):
         result = ours.apply_async(functions.same, (functions.Unsendable(),))
