@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ostap_parallel.worker.chunk import ChunkOutcome, Lost
+from ostap_parallel.worker.files import write_all
 
 # Seconds after which what was written is brought to the disk, and a file is touched to show that
 # the job lives.
@@ -164,10 +165,9 @@ class Writer:
         data = pickle.dumps((kind, value))
         if kind == "records":
             data += pickle.dumps(("sum", zlib.crc32(data)))
-        begin, view = self._file.seek(0, os.SEEK_END), memoryview(data)
+        begin = self._file.seek(0, os.SEEK_END)
         try:
-            while view:
-                view = view[self._file.write(view) :]
+            write_all(self._file, data)
         except OSError as exc:  # the disk is full; the log of the job needs room to tell so
             exc.filename = str(self._part)
             with contextlib.suppress(OSError):

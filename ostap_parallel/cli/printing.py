@@ -13,6 +13,7 @@ from typing import IO, Any
 
 from ostap_parallel.commands.command import Command, Done
 from ostap_parallel.runs.report import relay
+from ostap_parallel.worker.files import write_all
 
 # Levels of records by which lines arrive at once; they only tell the streams apart.
 OUT, ERR = logging.WARNING + 1, logging.WARNING + 2
@@ -109,8 +110,6 @@ class Printer:
             if self._as_text:
                 stream.write(data.decode("utf-8", "backslashreplace"))
                 continue
-            view = memoryview(data)
-            while view:  # without a buffer, as by PYTHONUNBUFFERED, it may take a part
-                view = view[stream.buffer.write(view) :]
+            write_all(stream.buffer, data)  # it has no buffer by PYTHONUNBUFFERED
         if not self._as_text:
             stream.buffer.flush()

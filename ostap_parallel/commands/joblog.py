@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ostap_parallel.errors import ConfigError
+from ostap_parallel.worker.files import write_all
 
 HEADER = "Seq\tHost\tStarttime\tJobRuntime\tSend\tReceive\tExitval\tSignal\tCommand"
 
@@ -60,9 +61,8 @@ def read(path: Path) -> dict[int, Entry]:
     if not (first.startswith("Seq\t") or (HEADER.startswith(first) and not lines)):
         raise ConfigError(f"{path} is no job log: it begins with {first[:60]!r}")
     entries = {}
-    for position, line in enumerate(
-        lines[:-1], 2
-    ):  # behind the last end is nothing, or half a line
+    whole = lines[:-1]  # behind the last line end is nothing, or half a line
+    for position, line in enumerate(whole, 2):
         try:
             number, host, start, seconds, *sizes, command = line.split("\t", 8)
             sent, received, status, signal = map(int, sizes)
@@ -96,10 +96,8 @@ def writer(path: Path, append: bool) -> Iterator[Callable[[Entry], None]]:
     with opened as file:
 
         def write(line: str) -> None:
-            view = memoryview(line.encode("utf-8", "surrogateescape"))
             try:
-                while view:
-                    view = view[file.write(view) :]
+                write_all(file, line.encode("utf-8", "surrogateescape"))
             except OSError as exc:
                 exc.filename = str(path)
                 raise

@@ -532,9 +532,8 @@ def _on_signal(signum: int, frame: FrameType | None) -> None:
     if executing.now:
         executing.interrupted = signum == signal.SIGINT
         executing.timed_out = signum == signal.SIGALRM
-        if libraries.is_importing(
-            frame
-        ):  # half a module would be left; the item, or the process, ends
+        # half a module would be left; the item, or the process, ends
+        if libraries.is_importing(frame):
             return
         executing.now = False
         raise KeyboardInterrupt

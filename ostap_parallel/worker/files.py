@@ -7,6 +7,7 @@ import shutil
 import stat
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 # Bytes of a batch, and how many files and directories it may be about.
 BATCH = 4 << 20
@@ -207,3 +208,10 @@ def _below(top: Path | str, path: str) -> Path:
 
 def _part(path: Path) -> Path:
     return path.with_name(f".{path.name}{PART}")
+
+
+def write_all(file: IO[bytes], data: bytes) -> None:
+    """Write all of some bytes to a file that, without a buffer, may take a part at a time."""
+    view = memoryview(data)
+    while view:
+        view = view[file.write(view) :]

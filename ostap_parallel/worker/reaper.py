@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ostap_parallel.worker.files import write_all
 from ostap_parallel.worker.node import VARIABLE
 
 # Holds the interpreter of the workers, for node scripts.
@@ -219,9 +220,7 @@ def _file(data: bytes, owner: contextlib.ExitStack) -> int:
     """Return the descriptor of a file without a name that holds some bytes."""
     file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
     owner.enter_context(file)
-    view = memoryview(data)
-    while view:
-        view = view[file.write(view) :]
+    write_all(file, data)
     file.seek(0)
     return file.fileno()
 
